@@ -1,0 +1,18 @@
+"""What a person is told when an experiment cannot go on, and the exit code that goes with it."""
+
+DONE = 0
+FAILED = 1  # the run failed; its state is kept
+USAGE = 2  # usage, configuration or a bad file
+CHECK_FAILED = 3  # finished, but a check failed
+MISSING = 4  # data or a checkpoint is not there
+PREEMPTED = 75  # stopped after saving; run again to go on
+INTERRUPTED = 130  # Ctrl-C
+
+
+class UserError(Exception):
+    """One line that says what is wrong and how to fix it; the command line prints it and exits."""
+
+    def __init__(self, message: str, exit_code: int = USAGE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
