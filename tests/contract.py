@@ -1,0 +1,308 @@
+"""The shared contract: what every public function of the library promises.
+
+A function joins with one ``register(Case(...))`` in ``tests/cases/<room>.py``; ``CLAUSES`` are then
+checked for it by ``tests/test_contract.py``. A case must hold
+
+* *oracle*      agree with a float64 NumPy or SciPy reference, in float32 and in float64;
+* *jit*         give the same under ``jax.jit``;
+* *dtype*       keep the dtype it was given, even with float64 enabled, and promote nothing implicitly;
+* *compiles*    compile nothing on a second call with new values of the same shapes;
+* *vmap*        give the same as a loop (and, with ``leading``, take leading batch axes itself);
+* *shard*       give the same with the batch sharded over eight devices;
+* *gradient*    have the gradient that central finite differences have;
+* *degenerate*  behave as declared on every declared degenerate input.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import spectral_jax
+
+Tree = Any
+BATCH = 8
+DTYPES = ("float32", "float64")
+SIDE_DOOR = {"cli", "plots", "checkpoints"}  # files in, pictures out: not pure functions of arrays
+
+
+class Degenerate(NamedTuple):
+    """A degenerate input, what must hold of the result, and whether the gradient stays finite."""
+
+    inputs: tuple[Tree, ...]
+    holds: Callable[[Tree], bool]
+    finite_gradient: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One public function under contract.
+
+    ``name`` is ``room.function`` or ``room.function: variant``. ``function`` maps pytrees of
+    floating arrays to a pytree of arrays; static options, integers and keys are bound in it.
+    ``select`` picks what is determined (a value, not a residual or the sign of a vector) for the
+    oracle, equality and gradient clauses. ``tolerance`` is relative to the largest magnitude of
+    each expected leaf, as spectra want it.
+    ``recompiles`` and ``unbatched`` hold the reason why that clause cannot apply.
+    """
+
+    name: str
+    function: Callable[..., Tree]
+    make_inputs: Callable[[jax.Array, str], tuple[Tree, ...]]
+    oracle: Callable[..., Tree]
+    select: Callable[[Tree], Tree] = lambda result: result
+    tolerance: Mapping[str, float] = field(
+        default_factory=lambda: {"float32": 1e-5, "float64": 1e-11}
+    )
+    differentiable: bool = True
+    gradient_tolerance: float = 1e-6
+    degenerate: Mapping[str, Degenerate] = field(default_factory=dict)
+    leading: bool = False
+    unbatched: str = ""
+    recompiles: str = ""
+
+    @property
+    def covers(self) -> str:
+        return self.name.partition(":")[0]
+
+    def inputs(self, dtype: str, seed: int = 0) -> tuple[Tree, ...]:
+        return self.make_inputs(jax.random.key(seed), dtype)
+
+    def value(self, *inputs: Tree) -> Tree:
+        return self.select(self.function(*inputs))
+
+    def clauses(self) -> tuple[str, ...]:
+        """Name the clauses that apply to this case."""
+        absent = {
+            "compiles": bool(self.recompiles),
+            "vmap": bool(self.unbatched),
+            "shard": bool(self.unbatched),
+            "gradient": not self.differentiable,
+            "degenerate": not self.degenerate,
+        }
+        return tuple(clause for clause in CLAUSES if not absent.get(clause, False))
+
+
+CASES: dict[str, Case] = {}
+EXEMPT: dict[str, str] = {}
+
+
+def register(case: Case) -> None:
+    """Put a case under contract."""
+    if case.name in CASES:
+        raise ValueError(f"case {case.name!r} is registered twice; name the variant after a colon")
+    CASES[case.name] = case
+
+
+def exempt(name: str, reason: str) -> None:
+    """Leave ``room.function`` out of the contract, and say where it is tested instead."""
+    EXEMPT[name] = reason
+
+
+def discover() -> dict[str, Case]:
+    """Import every file of ``tests/cases`` and return the registered cases."""
+    from tests import cases
+
+    for module in pkgutil.iter_modules(cases.__path__):
+        importlib.import_module(f"{cases.__name__}.{module.name}")
+    return CASES
+
+
+def public_functions() -> set[str]:
+    """``room.function`` for each function that a room of the library exports."""
+    modules = {
+        m.name: importlib.import_module(f"spectral_jax.{m.name}")
+        for m in pkgutil.iter_modules(spectral_jax.__path__)
+        if m.name not in SIDE_DOOR and not m.name.startswith("_")
+    }
+    return {
+        f"{room}.{name}"
+        for room, module in modules.items()
+        for name in module.__all__
+        if callable(getattr(module, name)) and not inspect.isclass(getattr(module, name))
+    }
+
+
+# Clauses
+
+
+def check_oracle(case: Case) -> None:
+    for dtype in DTYPES:
+        with jax.enable_x64(True):
+            inputs = case.inputs(dtype)
+            expected = case.oracle(*_float64(inputs))
+            assert_close(case.value(*inputs), expected, case.tolerance[dtype], f"oracle, {dtype}")
+
+
+def check_jit(case: Case) -> None:
+    for dtype in DTYPES:
+        with jax.enable_x64(dtype == "float64"):
+            inputs = case.inputs(dtype)
+            eager, jitted = case.value(*inputs), jax.jit(case.value)(*inputs)
+            assert_close(jitted, eager, case.tolerance[dtype], f"jit against eager, {dtype}")
+
+
+def check_dtype(case: Case) -> None:
+    for dtype in DTYPES:
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+            inputs = case.inputs(dtype)
+            found = {str(leaf.dtype) for leaf in _floating(case.function(*inputs))}
+        assert found == {dtype}, f"{dtype} in, {sorted(found)} out"
+
+
+def check_compiles(case: Case) -> None:
+    first, second = case.inputs("float32", seed=0), case.inputs("float32", seed=1)
+    jax.block_until_ready(case.function(*first))
+    with _counting_compilations() as compiled:
+        jax.block_until_ready(case.function(*second))
+    assert not compiled, f"{len(compiled)} compilations on a second call with the same shapes"
+
+
+def check_vmap(case: Case) -> None:
+    with jax.enable_x64(True):
+        batch, looped = _batch(case)
+        tolerance = case.tolerance["float64"]
+        assert_close(jax.vmap(case.value)(*batch), looped, tolerance, "vmap against loop")
+        if case.leading:
+            assert_close(case.value(*batch), looped, tolerance, "leading axis against loop")
+
+
+def check_shard(case: Case) -> None:
+    devices = jax.devices("cpu")
+    mesh = jax.make_mesh((BATCH,), ("batch",), axis_types=(AxisType.Auto,), devices=devices[:BATCH])
+    by_batch = NamedSharding(mesh, PartitionSpec("batch"))
+    with jax.enable_x64(True):
+        batch, looped = _batch(case)
+        function = case.value if case.leading else jax.vmap(case.value)
+        sharded = jax.jit(function)(*jax.device_put(batch, by_batch))
+        assert_close(sharded, looped, case.tolerance["float64"], "sharded against loop")
+
+
+def check_gradient(case: Case, *, directions: int = 3, step: float = 1e-5) -> None:
+    """Compare directional derivatives with central differences, relative to the gradient's norm."""
+    with jax.enable_x64(True):
+        inputs = case.inputs("float64")
+        scalar = _scalarised(case)
+        gradient = jax.grad(scalar, argnums=_all(inputs))(*inputs)
+        assert _finite(gradient), "the gradient is not finite"
+        scale = max(1.0, float(np.sqrt(_inner(gradient, gradient))))
+        for seed in range(directions):
+            direction = _unit_normal(jax.random.key(seed), inputs)
+            forward, backward = (
+                scalar(*jax.tree.map(lambda x, d, s=s: x + s * step * d, inputs, direction))
+                for s in (1.0, -1.0)
+            )
+            numeric = float(forward - backward) / (2 * step)
+            error = abs(numeric - _inner(gradient, direction)) / scale
+            assert error <= case.gradient_tolerance, f"gradient: relative error {error:.1e}"
+
+
+def check_degenerate(case: Case) -> None:
+    for name, (inputs, holds, finite_gradient) in case.degenerate.items():
+        for function in (case.function, jax.jit(case.function)):
+            assert holds(function(*inputs)), f"degenerate input {name!r} breaks its declaration"
+        if case.differentiable and finite_gradient:
+            gradient = jax.grad(_scalarised(case), argnums=_all(inputs))(*inputs)
+            assert _finite(gradient), f"degenerate input {name!r}: the gradient is not finite"
+
+
+CLAUSES: dict[str, Callable[[Case], None]] = {
+    "oracle": check_oracle,
+    "jit": check_jit,
+    "dtype": check_dtype,
+    "compiles": check_compiles,
+    "vmap": check_vmap,
+    "shard": check_shard,
+    "gradient": check_gradient,
+    "degenerate": check_degenerate,
+}
+
+
+# Vocabulary of the clauses
+
+
+def assert_close(got: Tree, expected: Tree, tolerance: float, what: str) -> None:
+    """Compare trees leaf by leaf; errors are relative to the leaf's largest expected magnitude."""
+    got_leaves, expected_leaves = jax.tree.leaves(got), jax.tree.leaves(expected)
+    assert len(got_leaves) == len(expected_leaves), f"{what}: {len(got_leaves)} results"
+    for ours, theirs in zip(got_leaves, expected_leaves, strict=True):
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        assert ours.shape == theirs.shape, f"{what}: shape {ours.shape}, expected {theirs.shape}"
+        scale = np.max(np.abs(theirs), initial=0.0) or 1.0
+        error = np.max(np.abs(ours - theirs), initial=0.0) / scale
+        assert error <= tolerance, f"{what}: relative error {error:.1e} > {tolerance:.1e}"
+
+
+class _counting_compilations:
+    """Collect the compile events of a block, inner jits included."""
+
+    def __enter__(self) -> list[str]:
+        self.events: list[str] = []
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self.events
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            self.events.append(event)
+
+
+def _batch(case: Case) -> tuple[Tree, Tree]:
+    singles = [case.inputs("float64", seed) for seed in range(BATCH)]
+    looped = [case.value(*inputs) for inputs in singles]
+    return _stack(singles), _stack(looped)
+
+
+def _stack(trees: list[Tree]) -> Tree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _scalarised(case: Case) -> Callable[..., jax.Array]:
+    """A fixed random functional of the selected result, so that every output counts."""
+
+    def scalar(*inputs: Tree) -> jax.Array:
+        result = case.value(*inputs)
+        return sum(
+            jnp.vdot(leaf, jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype))
+            for i, leaf in enumerate(jax.tree.leaves(result))
+        )
+
+    return scalar
+
+
+def _unit_normal(key: jax.Array, like: Tree) -> Tree:
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    norm = np.sqrt(_inner(draws, draws))
+    return jax.tree.unflatten(treedef, [draw / norm for draw in draws])
+
+
+def _inner(a: Tree, b: Tree) -> float:
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return float(sum(np.vdot(x, y) for x, y in pairs))
+
+
+def _float64(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def _floating(tree: Tree) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def _finite(tree: Tree) -> bool:
+    return all(bool(np.all(np.isfinite(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def _all(inputs: tuple[Tree, ...]) -> tuple[int, ...]:
+    return tuple(range(len(inputs)))

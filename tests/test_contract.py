@@ -1,0 +1,136 @@
+"""Every public function keeps the shared contract, and the contract can fail."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from tests.contract import CLAUSES, EXEMPT, Case, Degenerate, discover, public_functions
+
+CASES = discover()
+PARAMETERS = [(case, clause) for case in CASES.values() for clause in case.clauses()]
+
+
+@pytest.mark.parametrize(
+    "case, clause", PARAMETERS, ids=[f"{case.name}-{clause}" for case, clause in PARAMETERS]
+)
+def test_keeps_the_contract(case, clause):
+    CLAUSES[clause](case)
+
+
+def test_every_public_function_is_under_contract_or_exempt_with_a_reason():
+    covered = {case.covers for case in CASES.values()}
+    assert public_functions() - covered - set(EXEMPT) == set()
+    assert all(EXEMPT.values())
+
+
+def test_cases_and_exemptions_name_public_functions_once():
+    covered = {case.covers for case in CASES.values()}
+    assert (covered | set(EXEMPT)) - public_functions() == set()
+    assert covered & set(EXEMPT) == set()
+
+
+# The contract is itself under test: a sound toy passes, and each broken toy fails its clause.
+
+SOUND = Case(
+    name="toy.squared_norms",
+    function=lambda x: jnp.sum(x * x, axis=-1),
+    make_inputs=lambda key, dtype: (jax.random.normal(key, (3, 4), dtype),),
+    oracle=lambda x: np.einsum("ij,ij->i", x, x),
+    degenerate={
+        "empty": Degenerate((jnp.zeros((3, 0)),), lambda y: bool((y == 0).all())),
+        "zero": Degenerate((jnp.zeros((3, 4)),), lambda y: bool((y == 0).all())),
+    },
+    leading=True,
+)
+
+
+@jax.custom_batching.custom_vmap
+def normalised_by_batch(x):
+    return x / jnp.max(jnp.abs(x))
+
+
+@normalised_by_batch.def_vmap
+def _(axis_size, in_batched, x):
+    return x / jnp.max(jnp.abs(x)), True
+
+
+def summed_over_shards(x):
+    if x.ndim == 2:
+        return x
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("batch")
+    total = jax.shard_map(
+        lambda y: jax.lax.psum(y, "batch"), mesh=mesh, in_specs=spec, out_specs=PartitionSpec()
+    )
+    return jnp.broadcast_to(total(x), x.shape)
+
+
+@jax.custom_vjp
+def wrong_slope(x):
+    return x * x
+
+
+wrong_slope.defvjp(lambda x: (x * x, x), lambda x, y_bar: (3 * x * y_bar,))
+
+
+@pytest.mark.parametrize("clause", SOUND.clauses())
+def test_a_sound_function_passes(clause):
+    assert set(SOUND.clauses()) == set(CLAUSES)
+    CLAUSES[clause](SOUND)
+
+
+BROKEN = {
+    "oracle": (lambda x: 1.001 * jnp.sum(x * x, axis=-1), "oracle, float32: relative error"),
+    "jit": (
+        lambda x: x + float(isinstance(x, jax.core.Tracer)),
+        "jit against eager, float32: relative error",
+    ),
+    "dtype": (lambda x: x.astype("float32"), "float64 in, \\['float32'\\] out"),
+    "compiles": (lambda x: jax.jit(lambda y: 2 * y)(x), "1 compilations on a second call"),
+    "vmap": (normalised_by_batch, "vmap against loop: relative error"),
+    "shard": (summed_over_shards, "sharded against loop: relative error"),
+    "gradient": (wrong_slope, "gradient: relative error"),
+    "degenerate": (lambda x: x / jnp.sum(x), "degenerate input 'empty' breaks|'zero' breaks"),
+}
+
+
+@pytest.mark.parametrize("clause", CLAUSES)
+def test_a_function_that_breaks_a_clause_fails_it(clause):
+    function, message = BROKEN[clause]
+    with pytest.raises(AssertionError, match=message):
+        CLAUSES[clause](replace(SOUND, function=function))
+
+
+def test_implicit_promotion_fails_the_dtype_clause():
+    mixed = replace(SOUND, function=lambda x: x * jnp.arange(4, dtype="float32"))
+    with pytest.raises(ValueError, match="promotion path"):
+        CLAUSES["dtype"](mixed)
+
+
+def test_a_leading_axis_that_mixes_the_batch_fails_the_vmap_clause():
+    mixes = replace(SOUND, function=lambda x: x / jnp.max(jnp.abs(x)))
+    with pytest.raises(AssertionError, match="leading axis against loop"):
+        CLAUSES["vmap"](mixes)
+
+
+@pytest.mark.parametrize("clause", ["gradient", "degenerate"])
+def test_a_nan_gradient_fails(clause):
+    has_nan_slope = replace(
+        SOUND,
+        function=lambda x: jnp.linalg.norm(x - x[:1], axis=-1),
+        degenerate={"zero": SOUND.degenerate["zero"]},
+    )
+    with pytest.raises(AssertionError, match="gradient is not finite"):
+        CLAUSES[clause](has_nan_slope)
+
+
+def test_a_degenerate_input_may_declare_that_it_has_no_gradient():
+    zero = SOUND.degenerate["zero"]._replace(finite_gradient=False)
+    norms = replace(
+        SOUND, function=lambda x: jnp.linalg.norm(x, axis=-1), degenerate={"zero": zero}
+    )
+    CLAUSES["degenerate"](norms)
