@@ -5,7 +5,7 @@ checked for it by ``tests/test_contract.py``. A case must hold
 
 * *oracle*      agree with a float64 NumPy or SciPy reference, in float32 and in float64;
 * *jit*         give the same under ``jax.jit``;
-* *dtype*       keep the dtype it was given, even while float64 is enabled, without silent promotion;
+* *dtype*       keep the dtype it was given, with float64 enabled too, and without silent promotion;
 * *compiles*    compile nothing on a second call with new values of the same shapes;
 * *vmap*        give the same as a loop (and, with ``leading``, take leading batch axes itself);
 * *shard*       give the same with the batch sharded over eight devices;

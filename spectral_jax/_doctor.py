@@ -1,0 +1,173 @@
+"""Look at this machine, and say what will be slow on it, why, and the fix."""
+
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from spectral_jax import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# jaxlib 0.10.0 to 0.11.0 runs batched LAPACK over XLA's thread pool while OpenBLAS threads too
+# (jax#39292, jax#36927); which later release carries the fix is not verified.
+LAST_JAXLIB_KNOWN_TO_NEST_THREADS = (0, 11, 0)
+
+
+class Finding(NamedTuple):
+    """One thing to know about this machine: what, why it matters, and what mends it."""
+
+    what: str
+    why: str
+    fix: str
+
+
+def examine() -> dict[str, Any]:
+    """Collect the facts about this machine and this environment, and the findings they lead to."""
+    default_dtype = str(jax.numpy.result_type(float))
+    facts: dict[str, Any] = {
+        "versions": {"spectral-jax": __version__, "python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "devices": _devices(),
+        "hardware": {"gpu": Path("/dev/nvidia0").exists(), "tpu": Path("/dev/accel0").exists()},
+        "precision": {"default_dtype": default_dtype, "x64": default_dtype == "float64"},
+        "threads": {"cores": os.cpu_count()}
+        | {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
+        "compilation_cache": jax.config.read("jax_compilation_cache_dir"),
+        "data": _data(),
+    }
+    return facts | {"findings": [finding._asdict() for finding in findings(facts)]}
+
+
+def findings(facts: dict[str, Any]) -> list[Finding]:
+    """Say what will be slow or missing, from the facts alone; the most harmful comes first."""
+    checks = (_backend, _lapack_threads, _float64, _compilation_cache, _data_folder)
+    return [finding for check in checks if (finding := check(facts)) is not None]
+
+
+def render(report: dict[str, Any]) -> str:
+    """Lay a report out as text for a terminal."""
+    devices = report["devices"]
+    rows = {
+        "versions": report["versions"],
+        "devices": {"backend": devices["backend"] or "none"} | devices["count"],
+        "precision": report["precision"],
+        "threads": report["threads"],
+        "compilation cache": {"folder": report["compilation_cache"]},
+        "data": report["data"],
+    }
+    lines = [
+        f"{name:<19}" + ", ".join(f"{key} {_word(value)}" for key, value in row.items())
+        for name, row in rows.items()
+    ]
+    for number, finding in enumerate(report["findings"], start=1):
+        lines += ["", f"{number}. {finding['what']}"]
+        lines += [f"   why: {finding['why']}", f"   fix: {finding['fix']}"]
+    return "\n".join(lines if report["findings"] else [*lines, "", "nothing to mend"])
+
+
+def _word(value: Any) -> str:
+    words = {None: "not set", True: "yes", False: "no"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _devices() -> dict[str, Any]:
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX raises the first where a driver fails and the second where a plugin is absent.
+        reason = str(error).partition("\n")[0] or "the platform asked for is not installed"
+        return {"backend": None, "count": {}, "error": reason}
+    count = Counter(device.device_kind for device in devices)
+    return {"backend": devices[0].platform, "count": dict(count), "error": None}
+
+
+def _data() -> dict[str, str | bool | None]:
+    cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    named = os.environ.get("SPECTRAL_JAX_DATA")
+    cache = Path(cache_home) / "spectral_jax" / "data"
+    return {
+        "SPECTRAL_JAX_DATA": named,
+        "exists": named is not None and Path(named).is_dir(),
+        "cache": str(cache),
+        "cached": cache.is_dir(),
+    }
+
+
+def _backend(facts: dict[str, Any]) -> Finding | None:
+    devices, hardware = facts["devices"], facts["hardware"]
+    if devices["backend"] is None:
+        return Finding(
+            "JAX finds no device",
+            devices["error"],
+            "unset JAX_PLATFORMS, or install the extra of the platform it names",
+        )
+    if devices["backend"] != "cpu":
+        return None
+    for kind, extra in (("gpu", "cuda"), ("tpu", "tpu")):
+        if hardware[kind]:
+            return Finding(
+                f"a {kind.upper()} is in this machine, but JAX runs on the CPU",
+                "the installed jaxlib has no plugin for it, or JAX_PLATFORMS hides it",
+                f"pip install 'spectral-jax[{extra}]' and unset JAX_PLATFORMS",
+            )
+    return Finding(
+        "JAX runs on the CPU only",
+        "the paper presets are sized for an accelerator",
+        "use the presets smoke and small here, and paper on a machine with an accelerator",
+    )
+
+
+def _lapack_threads(facts: dict[str, Any]) -> Finding | None:
+    threads, jaxlib = facts["threads"], facts["versions"]["jaxlib"]
+    if threads["OPENBLAS_NUM_THREADS"] == "1" or (threads["cores"] or 1) == 1:
+        return None
+    release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdigit())
+    known = release <= LAST_JAXLIB_KNOWN_TO_NEST_THREADS
+    return Finding(
+        "batched eigenvalues and singular values on the CPU may be many times slower than need be",
+        f"jaxlib {jaxlib} {'runs' if known else 'may run (not verified)'} batched LAPACK over "
+        "XLA's threads while OpenBLAS starts its own (jax#36927; on large hosts jax#39292)",
+        "export OPENBLAS_NUM_THREADS=1 before Python starts",
+    )
+
+
+def _float64(facts: dict[str, Any]) -> Finding | None:
+    if facts["precision"]["x64"]:
+        return None
+    return Finding(
+        "float64 is off",
+        "JAX turns float64 input into float32, so small eigenvalues below the float32 floor "
+        "cannot be checked",
+        "call under `with jax.enable_x64(True):`, or export JAX_ENABLE_X64=1",
+    )
+
+
+def _compilation_cache(facts: dict[str, Any]) -> Finding | None:
+    if facts["compilation_cache"]:
+        return None
+    return Finding(
+        "compiled programs are not kept between processes",
+        "every new process compiles every program again",
+        "export JAX_COMPILATION_CACHE_DIR=$HOME/.cache/jax",
+    )
+
+
+def _data_folder(facts: dict[str, Any]) -> Finding | None:
+    data = facts["data"]
+    if data["SPECTRAL_JAX_DATA"] and not data["exists"]:
+        return Finding(
+            "SPECTRAL_JAX_DATA is not a folder",
+            f"{data['SPECTRAL_JAX_DATA']} does not exist",
+            "point SPECTRAL_JAX_DATA at the folder that holds mnist/ and the rest, or unset it",
+        )
+    if data["exists"] or data["cached"]:
+        return None
+    return Finding(
+        "no data folder",
+        "only the smoke presets run, on data that ships with scikit-learn",
+        "python -m experiments data fetch mnist, or export SPECTRAL_JAX_DATA=<folder>",
+    )

@@ -1,0 +1,59 @@
+"""The ``spectral-jax`` command. Data goes to stdout, everything else to stderr."""
+
+import argparse
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+EXAMPLES = """\
+examples:
+  spectral-jax doctor            what this machine is, what will be slow on it, and the fix
+  spectral-jax doctor --json     the same as one JSON object
+
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Examples come first in the help, and a wrong word costs one line."""
+
+    def format_help(self) -> str:
+        return EXAMPLES + super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"spectral-jax: {message}; see spectral-jax --help\n")
+
+    def unknown(self, word: str, known: Sequence[str]) -> NoReturn:
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
+        self.error(f"unknown {word!r}: {hint}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 2 wrong usage."""
+    words = sys.argv[1:] if argv is None else argv
+    parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="versions, devices, threads and findings")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
+
+    if words and not words[0].startswith("-") and words[0] not in commands.choices:
+        parser.unknown(words[0], list(commands.choices))
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.unknown(unknown[0], ["--json", "--help"])
+    return options.run(options)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from spectral_jax._doctor import examine, render
+
+    report = examine()
+    print(json.dumps(report, indent=2) if options.json else render(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

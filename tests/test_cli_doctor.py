@@ -1,0 +1,154 @@
+"""``import spectral_jax`` is light, and ``spectral-jax doctor`` names what is slow and the fix."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import spectral_jax
+from spectral_jax._doctor import examine, findings, render
+from spectral_jax.cli import main
+
+SOUND = {
+    "versions": {"jaxlib": "0.10.2"},
+    "devices": {"backend": "gpu", "count": {"NVIDIA H200": 1}, "error": None},
+    "hardware": {"gpu": True, "tpu": False},
+    "precision": {"default_dtype": "float64", "x64": True},
+    "threads": {"cores": 16, "OPENBLAS_NUM_THREADS": "1", "XLA_FLAGS": None},
+    "compilation_cache": "cache",
+    "data": {"SPECTRAL_JAX_DATA": "data", "exists": True, "cache": "cache", "cached": False},
+}
+
+
+def python(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_importing_the_package_does_not_import_jax():
+    run = python("-c", "import spectral_jax, sys; print('jax' in sys.modules)")
+    assert run.stdout.strip() == "False", run.stderr
+
+
+def test_help_shows_examples_first_and_does_not_import_jax():
+    blocked = "import sys; sys.modules['jax'] = None; import spectral_jax.cli as c; c.main(['-h'])"
+    run = python("-c", blocked)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("examples:\n  spectral-jax doctor")
+
+
+def test_rooms_load_on_first_use_and_are_listed():
+    assert spectral_jax.cli is sys.modules["spectral_jax.cli"]
+    assert {"cli", "linalg"} <= set(dir(spectral_jax))
+    with pytest.raises(AttributeError, match="has no attribute 'linlag'"):
+        _ = spectral_jax.linlag
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["dcotor"], "did you mean 'doctor'?"),
+        (["doctor", "--jsn"], "did you mean '--json'?"),
+        (["train"], "there is doctor"),
+        ([], "arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_usage_costs_one_line_with_a_hint_and_exit_code_2(words, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert hint in err and err.count("\n") == 1
+    assert out == ""
+
+
+def test_json_report_is_the_only_thing_on_stdout(capsys):
+    assert main(["doctor", "--json"]) == 0
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert report["devices"] == {"backend": "cpu", "count": {"cpu": 8}, "error": None}
+    assert report["threads"]["cores"] == os.cpu_count()
+    assert set(report["versions"]) == {
+        "spectral-jax",
+        "python",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "numpy",
+    }
+    assert err == ""
+
+
+def test_text_report_shows_every_finding_with_its_fix(capsys):
+    assert main(["doctor"]) == 0
+    out, _ = capsys.readouterr()
+    for finding in examine()["findings"]:
+        assert finding["what"] in out and f"fix: {finding['fix']}" in out
+
+
+def test_a_sound_machine_has_no_findings():
+    assert findings(SOUND) == []
+    facts = SOUND | {"findings": []}
+    assert render(facts).endswith("nothing to mend")
+
+
+@pytest.mark.parametrize(
+    "change, what, fix",
+    [
+        ({"devices": {"backend": None, "count": {}, "error": "no CUDA"}}, "no device", "unset"),
+        ({"devices": {"backend": "cpu", "count": {"cpu": 1}}}, "a GPU is in", "spectral-jax[cuda]"),
+        (
+            {
+                "devices": {"backend": "cpu", "count": {"cpu": 1}},
+                "hardware": {"gpu": False, "tpu": False},
+            },
+            "CPU only",
+            "presets smoke and small",
+        ),
+        (
+            {"threads": {"cores": 2, "OPENBLAS_NUM_THREADS": None}},
+            "many times slower",
+            "OPENBLAS_NUM_THREADS=1",
+        ),
+        ({"precision": {"x64": False}}, "float64 is off", "jax.enable_x64"),
+        ({"compilation_cache": None}, "not kept between", "JAX_COMPILATION_CACHE_DIR"),
+        (
+            {"data": {"SPECTRAL_JAX_DATA": None, "exists": False, "cached": False}},
+            "no data folder",
+            "data fetch",
+        ),
+        (
+            {"data": {"SPECTRAL_JAX_DATA": "gone", "exists": False, "cached": True}},
+            "is not a folder",
+            "unset it",
+        ),
+    ],
+)
+def test_each_fault_is_found_alone_with_its_fix(change, what, fix):
+    (finding,) = findings(SOUND | change)
+    assert what in finding.what
+    assert fix in finding.fix
+
+
+@pytest.mark.parametrize("jaxlib, verdict", [("0.11.0", "runs batched"), ("0.12.0.1", "may run")])
+def test_the_thread_finding_says_whether_the_release_is_known_to_be_affected(jaxlib, verdict):
+    threads = {"cores": 2, "OPENBLAS_NUM_THREADS": None}
+    (finding,) = findings(SOUND | {"threads": threads, "versions": {"jaxlib": jaxlib}})
+    assert verdict in finding.why
+
+
+def test_one_core_needs_no_thread_setting():
+    assert findings(SOUND | {"threads": {"cores": 1, "OPENBLAS_NUM_THREADS": None}}) == []
+
+
+def test_a_platform_without_its_plugin_is_a_finding_and_not_a_traceback():
+    run = python("-m", "spectral_jax.cli", "doctor", "--json", JAX_PLATFORMS="nonesuch")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["findings"][0]["what"] == "JAX finds no device"
