@@ -28,6 +28,7 @@ class Finding(NamedTuple):
 def examine() -> dict[str, Any]:
     """Collect the facts about this machine and this environment, and the findings they lead to."""
     default_dtype = str(jax.numpy.result_type(float))
+    cache = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]  # added at run time
     facts: dict[str, Any] = {
         "versions": {"spectral-jax": __version__, "python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
@@ -36,7 +37,7 @@ def examine() -> dict[str, Any]:
         "precision": {"default_dtype": default_dtype, "x64": default_dtype == "float64"},
         "threads": {"cores": os.cpu_count()}
         | {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
-        "compilation_cache": jax.config.read("jax_compilation_cache_dir"),
+        "compilation_cache": cache,
         "data": _data(),
     }
     return facts | {"findings": [finding._asdict() for finding in findings(facts)]}
