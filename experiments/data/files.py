@@ -313,7 +313,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 with bundle.open(item) as stream:
                     yield Path(item.filename).name, stream
         return
-    with tarfile.open(archive) as bundle:
+    with tarfile.open(archive, "r:gz") as bundle:
         for member in bundle:
             content = bundle.extractfile(member)
             if content is not None:

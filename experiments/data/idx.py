@@ -24,11 +24,13 @@ def parse_idx(content: bytes, dimensions: int, where: str) -> np.ndarray:
             f"0x{content[:4].hex()}, expected 0x{expected.hex()}; replace it"
         )
     start = 4 + 4 * dimensions
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], ">u4"))
-    if len(shape) != dimensions or len(content) - start != int(np.prod(shape)):
+    shape = tuple(
+        int(n) for n in np.frombuffer(content[4:start].ljust(4 * dimensions, b"\0"), ">u4")
+    )
+    if len(content) != start + np.prod(shape):
         raise UserError(
-            f"{where} holds {max(len(content) - start, 0)} values, its header says {shape}; "
-            "replace it"
+            f"{where} has {len(content)} bytes, not the {start} of its header and the "
+            f"values of shape {shape}; replace it"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

@@ -79,7 +79,7 @@ def prepare(
     """
     x, y = dataset.train_x, dataset.train_y
     limit = len(y) - validation if train_limit is None else train_limit
-    if limit < 1 or limit + validation > len(y):
+    if validation < 0 or limit < 1 or limit + validation > len(y):
         raise UserError(
             f"data.train_limit={train_limit} and data.validation={validation} do not fit into the "
             f"{len(y)} training examples of {dataset.name}; lower one of them"
