@@ -1,0 +1,319 @@
+"""What defines an experiment: frozen dataclasses, read from YAML, checked to the last key.
+
+    config = load_yaml("experiment.yaml")
+    config = apply_overrides(config, ["train.epochs=3", "model.hidden=[64, 64]"])
+    config_hash(config)
+
+A mistake in a file or on the command line is a `UserError` that names the key, the value and the
+fix; a mistake in Python code that builds a config is the `ValueError` of the dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from experiments.errors import MISSING, UserError
+from experiments.names import did_you_mean
+
+# A published number may need one of these departures from the default behaviour; the reasons are
+# in the paper modules that use them.
+PAPER_COMPAT = (
+    "coupled_l2",
+    "dropout_at_eval",
+    "epoch_start_and_every_100",
+    "half_gradient",
+    "l1_biases",
+    "whole_graph",
+)
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+def _require_count(name: str, value: int, *, least: int) -> None:
+    _require(value >= least, name, value, f"an integer >= {least}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data set; `validation` examples are split off the training set, the rest is limited."""
+
+    name: str = "mnist"
+    batch_size: int = 100
+    train_limit: int | None = None
+    validation: int = 0
+    label_noise: float = 0.0
+    preprocessing: Literal["standard", "raw"] = "standard"
+    split: Literal["stratified", "released"] = "stratified"
+
+    def __post_init__(self) -> None:
+        _require_count("batch_size", self.batch_size, least=1)
+        if self.train_limit is not None:
+            _require_count("train_limit", self.train_limit, least=1)
+        _require_count("validation", self.validation, least=0)
+        _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network: a name in `models` and the sizes that network reads."""
+
+    name: str = "mlp"
+    hidden: tuple[int, ...] = (500, 500, 500)
+    dropout: float = 0.0
+    depth: int = 20
+
+    def __post_init__(self) -> None:
+        sizes = all(width >= 1 for width in self.hidden)
+        _require(sizes, "hidden", list(self.hidden), "widths >= 1")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= dropout < 1")
+        _require_count("depth", self.depth, least=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The gradient step; Adam does not read `momentum`."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "learning_rate", rate, "a finite number > 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 <= momentum < 1")
+
+
+@dataclass(frozen=True)
+class PenaltyConfig:
+    """The regulariser, its strength, and when a spectral one solves for its vector again."""
+
+    name: str = "none"
+    strength: float = 0.0
+    mode: Literal["penalty", "proximal"] = "penalty"
+    refresh: Literal["residual", "schedule"] = "residual"
+    refresh_every: int = 100
+    residual_tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        tolerance = self.residual_tolerance
+        _require(0 <= self.strength < math.inf, "strength", self.strength, "a finite number >= 0")
+        _require_count("refresh_every", self.refresh_every, least=1)
+        _require(0 < tolerance < math.inf, "residual_tolerance", tolerance, "a finite number > 0")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how many seeds (`seed`, `seed + 1`, ...), and how often to measure (epochs)."""
+
+    epochs: int = 10
+    seeds: int = 5
+    seed: int = 0
+    evaluate_every: int = 1
+    spectra_every: int = 1
+    seed_axis: Literal["auto", "vmap", "map"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "seeds", "evaluate_every", "spectra_every"):
+            _require_count(name, getattr(self, name), least=1)
+        _require_count("seed", self.seed, least=0)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One run: `name` is its folder under `runs/`, the rest decides its numbers."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    paper_compat: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        folder = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.name)
+        _require(
+            folder is not None, "name", self.name, "letters, digits, '_', '-', '.' and '/' only"
+        )
+        for option in self.paper_compat:
+            _require(
+                option in PAPER_COMPAT,
+                "paper_compat",
+                option,
+                f"names among {', '.join(PAPER_COMPAT)}{did_you_mean(option, PAPER_COMPAT)}",
+            )
+
+
+def from_mapping(mapping: Mapping[str, Any], *, where: str) -> ExperimentConfig:
+    """Check a nested mapping and build the config; `where` names its origin in the messages.
+
+    Raises `UserError` (exit 2) for an unknown key, a missing `name`, a wrong type or a bad value.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{where}: expected a mapping of keys, got {type(mapping).__name__}")
+    _check_keys(mapping, ExperimentConfig, where=where)
+    try:
+        return msgspec.convert(mapping, ExperimentConfig, strict=True)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_explain(str(error), mapping)}") from None
+
+
+def load_yaml(path: str | Path) -> ExperimentConfig:
+    """Read a config file; exit code 4 if it is not there, 2 if it is not a config."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"no file {path}: give the path of a configuration file, or an experiment that "
+            "`python -m experiments list` shows",
+            MISSING,
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+    return from_mapping(_parse_yaml(text, where=str(path)), where=str(path))
+
+
+def apply_overrides(
+    config: ExperimentConfig, overrides: Sequence[str], *, where: str = "command line"
+) -> ExperimentConfig:
+    """Return `config` with `key=value` settings applied; values are YAML, keys are dotted."""
+    mapping = to_mapping(config)
+    known = list(_dotted_keys(ExperimentConfig))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{where}: {override!r} is not a setting; write key=value")
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{_suggest_key(key, known)}")
+        *parents, last = key.split(".")
+        target = mapping
+        for parent in parents:
+            target = target[parent]
+        target[last] = _parse_yaml(text, where=f"{where}: {key}")
+    return from_mapping(mapping, where=where)
+
+
+def to_mapping(config: ExperimentConfig) -> dict[str, Any]:
+    """The config as nested dicts and lists, every default written out."""
+    return msgspec.json.decode(msgspec.json.encode(config))
+
+
+def dump_yaml(config: ExperimentConfig) -> str:
+    """The config as YAML that `load_yaml` reads back to an equal config."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def config_hash(config: ExperimentConfig) -> str:
+    """SHA-256 of the config's content: the same for 1 and 1.0, and in any order of keys."""
+    checked = from_mapping(to_mapping(config), where=f"configuration {config.name!r}")
+    text = json.dumps(to_mapping(checked), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number (PyYAML wants 1.0e-3) and a key may appear only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                problem = f"key {name!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{where}: not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _dotted_keys(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_keys(mapping: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> None:
+    hints = _hints(cls)
+    for key, value in mapping.items():
+        if key not in hints:
+            close = did_you_mean(str(key), list(hints), prefix=prefix)
+            suggestion = close or _suggest_key(str(key), list(_dotted_keys(ExperimentConfig)))
+            raise UserError(f"{where}: unknown key '{prefix}{key}'{suggestion}")
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            nested = typing.cast(type, hints[key])
+            _check_keys(value, nested, where=where, prefix=f"{prefix}{key}.")
+
+
+def _suggest_key(key: str, known: Sequence[str]) -> str:
+    """Suggest the dotted key that `key` misspells, or the one whose last part it is."""
+    same_ending = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    close = f"; did you mean {same_ending[0]!r}?" if same_ending else did_you_mean(key, known)
+    return close or f"; known keys: {', '.join(known)}"
+
+
+def _explain(message: str, mapping: Mapping[str, Any]) -> str:
+    """Turn msgspec's message into `key = value: expected type`."""
+    problem, _, path = message.partition(" - at `$")
+    keys = re.findall(r"\w+", re.sub(r"\[.*?\]", "", path))
+    missing = re.search(r"missing required field `(\w+)`", problem)
+    if missing:
+        return f"key {missing[1]!r} is missing; add a line such as `{missing[1]}: my-experiment`"
+    value, hint = mapping, typing.cast(Any, ExperimentConfig)
+    for key in keys:
+        value, hint = value[key], _hints(hint)[key]
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        # A check in __post_init__ failed: its message already names the key inside this section.
+        return ".".join([*keys, problem])
+    return f"{'.'.join(keys)} = {value!r}: expected {_describe(hint, value)}"
+
+
+def _describe(hint: Any, value: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(arguments)}{did_you_mean(str(value), arguments)}"
+    if origin is types.UnionType:
+        return " or ".join(_describe(part, value) for part in arguments)
+    if origin is tuple:
+        example = "[64, 64]" if arguments[0] is int else "[a, b]"
+        return f"a list of {_describe(arguments[0], value)}, such as {example}"
+    if dataclasses.is_dataclass(hint):
+        return f"a mapping with keys among {', '.join(_hints(typing.cast(type, hint)))}"
+    names = {int: "int", float: "float", str: "str", types.NoneType: "null"}
+    return names[hint]
