@@ -1,0 +1,300 @@
+"""The command line of the experiments: `python -m experiments --help`.
+
+Nothing here imports jax before a command needs it; stdout is for data, stderr for everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean, stdev
+from types import ModuleType
+from typing import Any, NoReturn
+
+from experiments.config import ExperimentConfig, apply_overrides, load_yaml
+from experiments.errors import DONE, FAILED, INTERRUPTED, UserError
+from experiments.names import did_you_mean
+from experiments.papers import PAPERS
+from experiments.papers import load as load_paper
+
+COMMAND = "python -m experiments"
+DEFAULT_PRESET = "smoke"
+
+EXAMPLES = f"""\
+examples:
+  {COMMAND} list                                    what there is to run
+  {COMMAND} reproduce fiedler                       a paper's claims in seconds, on tiny data
+  {COMMAND} reproduce fiedler --preset small        the real data set, under an hour on two cores
+  {COMMAND} run fiedler/mnist --preset small --arm none train.epochs=3
+  {COMMAND} run my-experiment.yaml penalty.strength=1e-2
+  {COMMAND} data fetch mnist                        download and check a data set
+
+A run that was stopped goes on where it was when the same command is given again.
+Exit codes: 0 done, 1 failed (state kept), 2 usage or configuration, 3 a check failed,
+4 data or checkpoint missing, 75 preempted after saving, 130 interrupted.
+"""
+RUN_EXAMPLES = f"""\
+examples:
+  {COMMAND} run fiedler/mnist --preset small        every arm, one after the other
+  {COMMAND} run fiedler/mnist --arm none train.epochs=3 model.hidden='[64, 64]'
+  {COMMAND} run my-experiment.yaml                  a configuration file
+  {COMMAND} run runs/NAME/RUN/config.yaml           an earlier run's configuration
+"""
+REPRODUCE_EXAMPLES = f"""\
+examples:
+  {COMMAND} reproduce fiedler                       seconds, on data that ships with scikit-learn
+  {COMMAND} reproduce fiedler --preset paper        the published protocol
+"""
+DATA_EXAMPLES = f"""\
+examples:
+  {COMMAND} data                                    every data set, and where it was found
+  {COMMAND} data fetch mnist                        download it from its publisher and check it
+  {COMMAND} data verify mnist                       check the files that are there
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a failure is one line on stderr."""
+    # Threads of OpenBLAS under those of XLA are slow, and on large hosts unsafe (jax#39292).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = parse(arguments)
+        return options.command(options)
+    except UserError as error:
+        message, code = error.message, error.exit_code
+    except KeyboardInterrupt:
+        message, code = "interrupted; run the same command again to go on", INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout, say `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return DONE
+    except Exception as error:
+        message, code = _bug(error), FAILED
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; settings may stand anywhere. `UserError` (2) for what is not known."""
+    parser, commands = _parsers()
+    options, rest = parser.parse_known_args(arguments)
+    options.arguments = list(arguments)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    unknown = [word for word in rest if word not in settings]
+    if unknown or (settings and "settings" not in options):
+        word = (unknown or settings)[0]
+        command = commands[options.name]
+        known = re.findall(r"--[a-z-]+", command.format_help())
+        command.error(f"{word} is not an option{did_you_mean(word.partition('=')[0], known)}")
+    if settings:
+        options.settings = [*options.settings, *settings]
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argparse with examples first, whole option names only, and suggestions for typos."""
+
+    def __init__(self, *, examples: str = "", **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        return f"{self.examples}\n{super().format_help()}".lstrip()
+
+    def error(self, message: str) -> NoReturn:
+        typo = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        hint = did_you_mean(typo[1], re.findall(r"[\w-]+", typo[2])) if typo else ""
+        raise UserError(f"{message}{hint} (see {self.prog} --help)")
+
+
+def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
+    parser = _Parser(prog=COMMAND, examples=EXAMPLES, description="Train, measure, reproduce.")
+    commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
+
+    listing = commands.add_parser("list", help="what there is to run", examples="")
+    listing.set_defaults(command=list_command)
+
+    run = commands.add_parser("run", help="train one experiment", examples=RUN_EXAMPLES)
+    run.add_argument("experiment", help="PAPER, PAPER/PROTOCOL or a YAML file")
+    run.add_argument("settings", nargs="*", help="changes, as in train.epochs=3")
+    run.add_argument("--arm", help="one arm of the protocol (default: all, in turn)")
+    run.set_defaults(command=run_command)
+
+    reproduce = commands.add_parser(
+        "reproduce", help="a paper's claims with verdicts", examples=REPRODUCE_EXAMPLES
+    )
+    reproduce.add_argument("paper", nargs="?", help="default: every paper")
+    reproduce.add_argument("settings", nargs="*", help="changes, as in train.seeds=2")
+    reproduce.set_defaults(command=reproduce_command)
+
+    for command in (run, reproduce):
+        command.add_argument("--preset", help=f"smoke, small or paper (default {DEFAULT_PRESET})")
+        command.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
+
+    data = commands.add_parser("data", help="list, fetch or check data", examples=DATA_EXAMPLES)
+    data.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "verify"))
+    data.add_argument("dataset", nargs="?", help="the data set to fetch or check")
+    data.set_defaults(command=data_command)
+
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="JSON on stdout")
+    return parser, commands.choices
+
+
+def list_command(options: argparse.Namespace) -> int:
+    """Print every experiment of every paper, one row per preset and protocol."""
+    rows = [
+        {
+            "experiment": f"{name}/{protocol}",
+            "preset": preset,
+            "arms": " ".join(arms),
+            "cost": _cost(paper, preset),
+        }
+        for name, paper in ((name, load_paper(name)) for name in PAPERS)
+        for preset, protocols in paper.PRESETS.items()
+        for protocol, arms in protocols.items()
+    ]
+    _print_rows(rows, as_json=options.json)
+    return DONE
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Train the chosen arms in turn and print their summaries."""
+    configs = {
+        arm: apply_overrides(config, options.settings) for arm, config in _choose(options).items()
+    }
+    from experiments.train import train
+
+    argv = [*COMMAND.split(), *options.arguments]
+    runs = {arm: train(config, root=options.runs, argv=argv) for arm, config in configs.items()}
+    if options.json:
+        rows: list[dict[str, Any]] = [
+            {"arm": arm, "run": str(run.path), "summary": run.summary} for arm, run in runs.items()
+        ]
+    else:
+        print("mean ± standard deviation over seeds", file=sys.stderr)
+        rows = [
+            {"arm": arm, **dict(_cells(run.summary)), "run": str(run.path)}
+            for arm, run in runs.items()
+        ]
+    _print_rows(rows, as_json=options.json)
+    return DONE
+
+
+def reproduce_command(options: argparse.Namespace) -> int:
+    """Judge the claims of one paper, or of all; the worst exit code is returned."""
+    settings = list(options.settings)
+    if options.paper and "=" in options.paper:
+        settings, options.paper = [options.paper, *settings], None
+    chosen = {name: load_paper(name) for name in ([options.paper] if options.paper else PAPERS)}
+    preset = options.preset or DEFAULT_PRESET
+    codes = []
+    for paper in chosen.values():
+        _lookup(paper.PRESETS, preset, "preset")
+        _announce(paper, preset)
+        form = {"as_json": True} if options.json else {}
+        codes.append(paper.reproduce(preset, root=options.runs, overrides=settings, **form))
+    return max(codes)
+
+
+def data_command(options: argparse.Namespace) -> int:
+    """List the data sets, or download or check one of them."""
+    from experiments import data
+
+    if options.action == "list":
+        if options.dataset:
+            raise UserError(f"data list takes no name; data verify {options.dataset} checks one")
+        rows = data.listing()
+    elif options.dataset is None:
+        known = ", ".join(data.DATASETS)
+        raise UserError(f"data {options.action} needs the name of a data set: {known}")
+    else:
+        if options.action == "fetch":
+            data.fetch(options.dataset)
+        rows = data.verify(options.dataset)
+        print(f"{options.dataset}: {len(rows)} files, all as published", file=sys.stderr)
+    _print_rows(rows, as_json=options.json)
+    return DONE
+
+
+def _choose(options: argparse.Namespace) -> Mapping[str, ExperimentConfig]:
+    """The arms that `run EXPERIMENT --preset --arm` means."""
+    if options.experiment.endswith((".yaml", ".yml")):
+        if options.arm or options.preset:
+            raise UserError("a configuration file has no presets and arms: leave out the option")
+        config = load_yaml(options.experiment)
+        return {config.name: config}
+    name, _, protocol = options.experiment.partition("/")
+    paper, preset = load_paper(name), options.preset or DEFAULT_PRESET
+    protocols = _lookup(paper.PRESETS, preset, "preset")
+    if not protocol and len(protocols) > 1:
+        offered = ", ".join(f"{name}/{known}" for known in protocols)
+        raise UserError(f"{name} has several protocols in preset {preset}; choose one: {offered}")
+    protocol = protocol or next(iter(protocols))
+    arms = _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
+    chosen = {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
+    _announce(paper, preset)
+    return chosen
+
+
+def _lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        hint = did_you_mean(name, table) or f"; there are: {', '.join(table)}"
+        raise UserError(f"no {what} {name!r}{hint}")
+    return table[name]
+
+
+def _cost(paper: ModuleType, preset: str) -> str:
+    return getattr(paper, "COSTS", {}).get(preset, "")
+
+
+def _announce(paper: ModuleType, preset: str) -> None:
+    cost = _cost(paper, preset)
+    print(f"{paper.TITLE}, preset {preset}{': ' + cost if cost else ''}", file=sys.stderr)
+
+
+def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The numbers of a summary as text; per-seed lists as mean and standard deviation."""
+    for name, value in summary.items():
+        values = value if isinstance(value, list) else [value]
+        numbers = [number for number in values if isinstance(number, (int, float))]
+        if len(numbers) > 1:
+            missing = f" ({len(numbers)} of {len(values)})" if len(numbers) < len(values) else ""
+            yield name, f"{fmean(numbers):.4g} ± {stdev(numbers):.2g}{missing}"
+        elif numbers:
+            yield name, f"{numbers[0]:.4g}"
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print rows on stdout: aligned columns, or one JSON array."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        return
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
+
+
+def _bug(error: Exception) -> str:
+    """An exception that nobody foresaw, in one line that says where it came from."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first_line = (str(error).splitlines() or [""])[0]
+    return (
+        f"{type(error).__name__}: {first_line} ({place.filename}:{place.lineno}); "
+        "this is a bug: please report it with the command"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

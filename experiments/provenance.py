@@ -1,0 +1,85 @@
+"""Where a run's numbers come from: the code, the clone and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Shown with every result; a run's hash leaves them out.
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+# The rooms of the library that no training step reads.
+SIDE_DOOR = ("plots", "cli", "_doctor", "checkpoints")
+
+
+def code_hash(repository: Path = REPOSITORY) -> str:
+    """SHA-256 over the code that decides a run's numbers: not pictures, papers or the doors."""
+    patterns = ("spectral_jax/**/*.py", "models/**/*.py", "experiments/data/**/*.py")
+    files = {path for pattern in patterns for path in repository.glob(pattern)}
+    files |= {repository / "experiments" / f"{name}.py" for name in ("train", "config", "data")}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        name = path.relative_to(repository)
+        room = name.parts[1].removesuffix(".py")
+        if path.is_file() and not (name.parts[0] == "spectral_jax" and room in SIDE_DOOR):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{name.as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def session() -> dict[str, Any]:
+    """This process: when, which commit and changes, versions, device, precision and threads."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "started": stamp(),
+        "git": {
+            "commit": _git("rev-parse", "HEAD"),
+            "diff": _git("diff", "HEAD"),
+            "untracked": _git("ls-files", "--others", "--exclude-standard"),
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+        "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "dtype": str(jax.numpy.zeros(()).dtype),
+        "cpus": os.cpu_count(),
+        "threads": {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
+        "platform": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for name in VERSIONS:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _git(*command: str) -> str | None:
+    """Git's answer about this clone, or None where there is no git or no clone."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *command], capture_output=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode(errors="replace").strip()
+
+
+def now() -> datetime.datetime:
+    """The time in UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def stamp() -> str:
+    """The time in UTC, to the second, as text."""
+    return f"{now():%Y-%m-%dT%H:%M:%SZ}"

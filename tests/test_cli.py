@@ -1,0 +1,235 @@
+"""The experiments' door: data on stdout, one line per failure, the exit codes of the house."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from experiments import __main__ as cli
+from experiments import papers
+from experiments.config import ExperimentConfig, TrainConfig, dump_yaml
+from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, MISSING, USAGE, UserError
+from experiments.runs import Run
+
+REPOSITORY = Path(cli.__file__).parent.parent
+CONFIG = ExperimentConfig("stub", train=TrainConfig(epochs=1, seeds=2))
+
+
+def shell(*arguments, cwd=REPOSITORY):
+    command = [sys.executable, "-m", "experiments", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    """A paper with one protocol of two arms, in the registry as `stub`."""
+    module = types.ModuleType("stub_paper")
+    module.TITLE = "A stub"
+    arms = {"none": CONFIG, "l1": CONFIG}
+    module.PRESETS = {"smoke": {"toy": arms}, "small": {"toy": arms, "real": arms}}
+    module.COSTS = {"small": "an hour on two cores"}
+    module.reproduce = lambda preset, *, root, overrides: DONE
+    monkeypatch.setitem(sys.modules, "stub_paper", module)
+    monkeypatch.setattr(papers, "PAPERS", {"stub": "stub_paper"})
+    monkeypatch.setattr(cli, "PAPERS", papers.PAPERS)
+    return module
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A trainer that only writes a summary; the list holds what it was asked to do."""
+    calls = []
+
+    def train(config, *, root, argv):
+        calls.append((config, root, argv))
+        path = tmp_path / f"run-{len(calls)}"
+        path.mkdir()
+        summary = {"test_accuracy": [0.5, 0.75], "lambda_2": [5.0, None], "note": "text"}
+        (path / "summary.json").write_text(json.dumps(summary))
+        return Run(path)
+
+    module = types.ModuleType("experiments.train")
+    module.train = train
+    monkeypatch.setitem(sys.modules, "experiments.train", module)
+    return calls
+
+
+def test_help_starts_with_examples_and_never_imports_jax():
+    code = (
+        "import sys\n"
+        "from experiments.__main__ import main\n"
+        "for command in ([], ['list'], ['run'], ['reproduce'], ['data']):\n"
+        "    try:\n"
+        "        main([*command, '--help'])\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code == 0\n"
+        "heavy = {'jax', 'flax', 'orbax', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("examples:\n  python -m experiments list")
+    assert done.stdout.count("examples:") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], USAGE, "required: COMMAND"),
+        (["rnu", "x"], USAGE, "did you mean 'run'?"),
+        (["run", "fiedlr"], USAGE, "no paper 'fiedlr'; did you mean 'fiedler'?"),
+        (["run", "fiedler", "--prest", "small"], USAGE, "did you mean '--preset'?"),
+        (["run", "absent.yaml"], MISSING, "no file absent.yaml"),
+        (["run", "bad.yaml"], USAGE, "bad.yaml: not valid YAML: line 1"),
+        (["run", "key.yaml"], USAGE, "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        (["run", "type.yaml"], USAGE, "train.epochs = 'many': expected int"),
+        (["run", "good.yaml", "epochs=3"], USAGE, "did you mean 'train.epochs'?"),
+        (["run", "good.yaml", "--arm", "none"], USAGE, "no presets and arms"),
+        (["data", "fetch", "mnst"], USAGE, "unknown data set 'mnst'; did you mean mnist?"),
+        (["data", "fetch"], USAGE, "needs the name of a data set: digits"),
+        (["data", "fetchh"], USAGE, "did you mean 'fetch'?"),
+        (["data", "list", "mnist"], USAGE, "data verify mnist checks one"),
+        (["list", "x=1"], USAGE, "x=1 is not an option"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_with_the_fix(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "bad.yaml").write_text("name: [")
+    (tmp_path / "key.yaml").write_text("name: x\ntrain: {epoch: 3}")
+    (tmp_path / "type.yaml").write_text("name: x\ntrain: {epochs: many}")
+    (tmp_path / "good.yaml").write_text("name: x")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["rnu"], USAGE, "did you mean 'run'?"),
+        (["run", "absent.yaml"], MISSING, "no file absent.yaml"),
+        (["data", "verify", "mnst"], USAGE, "did you mean mnist?"),
+    ],
+)
+def test_the_process_exits_with_the_code_and_without_a_traceback(arguments, code, message):
+    done = shell(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_unknown_data_set_in_a_config_stops_before_anything_is_written(tmp_path):
+    pytest.importorskip("experiments.train")
+    (tmp_path / "experiment.yaml").write_text("name: x\ndata: {name: mnst}")
+    done = shell("run", str(tmp_path / "experiment.yaml"), "--runs", str(tmp_path / "runs"))
+    assert done.returncode == USAGE
+    assert "'mnst'; did you mean mnist?" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_list_shows_every_preset_and_protocol(paper, capsys):
+    assert cli.main(["list", "--json"]) == DONE
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["preset"], row["experiment"]) for row in rows] == [
+        ("smoke", "stub/toy"), ("small", "stub/toy"), ("small", "stub/real"),
+    ]  # fmt: skip
+    assert rows[1]["arms"] == "none l1" and rows[1]["cost"] == "an hour on two cores"
+
+
+def test_run_trains_every_arm_with_the_settings_wherever_they_stand(paper, trained, capsys):
+    words = ["run", "stub/toy", "train.epochs=7", "--runs", "elsewhere", "model.depth=3"]
+    assert cli.main(words) == DONE
+    assert [(config.train.epochs, config.model.depth) for config, _, _ in trained] == [(7, 3)] * 2
+    assert trained[0][1:] == ("elsewhere", ["python", "-m", "experiments", *words])
+    header, none, l1 = capsys.readouterr().out.splitlines()
+    assert header.split() == ["arm", "test_accuracy", "lambda_2", "run"]
+    assert none.startswith("none  0.625 ± 0.18   5")
+    assert l1.startswith("l1")
+
+
+def test_run_prints_json_for_one_arm(paper, trained, capsys):
+    assert cli.main(["run", "stub", "--arm", "l1", "--json"]) == DONE
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["arm"] == "l1"
+    assert row["summary"]["test_accuracy"] == [0.5, 0.75]
+    assert Path(row["run"]).name == "run-1"
+
+
+def test_run_takes_a_configuration_file(trained, tmp_path):
+    (tmp_path / "experiment.yaml").write_text(dump_yaml(CONFIG))
+    assert cli.main(["run", str(tmp_path / "experiment.yaml"), "train.seed=3"]) == DONE
+    assert trained[0][0].train == TrainConfig(epochs=1, seeds=2, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stub", "--preset", "smal"], "no preset 'smal'; did you mean 'small'?"),
+        (["stub", "--preset", "small"], "choose one: stub/toy, stub/real"),
+        (["stub/ral", "--preset", "small"], "'ral'; did you mean 'real'?"),
+        (["stub", "--arm", "nonne"], "no arm 'nonne'; did you mean 'none'?"),
+        (["stub", "--arm", "zzz"], "there are: none, l1"),
+    ],
+)
+def test_run_names_what_there_is(paper, trained, words, message, capsys):
+    assert cli.main(["run", *words]) == USAGE
+    assert message in capsys.readouterr().err
+    assert not trained
+
+
+def test_reproduce_returns_the_worst_verdict_and_says_what_it_costs(paper, capsys):
+    asked = []
+
+    def reproduce(preset, *, root, overrides, as_json=False):
+        asked.append((preset, root, overrides, as_json))
+        return CHECK_FAILED
+
+    paper.reproduce = reproduce
+    words = ["reproduce", "stub", "--preset", "small", "train.seeds=2", "--json"]
+    assert cli.main(words) == CHECK_FAILED
+    assert cli.main(["reproduce", "train.seeds=2"]) == CHECK_FAILED
+    assert asked == [("small", "runs", ["train.seeds=2"], True),
+                     ("smoke", "runs", ["train.seeds=2"], False)]  # fmt: skip
+    out, err = capsys.readouterr()
+    assert out == "" and "A stub, preset small: an hour on two cores" in err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (UserError("no space left; state kept", FAILED), FAILED, "no space left; state kept"),
+        (KeyboardInterrupt(), INTERRUPTED, "run the same command again"),
+        (ZeroDivisionError("by\nzero"), FAILED, "ZeroDivisionError: by (" + __file__),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_a_code(paper, failure, code, message, capsys):
+    def reproduce(preset, *, root, overrides):
+        raise failure
+
+    paper.reproduce = reproduce
+    assert cli.main(["reproduce", "stub"]) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+def test_data_lists_and_verifies(capsys):
+    assert cli.main(["data"]) == DONE
+    header, first, *_ = capsys.readouterr().out.splitlines()
+    assert header.startswith("name") and first.startswith("digits")
+    assert cli.main(["data", "verify", "digits"]) == DONE
+    out, err = capsys.readouterr()
+    assert out == "" and err == "digits: 0 files, all as published\n"
+
+
+def test_a_reader_that_stops_early_is_no_failure():
+    command = f"{sys.executable} -m experiments data --json | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout, done.stderr) == (DONE, "[", "")
