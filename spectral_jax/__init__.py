@@ -3,8 +3,8 @@
 Subpackages load on first use, so importing the package (and every ``--help``) stays free of jax.
 
 >>> import spectral_jax
->>> spectral_jax.linalg.eigvalsh.__name__
-'eigvalsh'
+>>> spectral_jax.linalg.eigsh.__name__
+'eigsh'
 """
 
 import importlib
