@@ -1,6 +1,7 @@
 """The experiments' door: data on stdout, one line per failure, the exit codes of the house."""
 
 import json
+import signal
 import subprocess
 import sys
 import types
@@ -11,7 +12,16 @@ import pytest
 from experiments import __main__ as cli
 from experiments import papers
 from experiments.config import ExperimentConfig, TrainConfig, dump_yaml
-from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, MISSING, USAGE, UserError
+from experiments.errors import (
+    CHECK_FAILED,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISSING,
+    PREEMPTED,
+    USAGE,
+    UserError,
+)
 from experiments.runs import Run
 
 REPOSITORY = Path(cli.__file__).parent.parent
@@ -218,6 +228,53 @@ def test_what_ends_a_command_is_one_line_and_a_code(paper, failure, code, messag
     assert cli.main(["reproduce", "stub"]) == code
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
+
+
+TRAINER_THAT_WAITS_TO_BE_STOPPED = """
+import sys, time, types
+import numpy as np
+from experiments.__main__ import main
+from experiments.runs import interruption, open_run
+
+def train(config, *, root, argv):
+    with open_run(config, data_sha256="d", root=root, argv=argv) as run, interruption() as stop:
+        step, state = run.restore_checkpoint({"w": np.zeros(3)}) or (0, {"w": np.zeros(3)})
+        while step < 4:
+            step, state = step + 1, {"w": state["w"] + step}
+            run.record(step, step, {"w": state["w"]})
+            if step == 2 and not run.resumed:
+                print("ready", flush=True)
+                while not stop:
+                    time.sleep(0.01)
+            if stop:
+                run.save_checkpoint(step, state)
+                raise stop.error(step)
+        run.finish({"w": state["w"]})
+    return run
+
+sys.modules["experiments.train"] = types.ModuleType("experiments.train")
+sys.modules["experiments.train"].train = train
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_preempted_run_exits_75_and_the_same_command_finishes_it(tmp_path):
+    (tmp_path / "experiment.yaml").write_text("name: toy")
+    arguments = ["run", str(tmp_path / "experiment.yaml"), "--runs", str(tmp_path), "--json"]
+    command = [sys.executable, "-c", TRAINER_THAT_WAITS_TO_BE_STOPPED, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as first:
+        assert first.stdout.readline() == "ready\n"
+        first.send_signal(signal.SIGTERM)
+        _, err = first.communicate(timeout=60)
+    assert first.returncode == PREEMPTED
+    assert err.splitlines()[-1].startswith("error: preempted; the state of step 2 is kept")
+    second = subprocess.run(command, cwd=REPOSITORY, timeout=60, **pipes)
+    assert second.returncode == DONE, second.stderr
+    (row,) = json.loads(second.stdout)
+    assert row["summary"] == {"w": [6.0, 6.0, 6.0]}
+    steps, _ = Run(Path(row["run"])).history()["w"]
+    assert steps.tolist() == [1, 2, 3, 4]
 
 
 def test_data_lists_and_verifies(capsys):
