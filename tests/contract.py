@@ -19,7 +19,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 import jax
 import jax.numpy as jnp
@@ -128,8 +128,13 @@ def public_functions() -> set[str]:
         f"{room}.{name}"
         for room, module in modules.items()
         for name in module.__all__
-        if callable(getattr(module, name)) and not inspect.isclass(getattr(module, name))
+        if _is_function(getattr(module, name))
     }
+
+
+def _is_function(thing: object) -> bool:
+    """Classes and type aliases are callable too, but promise nothing."""
+    return callable(thing) and not inspect.isclass(thing) and get_origin(thing) is None
 
 
 # Clauses
