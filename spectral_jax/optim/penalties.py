@@ -1,0 +1,134 @@
+"""The catalogue of penalties on weight magnitudes; a new one is one entry here.
+
+A penalty has an expensive part, refreshed now and then (eigenvectors, kept in ``state``), and a cheap part,
+its ``value`` as a function of the magnitudes ``|W|`` with that state held constant. Everything else
+(gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from spectral_jax import graphs
+
+Magnitudes = Sequence[Float[Array, "..."]]
+
+
+class Penalty(NamedTuple):
+    """``init(w) -> state``, ``refresh(w, state) -> state``, ``value(w, state)``, ``staleness(w, state)``.
+
+    ``w`` are the magnitudes of the weight blocks; ``value`` must be differentiable in them. ``staleness`` is the
+    relative residual of the kept vectors for the current weights: what a refresh would repair.
+    ``refresh`` is None for a penalty without state.
+    """
+
+    value: Callable[[Magnitudes, Any], Array]
+    init: Callable[[Magnitudes], Any] = lambda w: ()
+    refresh: Callable[[Magnitudes, Any], Any] | None = None
+    staleness: Callable[[Magnitudes, Any], Array] | None = None
+
+
+class EigenState(NamedTuple):
+    """Warm start and diagnostics of the last refresh, carried in the optimiser's state."""
+
+    vectors: Float[Array, "N k"]
+    values: Float[Array, " k"]
+    residuals: Float[Array, " k"]
+    converged: Bool[Array, ""]
+    matvecs: Int[Array, ""]
+    refreshes: Int[Array, ""]
+
+
+def l1() -> Penalty:
+    """``sum |W_ij|``."""
+    return Penalty(value=lambda w, _: sum(jnp.sum(block) for block in w))
+
+
+def l2() -> Penalty:
+    """``sum W_ij^2 / 2``; its proximal mode is decoupled weight decay."""
+    return Penalty(value=lambda w, _: sum(jnp.sum(block**2) for block in w) / 2)
+
+
+def layer_quotient(*, edges: graphs.Edges | None = None, normalised: bool = False) -> Penalty:
+    """The layer-quotient bound on ``lambda_2``: L1 with one constant per layer, following the layers' sums."""
+
+    def value(w, _):
+        return graphs.layer_quotient(w, normalised=normalised, edges=edges).value
+
+    return Penalty(value=value)
+
+
+def fiedler(
+    *,
+    edges: graphs.Edges | None = None,
+    normalised: bool = False,
+    k: int = 1,
+    sign: float = 1.0,
+    component: graphs.Component = "largest",
+    tol: float = 1e-3,
+    max_matvecs: int = 400,
+) -> Penalty:
+    """``sign * mean(lambda_2 .. lambda_{k+1})``, or ``nu`` if ``normalised``; ``sign=-1`` widens the gap.
+
+    Source: arXiv 2003.00992 (``lambda_2``); arXiv 2103.03386 (several ``nu``).
+    """
+
+    def quotients(w, state):
+        def one(v):
+            return graphs.rayleigh_quotient(w, v, normalised=normalised, edges=edges)
+
+        return jax.vmap(one, in_axes=1)(_nodal(w, state.vectors))
+
+    def _nodal(w, vectors):
+        """``y = D^-1/2 u`` for the normalised Laplacian, with the degrees of today, held constant."""
+        if not normalised:
+            return vectors
+        degree = jax.lax.stop_gradient(graphs.degrees(w, edges=edges))
+        return vectors * jnp.where(degree > 0, jnp.where(degree > 0, degree, 1) ** -0.5, 0)[:, None]
+
+    def init(w):
+        size, dtype = sum(graphs.widths(w, edges)), w[0].dtype
+        unknown = jnp.full(k, jnp.inf, dtype)
+        nothing = jnp.zeros((), jnp.int32)
+        return EigenState(
+            jnp.zeros((size, k), dtype), unknown, unknown, jnp.array(False), nothing, nothing
+        )
+
+    def refresh(w, state):
+        pairs = graphs.fiedler_pairs(
+            w,
+            k,
+            normalised=normalised,
+            edges=edges,
+            state=state.vectors,
+            component=component,
+            tol=tol,
+            max_matvecs=max_matvecs,
+        )
+        done = jnp.all(pairs.converged)
+        return EigenState(
+            pairs.vectors, pairs.values, pairs.residuals, done, pairs.matvecs, state.refreshes + 1
+        )
+
+    def staleness(w, state):
+        operator = graphs.laplacian(w, normalised=normalised, edges=edges)
+        image = operator @ state.vectors
+        values = jnp.sum(state.vectors * image, axis=0)
+        residuals = jnp.linalg.norm(image - values * state.vectors, axis=0)
+        return jnp.max(residuals / jnp.where(values > 0, values, 1))
+
+    def value(w, state):
+        return sign * jnp.mean(quotients(w, state))
+
+    return Penalty(value, init, refresh, staleness)
+
+
+PENALTIES: dict[str, Callable[..., Penalty]] = {
+    "l1": l1,
+    "l2": l2,
+    "layer_quotient": layer_quotient,
+    "fiedler": fiedler,
+}
