@@ -1,0 +1,77 @@
+"""weights: the views of a kernel."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.weights import Block, graph_weights, matrices
+from tests.contract import Case, Degenerate, exempt, register
+
+LAYOUT = (
+    Block("stem", 0, 1, norm="norm"),
+    Block("body", 1, 2),
+    Block(None, 1, 2),
+    Block("head", 2, 3, positions=2),
+)
+
+
+def network(key, dtype):
+    keys = jax.random.split(key, 5)
+    params = {
+        "stem": jax.random.normal(keys[0], (3, 3, 2, 4), dtype),
+        "norm": {"scale": jax.random.normal(keys[1], (4,), dtype)},
+        "body": jax.random.normal(keys[2], (2, 2, 4, 4), dtype),
+        "head": jax.random.normal(keys[3], (8, 3), dtype),
+    }
+    return params, {"norm": {"var": jax.random.uniform(keys[4], (4,), dtype, 0.5, 2.0)}}
+
+
+def norms(kernel, order):
+    return np.linalg.norm(kernel.reshape(-1, *kernel.shape[-2:]), order, axis=0)
+
+
+def expected_graph(params, stats, order):
+    scale = np.abs(params["norm"]["scale"]) / np.sqrt(stats["norm"]["var"] + 1e-5)
+    return (
+        norms(params["stem"], order) * scale,
+        norms(params["body"], order),
+        np.ones(4),
+        norms(params["head"].reshape(2, 4, 3), order),
+    )
+
+
+def zeros():
+    params, stats = network(jax.random.key(0), "float32")
+    return jax.tree.map(jnp.zeros_like, params), stats
+
+
+for conv_norm, order in (("l1", 1), ("l2", 2)):
+    register(
+        Case(
+            name=f"weights.graph_weights: {conv_norm}",
+            function=lambda params, stats, conv_norm=conv_norm: graph_weights(
+                params, LAYOUT, conv_norm=conv_norm, batch_stats=stats
+            ),
+            make_inputs=network,
+            oracle=lambda params, stats, order=order: expected_graph(params, stats, order),
+            degenerate={"zero kernels": Degenerate(zeros(), lambda w: not w[0].any())},
+        )
+    )
+
+register(
+    Case(
+        name="weights.matrices",
+        function=lambda params: {
+            name: found.matrix for name, found in matrices(params, conv="channels").items()
+        },
+        make_inputs=lambda key, dtype: network(key, dtype)[:1],
+        oracle=lambda params: {
+            "stem": norms(params["stem"], 1),
+            "body": norms(params["body"], 1),
+            "head": params["head"],
+        },
+    )
+)
+
+exempt("weights.layout", "returns no arrays; tests/test_weights.py")
+exempt("weights.edges", "returns no arrays; tests/test_weights.py")
