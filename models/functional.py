@@ -1,0 +1,121 @@
+"""Networks as pure functions of plain nested dicts: Flax NNX ends here.
+
+    net = network("mlp", input_shape=(28, 28), classes=10)
+    params, state = jax.vmap(net.init)(jax.random.split(jax.random.key(0), 5))   # five seeds
+    logits, state = jax.vmap(net.apply, in_axes=(0, 0, None))(params, state, x)
+
+`jax.vmap` maps every keyword argument, so bind the static ones first:
+
+    step = lambda params, state, x, key: net.apply(params, state, x, train=True, key=key)
+
+`params` holds what the optimiser moves and `state` the rest (batch-norm statistics; empty for most
+models). Both are nested dicts of arrays with string keys, so they pass through jit, vmap, grad,
+Optax and a checkpoint unchanged, and a compiled step pays nothing for the module that traced it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from models.registry import Model, build
+from spectral_jax.weights import Block
+
+Tree = dict[str, Any]
+
+
+@runtime_checkable
+class Apply(Protocol):
+    """``apply(params, state, x, *, train=False, key=None) -> (logits, new_state)``."""
+
+    def __call__(
+        self,
+        params: Tree,
+        state: Tree,
+        x: Float[Array, "b ..."],
+        *,
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b c"], Tree]: ...
+
+
+class Functional(NamedTuple):
+    """A built model: its pure `apply` and its initial parameters and state."""
+
+    apply: Apply
+    params: Tree
+    state: Tree
+
+
+class Network(NamedTuple):
+    """A model before any seed is drawn; every field is static.
+
+    init: key -> (params, state), which `jax.vmap` maps over keys.
+    layout: the blocks of its graph, for `spectral_jax.weights.graph_weights`.
+    """
+
+    init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
+    apply: Apply
+    layout: tuple[Block, ...]
+
+
+def network(name: str, *, input_shape: tuple[int, ...], classes: int, **options: Any) -> Network:
+    """Describe model `name` as pure functions; computes nothing.
+
+    Raises:
+        ValueError: as `models.build`.
+    """
+
+    def create(key: Key[Array, ""]) -> Model:
+        rngs = nnx.Rngs(key)
+        return build(name, input_shape=input_shape, classes=classes, rngs=rngs, **options)
+
+    @jax.jit
+    def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
+        _, params, state = functional(create(key))
+        return params, state
+
+    abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
+    return Network(init, functional(abstract).apply, abstract.layout())
+
+
+def init(
+    name: str,
+    key: Key[Array, ""],
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+    **options: Any,
+) -> tuple[Tree, Tree]:
+    """Draw (params, state) of model `name`; works under `jax.vmap` over keys."""
+    return network(name, input_shape=input_shape, classes=classes, **options).init(key)
+
+
+def functional(model: Model) -> Functional:
+    """Split a model into a pure function and its plain trees.
+
+    `apply` holds under jit, vmap and grad. With ``train=True`` it normalises by the batch, returns
+    the updated statistics and draws dropout masks from `key`; otherwise it is deterministic and
+    returns `state` unchanged.
+    """
+    graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+
+    def apply(params, state, x, *, train=False, key=None):
+        merged = nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
+        logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return logits, _plain(nnx.state(merged, nnx.Not(nnx.Param)))
+
+    return Functional(apply, _plain(params), _plain(state))
+
+
+def _plain(state: Any) -> Tree:
+    return _string_keys(nnx.to_pure_dict(state))
+
+
+def _string_keys(tree: Any) -> Any:
+    # NNX names the items of a list by integers, which a checkpoint turns into strings.
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _string_keys(value) for key, value in tree.items()}

@@ -1,0 +1,71 @@
+"""LeNet-5."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models import layers
+from spectral_jax.weights import Block
+
+_SIDE = 32
+_POSITIONS = 5 * 5
+
+
+class LeNet(nnx.Module):
+    """LeNet-5 (LeCun et al. 1998) with ReLU, max-pooling and full connections between maps.
+
+    Images smaller than 32 x 32 are zero-padded to it, as LeCun pads the 28 x 28 digits, so that
+    every data set gets the same network. Dropout follows each hidden dense activation.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        rngs: nnx.Rngs,
+        dropout: float = 0.0,
+    ):
+        height, width, channels = layers.image_shape(input_shape)
+        if max(height, width) > _SIDE:
+            raise ValueError(
+                f"input_shape={input_shape} is larger than {_SIDE} x {_SIDE}: downsample first"
+            )
+        self.convs = nnx.List(
+            [layers.conv(channels, 6, 5, rngs=rngs), layers.conv(6, 16, 5, rngs=rngs)]
+        )
+        widths = (_POSITIONS * 16, 120, 84, classes)
+        self.dense = nnx.List(
+            [layers.dense(m, n, rngs=rngs) for m, n in zip(widths, widths[1:], strict=False)]
+        )
+        self.dropout = layers.dropout_rate(dropout)
+
+    def __call__(
+        self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b c"]:
+        x = _pad(x.reshape(*x.shape[:3], -1))
+        for conv in self.convs:
+            x = nnx.max_pool(jax.nn.relu(conv(x)), (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        hidden = [layer.out_features for layer in self.dense[:-1]]
+        scales = layers.dropout_scales(len(x), hidden, self.dropout, train=train, rngs=rngs)
+        for layer, scale in zip(self.dense[:-1], scales, strict=True):
+            x = jax.nn.relu(layer(x)) * scale
+        return self.dense[-1](x)
+
+    def layout(self) -> tuple[Block, ...]:
+        """Return the chain of layers; the first dense one reads 5 x 5 positions per channel."""
+        return (
+            Block("convs/0/kernel", 0, 1),
+            Block("convs/1/kernel", 1, 2),
+            Block("dense/0/kernel", 2, 3, positions=_POSITIONS),
+            Block("dense/1/kernel", 3, 4),
+            Block("dense/2/kernel", 4, 5),
+        )
+
+
+def _pad(x: Float[Array, "b h w c"]) -> Float[Array, "b 32 32 c"]:
+    missing = [_SIDE - side for side in x.shape[1:3]]
+    sides = [(side // 2, side - side // 2) for side in missing]
+    return jnp.pad(x, ((0, 0), *sides, (0, 0)))

@@ -1,0 +1,46 @@
+"""Multilayer perceptron."""
+
+from collections.abc import Sequence
+from math import prod
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from models import layers
+from spectral_jax.weights import Block
+
+
+class MLP(nnx.Module):
+    """ReLU perceptron, dropout after each hidden activation (the protocol of arXiv 2003.00992)."""
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        classes: int,
+        rngs: nnx.Rngs,
+        hidden: Sequence[int] = (500, 500, 500),
+        dropout: float = 0.0,
+    ):
+        widths = (prod(input_shape), *hidden, classes)
+        if min(widths) < 1:
+            raise ValueError(f"widths {widths} must be positive: correct hidden or input_shape")
+        self.layers = nnx.List(
+            [layers.dense(m, n, rngs=rngs) for m, n in zip(widths, widths[1:], strict=False)]
+        )
+        self.dropout = layers.dropout_rate(dropout)
+
+    def __call__(
+        self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b c"]:
+        x = x.reshape(x.shape[0], -1)
+        hidden = [layer.out_features for layer in self.layers[:-1]]
+        scales = layers.dropout_scales(len(x), hidden, self.dropout, train=train, rngs=rngs)
+        for layer, scale in zip(self.layers[:-1], scales, strict=True):
+            x = jax.nn.relu(layer(x)) * scale
+        return self.layers[-1](x)
+
+    def layout(self) -> tuple[Block, ...]:
+        """Return the chain of layers."""
+        return tuple(Block(f"layers/{i}/kernel", i, i + 1) for i in range(len(self.layers)))

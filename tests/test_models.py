@@ -1,0 +1,388 @@
+"""Networks are pure functions of plain dicts, and say how their graph is laid out."""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import models
+from spectral_jax.weights import BATCH_NORM_EPSILON, edges, graph_weights
+
+EXAMPLES = {
+    "mlp": dict(name="mlp", input_shape=(8, 8), classes=10, hidden=(12, 9), dropout=0.4),
+    "lenet": dict(name="lenet", input_shape=(28, 28), classes=10, dropout=0.4),
+    "resnet": dict(name="resnet", input_shape=(8, 8, 3), classes=10, depth=8),
+}
+every_model = pytest.mark.parametrize("name", EXAMPLES)
+
+
+@cache
+def example(name):
+    """A small network of each kind, its initial trees and a batch."""
+    config = EXAMPLES[name]
+    net = models.network(**config)
+    params, state = net.init(jax.random.key(0))
+    return net, params, state, jax.random.normal(jax.random.key(9), (4, *config["input_shape"]))
+
+
+def count(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def parameter_count(**config):
+    init = models.network(**config).init
+    params, _ = jax.eval_shape(init, jax.random.key(0))
+    return count(params)
+
+
+def train_step(net, params, state, x, key):
+    return net.apply(params, state, x, train=True, key=key)
+
+
+# The pure surface
+
+
+@every_model
+def test_trees_are_plain_dicts_of_arrays_with_string_keys(name):
+    def check(tree):
+        if type(tree) is dict:
+            assert all(type(key) is str for key in tree)
+            return all(check(value) for value in tree.values())
+        return isinstance(tree, jax.Array) and tree.dtype == jnp.float32
+
+    _, params, state, _ = example(name)
+    assert check(params) and check(state)
+
+
+@every_model
+def test_logits_and_new_state_keep_shape_and_structure(name):
+    net, params, state, x = example(name)
+    logits, new = jax.eval_shape(partial(train_step, net), params, state, x, jax.random.key(1))
+    assert logits.shape == (4, 10)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+
+
+@every_model
+def test_a_step_compiles_once(name):
+    net, params, state, x = example(name)
+    step = jax.jit(partial(train_step, net))
+    _, state = step(params, state, x, jax.random.key(1))
+    step(jax.tree.map(jnp.negative, params), state, x, jax.random.key(2))
+    assert step._cache_size() == 1
+
+
+@every_model
+def test_seeds_vmapped_equal_a_loop(name):
+    net, _, _, x = example(name)
+    keys, masks = jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(1), 2)
+    step = jax.jit(partial(train_step, net))
+    stacked = jax.vmap(net.init)(keys)
+    batched = jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)))(*stacked, x, masks)
+    for i in range(2):
+        single = step(*net.init(keys[i]), x, masks[i])
+        for ours, theirs in zip(jax.tree.leaves(batched), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(ours[i], theirs, atol=1e-5)
+
+
+def test_init_by_name_maps_over_keys():
+    keys = jax.random.split(jax.random.key(0), 2)
+    draw = partial(models.init, "mlp", input_shape=(5,), classes=3, hidden=(4,))
+    params, state = jax.vmap(draw)(keys)
+    assert params["layers"]["0"]["kernel"].shape == (2, 5, 4)
+    assert state == {}
+    np.testing.assert_array_equal(
+        params["layers"]["1"]["kernel"][1], draw(keys[1])[0]["layers"]["1"]["kernel"]
+    )
+
+
+@every_model
+def test_every_parameter_has_a_gradient(name):
+    net, params, state, x = example(name)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(net.apply(p, state, x)[0] ** 2)))(params)
+    assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@every_model
+def test_graph_mode_and_tree_mode_trace_the_same_programs(name):
+    _, params, state, x = example(name)
+
+    def programs(graph):
+        with nnx.set_graph_mode(graph):
+            net = models.network(**EXAMPLES[name])
+            step = jax.jit(partial(train_step, net))
+            return (
+                net.init.lower(jax.random.key(0)).as_text(),
+                step.lower(params, state, x, jax.random.key(1)).as_text(),
+            )
+
+    assert programs(graph=True) == programs(graph=False)
+
+
+@every_model
+def test_a_built_model_and_its_functional_agree(name):
+    model, x = models.build(rngs=nnx.Rngs(0), **EXAMPLES[name]), example(name)[3]
+    apply, params, state = models.functional(model)
+    np.testing.assert_allclose(jax.jit(apply)(params, state, x)[0], model(x), atol=1e-5)
+
+
+def test_the_compiled_step_contains_no_more_than_the_arithmetic():
+    """NNX is gone after tracing: the same program as layers written out by hand."""
+    net = models.network("mlp", input_shape=(8,), classes=3, hidden=(5,))
+    params, state = net.init(jax.random.key(0))
+
+    def by_hand(params, state, x):
+        first, second = params["layers"]["0"], params["layers"]["1"]
+        hidden = jax.nn.relu(x @ first["kernel"] + first["bias"])
+        return hidden @ second["kernel"] + second["bias"], state
+
+    def operations(function):
+        return jax.jit(function).lower(params, state, jnp.ones((2, 8))).cost_analysis()["flops"]
+
+    assert operations(net.apply) == operations(by_hand)
+
+
+# Initialisation
+
+
+@every_model
+def test_kernels_and_biases_are_uniform_within_the_torch_bound(name):
+    def is_layer(node):
+        return isinstance(node, dict) and "kernel" in node
+
+    nodes = jax.tree.leaves(example(name)[1], is_leaf=is_layer)
+    layers = [node for node in nodes if is_layer(node)]
+    assert layers
+    for layer in layers:
+        bound = 1 / math.sqrt(math.prod(layer["kernel"].shape[:-1]))
+        for leaf in layer.values():
+            assert jnp.max(jnp.abs(leaf)) <= bound
+            if leaf.size > 100:
+                np.testing.assert_allclose(jnp.max(leaf), bound, rtol=0.1)
+                np.testing.assert_allclose(jnp.std(leaf), bound / math.sqrt(3), rtol=0.15)
+
+
+# Architectures
+
+
+@pytest.mark.parametrize("widths", [(784, 500, 500, 500, 10), (20531, 50, 50, 50, 5), (49, 10)])
+def test_mlp_parameter_count(widths):
+    first, *hidden, classes = widths
+    expected = sum(m * n + n for m, n in zip(widths, widths[1:], strict=False))
+    config = dict(name="mlp", input_shape=(first,), classes=classes, hidden=tuple(hidden))
+    assert parameter_count(**config) == expected
+
+
+@pytest.mark.parametrize(
+    "input_shape, expected", [((28, 28), 61_706), ((32, 32), 61_706), ((32, 32, 3), 62_006)]
+)
+def test_lenet_parameter_count(input_shape, expected):
+    assert parameter_count(name="lenet", input_shape=input_shape, classes=10) == expected
+
+
+@pytest.mark.parametrize("depth, expected", [(8, 75_290), (20, 269_722), (32, 464_154)])
+def test_resnet_with_option_a_shortcuts_parameter_count(depth, expected):
+    n = (depth - 2) // 6
+    stages = [(16, 16), (16, 32), (32, 64)]
+    convolutions = sum(9 * i * o + (2 * n - 1) * 9 * o * o for i, o in stages)
+    norms = 2 * 16 + sum(2 * n * 2 * o for _, o in stages)
+    assert 9 * 3 * 16 + convolutions + norms + 64 * 10 + 10 == expected
+    config = dict(name="resnet", input_shape=(32, 32, 3), classes=10, depth=depth)
+    assert parameter_count(**config) == expected
+
+
+def test_lenet_pads_small_digits_to_the_original_input():
+    small = models.network("lenet", input_shape=(28, 28), classes=10)
+    large = models.network("lenet", input_shape=(32, 32), classes=10)
+    params, state = small.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 28, 28))
+    padded = jnp.pad(x, ((0, 0), (2, 2), (2, 2)))
+    np.testing.assert_array_equal(
+        small.apply(params, state, x)[0], large.apply(params, state, padded)[0]
+    )
+
+
+# Dropout and batch-norm
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_dropout_is_off_in_evaluation_and_random_in_training(name):
+    net, params, state, x = example(name)
+    without = models.network(**{**EXAMPLES[name], "dropout": 0.0})
+    evaluated = net.apply(params, state, x, key=jax.random.key(1))[0]
+    np.testing.assert_array_equal(evaluated, without.apply(params, state, x)[0])
+    first, again, other = (
+        train_step(net, params, state, x, jax.random.key(seed))[0] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other) and not np.allclose(first, evaluated)
+
+
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean():
+    net = models.network("mlp", input_shape=(1,), classes=1, hidden=(20_000,), dropout=0.4)
+    params = {
+        "layers": {
+            "0": {"kernel": jnp.ones((1, 20_000)), "bias": jnp.zeros(20_000)},
+            "1": {"kernel": jnp.full((20_000, 1), 1 / 20_000), "bias": jnp.zeros(1)},
+        }
+    }
+    logits, _ = train_step(net, params, {}, jnp.ones((1, 1)), jax.random.key(0))
+    np.testing.assert_allclose(logits, 1.0, atol=0.03)
+    assert abs(float(logits[0, 0]) - 1) > 1e-4
+
+
+def test_training_with_dropout_asks_for_a_key():
+    net, params, state, x = example("mlp")
+    with pytest.raises(ValueError, match="dropout needs a random key: pass key="):
+        net.apply(params, state, x, train=True)
+
+
+def test_hidden_layers_drop_out_independently():
+    net = models.network("mlp", input_shape=(64,), classes=64, hidden=(64, 64), dropout=0.5)
+    identity = {"kernel": jnp.eye(64), "bias": jnp.zeros(64)}
+    params = {"layers": {str(i): identity for i in range(3)}}
+    logits, _ = train_step(net, params, {}, jnp.ones((100, 64)), jax.random.key(0))
+    assert set(np.unique(logits)) == {0.0, 4.0}
+    np.testing.assert_allclose(np.mean(logits > 0), 0.25, atol=0.03)
+
+
+def test_batch_statistics_move_in_training_only():
+    net, params, state, x = example("resnet")
+    _, same = jax.jit(net.apply)(params, state, x)
+    _, moved = jax.jit(partial(train_step, net))(params, state, x, None)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, same, state))
+    stem = jax.lax.conv_general_dilated(
+        x, params["stem"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_allclose(
+        moved["stem_norm"]["mean"], 0.1 * stem.mean(axis=(0, 1, 2)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        moved["stem_norm"]["var"], 0.9 + 0.1 * stem.var(axis=(0, 1, 2)), rtol=1e-5
+    )
+
+
+def trained_resnet():
+    """Parameters with every batch-norm away from its initial identity."""
+    net, params, state, x = example("resnet")
+    rng = np.random.default_rng(0)
+
+    def perturb(leaf):
+        return np.asarray(leaf) + rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32)
+
+    return net, jax.tree.map(perturb, params), jax.tree.map(perturb, state), x
+
+
+def test_a_network_with_folded_batch_norms_computes_the_same():
+    """conv(x, K) normalised = conv(x, K gamma / sqrt(var + eps)) up to a bias per channel."""
+    net, params, state, x = trained_resnet()
+    apply = jax.jit(net.apply)
+    folded = apply(*fold_norms(net.layout, params, state), x)[0]
+    np.testing.assert_allclose(folded, apply(params, state, x)[0], rtol=1e-4)
+
+
+def fold_norms(layout, params, state):
+    """Move each scale into its kernel; the norm keeps the shift alone."""
+    params, state = jax.tree.map(np.copy, (params, state))
+    for block in layout:
+        if block.norm is None:
+            continue
+        layer, norm = at(params, block.path.removesuffix("/kernel")), at(params, block.norm)
+        stats = at(state, block.norm)
+        scale = norm["scale"] / np.sqrt(stats["var"] + BATCH_NORM_EPSILON)
+        layer["kernel"] *= scale
+        norm["bias"] -= stats["mean"] * scale
+        norm["scale"][:], stats["mean"][:], stats["var"][:] = 1, 0, 1 - BATCH_NORM_EPSILON
+    return params, state
+
+
+def at(tree, path):
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def test_graph_weights_fold_the_norms_as_the_network_does():
+    net, params, state, _ = trained_resnet()
+    folded, plain = fold_norms(net.layout, params, state)
+    for ours, theirs in zip(
+        graph_weights(params, net.layout, batch_stats=state),
+        graph_weights(folded, net.layout, batch_stats=plain),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
+# Layouts
+
+
+@every_model
+def test_the_layout_covers_every_kernel_once_and_reaches_the_classes(name):
+    net, params, state, _ = example(name)
+    weights = graph_weights(params, net.layout, batch_stats=state)
+    found, _ = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+    paths = [block.path for block in net.layout if block.path is not None]
+    assert sorted(paths) == sorted(name for name in names if name.endswith("kernel"))
+    widths = {}
+    for (source, target), weight in zip(edges(net.layout), weights, strict=True):
+        assert source < target
+        assert widths.setdefault(source, weight.shape[0]) == weight.shape[0]
+        assert widths.setdefault(target, weight.shape[-1]) == weight.shape[-1]
+    assert sorted(widths) == list(range(len(widths)))
+    assert widths[len(widths) - 1] == 10
+
+
+def test_resnet_skips_carry_the_channels_that_the_block_adds():
+    """With every residual branch silent, the body is the skips alone: groups pass through."""
+    net, params, state, x = example("resnet")
+    params = jax.tree.map(np.array, params)
+    for block in params["blocks"].values():
+        block["norm2"]["scale"][:] = 0
+    stem = jax.lax.conv_general_dilated(
+        x, params["stem"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    carried = jax.nn.relu(stem / math.sqrt(1 + BATCH_NORM_EPSILON))[:, ::4, ::4].mean(axis=(1, 2))
+    weights = graph_weights(params, net.layout, batch_stats=state)
+    for block, weight in zip(net.layout, weights, strict=True):
+        if block.path is None:
+            carried = carried * weight if weight.ndim == 1 else carried @ weight
+    expected = carried @ params["head"]["kernel"] + params["head"]["bias"]
+    logits, _ = jax.jit(net.apply)(params, state, x)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
+
+
+# Misuse
+
+
+MISUSES = {
+    "unknown model": (dict(name="lanet"), "unknown model name 'lanet': did you mean 'lenet'"),
+    "unknown option": (dict(name="resnet", dropout=0.5), "'resnet' has no option 'dropout'"),
+    "dropout of one": (dict(name="mlp", dropout=1.0), "dropout=1.0 is out of range"),
+    "empty layer": (dict(name="mlp", hidden=(5, 0)), "must be positive"),
+    "depth": (dict(name="resnet", depth=18), r"depth=18 is not 6n \+ 2"),
+    "large image": (dict(name="lenet", input_shape=(64, 64, 3)), "larger than 32 x 32"),
+    "features": (dict(name="resnet", input_shape=(30,)), r"input_shape=\(30,\) is not an image"),
+}
+
+
+@pytest.mark.parametrize("config, message", MISUSES.values(), ids=MISUSES)
+def test_misuse_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        models.network(**{"input_shape": (28, 28), "classes": 10, **config})
+
+
+def test_a_linear_model_ignores_dropout():
+    net = models.network("mlp", input_shape=(3,), classes=2, hidden=(), dropout=0.5)
+    params, state = net.init(jax.random.key(0))
+    expected = params["layers"]["0"]["kernel"][0] + params["layers"]["0"]["bias"]
+    logits, _ = train_step(net, params, state, jnp.array([[1.0, 0, 0]]), jax.random.key(0))
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-6)
+
+
+def test_options_are_what_a_model_takes():
+    assert models.options("mlp") == ("hidden", "dropout")
+    assert models.options("resnet") == ("depth",)
