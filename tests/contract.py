@@ -18,7 +18,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, get_origin
 
 import jax
@@ -43,7 +43,7 @@ class Degenerate(NamedTuple):
     finite_gradient: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One public function under contract.
 
@@ -140,7 +140,25 @@ def _is_function(thing: object) -> bool:
 # Clauses
 
 
-# Programs are compiled whole, except where eager execution is the point: op by op costs seconds.
+# Compiling is what the clauses cost, so they share one program per case and dtype; eager execution,
+# which compiles every operation on its own, is left to the clauses where it is the point.
+
+
+@cache
+def program(case: Case) -> Callable[..., Tree]:
+    return jax.jit(case.function)
+
+
+@cache
+def gradient_program(case: Case) -> Callable[..., Tree]:
+    """The gradient, with respect to every input, of a fixed functional of the selected result."""
+
+    def functional(inputs: tuple[Tree, ...]) -> jax.Array:
+        leaves = jax.tree.leaves(case.value(*inputs))
+        pairs = zip(leaves, _unit_normal(0, leaves), strict=True)
+        return sum(jnp.vdot(weight, leaf) for leaf, weight in pairs)
+
+    return jax.jit(jax.grad(functional))
 
 
 def check_oracle(case: Case) -> None:
@@ -148,13 +166,13 @@ def check_oracle(case: Case) -> None:
         with jax.enable_x64(dtype == "float64"):
             inputs = case.inputs(dtype)
             expected = case.oracle(*_float64(inputs))
-            value = jax.jit(case.value)(*inputs)
-        assert_close(value, expected, case.tolerance[dtype], f"oracle, {dtype}")
+            result = case.select(program(case)(*inputs))
+        assert_close(result, expected, case.tolerance[dtype], f"oracle, {dtype}")
 
 
 def check_jit(case: Case) -> None:
     inputs = case.inputs("float32")
-    eager, jitted = case.value(*inputs), jax.jit(case.value)(*inputs)
+    eager, jitted = case.value(*inputs), case.select(program(case)(*inputs))
     assert_close(jitted, eager, case.tolerance["float32"], "jit against eager")
 
 
@@ -201,27 +219,30 @@ def check_gradient(case: Case, *, directions: int = 3, step: float = 1e-5) -> No
     """Compare directional derivatives with central differences, relative to the gradient's norm."""
     with jax.enable_x64(True):
         inputs = _float64(case.inputs("float64"))
-        scalar, gradient = _functional(case), _gradient(case, inputs)
+        gradient = gradient_program(case)(inputs)
         assert _finite(gradient), "the gradient is not finite"
         scale = max(1.0, np.sqrt(_inner(gradient, gradient)))
         for seed in range(directions):
             direction = _unit_normal(seed, inputs)
             forward, backward = (
-                scalar(*jax.tree.map(lambda x, d, s=sign: x + s * step * d, inputs, direction))
-                for sign in (1.0, -1.0)
+                _float64(case.select(program(case)(*_moved(inputs, direction, distance))))
+                for distance in (step, -step)
             )
-            numeric = float(forward - backward) / (2 * step)
+            weights = _unit_normal(0, forward)
+            numeric = (_inner(weights, forward) - _inner(weights, backward)) / (2 * step)
             error = abs(numeric - _inner(gradient, direction)) / scale
             assert error <= case.gradient_tolerance, f"gradient: relative error {error:.1e}"
 
 
 def check_degenerate(case: Case) -> None:
     for name, (inputs, holds, finite_gradient) in case.degenerate.items():
-        result = jax.jit(case.function)(*inputs)
-        assert holds(result), f"degenerate input {name!r} breaks its declaration: {result}"
-        if case.differentiable and finite_gradient:
-            gradient = _gradient(case, inputs)
-            assert _finite(gradient), f"degenerate input {name!r}: the gradient is not finite"
+        with jax.enable_x64(True):
+            inputs = _float64(inputs)
+            result = program(case)(*inputs)
+            assert holds(result), f"degenerate input {name!r} breaks its declaration: {result}"
+            if case.differentiable and finite_gradient:
+                gradient = gradient_program(case)(inputs)
+                assert _finite(gradient), f"degenerate input {name!r}: the gradient is not finite"
 
 
 CLAUSES: dict[str, Callable[[Case], None]] = {
@@ -269,8 +290,7 @@ class _counting_compilations:
 
 def _batch(case: Case) -> tuple[Tree, Tree]:
     singles = [case.inputs("float64", seed) for seed in range(BATCH)]
-    single = jax.jit(case.value)
-    looped = [single(*inputs) for inputs in singles]
+    looped = [case.select(program(case)(*inputs)) for inputs in singles]
     return _stack(singles), _stack(looped)
 
 
@@ -278,20 +298,8 @@ def _stack(trees: list[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _functional(case: Case) -> Callable[..., jax.Array]:
-    """A fixed random linear functional of the selected result, so that every output counts."""
-
-    @jax.jit
-    def scalar(*inputs: Tree) -> jax.Array:
-        leaves = jax.tree.leaves(case.value(*inputs))
-        weights = _unit_normal(0, leaves)
-        return sum(jnp.vdot(leaf, weight) for leaf, weight in zip(leaves, weights, strict=True))
-
-    return scalar
-
-
-def _gradient(case: Case, inputs: tuple[Tree, ...]) -> tuple[Tree, ...]:
-    return jax.jit(jax.grad(_functional(case), argnums=tuple(range(len(inputs)))))(*inputs)
+def _moved(inputs: Tree, direction: Tree, distance: float) -> Tree:
+    return jax.tree.map(lambda x, d: x + distance * d, inputs, direction)
 
 
 def _unit_normal(seed: int, like: Tree) -> Tree:
