@@ -10,9 +10,9 @@ from spectral_jax.graphs.laplacian import Blocks, Edges, chain, split, widths
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
     """Nodes of the largest connected component (the first one, where sizes tie).
 
-    Two nodes are joined where their weight is not zero. Labels spread one edge per pass until nothing changes:
-    a pass over the weights costs about one matvec, and there are at most as many passes as the component's
-    diameter, a handful in a trained network.
+    Two nodes are joined where their weight is not zero. Labels spread one edge per pass until
+    nothing changes: a pass over the weights costs about one matvec, and there are at most as many
+    passes as the component's diameter, a handful in a trained network.
 
     Works under ``jit`` and ``vmap``; piecewise constant, so no gradient.
 

@@ -1,4 +1,4 @@
-"""The Fiedler pair of a network: its algebraic connectivity, where it sits, and how far to trust it."""
+"""The Fiedler pair of a network: its connectivity, where it sits, and how far to trust it."""
 
 from typing import Literal, NamedTuple
 
@@ -8,13 +8,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.graphs.components import largest_component
 from spectral_jax.graphs.laplacian import Blocks, Edges, chain, degrees, laplacian, split, widths
-from spectral_jax.linalg import EigResult, eigsh
+from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh
 
 Component = Literal["largest", "whole"]
 
 
 class FiedlerResult(NamedTuple):
-    """``lambda_2`` (or ``nu_2``), its unit eigenvector over the nodes, and what to know before using it."""
+    """``lambda_2`` (or ``nu_2``), its unit vector over the nodes, and what to know to use them."""
 
     value: Float[Array, ""]
     vector: Float[Array, " N"]
@@ -30,7 +30,7 @@ class FiedlerResult(NamedTuple):
     degree_bound: Float[Array, ""]
     """Upper bound ``N/(N-1) min_i d_i`` (combinatorial) or ``N/(N-1)`` (normalised)."""
     staleness: Float[Array, ""]
-    """``v^T L v / value`` of the ``state`` passed in: what a penalty with that vector overstates; 1 if none."""
+    """``v^T L v / value`` of the ``state`` passed in: what its penalty overstates; 1 if none."""
     component_size: Int[Array, ""]
     """Nodes in the component the pair belongs to; ``N`` for a connected network."""
 
@@ -52,17 +52,18 @@ def fiedler(
 ) -> FiedlerResult:
     """Second-smallest eigenpair of the network Laplacian, with diagnostics.
 
-    The solver starts from what is known to be near: ``state`` (the previous vector), the node of least
-    degree, and the layer-quotient vector, since networks come in two regimes: one where the vector is nearly
-    constant in each layer, and one where it sits on a single weak unit. ``tol`` bounds the relative residual;
-    the relative error of the value is about ``tol**2 * value / gap``.
+    The solver starts from what is known to be near: ``state`` (the previous vector), the node of
+    least degree, and the layer-quotient vector, since networks come in two regimes: one where the
+    vector is nearly constant in each layer, and one where it sits on a single weak unit. ``tol``
+    bounds the relative residual; the relative error of the value is about ``tol**2 * value / gap``.
 
-    A disconnected network has ``lambda_2 = 0``, which says nothing and has no useful gradient; by default the
-    largest component is analysed (``component_size`` tells); ``component="whole"`` keeps the zero.
-    A network without edges has value 0 and a zero vector.
+    A disconnected network has ``lambda_2 = 0``, which says nothing and has no useful gradient; by
+    default the largest component is analysed (``component_size`` tells); ``component="whole"``
+    keeps the zero. A network without edges has value 0 and a zero vector.
 
     Works under ``jit``, ``vmap`` and on sharded blocks; for derivatives use ``fiedler_value``.
-    NaN weights give NaN and ``converged = False``. Raises ``ValueError`` for blocks that do not fit together.
+    NaN weights give NaN and ``converged = False``. Raises ``ValueError`` for blocks that do not fit
+    together.
     Source: arXiv 2003.00992; start block and regimes: measured here (benchmarks/RESULTS.md).
 
     >>> path = [jnp.ones((1, 1)), jnp.full((1, 1), 2.0)]
@@ -74,13 +75,13 @@ def fiedler(
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     pairs = _solve(problem, 1, stale, tol, max_matvecs)
-    exists = problem.count > 1
+    exists = problem.nodes > 1
     vector = jnp.where(exists, pairs.vectors[:, 0], 0)
     value = jnp.where(exists, pairs.values[0], 0)
     known = vector if stale is None else stale
     staleness = jnp.vdot(known, problem.operator @ known) / jnp.where(value > 0, value, 1)
     weighted = jnp.where(problem.mask, problem.degree, jnp.inf)
-    count = problem.count.astype(vector.dtype)
+    count = problem.nodes.astype(vector.dtype)
     fourth = jnp.sum(vector**4)
     return FiedlerResult(
         value=value,
@@ -93,7 +94,7 @@ def fiedler(
         quotient_bound=problem.quotient.value,
         degree_bound=count / jnp.maximum(count - 1, 1) * (1 if normalised else jnp.min(weighted)),
         staleness=jnp.where((value > 0) & (jnp.vdot(known, known) > 0), staleness, 1),
-        component_size=problem.count,
+        component_size=problem.nodes,
     )
 
 
@@ -110,21 +111,24 @@ def fiedler_value(
     tol: float | None = None,
     max_matvecs: int = 400,
 ) -> Float[Array, ""]:
-    """Differentiable algebraic connectivity: ``lambda_2``, or a smooth mixture of ``lambda_2..lambda_{k+1}``.
+    """Differentiable connectivity: ``lambda_2``, or a mixture of ``lambda_2..lambda_{k+1}``.
 
-    ``reduce="mean"`` averages the ``k`` values (the peer's clusterability penalty, arXiv 2103.03386);
-    ``"softmin"`` is ``-log(mean(exp(-sharpness lambda))) / sharpness``. Both are smooth where the single
-    eigenvalue crosses another and its gradient jumps.
+    ``reduce="mean"`` averages the ``k`` values (the peer's clusterability penalty, arXiv
+    2103.03386); ``"softmin"`` is ``-log(mean(exp(-sharpness lambda))) / sharpness``. Both are
+    smooth where the single eigenvalue crosses another and its gradient jumps.
 
     The gradient is ``sign(W_ij) (v_i - v_j)^2``, or for the normalised Laplacian
-    ``sign(W_ij) ((y_i - y_j)^2 - nu (y_i^2 + y_j^2))`` with ``y = D^-1/2 v``; it is exact at a converged pair,
-    finite at a repeated eigenvalue and for disconnected networks, and itself differentiable for ``k == 1``.
+    ``sign(W_ij) ((y_i - y_j)^2 - nu (y_i^2 + y_j^2))`` with ``y = D^-1/2 v``; it is exact at a
+    converged pair, finite at a repeated eigenvalue and for disconnected networks, and itself
+    differentiable for ``k == 1``.
 
-    Works under ``jit``, ``vmap`` and reverse-mode ``grad``. ``tol`` defaults to ``sqrt(eps)``: a gradient
-    wants a better vector than a value does. Raises ``ValueError`` for misfitting blocks or ``k >= N``.
+    Works under ``jit``, ``vmap`` and reverse-mode ``grad``. ``tol`` defaults to ``sqrt(eps)``: a
+    gradient wants a better vector than a value does. Raises ``ValueError`` for misfitting blocks or
+    ``k >= N``.
     Source: arXiv 2003.00992; Hellmann-Feynman.
 
-    >>> grads = jax.grad(lambda w: fiedler_value(w, normalised=False))([jnp.ones((1, 1)), 2 * jnp.ones((1, 1))])
+    >>> path = [jnp.ones((1, 1)), 2 * jnp.ones((1, 1))]
+    >>> grads = jax.grad(lambda w: fiedler_value(w, normalised=False))(path)
     >>> [round(float(g[0, 0]), 3) for g in grads]
     [1.0, 0.134]
     """
@@ -133,14 +137,14 @@ def fiedler_value(
     stale = None if state is None else problem.embed(state)
     values = _solve(problem, k, stale, tol, max_matvecs).values
     # Fewer than k non-trivial pairs in the component: what is left lies above the spectrum.
-    real = jnp.arange(k) < problem.count - 1
+    real = jnp.arange(k) < problem.nodes - 1
     if reduce == "mean":
         return jnp.sum(jnp.where(real, values, 0)) / jnp.maximum(jnp.sum(real), 1)
     if reduce != "softmin":
         raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
     exponents = jnp.where(real, -sharpness * values, -jnp.inf)
     mixture = jax.nn.logsumexp(exponents, where=real) - jnp.log(jnp.maximum(jnp.sum(real), 1))
-    return jnp.where(problem.count > 1, -mixture / sharpness, 0)
+    return jnp.where(problem.nodes > 1, -mixture / sharpness, 0)
 
 
 def fiedler_pairs(
@@ -156,9 +160,10 @@ def fiedler_pairs(
 ) -> EigResult:
     """The ``k`` smallest non-trivial eigenpairs of the network Laplacian.
 
-    In a component of ``count`` nodes only ``count - 1`` are real; further ones lie at twice the largest degree
-    (combinatorial) or at 2 (normalised). Works under ``jit``, ``vmap`` and reverse-mode ``grad``
-    (``values``; ``vectors`` for ``k == 1``). Raises ``ValueError`` as ``fiedler`` does.
+    In a component of ``count`` nodes only ``count - 1`` are real; further ones lie at twice the
+    largest degree (combinatorial) or at 2 (normalised). Works under ``jit``, ``vmap`` and
+    reverse-mode ``grad`` (``values``; ``vectors`` for ``k == 1``). Raises ``ValueError`` as
+    ``fiedler`` does.
     Source: arXiv 2103.03386 for the sum of several.
 
     >>> fiedler_pairs([jnp.ones((2, 3))], 2, normalised=False).values.round(3).tolist()
@@ -186,15 +191,16 @@ def layer_quotient(
 ) -> LayerQuotient:
     """Connectivity of the graph whose nodes are the layers: a cheap upper bound on ``lambda_2``.
 
-    With ``S_l = sum |W_l|`` and ``Q`` the ``(L+1) x (L+1)`` Laplacian with weights ``S``, the value is the second
-    eigenvalue of ``diag(n)^-1/2 Q diag(n)^-1/2``, ``n`` the group sizes (the group volumes if
-    ``normalised``): the Rayleigh quotient of the best vector that is constant in each layer. ``vector`` is that
-    unit vector over the nodes. One pass over the weights.
+    With ``S_l = sum |W_l|`` and ``Q`` the ``(L+1) x (L+1)`` Laplacian with weights ``S``, the value
+    is the second eigenvalue of ``diag(n)^-1/2 Q diag(n)^-1/2``, ``n`` the group sizes (the group
+    volumes if ``normalised``): the Rayleigh quotient of the best vector that is constant in each
+    layer. ``vector`` is that unit vector over the nodes. One pass over the weights.
 
     Works under ``jit``, ``vmap`` and ``grad`` (of ``value``; finite at repeated eigenvalues).
     Source: derived (quotient of an equitable relaxation; Courant-Fischer).
 
-    >>> round(float(layer_quotient([jnp.ones((2, 2)), jnp.ones((2, 2))], normalised=False).value), 4)
+    >>> net = [jnp.ones((2, 2)), jnp.ones((2, 2))]
+    >>> round(float(layer_quotient(net, normalised=False).value), 4)
     2.0
     """
     edges = chain(weights) if edges is None else tuple(edges)
@@ -225,12 +231,12 @@ def layer_quotient(
 
 
 class _Problem(NamedTuple):
-    operator: object
+    operator: SymmetricOperator
     mask: Array
     degree: Array
     null: Array
     quotient: LayerQuotient
-    count: Array
+    nodes: Array
     normalised: bool
 
     def embed(self, state: Array) -> Array:
@@ -259,7 +265,7 @@ def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Compone
         degree=degree,
         null=null / jnp.where(length > 0, length, 1),
         quotient=layer_quotient(constants, normalised=normalised, edges=edges, mask=mask),
-        count=mask.sum(),
+        nodes=mask.sum(),
         normalised=normalised,
     )
 

@@ -1,8 +1,8 @@
 """A network as a weighted graph: its Laplacian as a matrix-free operator.
 
-Nodes are units (or channels) in groups ``0 .. L``; a weight block ``[n_source, n_target]`` joins two groups
-with edge weights ``|w|``; a one-dimensional block ``[n]`` joins equal-sized groups unit by unit (a skip).
-Without ``edges`` the blocks form the chain ``0-1, 1-2, ...``.
+Nodes are units (or channels) in groups ``0 .. L``; a weight block ``[n_source, n_target]`` joins
+two groups with edge weights ``|w|``; a one-dimensional block ``[n]`` joins equal-sized groups unit
+by unit (a skip). Without ``edges`` the blocks form the chain ``0-1, 1-2, ...``.
 """
 
 import dataclasses
@@ -42,14 +42,15 @@ def widths(weights: Blocks, edges: Edges | None = None) -> tuple[int, ...]:
     for index, (block, (source, target)) in enumerate(zip(weights, edges, strict=True)):
         if block.ndim not in (1, 2) or source == target:
             raise ValueError(
-                f"weights[{index}] has shape {block.shape} on edge {(source, target)}: pass [n_source, n_target] "
-                "(or [n] for a unit-by-unit skip) between two different groups"
+                f"weights[{index}] has shape {block.shape} on edge {(source, target)}: pass "
+                "[n_source, n_target] (or [n] for a unit-by-unit skip) between two different groups"
             )
         for group, width in ((source, block.shape[0]), (target, block.shape[-1])):
             if found.setdefault(group, width) != width:
                 raise ValueError(
-                    f"weights[{index}] gives group {group} {width} units, an earlier block {found[group]}: "
-                    "check the order and orientation ([n_source, n_target]) of the blocks"
+                    f"weights[{index}] gives group {group} {width} units, an earlier block "
+                    f"{found[group]}: check the order and orientation ([n_source, n_target]) of "
+                    "the blocks"
                 )
     if sorted(found) != list(range(len(found))):
         raise ValueError(f"edges={edges}: every group 0..{max(found)} needs a block")
@@ -65,9 +66,10 @@ def laplacian(
 ) -> SymmetricOperator:
     """``L = D - A`` of the network graph, or ``D^-1/2 L D^-1/2``, on ``N = n_0 + ... + n_L`` nodes.
 
-    One product costs two passes over the weights, about a forward and a backward pass at batch 1; the
-    ``N x N`` matrix never exists. Nodes outside ``mask`` (or of degree zero, if ``normalised``) are set apart:
-    they become eigenvectors above the rest of the spectrum. ``mask`` must be a union of components.
+    One product costs two passes over the weights, about a forward and a backward pass at batch 1;
+    the ``N x N`` matrix never exists. Nodes outside ``mask`` (or of degree zero, if ``normalised``)
+    are set apart: they become eigenvectors above the rest of the spectrum. ``mask`` must be a union
+    of components.
 
     Works under ``jit``, ``vmap``, ``grad`` with respect to ``weights`` and on sharded blocks.
     Raises ``ValueError`` for blocks that do not fit together.
@@ -105,11 +107,13 @@ def rayleigh_quotient(
 ) -> Float[Array, ""]:
     """``v^T L v / v^T v``, or ``v^T L v / v^T D v`` if ``normalised``, as a sum over edges.
 
-    ``v^T L v = sum_ij |W_ij| (v_i - v_j)^2``, so with ``v`` held constant the gradient with respect to
-    ``W_ij`` is ``sign(W_ij) (v_i - v_j)^2`` for a unit ``v``: the Fiedler penalty. With ``normalised``,
-    ``v`` is ``D^-1/2 u`` and the gradient ``sign(W_ij) ((v_i - v_j)^2 - nu (v_i^2 + v_j^2)) / v^T D v``.
+    ``v^T L v = sum_ij |W_ij| (v_i - v_j)^2``, so with ``v`` held constant the gradient with respect
+    to ``W_ij`` is ``sign(W_ij) (v_i - v_j)^2`` for a unit ``v``: the Fiedler penalty. With
+    ``normalised``, ``v`` is ``D^-1/2 u`` and the gradient
+    ``sign(W_ij) ((v_i - v_j)^2 - nu (v_i^2 + v_j^2)) / v^T D v``.
 
-    Works under ``jit``, ``vmap`` and ``grad`` (one fused pass over the weights). Source: arXiv 2003.00992.
+    Works under ``jit``, ``vmap`` and ``grad`` (one fused pass over the weights).
+    Source: arXiv 2003.00992.
     """
     edges = chain(weights) if edges is None else tuple(edges)
     sizes = widths(weights, edges)

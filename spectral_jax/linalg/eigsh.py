@@ -16,15 +16,16 @@ from spectral_jax.linalg.operators import SymmetricOperator
 
 # A random Krylov probe of this length looks for an eigenvalue beyond the ones a start block led to.
 _PROBE_STEPS = 8
-# Lanczos basis beyond the wanted pairs; 20 is ARPACK's habit and was the best of 12..40 on our graphs.
+# Lanczos basis beyond the wanted pairs; 20 is ARPACK's habit and was the best of 12..40 on our
+# graphs.
 _LANCZOS_EXTRA = 20
 
 
 class EigResult(NamedTuple):
-    """Eigenpairs, best first (ascending for ``SA``, descending for ``LA``), and how far to trust them.
+    """Eigenpairs, best first (``SA`` ascending, ``LA`` descending), and how far to trust them.
 
-    ``residuals[i] = ||A v_i - values_i v_i||``: an eigenvalue of ``A`` lies that close to ``values[i]``.
-    ``converged`` is per pair; ``matvecs`` counts every product with the operator.
+    ``residuals[i] = ||A v_i - values_i v_i||``: an eigenvalue of ``A`` lies that close to
+    ``values[i]``. ``converged`` is per pair; ``matvecs`` counts every product with the operator.
     """
 
     values: Float[Array, " k"]
@@ -48,31 +49,33 @@ def eigsh(
 ) -> EigResult:
     """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``.
 
-    A pair has converged when ``||A v - theta v|| <= tol |theta|``, or when that residual is at the rounding
-    floor of the dtype (which is how an eigenvalue 0 converges). Pairs are sought in the orthogonal
-    complement of ``deflate``.
+    A pair has converged when ``||A v - theta v|| <= tol |theta|``, or when that residual is at the
+    rounding floor of the dtype (which is how an eigenvalue 0 converges). Pairs are sought in the
+    orthogonal complement of ``deflate``.
 
     Args:
-      v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one if None.
-        A start block can lie in an invariant subspace that does not hold the wanted pair, so a converged
-        answer is probed by ``8`` random Lanczos steps in its complement and the search goes on from there
-        if they see a value beyond it.
-      deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of ``op``.
-      preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with, positive
-        definite: a diagonal ``[n]`` (such as ``1 / diag(A)``) or an operator.
+      v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one
+        if None. A start block can lie in an invariant subspace that does not hold the wanted pair,
+        so a converged answer is probed by ``8`` random Lanczos steps in its complement and the
+        search goes on from there if they see a value beyond it.
+      deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of
+        ``op``.
+      preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with,
+        positive definite: a diagonal ``[n]`` (such as ``1 / diag(A)``) or an operator.
       tol: relative residual; ``sqrt(eps)`` of the dtype if None.
       max_matvecs: cap; on reaching it the best pairs so far come back with ``converged = False``.
-      method: ``auto`` picks ``lobpcg`` for one pair with a preconditioner or a start, else ``lanczos``
-        (measured: benchmarks/RESULTS.md).
+      method: ``auto`` picks ``lobpcg`` for one pair with a preconditioner or a start, else
+        ``lanczos`` (measured: benchmarks/RESULTS.md).
 
-    Works under ``jit`` (static: ``k``, ``which``, ``tol``, ``max_matvecs``, ``method``), ``vmap`` and on
-    sharded operators. Reverse-mode derivatives with respect to ``op.data`` are exact at a converged pair:
-    ``d values = v^T dA v``, and for ``vectors`` (``k == 1`` only) the adjoint solved by conjugate gradients;
-    no derivative flows to ``v0``, ``deflate`` or ``preconditioner``. At a repeated eigenvalue the derivative
-    of ``values`` is one finite element of the generalised gradient, that of ``vectors`` does not exist.
-    NaN in the operator gives NaN values and ``converged = False``.
-    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start block, and
-    ``NotImplementedError`` for derivatives of several vectors.
+    Works under ``jit`` (static: ``k``, ``which``, ``tol``, ``max_matvecs``, ``method``), ``vmap``
+    and on sharded operators. Reverse-mode derivatives with respect to ``op.data`` are exact at a
+    converged pair: ``d values = v^T dA v``, and for ``vectors`` (``k == 1`` only) the adjoint
+    solved by conjugate gradients; no derivative flows to ``v0``, ``deflate`` or ``preconditioner``.
+    At a repeated eigenvalue the derivative of ``values`` is one finite element of the generalised
+    gradient, that of ``vectors`` does not exist. NaN in the operator gives NaN values and
+    ``converged = False``.
+    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start
+    block, and ``NotImplementedError`` for derivatives of several vectors.
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
     Wu & Simon 2000 (thick-restart Lanczos).
 
@@ -81,9 +84,9 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
-    method = _check(op, k, which, v0, deflate, preconditioner, method)
+    chosen = _check(op, k, which, v0, deflate, preconditioner, method)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tol
-    options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, method)
+    options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen)
     return _eigsh(options, op, v0, deflate, preconditioner)
 
 
@@ -117,13 +120,13 @@ def _eigsh(options, op, v0, deflate, preconditioner) -> EigResult:
 
 def _eigsh_forward(options, *arguments):
     op, v0, deflate, preconditioner = custom_vjp_primal_tree_values(arguments)
-    # Vectors kept for the backward pass carry their own derivative, so second derivatives are right.
+    # Vectors kept for the backward pass carry their own derivative: second derivatives are right.
     result = _eigsh(options, op, v0, deflate, preconditioner)
     return result, (op, v0, deflate, preconditioner, result.values, result.vectors)
 
 
 def _eigsh_backward(options, saved, cotangent: EigResult):
-    """``A_bar = sum_j z_j v_j^T`` with ``z_j = values_bar_j v_j + (A - values_j)^+ (-vectors_bar_j)``."""
+    """``A_bar = sum_j z_j v_j^T``, ``z_j = values_bar_j v_j - (A - values_j)^+ vectors_bar_j``."""
     op, v0, deflate, preconditioner, values, vectors = saved
     adjoint = jnp.zeros_like(vectors)
     if not isinstance(cotangent.values, SymbolicZero):
@@ -140,8 +143,11 @@ def _eigsh_backward(options, saved, cotangent: EigResult):
 
 
 def _vector_adjoint(options, op, deflate, value, vector, cotangent) -> Array:
-    """Solve ``(A - value) z = -P cotangent`` off the vector: by division on the deflated eigenvectors, by
-    conjugate gradients on the rest, where ``A - value`` is definite."""
+    """Solve ``(A - value) z = -P cotangent`` off the vector.
+
+    By division on the deflated eigenvectors, by conjugate gradients on the rest, where
+    ``A - value`` is definite.
+    """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
 
     def shifted(z):
@@ -205,7 +211,7 @@ class _Search(NamedTuple):
         return residuals <= jnp.maximum(self.tol * jnp.abs(values), floor)
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
-        """Rayleigh quotients and residuals from fresh products: nothing recurred, nothing drifted."""
+        """Rayleigh quotients and residuals from fresh products: nothing recurred or drifted."""
         images = self.op @ vectors
         values = jnp.sum(vectors * images, axis=0)
         residuals = jnp.linalg.norm(images - values * vectors, axis=0)
@@ -216,7 +222,7 @@ class _Search(NamedTuple):
 
 
 def _solve_and_probe(search: _Search, solve, start: Array) -> EigResult:
-    """Solve; probe the complement of the answer; while it holds a better value, solve again from there."""
+    """Solve and probe the complement; while it holds a better value, solve again from there."""
     op, k, sign = search.op, search.k, search.sign
     steps = min(_PROBE_STEPS, search.free_dimension - k)
     width = max(start.shape[1], k + 1)
@@ -267,7 +273,7 @@ class _Lobpcg(NamedTuple):
 
 
 def _lobpcg(search: _Search, precondition, start: Array, spent: Array) -> EigResult:
-    """Locally optimal block preconditioned conjugate gradients in an orthonormal basis [X, W, P]."""
+    """Locally optimal block preconditioned conjugate gradients, orthonormal basis [X, W, P]."""
     op, k, sign, fixed = search.op, search.k, search.sign, search.fixed
 
     def rayleigh_ritz(s, image, scale, matvecs, *, starting=False):
@@ -275,8 +281,8 @@ def _lobpcg(search: _Search, precondition, start: Array, spent: Array) -> EigRes
         gram = sign * _mm(s.T, image)
         values, c = _best_pairs((gram + gram.T) / 2, jnp.linalg.norm(s, axis=0) > 0.5, 2 * k)
         values, c, next_best = sign * values[:k], c[:, :k], c[:, k:]
-        # P is what moved X, kept orthogonal to the new X by working in coordinates. At the start nothing
-        # has moved yet: what else the start block holds is the best guess.
+        # P is what moved X, kept orthogonal to the new X by working in coordinates. At the start
+        # nothing has moved yet: what else the start block holds is the best guess.
         moved = next_best if starting else _orthonormalise(c.at[:k].set(0), c)
         moved = jnp.pad(moved, ((0, 0), (0, k - moved.shape[1])))
         x, ax, p, ap = _mm(s, c), _mm(image, c), _mm(s, moved), _mm(image, moved)
@@ -370,14 +376,14 @@ def _thick_restart(search: _Search, start: Array, spent: Array) -> EigResult:
 
 
 def _best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
-    """Smallest eigenpairs of the projected matrix, with empty (zero) basis columns out of the running."""
+    """Smallest eigenpairs of the projected matrix; empty (zero) basis columns do not compete."""
     ceiling = 2 * jnp.max(jnp.sum(jnp.abs(gram), axis=0)) + 1
     values, coordinates = jnp.linalg.eigh(gram + jnp.diag(jnp.where(valid, 0, ceiling)))
     return values[:k], jnp.where(valid[:, None], coordinates[:, :k], 0)
 
 
 def _orthonormalise(x: Array, *bases: Array) -> Array:
-    """Orthonormal columns for the part of ``x`` outside ``bases``; dependent columns become zero (SVQB)."""
+    """Orthonormal columns for ``x`` outside ``bases``; dependent columns become zero (SVQB)."""
     for _ in range(2):
         x = _normalise(orthogonalise(_normalise(x), *bases))
         values, rotation = jnp.linalg.eigh(_mm(x.T, x))

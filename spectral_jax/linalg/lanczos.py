@@ -33,14 +33,14 @@ def lanczos(
 ) -> Tridiagonal:
     """Tridiagonalise ``op`` on the Krylov space of ``v0``: ``Q^T A Q = T``.
 
-    Every new vector is orthogonalised twice against the whole basis (and against the orthonormal columns
-    of ``deflate``), which keeps ``||Q^T Q - I||`` at rounding level for any number of steps at
-    ``O(n steps)`` extra work a step. Uses exactly ``steps`` matvecs.
+    Every new vector is orthogonalised twice against the whole basis (and against the orthonormal
+    columns of ``deflate``), which keeps ``||Q^T Q - I||`` at rounding level for any number of steps
+    at ``O(n steps)`` extra work a step. Uses exactly ``steps`` matvecs.
 
     Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode (``steps`` is static).
     Raises ``ValueError`` if ``steps`` is not in ``1..n``.
-    Source: Golub & Van Loan, Matrix Computations, section 10.3; reorthogonalisation "twice is enough"
-    (Giraud et al. 2005).
+    Source: Golub & Van Loan, Matrix Computations, section 10.3; reorthogonalisation "twice is
+    enough" (Giraud et al. 2005).
 
     >>> from spectral_jax.linalg import dense_operator
     >>> t = lanczos(dense_operator(jnp.diag(jnp.arange(4.0))), jnp.ones(4), 4)

@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 class SymmetricOperator:
     """A real symmetric operator ``x -> apply(data, x)`` on vectors of length ``size``.
 
-    The arrays live in ``data`` (a pytree, traced) and the code in ``apply`` (static), so an operator
-    passes through ``jit``, ``vmap`` and ``grad`` like any other argument, and a solver compiled for one
-    operator serves every operator with the same ``apply`` and shapes. Keep ``apply`` a module-level
-    function or a hashable callable: a fresh lambda compiles afresh.
+    The arrays live in ``data`` (a pytree, traced) and the code in ``apply`` (static), so an
+    operator passes through ``jit``, ``vmap`` and ``grad`` like any other argument, and a solver
+    compiled for one operator serves every operator with the same ``apply`` and shapes. Keep
+    ``apply`` a module-level function or a hashable callable: a fresh lambda compiles afresh.
 
     Symmetry is the caller's promise; nothing here checks it.
 

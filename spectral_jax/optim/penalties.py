@@ -1,8 +1,8 @@
 """The catalogue of penalties on weight magnitudes; a new one is one entry here.
 
-A penalty has an expensive part, refreshed now and then (eigenvectors, kept in ``state``), and a cheap part,
-its ``value`` as a function of the magnitudes ``|W|`` with that state held constant. Everything else
-(gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
+A penalty has an expensive part, refreshed now and then (eigenvectors, kept in ``state``), and a
+cheap part, its ``value`` as a function of the magnitudes ``|W|`` with that state held constant.
+Everything else (gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ Magnitudes = Sequence[Float[Array, "..."]]
 
 
 class Penalty(NamedTuple):
-    """``init(w) -> state``, ``refresh(w, state) -> state``, ``value(w, state)``, ``staleness(w, state)``.
+    """``value(w, state)``, ``init(w)``, ``refresh(w, state) -> state``, ``staleness(w, state)``.
 
-    ``w`` are the magnitudes of the weight blocks; ``value`` must be differentiable in them. ``staleness`` is the
-    relative residual of the kept vectors for the current weights: what a refresh would repair.
-    ``refresh`` is None for a penalty without state.
+    ``w`` are the magnitudes of the weight blocks; ``value`` must be differentiable in them.
+    ``staleness`` is the relative residual of the kept vectors for the current weights: what a
+    refresh would repair. ``refresh`` is None for a penalty without state.
     """
 
     value: Callable[[Magnitudes, Any], Array]
@@ -44,16 +44,16 @@ class EigenState(NamedTuple):
 
 def l1() -> Penalty:
     """``sum |W_ij|``."""
-    return Penalty(value=lambda w, _: sum(jnp.sum(block) for block in w))
+    return Penalty(value=lambda w, _: jnp.stack([jnp.sum(block) for block in w]).sum())
 
 
 def l2() -> Penalty:
     """``sum W_ij^2 / 2``; its proximal mode is decoupled weight decay."""
-    return Penalty(value=lambda w, _: sum(jnp.sum(block**2) for block in w) / 2)
+    return Penalty(value=lambda w, _: jnp.stack([jnp.sum(block**2) for block in w]).sum() / 2)
 
 
 def layer_quotient(*, edges: graphs.Edges | None = None, normalised: bool = False) -> Penalty:
-    """The layer-quotient bound on ``lambda_2``: L1 with one constant per layer, following the layers' sums."""
+    """The layer-quotient bound on ``lambda_2``: L1 with a constant per layer, from layer sums."""
 
     def value(w, _):
         return graphs.layer_quotient(w, normalised=normalised, edges=edges).value
@@ -71,7 +71,7 @@ def fiedler(
     tol: float = 1e-3,
     max_matvecs: int = 400,
 ) -> Penalty:
-    """``sign * mean(lambda_2 .. lambda_{k+1})``, or ``nu`` if ``normalised``; ``sign=-1`` widens the gap.
+    """``sign * mean(lambda_2 .. lambda_{k+1})`` (``nu`` if ``normalised``); -1 widens the gap.
 
     Source: arXiv 2003.00992 (``lambda_2``); arXiv 2103.03386 (several ``nu``).
     """
@@ -83,7 +83,7 @@ def fiedler(
         return jax.vmap(one, in_axes=1)(_nodal(w, state.vectors))
 
     def _nodal(w, vectors):
-        """``y = D^-1/2 u`` for the normalised Laplacian, with the degrees of today, held constant."""
+        """``y = D^-1/2 u`` for the normalised Laplacian, today's degrees held constant."""
         if not normalised:
             return vectors
         degree = jax.lax.stop_gradient(graphs.degrees(w, edges=edges))

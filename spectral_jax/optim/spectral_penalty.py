@@ -18,8 +18,8 @@ View = Callable[[optax.Params], tuple[Array, ...]]
 class Refresh(NamedTuple):
     """When to recompute a penalty's eigenvectors.
 
-    ``due(step)`` says at which steps to look; with a ``tolerance``, what is due is first a look at the relative
-    residual of the vectors at hand (one matvec), and only above it a solve.
+    ``due(step)`` says at which steps to look; with a ``tolerance``, what is due is first a look at
+    the relative residual of the vectors at hand (one matvec), and only above it a solve.
     """
 
     due: Callable[[Int[Array, ""]], Bool[Array, ""]]
@@ -32,12 +32,12 @@ def every(steps: int) -> Refresh:
 
 
 def on_residual(tolerance: float = 0.05, *, check_every: int = 10) -> Refresh:
-    """Solve when ``||L v - rho v|| / rho`` exceeds ``tolerance``, looked at every ``check_every`` steps."""
+    """Solve when ``||L v - rho v|| / rho`` exceeds ``tolerance``, checked every so many steps."""
     return Refresh(lambda step: step % check_every == 0, tolerance)
 
 
 def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
-    """The released code's schedule (arXiv 2003.00992): at an epoch's start and after its steps 0, 100, 200..."""
+    """The released schedule (arXiv 2003.00992): an epoch's start and after its steps 0, 100, ..."""
 
     def due(step):
         within = step % steps_per_epoch
@@ -47,7 +47,7 @@ def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
 
 
 class SpectralPenaltyState(NamedTuple):
-    """``step`` counts updates, ``penalty`` is the penalty's own state (warm start and diagnostics)."""
+    """``step`` counts updates, ``penalty`` is the penalty's state (warm start, diagnostics)."""
 
     step: Int[Array, ""]
     penalty: Any
@@ -67,21 +67,25 @@ def spectral_penalty(
     """Add ``strength * penalty(|W|)`` to the objective.
 
     With ``c = d penalty / d|W|`` at the vectors of the last refresh, ``mode="penalty"`` adds
-    ``strength * c * sign(W)`` to the gradient (put it first in ``optax.chain``); ``mode="proximal"``
-    shrinks each weight by ``learning_rate * strength * c`` after the step, stopping at zero (put it last; under
-    heavy-ball momentum ``m`` pass ``lr / (1 - m)`` for the same strength). The proximal step cannot chatter across
-    zero, which the penalty does at large strengths. Weights on no edge (biases) are left alone.
+    ``strength * c * sign(W)`` to the gradient (put it first in ``optax.chain``);
+    ``mode="proximal"`` shrinks each weight by ``learning_rate * strength * c`` after the step,
+    stopping at zero (put it last; under heavy-ball momentum ``m`` pass ``lr / (1 - m)`` for the
+    same strength). The proximal step cannot chatter across zero, which the penalty does at large
+    strengths. Weights on no edge (biases) are left alone.
 
     Args:
       name: an entry of ``PENALTIES`` (``options`` go to it) or a ``Penalty``.
-      view: ``params -> blocks``, a non-negative linear map of magnitudes to the graph's weight blocks
-        (a selection of kernels, a norm over kernel positions); default: the chain of dense kernels.
+      view: ``params -> blocks``, a non-negative linear map of magnitudes to the graph's weight
+        blocks (a selection of kernels, a norm over kernel positions); default: the chain of dense
+        kernels.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
-      axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh then happens for
-        all members when any needs it: a batched predicate would make ``lax.cond`` run both branches each step.
+      axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh
+        then happens for all members when any needs it: a batched predicate would make ``lax.cond``
+        run both branches each step.
 
-    Works under ``jit``, ``vmap`` (with ``axis_name``) and ``scan``; the state is a pytree of arrays.
-    Raises ``ValueError`` for an unknown name or mode, a missing ``learning_rate`` or ``params``.
+    Works under ``jit``, ``vmap`` (with ``axis_name``) and ``scan``; the state is a pytree of
+    arrays. Raises ``ValueError`` for an unknown name or mode, a missing ``learning_rate`` or
+    ``params``.
     Source: arXiv 2003.00992; proximal mode: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -109,7 +113,7 @@ def spectral_penalty(
         kept = _refreshed(
             penalty, refresh, _blocks(view, jax.tree.map(jnp.abs, params)), state, axis_name
         )
-        # A weight at zero has a slope in |W| too: it is what keeps the weight there. Slope, not subgradient.
+        # The slope in |W|, not a subgradient: a weight at zero has one too, which keeps it there.
         magnitudes = jax.tree.map(
             lambda p: jnp.maximum(jnp.abs(p), jnp.finfo(p.dtype).tiny), params
         )
@@ -130,7 +134,7 @@ def spectral_penalty(
 def fiedler_decay(
     delta: float | Float[Array, ""], *, normalised: bool = False, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Fiedler regularisation, ``delta * lambda_2`` (``nu_2`` if ``normalised``), as an Optax transformation.
+    """Fiedler regularisation: ``delta * lambda_2``, or ``delta * nu_2`` if ``normalised``.
 
     ``spectral_penalty("fiedler", delta, ...)``, whose options it takes.
     Source: arXiv 2003.00992, arXiv 2304.03096.
@@ -166,7 +170,7 @@ def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenalt
     blocks = jax.lax.stop_gradient(blocks)
 
     def somewhere(flag):
-        """True if it is for any member of the vmapped axis; not batched, so ``cond`` stays a branch."""
+        """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
         return flag if axis_name is None else jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
 
     def solve():
