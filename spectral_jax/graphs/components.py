@@ -1,5 +1,7 @@
 """Connected components of a network graph, by label propagation inside the compiled program."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
@@ -19,7 +21,11 @@ def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Ar
     >>> largest_component([jnp.array([[1.0, 0.0], [1.0, 0.0]])]).tolist()
     [True, True, True, False]
     """
-    edges = chain(weights) if edges is None else tuple(edges)
+    return _largest_component(tuple(weights), chain(weights) if edges is None else tuple(edges))
+
+
+@partial(jax.jit, static_argnames="edges")
+def _largest_component(weights: Blocks, edges: Edges) -> Array:
     sizes = widths(weights, edges)
     joined = tuple(jax.lax.stop_gradient(block) != 0 for block in weights)
 

@@ -35,6 +35,7 @@ class EigResult(NamedTuple):
     matvecs: Int[Array, ""]
 
 
+@partial(jax.jit, static_argnames=("k", "which", "tol", "max_matvecs", "method"))
 def eigsh(
     op: SymmetricOperator,
     k: int = 1,

@@ -1,5 +1,6 @@
 """The Lanczos process with full reorthogonalisation."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ class Tridiagonal(NamedTuple):
     rank: Int[Array, ""]
 
 
+@partial(jax.jit, static_argnames="steps")
 def lanczos(
     op: SymmetricOperator,
     v0: Float[Array, " n"],
