@@ -36,6 +36,7 @@ PAPER_COMPAT = (
     "epoch_start_and_every_100",
     "half_gradient",
     "l1_biases",
+    "rescale_units",
     "whole_graph",
 )
 

@@ -14,6 +14,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Shown with every result; a run's hash leaves them out.
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+# The modules beside this one that decide a run's numbers.
+TRAINING = ("train", "loop", "regularise", "measure", "config")
 # The rooms of the library that no training step reads.
 SIDE_DOOR = ("plots", "cli", "_doctor", "checkpoints")
 
@@ -22,7 +24,7 @@ def code_hash(repository: Path = REPOSITORY) -> str:
     """SHA-256 over the code that decides a run's numbers: not pictures, papers or the doors."""
     patterns = ("spectral_jax/**/*.py", "models/**/*.py", "experiments/data/**/*.py")
     files = {path for pattern in patterns for path in repository.glob(pattern)}
-    files |= {repository / "experiments" / f"{name}.py" for name in ("train", "config", "data")}
+    files |= {repository / "experiments" / f"{name}.py" for name in TRAINING}
     digest = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(repository)

@@ -4,11 +4,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.graphs.components import largest_component
 from spectral_jax.graphs.laplacian import Blocks, Edges, chain, degrees, laplacian, split, widths
-from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh
+from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh, generic_vectors
 
 Component = Literal["largest", "whole"]
 
@@ -209,16 +210,18 @@ def layer_quotient(
     inside = (jnp.ones(total, bool) if mask is None else mask).astype(weights[0].dtype)
     degree = degrees(weights, edges=edges) * inside
     amount = degree if normalised else inside
-    groups = len(sizes)
     size = jnp.stack([part.sum() for part in split(amount, sizes)])
-    q = jnp.zeros((groups, groups), degree.dtype)
     member = split(inside, sizes)
-    for block, (source, target) in zip(weights, edges, strict=True):
+    totals = []
+    for block, (source, _) in zip(weights, edges, strict=True):
         a = block * jnp.sign(block)
-        kept = a * (member[source][:, None] if a.ndim == 2 else member[source])
-        weight = jnp.sum(kept)
-        q = q.at[source, source].add(weight).at[target, target].add(weight)
-        q = q.at[source, target].add(-weight).at[target, source].add(-weight)
+        totals.append(jnp.sum(a * (member[source][:, None] if a.ndim == 2 else member[source])))
+    # Q = B^T diag(S) B with the signed incidence matrix B of the layers.
+    incidence = np.zeros((len(edges), len(sizes)))
+    for row, (source, target) in enumerate(edges):
+        incidence[row, source], incidence[row, target] = 1, -1
+    b = jnp.asarray(incidence, degree.dtype)
+    q = jnp.einsum("ei,e,ej->ij", b, jnp.stack(totals), b, precision="highest")
     present = size > 0
     scale = jnp.where(present, jnp.where(present, size, 1) ** -0.5, 0)
     ceiling = jax.lax.stop_gradient(2 * jnp.max(jnp.diag(q) * scale**2) + 1)
@@ -273,7 +276,7 @@ def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Compone
 def _solve(problem: _Problem, k: int, state, tol, max_matvecs: int) -> EigResult:
     weakest = jnp.argmin(jnp.where(problem.mask, problem.degree, jnp.inf))
     indicator = jnp.zeros_like(problem.null).at[weakest].set(1)
-    noise = jax.random.normal(jax.random.key(3), problem.null.shape, problem.null.dtype)
+    noise = generic_vectors(*problem.null.shape, 1, problem.null.dtype)[:, 0]
     guesses = [problem.quotient.vector, indicator, problem.embed(noise)]
     if state is not None:
         guesses.insert(0, state)

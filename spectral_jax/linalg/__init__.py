@@ -1,8 +1,9 @@
 """Spectral kernels on arrays and operators; nothing here has heard of a network."""
 
-from spectral_jax.linalg.eigsh import EigResult, eigsh
-from spectral_jax.linalg.lanczos import Tridiagonal, lanczos, orthogonalise
+from spectral_jax.linalg.eigsh import eigsh
+from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
 from spectral_jax.linalg.operators import SymmetricOperator, dense_operator
+from spectral_jax.linalg.subspace import EigResult, generic_vectors, unit
 
 __all__ = [
     "EigResult",
@@ -10,6 +11,7 @@ __all__ = [
     "Tridiagonal",
     "dense_operator",
     "eigsh",
+    "generic_vectors",
     "lanczos",
-    "orthogonalise",
+    "unit",
 ]

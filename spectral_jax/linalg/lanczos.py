@@ -9,6 +9,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.subspace import orthogonalise
 
 
 class Tridiagonal(NamedTuple):
@@ -53,6 +54,10 @@ def lanczos(
         raise ValueError(f"steps={steps}: choose 1 <= steps <= n = {op.size}")
     n, dtype = op.size, v0.dtype
     fixed = jnp.zeros((n, 0), dtype) if deflate is None else deflate
+
+    def outside(x, basis):
+        return orthogonalise(x, jnp.concatenate([fixed, basis], axis=1))
+
     basis = jnp.zeros((n, steps), dtype)
     tiny = jnp.finfo(dtype).eps * 10
 
@@ -62,8 +67,8 @@ def lanczos(
         q = jnp.where(valid, candidate / jnp.where(valid, size, 1), 0)
         basis = basis.at[:, j].set(q)
         image = op @ q
-        alpha = _dot(q, image)
-        rest = orthogonalise(image, fixed, basis)
+        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
+        rest = outside(image, basis)
         # Breakdown is judged against the operator's own scale, not against the unit vector.
         scale = jnp.maximum(scale, jnp.linalg.norm(image))
         return (basis, rest, jnp.linalg.norm(rest), scale), (
@@ -72,22 +77,7 @@ def lanczos(
             valid,
         )
 
-    start = orthogonalise(v0, fixed, basis)
+    start = outside(v0, basis)
     init = (basis, start, jnp.linalg.norm(start), jnp.linalg.norm(v0))
     (basis, rest, _, _), (alpha, sizes, valid) = jax.lax.scan(step, init, jnp.arange(steps))
     return Tridiagonal(alpha, sizes[1:], basis, rest, valid.sum())
-
-
-def orthogonalise(x: Array, *bases: Array) -> Array:
-    """``x`` minus its components along orthonormal ``bases``, twice for full precision.
-
-    ``x`` is ``[n]`` or ``[n, k]``; zero columns in a basis are harmless.
-    """
-    for _ in range(2):
-        for basis in bases:
-            x = x - _dot(basis, _dot(basis.T, x))
-    return x
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=Precision.HIGHEST)

@@ -1,0 +1,149 @@
+"""The compiled part of training: a pure step, scanned over a chunk, for all seeds at once.
+
+    program = Program(network.apply, optimizer, batch_size=100, train_size=60_000)
+    state = program.init(network.init, keys)                      # leading axis: seeds
+    state, metrics = program.chunk(state, data, steps=100, seed_axis="map")
+
+Data is an argument, never a constant of the program. Every seed draws its own initial weights, batches and
+dropout masks from its own key, so arms that share a seed differ in nothing but the arm.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+Tree = Any
+SeedAxis = Literal["vmap", "map"]
+Apply = Callable[..., tuple[Array, Tree]]
+# The name under which transformations may reduce over seeds when they are vmapped.
+SEED_AXIS_NAME = "seed"
+
+
+class Data(NamedTuple):
+    """Training arrays on the device; the network sees ``(x - shift) * scale``."""
+
+    x: Array
+    y: Array
+    shift: Array
+    scale: Array
+
+
+class TrainState(NamedTuple):
+    """All that persists between steps; with a leading seed axis everywhere."""
+
+    params: Tree
+    opt_state: Tree
+    model_state: Tree
+    key: Array
+    step: Array
+
+
+@dataclass(frozen=True)
+class Program:
+    """One arm's training program. Static: equal programs share compiled code.
+
+    A chunk must not cross an epoch's end: ``steps_per_epoch`` says where that is (the remainder of an epoch
+    that does not fill a batch is dropped; batches are drawn anew each epoch).
+    """
+
+    apply: Apply
+    optimizer: optax.GradientTransformation
+    batch_size: int
+    train_size: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.train_size // self.batch_size
+
+    def init(self, init: Callable[[Array], tuple[Tree, Tree]], keys: Array) -> TrainState:
+        """Initial state of every seed, one per key."""
+
+        def one(key):
+            params, model_state = init(key)
+            step = jnp.zeros((), jnp.int32)
+            return TrainState(params, self.optimizer.init(params), model_state, key, step)
+
+        return jax.jit(jax.vmap(one))(keys)
+
+    @partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=(1,))
+    def chunk(
+        self, state: TrainState, data: Data, steps: int, seed_axis: SeedAxis
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """``steps`` optimiser steps of every seed, and the chunk's mean loss and accuracy per seed."""
+        return over_seeds(partial(self._scan, data, steps), seed_axis)(state)
+
+    def _scan(self, data: Data, steps: int, state: TrainState):
+        order_key, dropout_key = jax.random.split(state.key)
+        epoch, within = state.step // self.steps_per_epoch, state.step % self.steps_per_epoch
+        order = jax.random.permutation(jax.random.fold_in(order_key, epoch), self.train_size)
+        count = steps * self.batch_size
+        rows = jax.lax.dynamic_slice(order, (within * self.batch_size,), (count,))
+        step = partial(self._step, data, dropout_key)
+        state, metrics = jax.lax.scan(step, state, rows.reshape(steps, self.batch_size))
+        return state, jax.tree.map(jnp.mean, metrics)
+
+    def _step(self, data: Data, dropout_key: Array, state: TrainState, rows: Array):
+        key = jax.random.fold_in(dropout_key, state.step)
+
+        def objective(params):
+            x, y = normalise(data, data.x[rows]), data.y[rows]
+            logits, new_state = self.apply(params, state.model_state, x, train=True, key=key)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            return loss, (new_state, accuracy(logits, y).mean())
+
+        (loss, (model_state, hits)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params
+        )
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = TrainState(params, opt_state, model_state, state.key, state.step + 1)
+        return state, {"train/loss": loss, "train/accuracy": hits}
+
+
+@partial(jax.jit, static_argnames=("apply", "seed_axis", "dropout"))
+def evaluate(
+    state: TrainState, data: Data, *, apply: Apply, seed_axis: SeedAxis, dropout: bool = False
+) -> dict[str, Array]:
+    """Mean loss and accuracy of every seed on all of ``data``; ``dropout`` leaves it on, as released.
+
+    Not a method of ``Program``: arms that share a network share this compiled function.
+    """
+
+    def one_seed(state):
+        def one(example):
+            x, y, row = example
+            key = jax.random.fold_in(state.key, row) if dropout else None
+            inputs = normalise(data, x)[None]
+            logits, _ = apply(state.params, state.model_state, inputs, train=dropout, key=key)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits[0], y)
+            return loss, accuracy(logits[0], y)
+
+        examples = (data.x, data.y, jnp.arange(len(data.y)))
+        losses, hits = jax.lax.map(one, examples, batch_size=1000)
+        return {"loss": losses.mean(), "accuracy": hits.mean()}
+
+    return over_seeds(one_seed, seed_axis)(state)
+
+
+def over_seeds(function: Callable, seed_axis: SeedAxis) -> Callable:
+    """``function`` for every seed: side by side (``vmap``) or one after the other (``map``)."""
+    if seed_axis == "vmap":
+        return jax.vmap(function, axis_name=SEED_AXIS_NAME)
+    return partial(jax.lax.map, function)
+
+
+def normalise(data: Data, x: Array) -> Array:
+    """What the network sees of raw examples."""
+    return (x.astype(data.shift.dtype) - data.shift) * data.scale
+
+
+def accuracy(logits: Array, labels: Array) -> Array:
+    """1 where the largest logit is the label's. A NaN logit is no answer, so it scores 0."""
+    right = jnp.argmax(logits, axis=-1) == labels
+    return (right & jnp.all(jnp.isfinite(logits), axis=-1)).astype(logits.dtype)

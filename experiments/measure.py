@@ -1,0 +1,101 @@
+"""What is measured of the weights between epochs: connectivity, localisation, sparsity, the penalty's pull."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.config import ExperimentConfig
+from experiments.loop import Data, SeedAxis, TrainState, normalise, over_seeds
+from experiments.regularise import penalty_of, penalty_state, strength_of, view_of
+from models import Network
+from spectral_jax import graphs, weights
+
+# A weight below this is counted as gone (sheet fiedler.md, section 4.3).
+SMALL_WEIGHT = 1e-3
+# The pull of the penalty is compared with the pull of the loss on this many training examples.
+PROBE_EXAMPLES = 1000
+
+
+class Measurement:
+    """Measurements of one arm: ``measurement(state, data, seed_axis) -> (metrics, vectors)``."""
+
+    def __init__(self, config: ExperimentConfig, network: Network) -> None:
+        self._config, self._network = config, network
+        self._penalty = penalty_of(config, network)
+        self._pulls = jax.jit(
+            lambda state, data, seed_axis: over_seeds(partial(self._pull, data), seed_axis)(state),
+            static_argnums=2,
+        )
+
+    def __call__(self, state: TrainState, data: Data, seed_axis: SeedAxis) -> tuple[dict, dict]:
+        """Per-seed scalars to record, and per-seed Fiedler vectors to keep."""
+        layout = self._network.layout
+        metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
+        if penalty_state(state.opt_state) is not None:
+            metrics = metrics | self._pulls(state, data, seed_axis)
+        return metrics, vectors
+
+    def _pull(self, data: Data, state: TrainState) -> dict[str, jax.Array]:
+        """The penalty as training sees it (its vectors as they are), beside the loss."""
+        kept = penalty_state(state.opt_state)
+        strength, view = strength_of(self._config), view_of(self._config, self._network)
+
+        def loss(params):
+            x, y = normalise(data, data.x[:PROBE_EXAMPLES]), data.y[:PROBE_EXAMPLES]
+            logits, _ = self._network.apply(params, state.model_state, x)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+        def penalty(params):
+            magnitudes = tuple(jnp.abs(block) for block in view(params))
+            return strength * self._penalty.value(magnitudes, kept.penalty)
+
+        loss_value, loss_grad = jax.value_and_grad(loss)(state.params)
+        value, grad = jax.value_and_grad(penalty)(state.params)
+        ratio = optax.tree.norm(grad) / optax.tree.norm(loss_grad)
+        return {
+            "penalty": value,
+            "penalty/loss_ratio": value / loss_value,
+            "penalty/gradient_ratio": ratio,
+            **_solver(kept.penalty),
+        }
+
+
+def _solver(kept: Any) -> dict[str, jax.Array]:
+    if not hasattr(kept, "refreshes"):
+        return {}
+    return {"penalty/refreshes": kept.refreshes, "penalty/matvecs": kept.matvecs}
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def spectra(
+    params: Any, model_state: Any, layout: tuple[weights.Block, ...], seed_axis: SeedAxis
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Connectivity, localisation and sparsity of every seed; compiled once for all arms of a network."""
+
+    def one(state):
+        blocks = weights.graph_weights(state[0], layout, batch_stats=state[1])
+        edges = weights.edges(layout)
+        plain = graphs.fiedler(blocks, normalised=False, edges=edges)
+        normalised = graphs.fiedler(blocks, normalised=True, edges=edges)
+        small = sum(jnp.sum(jnp.abs(block) < SMALL_WEIGHT) for block in blocks)
+        metrics = {
+            "lambda_2": plain.value,
+            "lambda_2/participation_ratio": plain.participation_ratio,
+            "lambda_2/quotient_bound": plain.quotient_bound,
+            "lambda_2/degree_bound": plain.degree_bound,
+            "lambda_2/relative_residual": plain.residual / jnp.maximum(plain.value, 1e-30),
+            "lambda_2/converged": plain.converged,
+            "lambda_2/matvecs": plain.matvecs,
+            "lambda_2/peak_group": plain.peak_group,
+            "nu_2": normalised.value,
+            "nu_2/participation_ratio": normalised.participation_ratio,
+            "nu_2/converged": normalised.converged,
+            "component_size": plain.component_size,
+            "small_weights": small / sum(block.size for block in blocks),
+        }
+        return metrics, {"lambda_2": plain.vector, "nu_2": normalised.vector}
+
+    return over_seeds(one, seed_axis)((params, model_state))

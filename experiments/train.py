@@ -1,0 +1,281 @@
+"""Train one configuration, all seeds in one compiled program, into a run directory that survives anything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data as datasets
+from experiments.config import ExperimentConfig
+from experiments.errors import FAILED, UserError
+from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
+from experiments.measure import Measurement
+from experiments.progress import progress
+from experiments.regularise import optimizer_of
+from experiments.runs import Run, interruption, open_run
+from models import Network, network, options
+
+# Steps between two looks at the clock, the signals and the loss.
+CHUNK_STEPS = 100
+PROBE_STEPS = 8
+
+
+def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) -> Run:
+    """Train ``config`` to its end, or go on with it, or return it if it is done.
+
+    Raises ``UserError``: 2 for a configuration that cannot be built, 4 for missing data, 1 when every seed has
+    diverged or the disk is full (state kept), 75 or 130 when stopped from outside (state saved).
+    """
+    dataset, splits = _load(config)
+    net = _network(config, dataset)
+    with (
+        open_run(config, data_sha256=dataset.sha256, root=root, argv=argv) as run,
+        interruption() as stop,
+    ):
+        if run.complete:
+            return run
+        trainer = _Trainer(config, net, dataset, splits)
+        trainer.choose_seed_axis(run)
+        started = run.restore_checkpoint(trainer.state)
+        if started is None:
+            trainer.record(run, {})
+        else:
+            trainer.state = started[1]
+        steps = started[0] if started else 0
+        with progress(trainer.total_steps, config.name, done=steps) as advance:
+            while steps < trainer.total_steps:
+                metrics, done = trainer.chunk(steps)
+                steps += done
+                ended = steps % trainer.program.steps_per_epoch == 0
+                if ended and trainer.measures_at(steps):
+                    trainer.record(run, metrics)
+                if ended or stop:
+                    run.save_checkpoint(steps, trainer.state)
+                if stop:
+                    raise stop.error(steps)
+                _refuse_total_divergence(config, metrics, steps)
+                advance(done, note=_note(metrics))
+        run.finish(trainer.finish(run))
+    return run
+
+
+class _Trainer:
+    """One arm in memory: data on the device, program, state; what `train` steers."""
+
+    def __init__(self, config: ExperimentConfig, net: Network, dataset, splits) -> None:
+        self.config, self.net, self.splits = config, net, splits
+        shift, scale = jnp.asarray(dataset.shift), jnp.asarray(dataset.scale)
+        self.data = {
+            name: Data(jnp.asarray(x), jnp.asarray(y), shift, scale)
+            for name, x, y in (
+                ("train", splits.train_x, splits.train_y),
+                ("validation", splits.validation_x, splits.validation_y),
+                ("test", splits.test_x, splits.test_y),
+            )
+            if len(y)
+        }
+        if len(splits.train_y) < config.data.batch_size:
+            raise UserError(
+                f"data.batch_size = {config.data.batch_size} but there are {len(splits.train_y)} "
+                "training examples: lower it, or raise data.train_limit"
+            )
+        seeds = range(config.train.seed, config.train.seed + config.train.seeds)
+        self.keys = jax.vmap(jax.random.key)(jnp.array(seeds))
+        self.measurement = Measurement(config, net)
+        self.seed_axis: SeedAxis = "map"
+        self.program = self._program(self.seed_axis)
+        self.state: TrainState = self.program.init(net.init, self.keys)
+        self.started = time.monotonic()
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.train.epochs * self.program.steps_per_epoch
+
+    def choose_seed_axis(self, run: Run) -> None:
+        """Once per run, since the two orders of summation differ in the last bit: a resumption keeps it."""
+        chosen = run.provenance.get("seed_axis") or self.config.train.seed_axis
+        self.seed_axis = self._faster_axis() if chosen == "auto" else chosen
+        run.annotate(seed_axis=self.seed_axis)
+        self.program = self._program(self.seed_axis)
+
+    def chunk(self, step: int) -> tuple[dict[str, np.ndarray], int]:
+        """Advance to the next chunk's end; an epoch's last chunk ends with it."""
+        left = self.program.steps_per_epoch - step % self.program.steps_per_epoch
+        steps = min(chunk_steps(self.program.steps_per_epoch), left)
+        self.state, metrics = self.program.chunk(
+            self.state, self.data["train"], steps, self.seed_axis
+        )
+        return jax.tree.map(np.asarray, metrics), steps
+
+    def measures_at(self, step: int) -> bool:
+        epoch = step // self.program.steps_per_epoch
+        return epoch % self.config.train.evaluate_every == 0 or step == self.total_steps
+
+    def record(self, run: Run, chunk_metrics: dict[str, np.ndarray]) -> None:
+        """Evaluate and measure the state as it is, and append it to the run's history."""
+        step = int(self.state.step[0])
+        epoch = step / self.program.steps_per_epoch
+        metrics: dict[str, Any] = dict(chunk_metrics)
+        for name in ("validation", "test"):
+            if name in self.data:
+                metrics |= self._evaluate(name)
+        if epoch % self.config.train.spectra_every == 0 or step == self.total_steps:
+            scalars, arrays = self.measurement(self.state, self.data["train"], self.seed_axis)
+            metrics |= {f"spectra/{name}": value for name, value in scalars.items()}
+            run.save_array(f"vectors-{step:08d}", **arrays)
+        run.record(step, epoch, jax.tree.map(np.asarray, metrics))
+
+    def finish(self, run: Run) -> dict[str, Any]:
+        """Keep the weights, and say in numbers how it ended."""
+        flat, _ = jax.tree_util.tree_flatten_with_path(self.state.params)
+        named = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat
+        }
+        run.save_array("parameters", **named)
+        final = {name: values[-1].tolist() for name, (_, values) in run.history().items()}
+        train = {f"final_{name}": value.tolist() for name, value in self._evaluate("train").items()}
+        finite = np.isfinite(np.asarray(train["final_train/loss"]))
+        chance = np.bincount(self.splits.train_y).max() / len(self.splits.train_y)
+        stuck = np.asarray(train["final_train/accuracy"]) <= chance + 0.01
+        first = self.config.train.seed
+        summary = {
+            **final,
+            **train,
+            "diverged_seeds": [int(first + i) for i in np.flatnonzero(~finite)],
+            "collapsed_seeds": [int(first + i) for i in np.flatnonzero(finite & stuck)],
+            "steps": self.total_steps,
+            "seconds": round(time.monotonic() - self.started, 2),
+            "seed_axis": self.seed_axis,
+        }
+        for line in _complaints(self.config, summary):
+            run.log(f"warning: {line}")
+        return summary
+
+    def _evaluate(self, name: str) -> dict[str, Any]:
+        values = evaluate(
+            self.state._replace(opt_state=None),
+            self.data[name],
+            apply=self.net.apply,
+            seed_axis=self.seed_axis,
+            dropout="dropout_at_eval" in self.config.paper_compat,
+        )
+        return {f"{name}/{metric}": value for metric, value in values.items()}
+
+    def _program(self, seed_axis: SeedAxis) -> Program:
+        train_size, batch_size = len(self.splits.train_y), self.config.data.batch_size
+        return Program(
+            apply=self.net.apply,
+            optimizer=optimizer_of(
+                self.config,
+                self.net,
+                steps_per_epoch=train_size // batch_size,
+                axis_name=SEED_AXIS_NAME if seed_axis == "vmap" else None,
+            ),
+            batch_size=batch_size,
+            train_size=train_size,
+        )
+
+    def _faster_axis(self) -> SeedAxis:
+        """Time a few steps of both; arms of the same shape share the answer."""
+        if self.config.train.seeds == 1:
+            return "map"
+        config = self.config
+        key = (config.data, config.model, config.optimizer.name, config.train.seeds)
+        if key not in _FASTER:
+            _FASTER[key] = faster_seed_axis(self._program, self.state, self.data["train"])
+        return _FASTER[key]
+
+
+_FASTER: dict[Any, SeedAxis] = {}
+
+
+def faster_seed_axis(program_of, state: TrainState, data: Data, *, repeats: int = 3) -> SeedAxis:
+    """Which of ``vmap`` and ``map`` trains these seeds faster here: best of ``repeats`` short chunks each."""
+    best: dict[SeedAxis, float] = {}
+    for seed_axis in ("map", "vmap"):
+        program = program_of(seed_axis)
+        steps = min(PROBE_STEPS, program.steps_per_epoch)
+        times = []
+        for _ in range(repeats + 1):
+            copy = jax.tree.map(jnp.copy, state)
+            jax.block_until_ready(copy)
+            start = time.perf_counter()
+            jax.block_until_ready(program.chunk(copy, data, steps, seed_axis))
+            times.append(time.perf_counter() - start)
+        best[seed_axis] = min(times[1:])
+    return min(best, key=lambda name: best[name])
+
+
+def chunk_steps(steps_per_epoch: int) -> int:
+    """A chunk length near ``CHUNK_STEPS`` that divides an epoch if one does: one program to compile, not two."""
+    lengths = range(min(CHUNK_STEPS, steps_per_epoch), CHUNK_STEPS // 4, -1)
+    whole = (length for length in lengths if steps_per_epoch % length == 0)
+    return next(whole, min(CHUNK_STEPS, steps_per_epoch))
+
+
+def _load(config: ExperimentConfig):
+    data = config.data
+    dataset = datasets.load(data.name, preprocessing=data.preprocessing, split=data.split)
+    splits = datasets.prepare(
+        dataset,
+        train_limit=data.train_limit,
+        validation=data.validation,
+        label_noise=data.label_noise,
+        seed=config.train.seed,
+    )
+    return dataset, splits
+
+
+def _network(config: ExperimentConfig, dataset) -> Network:
+    model = config.model
+    wanted = {"hidden": model.hidden, "dropout": model.dropout, "depth": model.depth}
+    try:
+        chosen = {name: value for name, value in wanted.items() if name in options(model.name)}
+        return _described(
+            model.name, dataset.train_x.shape[1:], dataset.classes, tuple(chosen.items())
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+
+
+@lru_cache
+def _described(name: str, shape: tuple[int, ...], classes: int, chosen: tuple) -> Network:
+    # The same functions for every arm, so that compiled programs are shared.
+    return network(name, input_shape=shape, classes=classes, **dict(chosen))
+
+
+def _refuse_total_divergence(config: ExperimentConfig, metrics, step: int) -> None:
+    if np.isfinite(metrics["train/loss"]).any():
+        return
+    raise UserError(
+        f"all {config.train.seeds} seeds diverged before step {step} (the loss is not finite): lower "
+        f"optimizer.learning_rate = {config.optimizer.learning_rate:g} or "
+        f"penalty.strength = {config.penalty.strength:g}; the last epoch's state is kept",
+        FAILED,
+    )
+
+
+def _complaints(config: ExperimentConfig, summary: dict[str, Any]) -> list[str]:
+    lines = []
+    if summary["diverged_seeds"]:
+        seeds = ", ".join(map(str, summary["diverged_seeds"]))
+        lines.append(f"{config.name}: seeds {seeds} diverged; their numbers are left out")
+    if summary["collapsed_seeds"]:
+        seeds = ", ".join(map(str, summary["collapsed_seeds"]))
+        lines.append(
+            f"{config.name}: seeds {seeds} collapsed to the majority class; "
+            f"penalty.strength = {config.penalty.strength:g} is too strong: lower it, or set "
+            "penalty.mode=proximal"
+        )
+    return lines
+
+
+def _note(metrics: dict[str, np.ndarray]) -> str:
+    return f"loss {np.nanmean(metrics['train/loss']):.3f}"

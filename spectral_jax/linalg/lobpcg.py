@@ -1,0 +1,159 @@
+"""LOBPCG: locally optimal block preconditioned conjugate gradients, with a probe for what it missed."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from spectral_jax.linalg.subspace import (
+    EigResult,
+    Search,
+    best_pairs,
+    generic_vectors,
+    mm,
+    orthonormalise,
+)
+
+# Steps of the probe: enough to see an outlier, few enough to be paid at every warm start.
+PROBE_STEPS = 8
+
+
+class _Iterate(NamedTuple):
+    x: Array
+    ax: Array
+    p: Array
+    ap: Array
+    values: Array
+    residuals: Array
+    scale: Array
+    step: Array
+    matvecs: Array
+
+
+class _Round(NamedTuple):
+    """The answer so far; a round either solves for it or probes its complement."""
+
+    x: Array
+    start: Array
+    values: Array
+    residuals: Array
+    scale: Array
+    matvecs: Array
+    probing: Array
+    finished: Array
+
+
+def lobpcg(
+    search: Search, start: Array, precondition: Callable[[Array], Array], *, probe: bool
+) -> EigResult:
+    """Solve from the block ``start`` (``[n, s]``, best guess first); with ``probe``, until nothing better shows.
+
+    A probe is the same iteration on the complement of the answer, from a generic vector and cut short.
+    """
+    op, k, fixed = search.op, search.k, search.fixed
+    probe = probe and search.free_dimension > k
+    width = -(-max(start.shape[1], 2 * k if probe else k) // k) * k
+    start = jnp.pad(start, ((0, 0), (0, width - start.shape[1])))
+    nothing = jnp.zeros((op.size, k), op.dtype)
+    infinite = jnp.full(k, jnp.inf, op.dtype)
+    generic = jnp.zeros_like(start).at[:, :k].set(generic_vectors(op.size, k, op.dtype, stream=1))
+
+    def one_round(state: _Round) -> _Round:
+        probing = state.probing
+        known = jnp.concatenate([fixed, jnp.where(probing, state.x, 0)], axis=1)
+        limit = jnp.where(probing, PROBE_STEPS, search.max_matvecs)
+        block = jnp.where(probing, generic, state.start)
+        end = _iterate(search, block, known, precondition, limit, state.scale, state.matvecs)
+        beyond = (
+            search.sign * end.values[0]
+            < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
+            - state.residuals[-1]
+        )
+        again = (
+            jnp.zeros_like(start).at[:, : 2 * k].set(jnp.append(state.x, end.x, axis=1)[:, :width])
+        )
+        sound = jnp.all(search.converged(end.values, end.residuals, end.scale))
+        return _Round(
+            x=jnp.where(probing, state.x, end.x),
+            start=jnp.where(probing, again, state.start),
+            values=jnp.where(probing, state.values, end.values),
+            # Something better exists: the answer is not one, whatever its residual.
+            residuals=jnp.where(
+                probing, jnp.where(beyond, jnp.inf, state.residuals), end.residuals
+            ),
+            scale=end.scale,
+            matvecs=end.matvecs,
+            probing=~probing,
+            finished=jnp.where(probing, ~beyond, ~sound),
+        )
+
+    state = _Round(
+        x=nothing,
+        start=start,
+        values=infinite,
+        residuals=infinite,
+        scale=jnp.zeros((), op.dtype),
+        matvecs=jnp.zeros((), jnp.int32),
+        probing=jnp.array(False),
+        finished=jnp.array(False),
+    )
+    if not probe:
+        end = _iterate(
+            search, start, fixed, precondition, search.max_matvecs, state.scale, state.matvecs
+        )
+        return search.certify(end.x, end.scale, end.matvecs)
+    state = jax.lax.while_loop(
+        lambda state: ~state.finished & (state.matvecs + 2 * k < search.max_matvecs),
+        one_round,
+        state,
+    )
+    result = search.certify(state.x, state.scale, state.matvecs)
+    return result._replace(converged=result.converged & jnp.isfinite(state.residuals))
+
+
+def _iterate(search: Search, block, known, precondition, limit, scale, matvecs) -> _Iterate:
+    """Until converged, ``limit`` steps, or out of matvecs; the guesses in ``block`` are taken up first."""
+    op, k, sign = search.op, search.k, search.sign
+    guesses = block.shape[1] // k
+
+    def step(state: _Iterate) -> _Iterate:
+        guess = jax.lax.dynamic_slice_in_dim(block, k * state.step, k, axis=1)
+        residual = precondition(state.ax - state.values * state.x)
+        w = jnp.where(state.step < guesses, guess, residual)
+        w = orthonormalise(w, jnp.concatenate([known, state.x, state.p], axis=1))
+        s = jnp.concatenate([state.x, w, state.p], axis=1)
+        image = jnp.concatenate([state.ax, op @ w, state.ap], axis=1)
+        gram = sign * mm(s.T, image)
+        values, c = best_pairs((gram + gram.T) / 2, jnp.sum(s**2, axis=0) > 0.5, k)
+        # P is what moved X, kept orthogonal to the new X by working in coordinates.
+        moved = orthonormalise(c.at[:k].set(0), c)
+        both = jnp.concatenate([c, moved], axis=1)
+        s, image = mm(s, both), mm(image, both)
+        x, ax = s[:, :k], image[:, :k]
+        residuals = jnp.sqrt(jnp.sum((ax - sign * values * x) ** 2, axis=0))
+        return _Iterate(
+            x=x,
+            ax=ax,
+            p=s[:, k:],
+            ap=image[:, k:],
+            values=sign * values,
+            residuals=residuals,
+            scale=jnp.maximum(state.scale, jnp.sqrt(jnp.max(jnp.sum(image**2, axis=0)))),
+            step=state.step + 1,
+            matvecs=state.matvecs + k,
+        )
+
+    def unfinished(state: _Iterate):
+        good = jnp.all(search.converged(state.values, state.residuals, state.scale))
+        affordable = (state.step < limit) & (state.matvecs + 2 * k <= search.max_matvecs)
+        healthy = jnp.all(jnp.isfinite(state.residuals)) | (state.step == 0)
+        return (~good | (state.step < guesses)) & affordable & healthy
+
+    nothing = jnp.zeros((op.size, k), op.dtype)
+    infinite = jnp.full(k, jnp.inf, op.dtype)
+    zero = jnp.zeros((), jnp.int32)
+    zeros = jnp.zeros(k, op.dtype)
+    state = _Iterate(nothing, nothing, nothing, nothing, zeros, infinite, scale, zero, matvecs)
+    return jax.lax.while_loop(unfinished, step, state)

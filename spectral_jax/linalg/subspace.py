@@ -1,0 +1,113 @@
+"""What the eigensolvers share: the problem, orthonormal bases, and the verdict on an answer."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import Precision
+from jaxtyping import Array, Bool, Float, Int
+
+from spectral_jax.linalg.operators import SymmetricOperator
+
+
+class EigResult(NamedTuple):
+    """Eigenpairs, best first (``SA`` ascending, ``LA`` descending), and how far to trust them.
+
+    ``residuals[i] = ||A v_i - values_i v_i||``: an eigenvalue of ``A`` lies that close to
+    ``values[i]``. ``converged`` is per pair; ``matvecs`` counts every product with the operator.
+    """
+
+    values: Float[Array, " k"]
+    vectors: Float[Array, "n k"]
+    residuals: Float[Array, " k"]
+    converged: Bool[Array, " k"]
+    matvecs: Int[Array, ""]
+
+
+class Search(NamedTuple):
+    """What every method needs to know of the problem; ``sign * values`` ascend."""
+
+    op: SymmetricOperator
+    k: int
+    sign: int
+    fixed: Array
+    tol: float
+    max_matvecs: int
+
+    @property
+    def free_dimension(self) -> int:
+        """Dimension of the space that is searched."""
+        return self.op.size - self.fixed.shape[1]
+
+    def converged(self, values: Array, residuals: Array, scale: Array) -> Array:
+        """Whether each pair is good enough; ``scale`` is the largest ``||A q||`` seen, ``q`` unit."""
+        floor = 10 * jnp.finfo(residuals.dtype).eps * scale
+        return residuals <= jnp.maximum(self.tol * jnp.abs(values), floor)
+
+    def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
+        """Rayleigh quotients and residuals from fresh products: nothing recurred, nothing drifted."""
+        images = self.op @ vectors
+        values = jnp.sum(vectors * images, axis=0)
+        residuals = jnp.linalg.norm(images - values * vectors, axis=0)
+        # A vanished column (nothing found) must not pass as an eigenpair of residual zero.
+        exists = jnp.sum(vectors**2, axis=0) > 0.5
+        converged = exists & self.converged(values, residuals, scale)
+        return EigResult(values, vectors, residuals, converged, spent + self.k)
+
+
+def orthogonalise(x: Array, basis: Array) -> Array:
+    """``x`` (``[n]`` or ``[n, k]``) minus its part along an orthonormal basis, twice for precision.
+
+    Zero columns in the basis are harmless.
+    """
+    for _ in range(2):
+        x = x - mm(basis, mm(basis.T, x))
+    return x
+
+
+def orthonormalise(x: Array, basis: Array) -> Array:
+    """Orthonormal columns for the part of ``x`` outside ``basis``; dependent columns become zero.
+
+    The whitening by the Gram matrix's eigenvectors is the SVQB of Stathopoulos & Wu 2002.
+    """
+    x = orthogonalise(unit(x), basis)
+    # What is left of a unit vector that lay in the basis is rounding, and no direction.
+    x = jnp.where(jnp.sum(x**2, axis=0) > (100 * jnp.finfo(x.dtype).eps) ** 2, unit(x), 0)
+    x = unit(orthogonalise(x, basis))
+    if x.shape[1] == 1:
+        return x
+    for _ in range(2):
+        values, rotation = jnp.linalg.eigh(mm(x.T, x))
+        independent = values > 10 * jnp.finfo(x.dtype).eps * x.shape[1]
+        x = mm(x, rotation) * jnp.where(independent, jnp.where(independent, values, 1) ** -0.5, 0)
+    return x
+
+
+def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
+    """Smallest eigenpairs of a projected matrix, empty (zero) basis columns out of the running."""
+    ceiling = 2 * jnp.max(jnp.sum(jnp.abs(gram), axis=0)) + 1
+    values, coordinates = jnp.linalg.eigh(gram + jnp.diag(jnp.where(valid, 0, ceiling)))
+    return values[:k], jnp.where(valid[:, None], coordinates[:, :k], 0)
+
+
+def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int = 0) -> Array:
+    """``k`` fixed vectors with entries scattered over ``[-1, 1)``: a start that favours nothing.
+
+    An integer hash of the position (the finaliser of MurmurHash3) rather than ``jax.random``: the
+    generator would take longer to compile than the solver that starts from it.
+    """
+    x = jnp.arange(n * k, dtype=jnp.uint32) + jnp.uint32(0x9E3779B9 * (stream + 1) % 2**32)
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) >> 8
+    return (x.astype(jnp.int32).astype(dtype) / 2**23 - 1).reshape(n, k)
+
+
+def unit(x: Array) -> Array:
+    """Columns scaled to length one; zero columns stay zero."""
+    length = jnp.sqrt(jnp.sum(x**2, axis=0))
+    return x / jnp.where(length > 0, length, 1)
+
+
+def mm(a: Array, b: Array) -> Array:
+    """Matrix product at full precision on every backend."""
+    return jnp.matmul(a, b, precision=Precision.HIGHEST)

@@ -1,0 +1,26 @@
+"""Figures: one function per figure, arrays in, a matplotlib ``Figure`` out.
+
+Nothing here runs a network, reads a file or touches pyplot, so a figure can be drawn again at any
+time from what a run stored. ``save`` and ``to_svg`` write the same bytes for the same figure.
+
+    figure = training_curves({"none": (epochs, accuracy)}, ylabel="test accuracy (%)")
+    save(figure, "figures/accuracy")          # accuracy.svg and accuracy.png
+"""
+
+from spectral_jax.plots.comparison import paired_differences, strength_sweep
+from spectral_jax.plots.graphs import fiedler_by_layer, spectral_evolution
+from spectral_jax.plots.intervals import Interval, t_interval
+from spectral_jax.plots.style import save, to_svg
+from spectral_jax.plots.training import training_curves
+
+__all__ = [
+    "Interval",
+    "fiedler_by_layer",
+    "paired_differences",
+    "save",
+    "spectral_evolution",
+    "strength_sweep",
+    "t_interval",
+    "to_svg",
+    "training_curves",
+]

@@ -1,0 +1,144 @@
+"""What all figures share: palette, sizes, scales, legends and files with reproducible bytes."""
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+
+# Okabe and Ito, https://jfly.uni-koeln.de/color/, without yellow, which vanishes on white paper.
+OKABE_ITO = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Colour never stands alone: five dash patterns and six markers make 210 combinations.
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.6)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.4, 1.2, 1.4)),
+    (0, (9, 3)),
+)
+MARKERS = "osD^vP"
+
+COLUMN = 4.8  # inches: a single figure
+PAGE = 7.2  # inches: panels side by side across a page
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 3.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "spectral_jax",
+}
+
+# Decorates every figure function: artists read the defaults when they are made.
+styled = matplotlib.rc_context(RC)
+
+
+class ArmStyle(NamedTuple):
+    """How one arm is drawn, in every figure it appears in."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+
+def arm_styles(names: Iterable[str], arms: Sequence[str]) -> dict[str, ArmStyle]:
+    """One style per name, by its place in ``arms`` (then in ``names`` for those not listed)."""
+    order = dict.fromkeys([*arms, *names])
+    return {
+        name: ArmStyle(
+            OKABE_ITO[i % len(OKABE_ITO)], DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)]
+        )
+        for i, name in enumerate(order)
+    }
+
+
+def wrap(label: str, width: int = 26) -> str:
+    """The label on as many lines as it needs, broken only where it must be."""
+    return "\n".join(textwrap.wrap(label, width)) or label
+
+
+def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
+    """Logarithmic axis for non-negative values, which still shows zeros, at a tick that says 0.
+
+    Anything under float32 resolution of the largest value is a rounded zero, not a measurement.
+    """
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    resolved = values[values > np.finfo(np.float32).eps * values.max(initial=0.0)]
+    set_scale = ax.set_xscale if which == "x" else ax.set_yscale
+    if not resolved.size:
+        return
+    if resolved.size == values.size:
+        set_scale("log")
+        return
+    threshold = 10.0 ** np.floor(np.log10(resolved.min()))
+    set_scale("symlog", linthresh=threshold, linscale=0.5)
+    (ax.set_xlim if which == "x" else ax.set_ylim)(-0.1 * threshold, None)
+
+
+def arm_legend(figure: Figure, ax: Axes, seeds: Iterable[int], *, below: bool = False) -> Legend:
+    """Legend outside the axes, so that it hides no data, with what line and band mean as title."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = min(4, len(labels)) if below else 1
+    legend = figure.legend(
+        handles,
+        [wrap(label) for label in labels],
+        title=describe_seeds(seeds),
+        loc="outside lower center" if below else "outside right upper",
+        ncols=columns,
+        alignment="left",
+    )
+    return legend
+
+
+def describe_seeds(seeds: Iterable[int]) -> str:
+    """What a line and its band are, for arms that have these numbers of seeds."""
+    counts = sorted(set(seeds))
+    if counts[-1:] <= [1]:
+        return "one seed"
+    span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"mean and 95 % t-interval, {span} seeds"
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as one SVG document, with no date in it: same figure, same bytes."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+    """Write ``stem.svg`` and ``stem.png`` and return both paths."""
+    svg, png = Path(f"{stem}.svg"), Path(f"{stem}.png")
+    svg.parent.mkdir(parents=True, exist_ok=True)
+    svg.write_text(to_svg(figure), encoding="utf-8")
+    with matplotlib.rc_context(RC):
+        figure.savefig(png, metadata={"Software": None})
+    return svg, png
