@@ -153,7 +153,8 @@ class _LaplacianProduct:
         parts = split(scaled, self.sizes)
         pulled = [jnp.zeros_like(part) for part in parts]
         for a, (source, target) in zip(data.magnitudes, self.edges, strict=True):
-            pulled[target] += _times(a.T, parts[source])
+            # Not a.T @ x, which XLA reads against the grain on a CPU: three times slower.
+            pulled[target] += _times(parts[source], a)
             pulled[source] += _times(a, parts[target])
         return data.scale * (data.degree * scaled - jnp.concatenate(pulled)) + data.apart * x
 
@@ -171,5 +172,6 @@ def _degrees(magnitudes, edges: Edges, sizes) -> list[Array]:
     return totals
 
 
-def _times(a: Array, x: Array) -> Array:
-    return jnp.matmul(a, x, precision=Precision.HIGHEST) if a.ndim == 2 else a * x
+def _times(a: Array, b: Array) -> Array:
+    matrix = a.ndim == 2 or b.ndim == 2
+    return jnp.matmul(a, b, precision=Precision.HIGHEST) if matrix else a * b
