@@ -139,12 +139,13 @@ def fiedler_value(
     values = _solve(problem, k, stale, tol, max_matvecs).values
     # Fewer than k non-trivial pairs in the component: what is left lies above the spectrum.
     real = jnp.arange(k) < problem.nodes - 1
+    count = jnp.maximum(jnp.sum(real), 1).astype(values.dtype)
     if reduce == "mean":
-        return jnp.sum(jnp.where(real, values, 0)) / jnp.maximum(jnp.sum(real), 1)
+        return jnp.sum(jnp.where(real, values, 0)) / count
     if reduce != "softmin":
         raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
     exponents = jnp.where(real, -sharpness * values, -jnp.inf)
-    mixture = jax.nn.logsumexp(exponents, where=real) - jnp.log(jnp.maximum(jnp.sum(real), 1))
+    mixture = jax.nn.logsumexp(exponents, where=real) - jnp.log(count)
     return jnp.where(problem.nodes > 1, -mixture / sharpness, 0)
 
 
