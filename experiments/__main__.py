@@ -17,13 +17,23 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
-from experiments.errors import DONE, FAILED, INTERRUPTED, UserError
+from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, UserError
 from experiments.names import did_you_mean
 from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
 
 COMMAND = "python -m experiments"
 DEFAULT_PRESET = "smoke"
+# What `run` shows of a summary, and as what; all the rest is in summary.json and with --json.
+COLUMNS = {
+    "test/accuracy": "test/accuracy %",
+    "final_train/accuracy": "train/accuracy %",
+    "test/loss": "test/loss",
+    "spectra/lambda_2": "lambda_2",
+    "spectra/nu_2": "nu_2",
+    "spectra/penalty": "penalty",
+    "seconds": "seconds",
+}
 
 EXAMPLES = f"""\
 examples:
@@ -164,7 +174,7 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Train the chosen arms in turn and print their summaries."""
+    """Train the chosen arms in turn and print their summaries; 3 if a seed came to nothing."""
     configs = {
         arm: apply_overrides(config, options.settings) for arm, config in _choose(options).items()
     }
@@ -177,13 +187,16 @@ def run_command(options: argparse.Namespace) -> int:
             {"arm": arm, "run": str(run.path), "summary": run.summary} for arm, run in runs.items()
         ]
     else:
-        print("mean ± standard deviation over seeds", file=sys.stderr)
+        print("mean ± standard deviation over seeds; all numbers: --json", file=sys.stderr)
         rows = [
             {"arm": arm, **dict(_cells(run.summary)), "run": str(run.path)}
             for arm, run in runs.items()
         ]
     _print_rows(rows, as_json=options.json)
-    return DONE
+    lost = [line for arm, run in runs.items() for line in _lost_seeds(arm, run.summary)]
+    if lost:
+        print(f"warning: {'; '.join(lost)}; log.txt says what to change", file=sys.stderr)
+    return CHECK_FAILED if lost else DONE
 
 
 def reproduce_command(options: argparse.Namespace) -> int:
@@ -259,15 +272,24 @@ def _announce(paper: ModuleType, preset: str) -> None:
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The numbers of a summary as text; per-seed lists as mean and standard deviation."""
-    for name, value in summary.items():
+    """The columns of a summary as text; per-seed lists as mean and standard deviation."""
+    for name, column in COLUMNS.items():
+        value = summary.get(name)
         values = value if isinstance(value, list) else [value]
-        numbers = [number for number in values if isinstance(number, (int, float))]
+        unit = 100 if column.endswith("%") else 1
+        numbers = [unit * number for number in values if number is not None]
+        missing = f" ({len(numbers)} of {len(values)})" if len(numbers) < len(values) else ""
         if len(numbers) > 1:
-            missing = f" ({len(numbers)} of {len(values)})" if len(numbers) < len(values) else ""
-            yield name, f"{fmean(numbers):.4g} ± {stdev(numbers):.2g}{missing}"
+            yield column, f"{fmean(numbers):.4g} ± {stdev(numbers):.2g}{missing}"
         elif numbers:
-            yield name, f"{numbers[0]:.4g}"
+            yield column, f"{numbers[0]:.4g}{missing}"
+
+
+def _lost_seeds(arm: str, summary: Mapping[str, Any]) -> Iterator[str]:
+    for fate in ("diverged", "collapsed"):
+        seeds = summary.get(f"{fate}_seeds")
+        if seeds:
+            yield f"{arm}: seeds {', '.join(map(str, seeds))} {fate}"
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

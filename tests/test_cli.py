@@ -1,6 +1,7 @@
 """The experiments' door: data on stdout, one line per failure, the exit codes of the house."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,14 @@ from experiments.runs import Run
 
 REPOSITORY = Path(cli.__file__).parent.parent
 CONFIG = ExperimentConfig("stub", train=TrainConfig(epochs=1, seeds=2))
+SUMMARY = {
+    "spectra/lambda_2": [5.0, None],
+    "spectra/lambda_2/matvecs": [20, 30],
+    "test/accuracy": [0.5, 0.75],
+    "seed_axis": "map",
+    "diverged_seeds": [],
+    "collapsed_seeds": [],
+}
 
 
 def shell(*arguments, cwd=REPOSITORY):
@@ -57,8 +66,7 @@ def trained(monkeypatch, tmp_path):
         calls.append((config, root, argv))
         path = tmp_path / f"run-{len(calls)}"
         path.mkdir()
-        summary = {"test_accuracy": [0.5, 0.75], "lambda_2": [5.0, None], "note": "text"}
-        (path / "summary.json").write_text(json.dumps(summary))
+        (path / "summary.json").write_text(json.dumps(SUMMARY))
         return Run(path)
 
     module = types.ModuleType("experiments.train")
@@ -160,16 +168,30 @@ def test_run_trains_every_arm_with_the_settings_wherever_they_stand(paper, train
     assert [(config.train.epochs, config.model.depth) for config, _, _ in trained] == [(7, 3)] * 2
     assert trained[0][1:] == ("elsewhere", ["python", "-m", "experiments", *words])
     header, none, l1 = capsys.readouterr().out.splitlines()
-    assert header.split() == ["arm", "test_accuracy", "lambda_2", "run"]
-    assert none.startswith("none  0.625 ± 0.18   5")
+    # Wide gaps between columns, for a column's name may hold a space.
+    assert re.split(" {2,}", header) == ["arm", "test/accuracy %", "lambda_2", "run"]
+    assert re.split(" {2,}", none)[:3] == ["none", "62.5 ± 18", "5 (1 of 2)"]
     assert l1.startswith("l1")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_run_with_seeds_that_came_to_nothing_exits_3_and_names_them(
+    paper, trained, form, monkeypatch, capsys
+):
+    monkeypatch.setitem(SUMMARY, "diverged_seeds", [1])
+    monkeypatch.setitem(SUMMARY, "collapsed_seeds", [0, 2])
+    assert cli.main(["run", "stub", *form]) == CHECK_FAILED
+    out, err = capsys.readouterr()
+    assert out  # the numbers of the others are data all the same
+    (warning,) = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert "none: seeds 1 diverged; none: seeds 0, 2 collapsed; l1: seeds 1 diverged" in warning
 
 
 def test_run_prints_json_for_one_arm(paper, trained, capsys):
     assert cli.main(["run", "stub", "--arm", "l1", "--json"]) == DONE
     (row,) = json.loads(capsys.readouterr().out)
     assert row["arm"] == "l1"
-    assert row["summary"]["test_accuracy"] == [0.5, 0.75]
+    assert row["summary"] == SUMMARY
     assert Path(row["run"]).name == "run-1"
 
 
