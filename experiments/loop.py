@@ -4,8 +4,8 @@
     state = program.init(network.init, keys)                      # leading axis: seeds
     state, metrics = program.chunk(state, data, steps=100, seed_axis="map")
 
-Data is an argument, never a constant of the program. Every seed draws its own initial weights, batches and
-dropout masks from its own key, so arms that share a seed differ in nothing but the arm.
+Data is an argument, never a constant of the program. Every seed draws its own initial weights,
+batches and dropout masks from its own key, so arms that share a seed differ in nothing but the arm.
 """
 
 from collections.abc import Callable
@@ -48,8 +48,8 @@ class TrainState(NamedTuple):
 class Program:
     """One arm's training program. Static: equal programs share compiled code.
 
-    A chunk must not cross an epoch's end: ``steps_per_epoch`` says where that is (the remainder of an epoch
-    that does not fill a batch is dropped; batches are drawn anew each epoch).
+    A chunk must not cross an epoch's end: ``steps_per_epoch`` says where that is (the remainder of
+    an epoch that does not fill a batch is dropped; batches are drawn anew each epoch).
     """
 
     apply: Apply
@@ -75,7 +75,7 @@ class Program:
     def chunk(
         self, state: TrainState, data: Data, steps: int, seed_axis: SeedAxis
     ) -> tuple[TrainState, dict[str, Array]]:
-        """``steps`` optimiser steps of every seed, and the chunk's mean loss and accuracy per seed."""
+        """``steps`` optimiser steps of every seed; the chunk's mean loss and accuracy per seed."""
         return over_seeds(partial(self._scan, data, steps), seed_axis)(state)
 
     def _scan(self, data: Data, steps: int, state: TrainState):
@@ -110,7 +110,7 @@ class Program:
 def evaluate(
     state: TrainState, data: Data, *, apply: Apply, seed_axis: SeedAxis, dropout: bool = False
 ) -> dict[str, Array]:
-    """Mean loss and accuracy of every seed on all of ``data``; ``dropout`` leaves it on, as released.
+    """Mean loss and accuracy of every seed on all of ``data``; ``dropout`` leaves dropout on.
 
     Not a method of ``Program``: arms that share a network share this compiled function.
     """

@@ -1,4 +1,4 @@
-"""What is measured of the weights between epochs: connectivity, localisation, sparsity, the penalty's pull."""
+"""What is measured of the weights between epochs: connectivity, sparsity, the penalty's pull."""
 
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ class Measurement:
         self._config, self._network = config, network
         self._penalty = penalty_of(config, network)
         self._pulls = jax.jit(
-            lambda state, data, seed_axis: over_seeds(partial(self._pull, data), seed_axis)(state),
+            lambda seeds, data, axis: over_seeds(partial(self._pull, data), axis)(seeds),
             static_argnums=2,
         )
 
@@ -34,13 +34,14 @@ class Measurement:
         """Per-seed scalars to record, and per-seed Fiedler vectors to keep."""
         layout = self._network.layout
         metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
-        if penalty_state(state.opt_state) is not None:
-            metrics = metrics | self._pulls(state, data, seed_axis)
+        kept = penalty_state(state.opt_state)
+        if kept is not None:
+            metrics = metrics | self._pulls((state, kept.penalty), data, seed_axis)
         return metrics, vectors
 
-    def _pull(self, data: Data, state: TrainState) -> dict[str, jax.Array]:
+    def _pull(self, data: Data, seed: tuple[TrainState, Any]) -> dict[str, jax.Array]:
         """The penalty as training sees it (its vectors as they are), beside the loss."""
-        kept = penalty_state(state.opt_state)
+        state, kept = seed
         strength, view = strength_of(self._config), view_of(self._config, self._network)
 
         def loss(params):
@@ -50,7 +51,7 @@ class Measurement:
 
         def penalty(params):
             magnitudes = tuple(jnp.abs(block) for block in view(params))
-            return strength * self._penalty.value(magnitudes, kept.penalty)
+            return strength * self._penalty.value(magnitudes, kept)
 
         loss_value, loss_grad = jax.value_and_grad(loss)(state.params)
         value, grad = jax.value_and_grad(penalty)(state.params)
@@ -59,7 +60,7 @@ class Measurement:
             "penalty": value,
             "penalty/loss_ratio": value / loss_value,
             "penalty/gradient_ratio": ratio,
-            **_solver(kept.penalty),
+            **_solver(kept),
         }
 
 
@@ -73,7 +74,7 @@ def _solver(kept: Any) -> dict[str, jax.Array]:
 def spectra(
     params: Any, model_state: Any, layout: tuple[weights.Block, ...], seed_axis: SeedAxis
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Connectivity, localisation and sparsity of every seed; compiled once for all arms of a network."""
+    """Connectivity, localisation and sparsity of every seed; all arms of a network share it."""
 
     def one(state):
         blocks = weights.graph_weights(state[0], layout, batch_stats=state[1])
