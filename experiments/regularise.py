@@ -88,15 +88,21 @@ def optimizer_of(
         )
         parts = [shrink, descent] if config.penalty.mode == "penalty" else [descent, shrink]
     if "rescale_units" in config.paper_compat:
+        if config.model.name != "mlp":
+            raise UserError(
+                "paper_compat rescale_units is for model.name = mlp: leave it out, or change "
+                f"model.name = {config.model.name}"
+            )
         parts.append(rescale_units())
     return optax.chain(*parts)
 
 
 def rescale_units() -> optax.GradientTransformation:
-    """Keep every hidden ReLU unit balanced, as the peer does (arXiv 2103.03386): divide its incoming weights
-    and bias by ``s = ||(w_in, b)|| / sqrt(2)`` and multiply the outgoing ones by it.
+    """Keep every hidden ReLU unit of an MLP balanced: divide its incoming weights and bias by
+    ``s = ||(w_in, b)|| / sqrt(2)`` and multiply the outgoing ones by it.
 
-    The network computes the same function; the graph's weights change, so a penalty cannot be met by scale alone.
+    The network computes the same function; the graph's weights change, so a penalty cannot be met
+    by scale alone. Source: the peer's code (arXiv 2103.03386).
     """
 
     def update(updates, state, params=None):

@@ -1,4 +1,4 @@
-"""Train one configuration, all seeds in one compiled program, into a run directory that survives anything."""
+"""Train one configuration, all seeds in one compiled program, into a directory that can resume."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ PROBE_STEPS = 8
 def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) -> Run:
     """Train ``config`` to its end, or go on with it, or return it if it is done.
 
-    Raises ``UserError``: 2 for a configuration that cannot be built, 4 for missing data, 1 when every seed has
-    diverged or the disk is full (state kept), 75 or 130 when stopped from outside (state saved).
+    Raises ``UserError``: 2 for a configuration that cannot be built (nothing is written), 4 for
+    missing data, 1 when every seed has diverged or the disk is full (state kept), 75 or 130 when
+    stopped from outside (state saved).
     """
     dataset, splits = _load(config)
     net = _network(config, dataset)
+    _refuse_what_cannot_train(config, net, splits)
     with (
         open_run(config, data_sha256=dataset.sha256, root=root, argv=argv) as run,
         interruption() as stop,
@@ -53,6 +55,7 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
             while steps < trainer.total_steps:
                 metrics, done = trainer.chunk(steps)
                 steps += done
+                _refuse_total_divergence(config, metrics, steps)
                 ended = steps % trainer.program.steps_per_epoch == 0
                 if ended and trainer.measures_at(steps):
                     trainer.record(run, metrics)
@@ -60,7 +63,6 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
                     run.save_checkpoint(steps, trainer.state)
                 if stop:
                     raise stop.error(steps)
-                _refuse_total_divergence(config, metrics, steps)
                 advance(done, note=_note(metrics))
         run.finish(trainer.finish(run))
     return run
@@ -81,11 +83,6 @@ class _Trainer:
             )
             if len(y)
         }
-        if len(splits.train_y) < config.data.batch_size:
-            raise UserError(
-                f"data.batch_size = {config.data.batch_size} but there are {len(splits.train_y)} "
-                "training examples: lower it, or raise data.train_limit"
-            )
         seeds = range(config.train.seed, config.train.seed + config.train.seeds)
         self.keys = jax.vmap(jax.random.key)(jnp.array(seeds))
         self.measurement = Measurement(config, net)
@@ -99,7 +96,7 @@ class _Trainer:
         return self.config.train.epochs * self.program.steps_per_epoch
 
     def choose_seed_axis(self, run: Run) -> None:
-        """Once per run, since the two orders of summation differ in the last bit: a resumption keeps it."""
+        """Once per run: the two sum in different orders, so a resumption keeps what was chosen."""
         chosen = run.provenance.get("seed_axis") or self.config.train.seed_axis
         self.seed_axis = self._faster_axis() if chosen == "auto" else chosen
         run.annotate(seed_axis=self.seed_axis)
@@ -139,15 +136,14 @@ class _Trainer:
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat
         }
         run.save_array("parameters", **named)
-        final = {name: values[-1].tolist() for name, (_, values) in run.history().items()}
-        train = {f"final_{name}": value.tolist() for name, value in self._evaluate("train").items()}
-        finite = np.isfinite(np.asarray(train["final_train/loss"]))
+        final = {name: values[-1] for name, (_, values) in run.history().items()}
+        final |= {f"final_{name}": value for name, value in self._evaluate("train").items()}
+        finite = np.isfinite(final["final_train/loss"])
         chance = np.bincount(self.splits.train_y).max() / len(self.splits.train_y)
-        stuck = np.asarray(train["final_train/accuracy"]) <= chance + 0.01
+        stuck = np.asarray(final["final_train/accuracy"]) <= chance + 0.01
         first = self.config.train.seed
         summary = {
-            **final,
-            **train,
+            **{name: np.where(finite, value, np.nan) for name, value in final.items()},
             "diverged_seeds": [int(first + i) for i in np.flatnonzero(~finite)],
             "collapsed_seeds": [int(first + i) for i in np.flatnonzero(finite & stuck)],
             "steps": self.total_steps,
@@ -197,7 +193,7 @@ _FASTER: dict[Any, SeedAxis] = {}
 
 
 def faster_seed_axis(program_of, state: TrainState, data: Data, *, repeats: int = 3) -> SeedAxis:
-    """Which of ``vmap`` and ``map`` trains these seeds faster here: best of ``repeats`` short chunks each."""
+    """Which of ``vmap`` and ``map`` trains these seeds faster here: each one's best short chunk."""
     best: dict[SeedAxis, float] = {}
     for seed_axis in ("map", "vmap"):
         program = program_of(seed_axis)
@@ -214,7 +210,7 @@ def faster_seed_axis(program_of, state: TrainState, data: Data, *, repeats: int 
 
 
 def chunk_steps(steps_per_epoch: int) -> int:
-    """A chunk length near ``CHUNK_STEPS`` that divides an epoch if one does: one program to compile, not two."""
+    """A length near ``CHUNK_STEPS`` that divides an epoch, if one does: one program to compile."""
     lengths = range(min(CHUNK_STEPS, steps_per_epoch), CHUNK_STEPS // 4, -1)
     whole = (length for length in lengths if steps_per_epoch % length == 0)
     return next(whole, min(CHUNK_STEPS, steps_per_epoch))
@@ -251,30 +247,49 @@ def _described(name: str, shape: tuple[int, ...], classes: int, chosen: tuple) -
     return network(name, input_shape=shape, classes=classes, **dict(chosen))
 
 
+def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) -> None:
+    """`UserError` (2) before anything is written."""
+    examples, batch_size = len(splits.train_y), config.data.batch_size
+    if examples < batch_size:
+        raise UserError(
+            f"data.batch_size = {batch_size} but there are {examples} training examples: "
+            "lower it, or raise data.train_limit"
+        )
+    optimizer_of(config, net, steps_per_epoch=examples // batch_size, axis_name=None)
+
+
 def _refuse_total_divergence(config: ExperimentConfig, metrics, step: int) -> None:
     if np.isfinite(metrics["train/loss"]).any():
         return
     raise UserError(
-        f"all {config.train.seeds} seeds diverged before step {step} (the loss is not finite): lower "
-        f"optimizer.learning_rate = {config.optimizer.learning_rate:g} or "
-        f"penalty.strength = {config.penalty.strength:g}; the last epoch's state is kept",
+        f"all {config.train.seeds} seeds diverged before step {step} (the loss is not finite); "
+        f"the state before it is kept: {_gentler(config)}",
         FAILED,
     )
 
 
 def _complaints(config: ExperimentConfig, summary: dict[str, Any]) -> list[str]:
-    lines = []
-    if summary["diverged_seeds"]:
-        seeds = ", ".join(map(str, summary["diverged_seeds"]))
-        lines.append(f"{config.name}: seeds {seeds} diverged; their numbers are left out")
-    if summary["collapsed_seeds"]:
-        seeds = ", ".join(map(str, summary["collapsed_seeds"]))
-        lines.append(
-            f"{config.name}: seeds {seeds} collapsed to the majority class; "
-            f"penalty.strength = {config.penalty.strength:g} is too strong: lower it, or set "
-            "penalty.mode=proximal"
-        )
-    return lines
+    fates = {
+        "diverged": f"diverged, their numbers are left out: {_gentler(config)}",
+        "collapsed": f"are no better than the majority class: {_gentler(config)}, "
+        "or raise train.epochs",
+    }
+    return [
+        f"{config.name}: seeds {', '.join(map(str, summary[f'{fate}_seeds']))} {what}"
+        for fate, what in fates.items()
+        if summary[f"{fate}_seeds"]
+    ]
+
+
+def _gentler(config: ExperimentConfig) -> str:
+    """What to change when training went wrong, most likely cause first."""
+    penalty, fixes = config.penalty, []
+    if penalty.name != "none" and penalty.strength > 0:
+        fixes.append(f"lower penalty.strength = {penalty.strength:g}")
+        if penalty.mode == "penalty":
+            fixes.append("set penalty.mode=proximal")
+    fixes.append(f"lower optimizer.learning_rate = {config.optimizer.learning_rate:g}")
+    return ", or ".join(fixes)
 
 
 def _note(metrics: dict[str, np.ndarray]) -> str:
