@@ -11,6 +11,7 @@ from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
     best_pairs,
+    combine,
     generic_vectors,
     mm,
     orthonormalise,
@@ -130,7 +131,7 @@ def _iterate(search: Search, block, known, precondition, limit, scale, matvecs) 
         # P is what moved X, kept orthogonal to the new X by working in coordinates.
         moved = orthonormalise(c.at[:k].set(0), c)
         both = jnp.concatenate([c, moved], axis=1)
-        s, image = mm(s, both), mm(image, both)
+        s, image = combine(s, both), combine(image, both)
         x, ax = s[:, :k], image[:, :k]
         residuals = jnp.sqrt(jnp.sum((ax - sign * values * x) ** 2, axis=0))
         return _Iterate(
