@@ -12,9 +12,10 @@ from spectral_jax.graphs.laplacian import Blocks, Edges, chain, split, widths
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
     """Nodes of the largest connected component (the first one, where sizes tie).
 
-    Two nodes are joined where their weight is not zero. Labels spread one edge per pass until
-    nothing changes: a pass over the weights costs about one matvec, and there are at most as many
-    passes as the component's diameter, a handful in a trained network.
+    Two nodes are joined where their weight is not zero. A connected network is recognised by one
+    or two passes of the cost of a matvec. Otherwise labels spread one edge per pass until nothing
+    changes; there are at most as many passes as the component's diameter, a handful in a trained
+    network.
 
     Works under ``jit`` and ``vmap``; piecewise constant, so no gradient.
 
@@ -27,26 +28,66 @@ def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Ar
 @partial(jax.jit, static_argnames="edges")
 def _largest_component(weights: Blocks, edges: Edges) -> Array:
     sizes = widths(weights, edges)
-    joined = tuple(jax.lax.stop_gradient(block) != 0 for block in weights)
+    weights = jax.lax.stop_gradient(tuple(weights))
+    return jax.lax.cond(
+        _connected(weights, edges, sizes),
+        lambda: jnp.ones(sum(sizes), bool),
+        lambda: _most_frequent(_labels(weights, edges, sizes)),
+    )
+
+
+def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
+    """Whether node 0 is seen to reach every node; weights that underflow or are NaN are not seen."""
+
+    def spread(carry):
+        seen, _ = carry
+        parts = split(seen, sizes)
+        for block, (source, target) in zip(weights, edges, strict=True):
+            a = jnp.abs(block)
+            parts[target] = jnp.maximum(parts[target], _times(parts[source], a) > 0)
+            parts[source] = jnp.maximum(parts[source], _times(a, parts[target]) > 0)
+        now_seen = jnp.concatenate(parts)
+        return now_seen, jnp.any(now_seen != seen)
+
+    def unfinished(carry):
+        seen, spreading = carry
+        return spreading & ~jnp.all(seen > 0)
+
+    start = jnp.zeros(sum(sizes), weights[0].dtype).at[0].set(1)
+    seen, _ = jax.lax.while_loop(unfinished, spread, (start, jnp.array(True)))
+    return jnp.all(seen > 0)
+
+
+def _times(a: Array, b: Array) -> Array:
+    return a @ b if a.ndim != b.ndim else a * b
+
+
+def _labels(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
+    """For every node, the lowest node of its component."""
+    joined = tuple(block != 0 for block in weights)
 
     def spread(carry):
         labels, _ = carry
         parts = split(labels, sizes)
         for near, (source, target) in zip(joined, edges, strict=True):
-            parts[target] = jnp.minimum(parts[target], _lowest(near, parts[source]))
-            parts[source] = jnp.minimum(parts[source], _lowest(near.T, parts[target]))
+            parts[target] = jnp.minimum(parts[target], _lowest(near, parts[source], axis=0))
+            parts[source] = jnp.minimum(parts[source], _lowest(near, parts[target], axis=1))
         spread_labels = jnp.concatenate(parts)
         return spread_labels, jnp.any(spread_labels != labels)
 
     nodes = jnp.arange(sum(sizes))
-    labels, _ = jax.lax.while_loop(lambda carry: carry[1], spread, (nodes, jnp.array(True)))
-    counts = jnp.zeros_like(nodes).at[labels].add(1)
-    return labels == jnp.argmax(counts)
+    return jax.lax.while_loop(lambda carry: carry[1], spread, (nodes, jnp.array(True)))[0]
 
 
-def _lowest(near: Array, labels: Array) -> Array:
-    """For every target, the lowest label among its own edges' sources."""
+def _lowest(near: Array, labels: Array, *, axis: int) -> Array:
+    """The lowest label among a node's neighbours along ``axis`` of the block."""
     unreached = jnp.iinfo(labels.dtype).max
     if near.ndim == 1:
         return jnp.where(near, labels, unreached)
-    return jnp.min(jnp.where(near, labels[:, None], unreached), axis=0, initial=unreached)
+    candidates = jnp.where(near, jnp.expand_dims(labels, 1 - axis), unreached)
+    return jnp.min(candidates, axis=axis, initial=unreached)
+
+
+def _most_frequent(labels: Array) -> Array:
+    counts = jnp.zeros_like(labels).at[labels].add(1)
+    return labels == jnp.argmax(counts)
