@@ -13,3 +13,11 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 pytest.register_assert_rewrite("tests.contract")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile in half the time, for tests of programs that run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
