@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
+from experiments.data.files import cache
 from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, UserError
 from experiments.names import did_you_mean
 from experiments.papers import PAPERS
@@ -72,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a failure is one line on stderr."""
     # Threads of OpenBLAS under those of XLA are slow, and on large hosts unsafe (jax#39292).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Arms that differ in a number compile to the same program, and so does the next run.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache().parent / "xla"))
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = parse(arguments)

@@ -23,6 +23,7 @@ SeedAxis = Literal["vmap", "map"]
 Apply = Callable[..., tuple[Array, Tree]]
 # The name under which transformations may reduce over seeds when they are vmapped.
 SEED_AXIS_NAME = "seed"
+EVALUATION_BATCH = 1000
 
 
 class Data(NamedTuple):
@@ -115,18 +116,22 @@ def evaluate(
     Not a method of ``Program``: arms that share a network share this compiled function.
     """
 
-    def one_seed(state):
-        def one(example):
-            x, y, row = example
-            key = jax.random.fold_in(state.key, row) if dropout else None
-            inputs = normalise(data, x)[None]
-            logits, _ = apply(state.params, state.model_state, inputs, train=dropout, key=key)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits[0], y)
-            return loss, accuracy(logits[0], y)
+    size = len(data.y)
+    rows = jnp.arange(-(-size // EVALUATION_BATCH) * EVALUATION_BATCH).reshape(-1, EVALUATION_BATCH)
 
-        examples = (data.x, data.y, jnp.arange(len(data.y)))
-        losses, hits = jax.lax.map(one, examples, batch_size=1000)
-        return {"loss": losses.mean(), "accuracy": hits.mean()}
+    def one_seed(state):
+        def one_batch(rows):
+            inside = rows < size
+            rows = jnp.minimum(rows, size - 1)
+            x, y = normalise(data, data.x[rows]), data.y[rows]
+            key = jax.random.fold_in(state.key, rows[0]) if dropout else None
+            logits, _ = apply(state.params, state.model_state, x, train=dropout, key=key)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            hits = accuracy(logits, y)
+            return jnp.sum(losses, where=inside), jnp.sum(hits, where=inside)
+
+        losses, hits = jax.lax.map(one_batch, rows)
+        return {"loss": losses.sum() / size, "accuracy": hits.sum() / size}
 
     return over_seeds(one_seed, seed_axis)(state)
 

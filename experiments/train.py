@@ -138,6 +138,9 @@ class _Trainer:
         run.save_array("parameters", **named)
         final = {name: values[-1] for name, (_, values) in run.history().items()}
         final |= {f"final_{name}": value for name, value in self._evaluate("train").items()}
+        if self.config.model.dropout:
+            left_on = self._evaluate("test", dropout=True)["test/accuracy"]
+            final["final_test_dropout_on/accuracy"] = left_on
         finite = np.isfinite(final["final_train/loss"])
         chance = np.bincount(self.splits.train_y).max() / len(self.splits.train_y)
         stuck = np.asarray(final["final_train/accuracy"]) <= chance + 0.01
@@ -146,6 +149,7 @@ class _Trainer:
             **{name: np.where(finite, value, np.nan) for name, value in final.items()},
             "diverged_seeds": [int(first + i) for i in np.flatnonzero(~finite)],
             "collapsed_seeds": [int(first + i) for i in np.flatnonzero(finite & stuck)],
+            "epochs": self.config.train.epochs,
             "steps": self.total_steps,
             "seconds": round(time.monotonic() - self.started, 2),
             "seed_axis": self.seed_axis,
@@ -154,13 +158,13 @@ class _Trainer:
             run.log(f"warning: {line}")
         return summary
 
-    def _evaluate(self, name: str) -> dict[str, Any]:
+    def _evaluate(self, name: str, *, dropout: bool = False) -> dict[str, Any]:
         values = evaluate(
             self.state._replace(opt_state=None),
             self.data[name],
             apply=self.net.apply,
             seed_axis=self.seed_axis,
-            dropout="dropout_at_eval" in self.config.paper_compat,
+            dropout=dropout or "dropout_at_eval" in self.config.paper_compat,
         )
         return {f"{name}/{metric}": value for metric, value in values.items()}
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -47,9 +48,13 @@ def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
 
 
 class SpectralPenaltyState(NamedTuple):
-    """``step`` counts updates, ``penalty`` is the penalty's state (warm start, diagnostics)."""
+    """``step`` counts updates; ``penalty`` is the penalty's own state (warm start, diagnostics).
+
+    ``strength`` is here rather than in the code so that a sweep over strengths compiles once.
+    """
 
     step: Int[Array, ""]
+    strength: Float[Array, ""]
     penalty: Any
 
 
@@ -80,8 +85,9 @@ def spectral_penalty(
         kernels.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
       axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh
-        then happens for all members when any needs it: a batched predicate would make ``lax.cond``
-        run both branches each step.
+        is then computed for all members when any needs it, for a batched predicate would make
+        ``lax.cond`` run both branches each step; only those that need it take it, so that no
+        member's course depends on the company it is in.
 
     Works under ``jit``, ``vmap`` (with ``axis_name``) and ``scan``; the state is a pytree of
     arrays. Raises ``ValueError`` for an unknown name or mode, a missing ``learning_rate`` or
@@ -104,7 +110,9 @@ def spectral_penalty(
     refresh = on_residual() if refresh is None else refresh
 
     def init(params):
-        return SpectralPenaltyState(jnp.zeros((), jnp.int32), penalty.init(_blocks(view, params)))
+        blocks = _blocks(view, params)
+        step, factor = jnp.zeros((), jnp.int32), jnp.asarray(strength, blocks[0].dtype)
+        return SpectralPenaltyState(step, factor, penalty.init(blocks))
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -120,13 +128,13 @@ def spectral_penalty(
         pull = jax.grad(lambda m: penalty.value(_blocks(view, m), kept))(magnitudes)
         if mode == "penalty":
             updates = jax.tree.map(
-                lambda u, p, c: u + strength * c * jnp.sign(p), updates, params, pull
+                lambda u, p, c: u + state.strength * c * jnp.sign(p), updates, params, pull
             )
         else:
             rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
-            shrink = lambda u, p, c: _soft_threshold(p + u, rate * strength * c) - p  # noqa: E731
+            shrink = lambda u, p, c: _soft_threshold(p + u, rate * state.strength * c) - p  # noqa: E731
             updates = jax.tree.map(shrink, updates, params, pull)
-        return updates, SpectralPenaltyState(state.step + 1, kept)
+        return updates, SpectralPenaltyState(state.step + 1, state.strength, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -173,16 +181,23 @@ def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenalt
         """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
         return flag if axis_name is None else jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
 
-    def solve():
-        return penalty.refresh(blocks, state.penalty)
+    def solve_where(needed):
+        def solve():
+            fresh = penalty.refresh(blocks, state.penalty)
+            return jax.tree.map(partial(jnp.where, needed), fresh, state.penalty)
+
+        return jax.lax.cond(somewhere(needed), solve, lambda: state.penalty)
+
+    first = state.step == 0
+    due = refresh.due(state.step) | first
+    if refresh.tolerance is None:
+        return solve_where(due)
 
     def look():
-        first = state.step == 0
-        stale = first | ~(penalty.staleness(blocks, state.penalty) <= refresh.tolerance)
-        return jax.lax.cond(somewhere(stale), solve, lambda: state.penalty)
+        stale = ~(penalty.staleness(blocks, state.penalty) <= refresh.tolerance)
+        return solve_where(due & (stale | first))
 
-    due = somewhere(refresh.due(state.step) | (state.step == 0))
-    return jax.lax.cond(due, solve if refresh.tolerance is None else look, lambda: state.penalty)
+    return jax.lax.cond(somewhere(due), look, lambda: state.penalty)
 
 
 def _soft_threshold(w: Array, threshold: Array) -> Array:
