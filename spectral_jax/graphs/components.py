@@ -37,7 +37,7 @@ def _largest_component(weights: Blocks, edges: Edges) -> Array:
 
 
 def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
-    """Whether node 0 is seen to reach all others; weights that underflow or are NaN are not seen."""
+    """Whether node 0 is seen to reach all others; weights that underflow, or NaN, are not seen."""
 
     def spread(carry):
         seen, _ = carry
