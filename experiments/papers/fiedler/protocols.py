@@ -33,7 +33,7 @@ def released_arms(
 ) -> Arms:
     """The arms of the released code on one data set, an unregularised one, and one strong enough to matter."""
     base = ExperimentConfig(
-        name="",
+        name="fiedler",
         data=data or DataConfig(dataset),
         model=ModelConfig(hidden=hidden),
         optimizer=OptimizerConfig("sgd", learning_rate=1e-3, momentum=0.9),
@@ -56,7 +56,7 @@ def released_arms(
 def peer_arms(*, train: TrainConfig) -> Arms:
     """The peer's small net on 7 x 7 MNIST, with and without its penalty (half its stated strength acts)."""
     control = ExperimentConfig(
-        name="",
+        name="fiedler",
         data=DataConfig("mnist7", batch_size=128),
         model=ModelConfig(hidden=(64, 64, 64)),
         optimizer=OptimizerConfig("adam", learning_rate=1e-3),
@@ -99,7 +99,7 @@ def fair_arms(base: ExperimentConfig, *, nodes: int, strengths: int) -> Arms:
 def _few_samples(train: TrainConfig, *, strengths: int) -> Arms:
     """1,000 MNIST digits, a fifth of them mislabelled: a net of 270,000 weights can learn them by heart."""
     base = ExperimentConfig(
-        name="",
+        name="fiedler",
         data=DataConfig(
             "mnist", batch_size=50, train_limit=1000, validation=2000, label_noise=0.2
         ),
