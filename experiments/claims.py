@@ -3,7 +3,8 @@
 A claim is data; its evidence is one number per seed. The verdicts:
 
 - MATCH: our mean is within the stated tolerance of the published value;
-- TREND: no value was published, or ours differs, but the stated direction holds (interval off zero);
+- TREND: no value was published, or ours differs, but the stated direction holds (the interval is
+  off zero);
 - MISMATCH: neither;
 - NOT RUN: nothing was measured in this preset; the note says what it would cost;
 - UNDERSPECIFIED: the source does not say enough to measure it.
@@ -27,9 +28,9 @@ VERDICTS: tuple[Verdict, ...] = ("MATCH", "TREND", "MISMATCH", "NOT RUN", "UNDER
 class Claim:
     """One statement that can be checked.
 
-    ``value`` with ``tolerance`` is a number to meet; ``direction`` (+1 or -1) is the sign the evidence, a
-    paired difference, should have; a claim may have both. ``reason`` says why it is not measured, for a
-    claim that cannot be. ``origin`` tells a published number from one of our own reference numbers.
+    ``value`` with ``tolerance`` is a number to meet; ``direction`` (+1 or -1) is the sign that the
+    evidence, a paired difference, should have; a claim may have both. ``reason`` says why a claim
+    that cannot be measured is not. ``origin`` tells a published number from a reference of ours.
     """
 
     id: str
@@ -67,7 +68,7 @@ class Judged:
 def judge(
     claim: Claim, evidence: Sequence[float] | np.ndarray | None, *, command: str = ""
 ) -> Judged:
-    """Compare ``evidence`` (one number per seed, or a scalar; None if not measured) with the claim."""
+    """Compare ``evidence`` (one number per seed or one in all; None if not measured) with the claim."""
     verdict, ours, note = _verdict(claim, evidence)
     return Judged(
         id=claim.id,

@@ -1,4 +1,4 @@
-"""Fiedler regularisation: arXiv 2003.00992 (ICML 2020) and arXiv 2304.03096, and a peer, arXiv 2103.03386.
+"""Fiedler regularisation: arXiv 2003.00992 (ICML 2020), arXiv 2304.03096; a peer, arXiv 2103.03386.
 
 Penalise the algebraic connectivity of the network's weight graph. `protocols` says what is trained,
 `evidence` what is claimed and how our runs speak to it, `pictures` what is drawn.
@@ -24,7 +24,7 @@ COSTS = {
 def reproduce(
     preset: str, *, root: str | Path, overrides: Sequence[str] = (), as_json: bool = False
 ) -> int:
-    """Train every arm of the preset, judge the claims, write the report; 3 if a claim does not hold."""
+    """Train the preset's arms, judge the claims, write the report; 3 if a claim does not hold."""
     from experiments.papers.fiedler.report import write_report
     from experiments.reproduction import train_protocols
 
@@ -33,4 +33,3 @@ def reproduce(
         ["python -m experiments reproduce fiedler", f"--preset {preset}", *overrides]
     )
     return write_report(runs, preset, root=Path(root), command=command, as_json=as_json)
-

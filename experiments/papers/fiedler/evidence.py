@@ -93,7 +93,7 @@ def _initial() -> list[tuple[Claim, Evidence]]:
 
 
 def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
-    """Released hyper-parameters on MNIST: the reference is one seed of ours, the papers' table unknown."""
+    """Released settings on MNIST; the reference is one seed of ours, the papers' table is unknown."""
     arms = runs.get("mnist", {})
     reference = partial(
         Claim,
@@ -113,7 +113,9 @@ def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
     }
     for arm, (test, lambda_2) in table.items():
         text = f"MNIST, released settings, {arm}: "
-        value = reference(id=f"mnist-{arm}", text=text + "test accuracy", value=test, tolerance=0.4, unit=" %")
+        value = reference(
+            id=f"mnist-{arm}", text=text + "test accuracy", value=test, tolerance=0.4, unit=" %"
+        )
         rows.append((value, _of(arms, arm, accuracy)))
         if lambda_2 is not None:
             value = reference(
@@ -173,7 +175,7 @@ def _peer(runs: Runs) -> list[tuple[Claim, Evidence]]:
         source=PEER,
         origin="released code",
         cost="preset small",
-        difference="JAX and exact area down-sampling; batch order; Keras' initialisation replaced by ours",
+        difference="exact down-sampling of the images; our initialisation instead of Keras'",
     )
     published = {"control": (95.74, 10.02), "cluster": (95.90, 8.93)}
     rows: list[tuple[Claim, Evidence]] = []
@@ -231,13 +233,17 @@ def _fair(runs: Runs) -> list[tuple[Claim, Evidence]]:
     )
     rows: list[tuple[Claim, Evidence]] = []
     for method, name in SPECTRAL.items():
-        for baseline, baseline_name in (("none", "no penalty"), (best_baseline(tuned), "the best tuned baseline")):
+        for baseline, baseline_name in (
+            ("none", "no penalty"),
+            (best_baseline(tuned), "the best tuned baseline"),
+        ):
             against = f" ({baseline})" if baseline != "none" else ""
             rows.append(
                 (
                     claim(
                         id=f"fair-{method}-over-{'none' if baseline == 'none' else 'baseline'}",
-                        text=f"few noisy samples: {name}, tuned, tests better than {baseline_name}{against}",
+                        text=f"few noisy samples: {name}, tuned, tests better than "
+                        f"{baseline_name}{against}",
                     ),
                     _difference(tuned, method, baseline),
                 )
@@ -305,11 +311,13 @@ def best_baseline(tuned: Mapping[str, Run]) -> str:
 
 
 def n_cut(run: Run) -> np.ndarray:
-    """Per seed, the n-cut of the trained net's best 12 clusters, as the peer measures clusterability."""
+    """Per seed, the n-cut of the trained net's 12 spectral clusters: the peer's clusterability."""
     with np.load(run.path / "arrays" / "parameters.npz") as stored:
         names = sorted(name for name in stored if name.endswith("/kernel"))
         kernels = [np.abs(stored[name]) for name in names]
-    return np.array([_n_cut([kernel[seed] for kernel in kernels]) for seed in range(len(kernels[0]))])
+    return np.array(
+        [_n_cut([kernel[seed] for kernel in kernels]) for seed in range(len(kernels[0]))]
+    )
 
 
 def _n_cut(blocks: list[np.ndarray]) -> float:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-
 from experiments.papers.fiedler import evidence
 from experiments.report import Picture, Section, Table
 from experiments.reproduction import Runs
@@ -50,7 +49,9 @@ def sections(runs: Runs, rows: list[dict[str, str]], folder: Path) -> list[Secti
 def _training(arms: Mapping[str, Run]) -> dict[str, Picture]:
     histories = {arm: _by_epoch(run) for arm, run in arms.items()}
     names = list(arms)
-    percent = {arm: (h["test/accuracy"][0], 100 * h["test/accuracy"][1]) for arm, h in histories.items()}
+    percent = {
+        arm: (h["test/accuracy"][0], 100 * h["test/accuracy"][1]) for arm, h in histories.items()
+    }
     losses = {arm: h["test/loss"] for arm, h in histories.items()}
     spectra = {
         arm: {name: history[metric] for name, metric in SPECTRA.items()}
@@ -84,7 +85,9 @@ def _vector(arm: str, run: Run) -> Picture:
         kernels = [stored[name] for name in sorted(stored) if name.endswith("/kernel")]
     widths = [kernels[0].shape[1], *(kernel.shape[2] for kernel in kernels)]
     figure = plots.fiedler_by_layer(vectors, widths)
-    return Picture(figure, f"{arm}: the Fiedler vector by layer, and the pull on each weight block.")
+    return Picture(
+        figure, f"{arm}: the Fiedler vector by layer, and the pull on each weight block."
+    )
 
 
 def _fair(arms: Mapping[str, Run]) -> dict[str, Picture]:
@@ -132,5 +135,3 @@ def _by_epoch(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _without_protocol(row: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in row.items() if name != "protocol"}
-
-

@@ -1,8 +1,8 @@
-"""What is trained: the released protocols, the peer's, and a fair comparison the papers do not make.
+"""What is trained: the released protocols, the peer's, and a fair comparison no paper makes.
 
-Settings are those of the released code (edrictam/FiedlerRegularization@76408bf), not of the papers' text,
-which was not available to us. Where that code does something it cannot have meant, the sound version is trained;
-`paper_compat` options put the original back where a number depends on it.
+Settings are those of the released code (edrictam/FiedlerRegularization@76408bf), not of the papers'
+text, which was not available to us. Where that code does something it cannot have meant, the sound
+version is trained; `paper_compat` options put the original back where a number depends on it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def released_arms(
     train: TrainConfig,
     data: DataConfig | None = None,
 ) -> Arms:
-    """The arms of the released code on one data set, an unregularised one, and one strong enough to matter."""
+    """The arms of the released code on one data set, one without penalty, one strong enough to act."""
     base = ExperimentConfig(
         name="fiedler",
         data=data or DataConfig(dataset),
@@ -43,7 +43,9 @@ def released_arms(
     arms = {
         "none": base,
         "fiedler": replace(base, penalty=fiedler, paper_compat=RELEASED),
-        "fiedler-100": replace(base, penalty=replace(fiedler, strength=100.0), paper_compat=RELEASED),
+        "fiedler-100": replace(
+            base, penalty=replace(fiedler, strength=100.0), paper_compat=RELEASED
+        ),
         "weight-decay": replace(
             base, penalty=PenaltyConfig("l2", 1e-2), paper_compat=("coupled_l2",)
         ),
@@ -54,7 +56,7 @@ def released_arms(
 
 
 def peer_arms(*, train: TrainConfig) -> Arms:
-    """The peer's small net on 7 x 7 MNIST, with and without its penalty (half its stated strength acts)."""
+    """The peer's net on 7 x 7 MNIST, with and without its penalty (half its stated strength acts)."""
     control = ExperimentConfig(
         name="fiedler",
         data=DataConfig("mnist7", batch_size=128),
@@ -73,7 +75,7 @@ def peer_arms(*, train: TrainConfig) -> Arms:
 def fair_arms(base: ExperimentConfig, *, nodes: int, strengths: int) -> Arms:
     """Every method at the same number of strengths, to be tuned on validation data.
 
-    lambda_2 and its layer quotient scale like a weight divided by N, so their strengths are multiples of N.
+    lambda_2 and its layer quotient pull on one weight like 1 / N: their strengths are multiples of N.
     """
     grids = {
         "l2": (1e-4, 1e-3, 3e-3, 1e-2),
@@ -97,12 +99,10 @@ def fair_arms(base: ExperimentConfig, *, nodes: int, strengths: int) -> Arms:
 
 
 def _few_samples(train: TrainConfig, *, strengths: int) -> Arms:
-    """1,000 MNIST digits, a fifth of them mislabelled: a net of 270,000 weights can learn them by heart."""
+    """1,000 MNIST digits, a fifth mislabelled: a net of 270,000 weights can learn them by heart."""
     base = ExperimentConfig(
         name="fiedler",
-        data=DataConfig(
-            "mnist", batch_size=50, train_limit=1000, validation=2000, label_noise=0.2
-        ),
+        data=DataConfig("mnist", batch_size=50, train_limit=1000, validation=2000, label_noise=0.2),
         model=ModelConfig(hidden=(256, 256)),
         optimizer=OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9),
         train=train,
@@ -121,7 +121,7 @@ def _smoke() -> dict[str, Arms]:
     train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, spectra_every=2, seed_axis="vmap")
     data = DataConfig("digits", batch_size=32)
     arms = released_arms("digits", hidden=(64, 64), dropout=0.4, train=train, data=data)
-    # A small net on little data needs larger steps than the released 1e-3 to learn anything in six epochs.
+    # On little data six epochs of the released steps, 1e-3, would teach nothing.
     faster = OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9)
     arms = {arm: replace(config, optimizer=faster) for arm, config in arms.items()}
     return {"digits": arms}

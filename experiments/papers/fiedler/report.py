@@ -1,4 +1,4 @@
-"""From finished runs to the page: verdicts, tables, figures. Reads run directories only, trains nothing."""
+"""From finished runs to the page: verdicts, tables, figures. Reads run directories, trains nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spectral_jax.plots.intervals import t_interval
 def write_report(
     runs: Runs, preset: str, *, root: Path, command: str, as_json: bool = False
 ) -> int:
-    """Write ``<root>/reports/fiedler-<preset>/``: report.html, claims and results as .csv and .md, figures.
+    """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables as .csv and .md, its figures.
 
     Returns 3 if any claim is a MISMATCH, which is a result and not an error; else 0.
     """
@@ -44,7 +44,12 @@ def write_report(
     write_table(folder / "claims", [dataclasses.asdict(claim) for claim in claims])
     write_table(folder / "results", rows)
     if as_json:
-        print(json.dumps({"claims": [dataclasses.asdict(claim) for claim in claims], "results": rows}, indent=2))
+        print(
+            json.dumps(
+                {"claims": [dataclasses.asdict(claim) for claim in claims], "results": rows},
+                indent=2,
+            )
+        )
     else:
         print_claims(claims)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
@@ -86,8 +91,8 @@ def answer(claims: list[Judged], runs: Runs) -> str:
     if {"fiedler", "none"} <= set(main):
         gain = evidence.accuracy(main["fiedler"]) - evidence.accuracy(main["none"])
         lines.append(
-            "At the released strength (delta = 0.01) Fiedler regularisation changes test accuracy by "
-            f"{_cell(gain)} percentage points against no penalty, paired by seed."
+            "At the released strength (delta = 0.01) Fiedler regularisation changes test accuracy "
+            f"by {_cell(gain)} percentage points against no penalty, paired by seed."
         )
     tuned = evidence.tuned_arms(runs.get("fair", {}))
     spectral = [name for name in evidence.SPECTRAL if name in tuned]
@@ -96,8 +101,8 @@ def answer(claims: list[Judged], runs: Runs) -> str:
         best = max(spectral, key=lambda n: np.nanmean(evidence.accuracy(tuned[n], "validation")))
         gain = evidence.accuracy(tuned[best]) - evidence.accuracy(tuned[baseline])
         lines.append(
-            f"Tuned alike on few, noisy samples, the best spectral method ({evidence.SPECTRAL[best]}) "
-            f"differs from the best ordinary one ({baseline}) by {_cell(gain)} points."
+            f"Tuned alike on few, noisy samples, the best spectral method "
+            f"({evidence.SPECTRAL[best]}) differs from the best ordinary one ({baseline}) by {_cell(gain)} points."
         )
     return " ".join(escape(line) for line in lines)
 
