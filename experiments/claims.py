@@ -68,7 +68,7 @@ class Judged:
 def judge(
     claim: Claim, evidence: Sequence[float] | np.ndarray | None, *, command: str = ""
 ) -> Judged:
-    """Compare ``evidence`` (one number per seed or one in all; None if not measured) with the claim."""
+    """Compare ``evidence`` (one number per seed, or None if not measured) with the claim."""
     verdict, ours, note = _verdict(claim, evidence)
     return Judged(
         id=claim.id,

@@ -277,7 +277,7 @@ def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Compone
 def _solve(problem: _Problem, k: int, state, tol, max_matvecs: int) -> EigResult:
     weakest = jnp.argmin(jnp.where(problem.mask, problem.degree, jnp.inf))
     indicator = jnp.zeros_like(problem.null).at[weakest].set(1)
-    noise = generic_vectors(*problem.null.shape, 1, problem.null.dtype)[:, 0]
+    noise = generic_vectors(problem.null.size, 1, problem.null.dtype)[:, 0]
     guesses = [problem.quotient.vector, indicator, problem.embed(noise)]
     if state is not None:
         guesses.insert(0, state)

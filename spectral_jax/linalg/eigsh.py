@@ -69,7 +69,7 @@ def eigsh(
     chosen = _check(op, k, which, v0, deflate, preconditioner, method)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tol
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen)
-    return _eigsh(options, op, v0, deflate, preconditioner)
+    return _compiled_pairs(options, op, v0, deflate, preconditioner)
 
 
 class _Options(NamedTuple):
@@ -80,9 +80,8 @@ class _Options(NamedTuple):
     method: str
 
 
-@partial(jax.jit, static_argnums=0)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _eigsh(options, op, v0, deflate, preconditioner) -> EigResult:
+def _pairs(options, op, v0, deflate, preconditioner) -> EigResult:
     k, sign, tol, max_matvecs, method = options
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     noise = generic_vectors(op.size, k, op.dtype)
@@ -94,14 +93,14 @@ def _eigsh(options, op, v0, deflate, preconditioner) -> EigResult:
     return thick_restart(search, start)
 
 
-def _eigsh_forward(options, *arguments):
+def _pairs_forward(options, *arguments):
     op, v0, deflate, preconditioner = custom_vjp_primal_tree_values(arguments)
     # Vectors kept for the backward pass carry their own derivative: second derivatives are right.
-    result = _eigsh(options, op, v0, deflate, preconditioner)
+    result = _pairs(options, op, v0, deflate, preconditioner)
     return result, (op, v0, deflate, preconditioner, result.values, result.vectors)
 
 
-def _eigsh_backward(options, saved, cotangent: EigResult):
+def _pairs_backward(options, saved, cotangent: EigResult):
     """``A_bar = sum_j z_j v_j^T``, ``z_j = values_bar_j v_j - (A - values_j)^+ vectors_bar_j``."""
     op, v0, deflate, preconditioner, values, vectors = saved
     adjoint = jnp.zeros_like(vectors)
@@ -137,7 +136,8 @@ def _vector_adjoint(options, op, deflate, value, vector, cotangent) -> Array:
     return z - mm(fixed, parts[:, None])
 
 
-_eigsh.__wrapped__.defvjp(_eigsh_forward, _eigsh_backward, symbolic_zeros=True)
+_pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)
+_compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 
 def _check(op, k, which, v0, deflate, preconditioner, method) -> str:

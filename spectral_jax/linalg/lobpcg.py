@@ -1,4 +1,4 @@
-"""LOBPCG: locally optimal block preconditioned conjugate gradients, with a probe for what it missed."""
+"""LOBPCG (Knyazev 2001), with a probe for what a start block led it past."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -49,9 +49,10 @@ class _Round(NamedTuple):
 def lobpcg(
     search: Search, start: Array, precondition: Callable[[Array], Array], *, probe: bool
 ) -> EigResult:
-    """Solve from the block ``start`` (``[n, s]``, best guess first); with ``probe``, until nothing better shows.
+    """Solve from the block ``start`` (``[n, s]``, best guess first); ``probe`` to look beyond.
 
-    A probe is the same iteration on the complement of the answer, from a generic vector and cut short.
+    A probe is the same iteration on the complement of the answer, from a generic vector and cut
+    short; while one finds a better value, the search goes on from there.
     """
     op, k, fixed = search.op, search.k, search.fixed
     probe = probe and search.free_dimension > k
@@ -115,7 +116,7 @@ def lobpcg(
 
 
 def _iterate(search: Search, block, known, precondition, limit, scale, matvecs) -> _Iterate:
-    """Until converged, ``limit`` steps, or out of matvecs; the guesses in ``block`` are taken up first."""
+    """Until converged, ``limit`` steps or out of matvecs; first come the guesses in ``block``."""
     op, k, sign = search.op, search.k, search.sign
     guesses = block.shape[1] // k
 

@@ -1,5 +1,6 @@
 """What the eigensolvers share: the problem, orthonormal bases, and the verdict on an answer."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -39,12 +40,12 @@ class Search(NamedTuple):
         return self.op.size - self.fixed.shape[1]
 
     def converged(self, values: Array, residuals: Array, scale: Array) -> Array:
-        """Whether each pair is good enough; ``scale`` is the largest ``||A q||`` seen, ``q`` unit."""
+        """Whether each pair is good enough; ``scale`` is the largest ``||A q||``, ``q`` unit."""
         floor = 10 * jnp.finfo(residuals.dtype).eps * scale
         return residuals <= jnp.maximum(self.tol * jnp.abs(values), floor)
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
-        """Rayleigh quotients and residuals from fresh products: nothing recurred, nothing drifted."""
+        """Rayleigh quotients and residuals from fresh products, which have not drifted."""
         images = self.op @ vectors
         values = jnp.sum(vectors * images, axis=0)
         residuals = jnp.linalg.norm(images - values * vectors, axis=0)
@@ -114,7 +115,8 @@ def combine(x: Array, coefficients: Array) -> Array:
 
     XLA's product of a tall, narrow matrix with a tiny one takes ten times as long on a CPU.
     """
-    return sum(x[:, j, None] * coefficients[j] for j in range(x.shape[1]))
+    terms = (x[:, j, None] * coefficients[j] for j in range(x.shape[1]))
+    return functools.reduce(jnp.add, terms)
 
 
 def mm(a: Array, b: Array) -> Array:

@@ -63,7 +63,7 @@ def strength_sweep(
 
 
 def _draw_baseline(ax: Axes, interval: Interval) -> None:
-    mean, half_width, _ = interval
+    mean, half_width = float(interval.mean), float(interval.half_width)
     ax.axhline(mean, color="#666666", linewidth=1.2, linestyle=(0, (2, 2)), label="no penalty")
     if np.isfinite(half_width):
         ax.axhspan(mean - half_width, mean + half_width, color="#666666", alpha=0.12, linewidth=0)

@@ -12,7 +12,7 @@ class Interval(NamedTuple):
 
     mean: Float[np.ndarray, "..."]
     half_width: Float[np.ndarray, "..."]
-    count: Int[np.ndarray, "..."]
+    samples: Int[np.ndarray, "..."]
 
 
 def t_interval(samples: Num[np.ndarray, "... s"]) -> Interval:
@@ -25,7 +25,7 @@ def t_interval(samples: Num[np.ndarray, "... s"]) -> Interval:
 
     Returns:
         Interval of arrays [...]. ``half_width`` is NaN where fewer than two samples are finite
-        (``count`` says so), and ``mean`` is NaN where none is.
+        (``samples`` says so), and ``mean`` is NaN where none is.
     """
     samples = np.asarray(samples, dtype=float)
     finite = np.isfinite(samples)

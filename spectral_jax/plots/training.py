@@ -59,7 +59,7 @@ def draw_curves(ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = 
                 f"curves[{name!r}] has {len(steps)} steps and {len(values)} rows of values: "
                 "values must be [t, s] with one row per step"
             )
-        complete = np.isfinite(values).all(axis=0)
+        complete = np.asarray(np.isfinite(values).all(axis=0))
         mean, half_width, _ = t_interval(values[:, complete])
         gap = max(1, len(steps) // 8)
         look = styles[name]._asdict()

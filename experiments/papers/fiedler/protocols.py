@@ -31,7 +31,7 @@ def released_arms(
     train: TrainConfig,
     data: DataConfig | None = None,
 ) -> Arms:
-    """The arms of the released code on one data set, one without penalty, one strong enough to act."""
+    """The released code's arms on one data set, one without penalty, one strong enough to act."""
     base = ExperimentConfig(
         name="fiedler",
         data=data or DataConfig(dataset),
@@ -56,7 +56,7 @@ def released_arms(
 
 
 def peer_arms(*, train: TrainConfig) -> Arms:
-    """The peer's net on 7 x 7 MNIST, with and without its penalty (half its stated strength acts)."""
+    """The peer's net on 7 x 7 MNIST, with its penalty (at half strength, as released) and without."""
     control = ExperimentConfig(
         name="fiedler",
         data=DataConfig("mnist7", batch_size=128),
@@ -75,7 +75,7 @@ def peer_arms(*, train: TrainConfig) -> Arms:
 def fair_arms(base: ExperimentConfig, *, nodes: int, strengths: int) -> Arms:
     """Every method at the same number of strengths, to be tuned on validation data.
 
-    lambda_2 and its layer quotient pull on one weight like 1 / N: their strengths are multiples of N.
+    lambda_2 and its layer quotient pull on a weight like 1 / N: strengths are multiples of N.
     """
     grids = {
         "l2": (1e-4, 1e-3, 3e-3, 1e-2),

@@ -1,4 +1,4 @@
-"""From finished runs to the page: verdicts, tables, figures. Reads run directories, trains nothing."""
+"""From finished runs to the page: verdicts, tables, figures. Trains nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spectral_jax.plots.intervals import t_interval
 def write_report(
     runs: Runs, preset: str, *, root: Path, command: str, as_json: bool = False
 ) -> int:
-    """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables as .csv and .md, its figures.
+    """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables (.csv, .md), its figures.
 
     Returns 3 if any claim is a MISMATCH, which is a result and not an error; else 0.
     """
@@ -102,7 +102,8 @@ def answer(claims: list[Judged], runs: Runs) -> str:
         gain = evidence.accuracy(tuned[best]) - evidence.accuracy(tuned[baseline])
         lines.append(
             f"Tuned alike on few, noisy samples, the best spectral method "
-            f"({evidence.SPECTRAL[best]}) differs from the best ordinary one ({baseline}) by {_cell(gain)} points."
+            f"({evidence.SPECTRAL[best]}) differs from the best ordinary one ({baseline}) "
+            f"by {_cell(gain)} points."
         )
     return " ".join(escape(line) for line in lines)
 
