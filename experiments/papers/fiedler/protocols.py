@@ -56,7 +56,7 @@ def released_arms(
 
 
 def peer_arms(*, train: TrainConfig) -> Arms:
-    """The peer's net on 7 x 7 MNIST, with its penalty (at half strength, as released) and without."""
+    """The peer's net on 7 x 7 MNIST, with its penalty (halved, as released) and without."""
     control = ExperimentConfig(
         name="fiedler",
         data=DataConfig("mnist7", batch_size=128),
