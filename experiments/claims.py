@@ -58,6 +58,7 @@ class Judged:
     text: str
     published: str
     source: str
+    origin: str
     ours: str
     verdict: Verdict
     difference: str = ""
@@ -74,7 +75,8 @@ def judge(
         id=claim.id,
         text=claim.text,
         published=_published(claim),
-        source=f"{claim.source} ({claim.origin})",
+        source=claim.source,
+        origin=claim.origin,
         ours=ours,
         verdict=verdict,
         difference=claim.difference,
@@ -98,8 +100,11 @@ def _verdict(claim: Claim, evidence: Any) -> tuple[Verdict, str, str]:
         return "MISMATCH", ours, note
     if claim.value is not None and abs(mean - claim.value) <= _require(claim.tolerance):
         return "MATCH", ours, note
-    holds = np.isfinite(half) and claim.direction * mean > half
-    return ("TREND" if claim.direction and holds else "MISMATCH"), ours, note
+    if claim.direction and np.isfinite(half) and claim.direction * mean > half:
+        return "TREND", ours, note
+    if claim.direction and not abs(mean) > half:
+        note = "; ".join(filter(None, [note, "the interval covers zero"]))
+    return "MISMATCH", ours, note
 
 
 def _published(claim: Claim) -> str:

@@ -91,9 +91,13 @@ def print_claims(claims: Sequence[Judged]) -> None:
 
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 160
     grid = Grid("verdict", "claim", "published", "ours", box=None, pad_edge=False)
-    for claim in claims:
+    done = [claim for claim in claims if claim.verdict != "NOT RUN"]
+    for claim in done:
         style = f"bold {_COLOURS[claim.verdict]}"
         grid.add_row(f"[{style}]{claim.verdict}[/]", claim.text, claim.published, claim.ours)
+    if len(done) < len(claims):
+        rest = f"{len(claims) - len(done)} further claims: the page says what each would cost"
+        grid.add_row("NOT RUN", rest)
     Console(width=width, highlight=False).print(grid)
 
 
@@ -108,9 +112,8 @@ def _claims_table(claims: Sequence[Judged]) -> str:
             escape(claim.published),
             escape(claim.ours),
             escape(claim.difference),
-            f"{escape(claim.source)}<br><em>{escape(claim.note)}</em>"
-            if claim.note
-            else escape(claim.source),
+            f"{escape(claim.source)} ({claim.origin})"
+            + (f"<br><em>{escape(claim.note)}</em>" if claim.note else ""),
         ]
         rows.append(
             f"<tr id='{escape(claim.id)}'>"

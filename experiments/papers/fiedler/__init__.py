@@ -24,7 +24,7 @@ COSTS = {
 def reproduce(
     preset: str, *, root: str | Path, overrides: Sequence[str] = (), as_json: bool = False
 ) -> int:
-    """Train the preset's arms, judge the claims, write the report; 3 if a claim does not hold."""
+    """Train the preset's arms, judge the claims, write the report; 3 if a reference is missed."""
     from experiments.papers.fiedler.report import write_report
     from experiments.reproduction import train_protocols
 

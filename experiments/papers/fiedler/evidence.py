@@ -223,8 +223,8 @@ def _fair(runs: Runs) -> list[tuple[Claim, Evidence]]:
     tuned = tuned_arms(runs.get("fair", {}))
     claim = partial(
         Claim,
-        source="fair experiment (sheet fiedler.md, section 8)",
-        origin="our reference",
+        source="the papers' thesis, tested fairly (sheet fiedler.md, section 8)",
+        origin="published",
         direction=1,
         unit=" points",
         cost="preset small",

@@ -26,7 +26,8 @@ def write_report(
 ) -> int:
     """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables (.csv, .md), its figures.
 
-    Returns 3 if any claim is a MISMATCH, which is a result and not an error; else 0.
+    A published claim that does not hold is a result, and exits with 0. Missing one of our own
+    reference numbers is a failed check of this machine or this code: 3.
     """
     folder = root / "reports" / f"fiedler-{preset}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,8 @@ def write_report(
     else:
         print_claims(claims)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
-    return CHECK_FAILED if any(claim.verdict == "MISMATCH" for claim in claims) else DONE
+    missed = [c for c in claims if c.origin == "our reference" and c.verdict == "MISMATCH"]
+    return CHECK_FAILED if missed else DONE
 
 
 def result_rows(runs: Runs) -> list[dict[str, str]]:
