@@ -44,8 +44,8 @@ def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
         parts = split(seen, sizes)
         for block, (source, target) in zip(weights, edges, strict=True):
             a = jnp.abs(block)
-            parts[target] = jnp.maximum(parts[target], _times(parts[source], a) > 0)
-            parts[source] = jnp.maximum(parts[source], _times(a, parts[target]) > 0)
+            parts[target] = jnp.maximum(parts[target], _reached(parts[source], a))
+            parts[source] = jnp.maximum(parts[source], _reached(a, parts[target]))
         now_seen = jnp.concatenate(parts)
         return now_seen, jnp.any(now_seen != seen)
 
@@ -58,8 +58,9 @@ def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
     return jnp.all(seen > 0)
 
 
-def _times(a: Array, b: Array) -> Array:
-    return a @ b if a.ndim != b.ndim else a * b
+def _reached(a: Array, b: Array) -> Array:
+    product = a @ b if a.ndim != b.ndim else a * b
+    return (product > 0).astype(product.dtype)
 
 
 def _labels(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
