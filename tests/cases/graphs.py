@@ -1,0 +1,175 @@
+"""graphs: the Laplacian of a network and its Fiedler pairs, against dense matrices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax import graphs
+from tests.contract import Case, Degenerate, exempt, register
+
+# A layer, a layer with a unit-by-unit skip beside it, and an edge past both.
+EDGES = ((0, 1), (1, 2), (1, 2), (0, 2))
+SIZES = (4, 3, 3)
+
+
+def blocks(key, dtype):
+    keys = jax.random.split(key, 4)
+    shapes = ((4, 3), (3, 3), (3,), (4, 3))
+    draw = jax.random.normal
+    return (tuple(draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)),)
+
+
+def blocks_and_vector(key, dtype):
+    vector = jax.random.normal(jax.random.fold_in(key, 1), (sum(SIZES),), dtype)
+    return *blocks(key, dtype), vector
+
+
+def dense_laplacian(weights, edges=None, *, normalised, np=np):
+    """``D - A`` from the full adjacency matrix, written without a look at the library's."""
+    edges = [(i, i + 1) for i in range(len(weights))] if edges is None else edges
+    sizes = {}
+    for w, (source, target) in zip(weights, edges, strict=True):
+        sizes |= {source: w.shape[0], target: w.shape[-1]}
+    start = {group: sum(sizes[g] for g in sizes if g < group) for group in sizes}
+    total = sum(sizes.values())
+    adjacency = np.zeros((total, total))
+    for w, (source, target) in zip(weights, edges, strict=True):
+        magnitude = np.abs(w) if w.ndim == 2 else np.diag(np.abs(w))
+        above, below = (total - start[g] - sizes[g] for g in (source, target))
+        placed = np.pad(magnitude, ((start[source], above), (start[target], below)))
+        adjacency = adjacency + placed + placed.T
+    degree = adjacency.sum(axis=1)
+    laplacian = np.diag(degree) - adjacency
+    if not normalised:
+        return laplacian
+    scale = 1 / np.sqrt(degree)
+    return scale[:, None] * laplacian * scale[None, :]
+
+
+def connectivity(weights, edges=None, *, normalised, k=1):
+    """The ``k`` values after the first, ``lambda_2`` up or ``nu_2`` up."""
+    return np.linalg.eigvalsh(dense_laplacian(weights, edges, normalised=normalised))[1 : k + 1]
+
+
+def expected_quotient(weights, normalised):
+    group = np.repeat(np.arange(len(SIZES)), SIZES)
+    laplacian = dense_laplacian(weights, EDGES, normalised=False)
+    amount = np.diag(laplacian) if normalised else np.ones(sum(SIZES))
+    member = (group[:, None] == np.arange(len(SIZES))).astype(float)
+    merged = member.T @ laplacian @ member
+    scale = 1 / np.sqrt(member.T @ amount)
+    return np.linalg.eigvalsh(scale[:, None] * merged * scale[None, :])[1]
+
+
+def expected_rayleigh(weights, vector, normalised):
+    laplacian = dense_laplacian(weights, EDGES, normalised=False)
+    mass = np.diag(laplacian) if normalised else np.ones(len(vector))
+    return vector @ laplacian @ vector / np.sum(mass * vector**2)
+
+
+NO_EDGES = (jax.tree.map(jnp.zeros_like, blocks(jax.random.key(0), "float32")[0]),)
+ONES = (jax.tree.map(jnp.ones_like, blocks(jax.random.key(0), "float32")[0]),)
+NAN = (tuple(w.at[(0,) * w.ndim].set(jnp.nan) for w in ONES[0]),)
+
+for normalised in (False, True):
+    kind = "normalised" if normalised else "combinatorial"
+    options = dict(normalised=normalised, edges=EDGES)
+
+    register(
+        Case(
+            name=f"graphs.laplacian: {kind}",
+            function=lambda w, options=options: graphs.laplacian(w, **options).dense(),
+            make_inputs=blocks,
+            oracle=lambda w, n=normalised: dense_laplacian(w, EDGES, normalised=n),
+            degenerate={"no edges": Degenerate(NO_EDGES, lambda a: bool(jnp.isfinite(a).all()))},
+        )
+    )
+    register(
+        Case(
+            name=f"graphs.rayleigh_quotient: {kind}",
+            function=lambda w, v, options=options: graphs.rayleigh_quotient(w, v, **options),
+            make_inputs=blocks_and_vector,
+            oracle=lambda w, v, n=normalised: expected_rayleigh(w, v, n),
+            degenerate={
+                "zero vector": Degenerate((*ONES, jnp.zeros(10)), lambda value: value == 0),
+                "no edges": Degenerate((*NO_EDGES, jnp.ones(10)), lambda value: value == 0),
+            },
+        )
+    )
+    register(
+        Case(
+            name=f"graphs.layer_quotient: {kind}",
+            function=lambda w, options=options: graphs.layer_quotient(w, **options).value,
+            make_inputs=blocks,
+            oracle=lambda w, n=normalised: expected_quotient(w, n),
+        )
+    )
+
+register(
+    Case(
+        name="graphs.degrees",
+        function=lambda w: graphs.degrees(w, edges=EDGES),
+        make_inputs=blocks,
+        oracle=lambda w: np.diag(dense_laplacian(w, EDGES, normalised=False)),
+        degenerate={"no edges": Degenerate(NO_EDGES, lambda d: not d.any())},
+    )
+)
+register(
+    Case(
+        name="graphs.split",
+        function=lambda x: graphs.split(x, SIZES),
+        make_inputs=lambda key, dtype: (jax.random.normal(key, (10,), dtype),),
+        oracle=lambda x: np.split(x, (4, 7)),
+    )
+)
+register(
+    Case(
+        name="graphs.largest_component",
+        function=lambda w: graphs.largest_component(w, edges=EDGES).astype(w[0].dtype),
+        make_inputs=blocks,
+        oracle=lambda w: np.ones(10),
+        differentiable=False,
+        degenerate={"no edges": Degenerate(NO_EDGES, lambda mask: mask.sum() == 1)},
+    )
+)
+register(
+    Case(
+        name="graphs.fiedler",
+        function=lambda w: graphs.fiedler(w, edges=EDGES),
+        make_inputs=blocks,
+        oracle=lambda w: connectivity(w, EDGES, normalised=True)[0],
+        select=lambda result: result.value,
+        # The default tolerance is a residual of 1e-3, whose square bounds the error of the value.
+        tolerance={"float32": 1e-5, "float64": 1e-5},
+        differentiable=False,
+        degenerate={
+            "no edges": Degenerate(NO_EDGES, lambda r: r.value == 0 and not r.vector.any()),
+            "NaN": Degenerate(NAN, lambda r: jnp.isnan(r.value) and not r.converged),
+        },
+    )
+)
+register(
+    Case(
+        name="graphs.fiedler_value",
+        function=lambda w: graphs.fiedler_value(w, normalised=False, edges=EDGES),
+        make_inputs=blocks,
+        oracle=lambda w: connectivity(w, EDGES, normalised=False)[0],
+        degenerate={
+            "no edges": Degenerate(NO_EDGES, lambda value: value == 0),
+            "repeated": Degenerate(ONES, lambda value: bool(value > 0)),
+            "NaN": Degenerate(NAN, lambda value: bool(jnp.isnan(value)), finite_gradient=False),
+        },
+    )
+)
+register(
+    Case(
+        name="graphs.fiedler_pairs",
+        function=lambda w: graphs.fiedler_pairs(w, 3, edges=EDGES),
+        make_inputs=blocks,
+        oracle=lambda w: connectivity(w, EDGES, normalised=True, k=3),
+        select=lambda result: result.values,
+    )
+)
+
+exempt("graphs.chain", "returns no arrays; tests/test_graphs.py")
+exempt("graphs.widths", "returns no arrays; tests/test_graphs.py")

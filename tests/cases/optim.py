@@ -1,0 +1,87 @@
+"""optim: what a penalty adds to the updates, against dense eigenvectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.optim import fiedler_decay, spectral_penalty
+from tests.cases.graphs import dense_laplacian
+from tests.contract import Case, Degenerate, exempt, register
+
+STRENGTH = 0.5
+RATE = 0.1
+
+
+def network(key, dtype):
+    """Parameters of a 4-3-2 network, and updates that wait for the penalty."""
+    draws = [
+        jax.random.normal(k, shape, dtype)
+        for k, shape in zip(jax.random.split(key, 4), [(4, 3), (3, 2)] * 2, strict=True)
+    ]
+    params, updates = ({"0": {"kernel": a}, "1": {"kernel": b}} for a, b in (draws[:2], draws[2:]))
+    return params, updates
+
+
+def added_by(transformation):
+    return lambda params, updates: transformation.update(
+        updates, transformation.init(params), params
+    )[0]
+
+
+def slopes(params):
+    """``d lambda_2 / d|W_ij| = (v_i - v_j)^2``."""
+    kernels = [layer["kernel"] for layer in params.values()]
+    v = np.linalg.eigh(dense_laplacian(kernels, normalised=False))[1][:, 1]
+    parts = np.split(v, (4, 7))
+    pairs = zip(parts, parts[1:], strict=False)
+    return {
+        name: {"kernel": (x[:, None] - y[None, :]) ** 2}
+        for name, (x, y) in zip(params, pairs, strict=True)
+    }
+
+
+def expected_penalty(params, updates):
+    return jax.tree.map(
+        lambda p, u, c: u + STRENGTH * c * np.sign(p), params, updates, slopes(params)
+    )
+
+
+def expected_proximal(params, updates):
+    def shrink(p, u):
+        return np.sign(p + u) * np.maximum(np.abs(p + u) - RATE * STRENGTH, 0) - p
+
+    return jax.tree.map(shrink, params, updates)
+
+
+ZEROS = tuple(jax.tree.map(jnp.zeros_like, tree) for tree in network(jax.random.key(0), "float32"))
+
+
+def untouched(updates):
+    return not any(leaf.any() for leaf in jax.tree.leaves(updates))
+
+
+register(
+    Case(
+        name="optim.fiedler_decay",
+        function=added_by(fiedler_decay(STRENGTH, tol=1e-6)),
+        make_inputs=network,
+        oracle=expected_penalty,
+        tolerance={"float32": 1e-5, "float64": 1e-6},
+        differentiable=False,
+        degenerate={"no weights": Degenerate(ZEROS, untouched)},
+        recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
+    )
+)
+register(
+    Case(
+        name="optim.spectral_penalty",
+        function=added_by(spectral_penalty("l1", STRENGTH, mode="proximal", learning_rate=RATE)),
+        make_inputs=network,
+        oracle=expected_proximal,
+        differentiable=False,
+        degenerate={"no weights": Degenerate(ZEROS, untouched)},
+    )
+)
+
+for schedule in ("every", "on_residual", "epoch_start_and_every_100"):
+    exempt(f"optim.{schedule}", "returns a schedule, no arrays; tests/test_optim.py")
