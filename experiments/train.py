@@ -112,18 +112,21 @@ class _Trainer:
         return jax.tree.map(np.asarray, metrics), steps
 
     def measures_at(self, step: int) -> bool:
-        epoch = step // self.program.steps_per_epoch
-        return epoch % self.config.train.evaluate_every == 0 or step == self.total_steps
+        train = self.config.train
+        return any(
+            self._due(step, epochs) for epochs in (train.evaluate_every, train.spectra_every)
+        )
 
     def record(self, run: Run, chunk_metrics: dict[str, np.ndarray]) -> None:
         """Evaluate and measure the state as it is, and append it to the run's history."""
         step = int(self.state.step[0])
         epoch = step / self.program.steps_per_epoch
         metrics: dict[str, Any] = dict(chunk_metrics)
-        for name in ("validation", "test"):
-            if name in self.data:
-                metrics |= self._evaluate(name)
-        if epoch % self.config.train.spectra_every == 0 or step == self.total_steps:
+        if self._due(step, self.config.train.evaluate_every):
+            for name in ("validation", "test"):
+                if name in self.data:
+                    metrics |= self._evaluate(name)
+        if self._due(step, self.config.train.spectra_every):
             scalars, arrays = self.measurement(self.state, self.data["train"], self.seed_axis)
             metrics |= {f"spectra/{name}": value for name, value in scalars.items()}
             run.save_array(f"vectors-{step:08d}", **arrays)
@@ -157,6 +160,9 @@ class _Trainer:
         for line in _complaints(self.config, summary):
             run.log(f"warning: {line}")
         return summary
+
+    def _due(self, step: int, epochs: int) -> bool:
+        return step % (epochs * self.program.steps_per_epoch) == 0 or step == self.total_steps
 
     def _evaluate(self, name: str, *, dropout: bool = False) -> dict[str, Any]:
         values = evaluate(
