@@ -127,7 +127,8 @@ def _describe(array: np.ndarray | None) -> str:
 def _like(array: np.ndarray, leaf: Any) -> Any:
     if _is_key(leaf):
         keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(leaf))
-        return jax.device_put(keys, leaf.sharding)
+        return jax.device_put(keys, leaf.sharding if leaf.committed else None)
     if isinstance(leaf, jax.Array):
-        return jax.device_put(array, leaf.sharding)
+        # Bound to its devices only if `leaf` is: programs compiled for the one fit the other.
+        return jax.device_put(array, leaf.sharding if leaf.committed else None)
     return array if isinstance(leaf, np.ndarray) else array.item()
