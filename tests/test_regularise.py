@@ -23,7 +23,7 @@ from experiments.regularise import (
 from spectral_jax import graphs
 from spectral_jax.linalg import EigResult
 
-NET = models.network("mlp", input_shape=(4,), classes=3, hidden=(5, 4))
+NET = models.network("mlp", input_shape=(4,), classes=3, hidden=(5,))
 RATE, MOMENTUM, STRENGTH = 0.1, 0.9, 0.01
 EFFECTIVE_RATE = RATE / (1 - MOMENTUM)  # what a steady pull moves a weight by, per step
 

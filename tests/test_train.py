@@ -1,0 +1,381 @@
+"""A run measures what it says, loses a seed without losing the rest, and resumes to the bit."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import __main__ as cli
+from experiments import checkpoint, files, runs
+from experiments import train as trainer
+from experiments.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    dump_yaml,
+)
+from experiments.data import load
+from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
+from experiments.loop import Program
+from experiments.train import chunk_steps, faster_seed_axis, train
+
+REPOSITORY = Path(cli.__file__).parent.parent
+EPOCH = 8  # steps
+CONFIG = ExperimentConfig(
+    "toy",
+    data=DataConfig("digits", batch_size=10, train_limit=10 * EPOCH),
+    model=ModelConfig("mlp", hidden=(8,)),
+    optimizer=OptimizerConfig("sgd", 0.1, 0.9),
+    train=TrainConfig(epochs=2, seeds=3, seed=5, seed_axis="map"),
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "shared_programs")
+
+
+@pytest.fixture(scope="module")
+def shared_programs():
+    """Runs of one configuration share their program, and an epoch has two chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "optimizer_of", cache(trainer.optimizer_of))
+        patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
+        patch.setattr(runs, "code_hash", lambda: "this code")  # whoever edits it meanwhile
+        yield
+
+
+def change(section, **values):
+    return dataclasses.replace(
+        CONFIG, **{section: dataclasses.replace(getattr(CONFIG, section), **values)}
+    )
+
+
+def go(root, config=CONFIG):
+    return train(config, root=root, argv=["python", "-m", "experiments"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shared_programs, quick_compilation):
+    """The run of CONFIG that nothing disturbed."""
+    return go(tmp_path_factory.mktemp("whole"))
+
+
+def status(root):
+    return json.loads(next(root.glob("toy/*/status.json")).read_text())
+
+
+def parameters(run):
+    with np.load(run.path / "arrays" / "parameters.npz") as stored:
+        return dict(stored)
+
+
+def numbers(run):
+    """A run's summary without the clock."""
+    return {name: value for name, value in run.summary.items() if name != "seconds"}
+
+
+def assert_same_run(ours, theirs):
+    metrics = [(run.path / "metrics.jsonl").read_bytes() for run in (ours, theirs)]
+    assert metrics[0] == metrics[1]
+    assert numbers(ours) == numbers(theirs)
+    for name, array in parameters(theirs).items():
+        np.testing.assert_array_equal(parameters(ours)[name], array)
+
+
+# A run
+
+
+def test_a_run_evaluates_the_weights_it_keeps(whole):
+    kept, data = parameters(whole), load("digits")
+    assert kept["layers/0/kernel"].shape == (3, 64, 8)
+    x = (data.test_x.reshape(-1, 64) - np.float64(data.shift)) * np.float64(data.scale)
+    for seed in range(3):
+        hidden = np.maximum(x @ kept["layers/0/kernel"][seed] + kept["layers/0/bias"][seed], 0)
+        logits = hidden @ kept["layers/1/kernel"][seed] + kept["layers/1/bias"][seed]
+        accuracy = (logits.argmax(1) == data.test_y).mean()
+        assert whole.summary["test/accuracy"][seed] == pytest.approx(accuracy)
+    assert min(whole.summary["final_train/accuracy"]) > 0.3  # and it has learned something
+    assert whole.summary["diverged_seeds"] == whole.summary["collapsed_seeds"] == []
+    assert whole.summary["steps"] == 2 * EPOCH
+
+
+def test_a_run_records_every_epoch_and_the_start(whole):
+    history = whole.history()
+    for name in ("test/accuracy", "test/loss", "spectra/lambda_2", "spectra/nu_2"):
+        steps, values = history[name]
+        assert steps.tolist() == [0, EPOCH, 2 * EPOCH]
+        assert values.shape == (3, 3) and np.isfinite(values).all()
+    assert history["train/loss"][0].tolist() == [EPOCH, 2 * EPOCH]
+    arrays = {path.stem for path in (whole.path / "arrays").iterdir()}
+    assert arrays == {"parameters", *(f"vectors-{n * EPOCH:08d}" for n in range(3))}
+    assert whole.provenance["seed_axis"] == whole.summary["seed_axis"] == "map"
+
+
+def test_evaluation_and_spectra_keep_their_own_time(tmp_path):
+    run = go(tmp_path, change("train", epochs=4, evaluate_every=2, spectra_every=3))
+    steps = {name: (row[0] // EPOCH).tolist() for name, row in run.history().items()}
+    assert steps["test/accuracy"] == [0, 2, 4]
+    assert steps["spectra/lambda_2"] == [0, 3, 4]
+    assert steps["train/loss"] == [2, 3, 4]
+
+
+def test_a_complete_run_is_not_run_again(whole, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(Program, "init", never)
+    before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")}
+    again = go(whole.path.parent.parent)
+    assert again.complete and again.path == whole.path and again.summary == whole.summary
+    assert {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")} == before
+
+
+# Seeds that come to nothing
+
+
+def poison(state, index):
+    lost = jax.tree.map(lambda leaf: leaf.at[index].set(jnp.nan), state.params)
+    return state._replace(params=lost)
+
+
+def test_a_lost_seed_is_reported_and_leaves_the_others_as_they_were(
+    whole, tmp_path, monkeypatch, capsys
+):
+    init = Program.init
+    monkeypatch.setattr(Program, "init", lambda self, *given: poison(init(self, *given), 1))
+    run = go(tmp_path)
+    assert run.summary["diverged_seeds"] == [6] and run.summary["collapsed_seeds"] == []
+    for name, (steps, values) in whole.history().items():
+        ours = run.history()[name]
+        np.testing.assert_array_equal(ours[0], steps)
+        np.testing.assert_array_equal(ours[1][:, [0, 2]], values[:, [0, 2]])
+    for name in ("test/accuracy", "test/loss", "final_train/accuracy", "spectra/lambda_2"):
+        assert run.summary[name][1] is None
+        assert run.summary[name][::2] == whole.summary[name][::2]
+    warning = "warning: toy: seeds 6 diverged, their numbers are left out: lower optimizer."
+    assert warning in capsys.readouterr().err
+    assert warning in (run.path / "log.txt").read_text()
+    (tmp_path / "toy.yaml").write_text(dump_yaml(CONFIG))
+    assert cli.main(["run", str(tmp_path / "toy.yaml"), "--runs", str(tmp_path)]) == CHECK_FAILED
+    assert "seeds 6 diverged" in capsys.readouterr().err
+
+
+def test_when_all_seeds_are_lost_the_run_stops_and_keeps_the_last_good_state(
+    whole, tmp_path, monkeypatch
+):
+    chunk = trainer._Trainer.chunk
+
+    def from_the_second_epoch(self, step):
+        if step >= EPOCH:
+            self.state = poison(self.state, slice(None))
+        return chunk(self, step)
+
+    monkeypatch.setattr(trainer._Trainer, "chunk", from_the_second_epoch)
+    for _ in range(2):  # the same command fails the same way, it does not complete on NaN
+        with pytest.raises(UserError, match="all 3 seeds diverged before step 12") as failure:
+            go(tmp_path)
+        assert failure.value.exit_code == FAILED and "\n" not in failure.value.message
+        assert "state before it is kept: lower optimizer.learning_rate" in failure.value.message
+        assert status(tmp_path)["state"] == "failed"
+    monkeypatch.undo()
+    assert_same_run(go(tmp_path), whole)
+
+
+def test_a_penalty_that_is_far_too_strong_is_called_a_collapse(whole, tmp_path, capsys):
+    run = go(tmp_path, change("penalty", name="l1", strength=1e3, mode="proximal"))
+    assert run.summary["collapsed_seeds"] == [5, 6, 7] and run.summary["diverged_seeds"] == []
+    warning = capsys.readouterr().err
+    assert "seeds 5, 6, 7 are no better than the majority class" in warning
+    assert "lower penalty.strength = 1000" in warning and "mode=proximal" not in warning
+    np.testing.assert_array_equal(  # arms of a seed start from the same weights
+        run.history()["test/loss"][1][0], whole.history()["test/loss"][1][0]
+    )
+
+
+def test_the_proximal_mode_is_advised_to_who_does_not_use_it():
+    config = change("penalty", name="fiedler", strength=100.0)
+    with pytest.raises(UserError, match="lower penalty.strength = 100, or set penalty.mode=prox"):
+        trainer._refuse_total_divergence(config, {"train/loss": np.array([np.nan, np.inf])}, 1)
+
+
+# Resuming
+
+
+def test_a_preempted_run_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, monkeypatch):
+    chunk = trainer._Trainer.chunk
+
+    def preempted(self, step):
+        if step == EPOCH:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return chunk(self, step)
+
+    monkeypatch.setattr(trainer._Trainer, "chunk", preempted)
+    with pytest.raises(UserError, match=f"the state of step {EPOCH * 3 // 2} is kept") as failure:
+        go(tmp_path)
+    assert failure.value.exit_code == PREEMPTED
+    monkeypatch.undo()
+    assert_same_run(go(tmp_path), whole)
+
+
+def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monkeypatch):
+    def interrupted(self, step):
+        raise KeyboardInterrupt
+
+    config = change("train", seed_axis="auto")
+    monkeypatch.setattr(trainer, "_FASTER", {})
+    monkeypatch.setattr(trainer, "faster_seed_axis", lambda *given: "map")
+    monkeypatch.setattr(trainer._Trainer, "chunk", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, config)
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "_FASTER", {})
+    monkeypatch.setattr(trainer, "faster_seed_axis", lambda *given: "vmap")
+    run = go(tmp_path, config)
+    assert run.summary["seed_axis"] == run.provenance["seed_axis"] == "map"
+    assert numbers(run) == numbers(whole)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch):
+    def foreign(self, run, metrics):
+        checkpoint.save(run.path / "checkpoints", 3, self.state._replace(step=jnp.zeros(())))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer._Trainer, "record", foreign)
+        go(tmp_path)
+    with pytest.raises(UserError, match="belongs to another configuration: .* remove") as failure:
+        go(tmp_path)
+    assert failure.value.exit_code == USAGE
+    assert status(tmp_path)["exit_code"] == USAGE
+
+
+def test_a_full_disk_while_recording_keeps_the_state(whole, tmp_path, monkeypatch):
+    write = runs.append_line
+
+    def full(path, line):
+        if path.name == "metrics.jsonl" and json.loads(line)["step"] == 2 * EPOCH:
+            with files.disk_full_is_one_line(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, line)
+
+    monkeypatch.setattr(runs, "append_line", full)
+    with pytest.raises(UserError, match="state saved so far is kept: free some space") as failure:
+        go(tmp_path)
+    assert failure.value.exit_code == FAILED and status(tmp_path)["state"] == "failed"
+    monkeypatch.undo()
+    assert_same_run(go(tmp_path), whole)
+
+
+KILLED_IN_THE_THIRD_EPOCH = """
+import os, signal, sys
+from experiments import __main__ as cli
+from experiments.train import _Trainer
+
+whole, cut, *words = sys.argv[1:]
+assert cli.main([*words, "--runs", whole]) == 0
+chunk = _Trainer.chunk
+
+def killed(self, step):
+    done = chunk(self, step)
+    if step == 2 * self.program.steps_per_epoch:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+_Trainer.chunk = killed
+cli.main([*words, "--runs", cut])
+"""
+
+
+def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path):
+    config = dataclasses.replace(change("penalty", name="fiedler", strength=0.1), name="toy")
+    short = dataclasses.replace(config.train, epochs=4, seeds=2)
+    (tmp_path / "toy.yaml").write_text(dump_yaml(dataclasses.replace(config, train=short)))
+    words = ["run", str(tmp_path / "toy.yaml"), "--json"]
+    roots = [str(tmp_path / "whole"), str(tmp_path / "cut")]
+    shell = {
+        "cwd": REPOSITORY,
+        "capture_output": True,
+        "text": True,
+        "timeout": 300,
+        "env": {
+            **os.environ,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+    }
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_THE_THIRD_EPOCH, *roots, *words], **shell
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = runs.Run(Path(json.loads(killed.stdout)[0]["run"]))
+    (unfinished,) = (tmp_path / "cut" / "toy").glob("*Z-*")
+    assert checkpoint.steps(unfinished / "checkpoints") == [EPOCH, 2 * EPOCH]
+    resumed = subprocess.run(
+        [sys.executable, "-m", "experiments", *words, "--runs", roots[1]], **shell
+    )
+    assert resumed.returncode == 0 and "going on from step 16" in resumed.stderr
+    assert_same_run(runs.Run(unfinished), whole)
+
+
+# What cannot be trained
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("penalty", {"name": "fidler"}, "penalty.name = 'fidler' .*; did you mean 'fiedler'?"),
+        ("model", {"name": "mpl"}, "model: unknown model name 'mpl': did you mean 'mlp'?"),
+        ("model", {"name": "resnet", "depth": 9}, "model: depth"),
+        ("data", {"name": "digit"}, "unknown data set 'digit'; did you mean digits?"),
+        ("data", {"batch_size": 81}, "batch_size = 81 but there are 80 training examples: lower"),
+        ("data", {"validation": 5000}, "data.validation=5000 do not fit into the 1437 training"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(section, values, message, tmp_path):
+    with pytest.raises(UserError, match=message) as failure:
+        go(tmp_path, change(section, **values))
+    assert failure.value.exit_code == USAGE and "\n" not in failure.value.message
+    assert os.listdir(tmp_path) == []
+
+
+# Small decisions
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 100, 101, 143, 150, 600, 1437])
+def test_a_chunk_is_short_enough_to_stop_at_and_divides_an_epoch_where_it_can(
+    steps_per_epoch, monkeypatch
+):
+    monkeypatch.setattr(trainer, "CHUNK_STEPS", 100)
+    length = chunk_steps(steps_per_epoch)
+    assert 1 <= length <= min(100, steps_per_epoch)
+    divisors = [n for n in range(26, 101) if steps_per_epoch % n == 0]
+    assert not divisors or length == max(divisors)
+
+
+@pytest.mark.parametrize("slow", ["map", "vmap"])
+def test_the_faster_seed_axis_is_the_one_that_took_less_time(slow, monkeypatch):
+    clock = [0.0]
+    seconds = {"map": [9.0, 1.0, 1.0, 1.0], "vmap": [5.0, 1.0, 1.0, 1.0]}
+    seconds[slow] = [1.0, 2.0, 2.0, 2.0]  # compilation, the first, does not count
+
+    def chunk(state, data, steps, seed_axis):
+        clock[0] += seconds[seed_axis].pop(0)
+        return state
+
+    program = SimpleNamespace(chunk=chunk, steps_per_epoch=3)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    fast = {"map": "vmap", "vmap": "map"}[slow]
+    state = {"key": jax.random.key(0), "w": jnp.ones(2)}
+    assert faster_seed_axis(lambda axis: program, state, None) == fast
