@@ -39,10 +39,14 @@ class Search(NamedTuple):
         """Dimension of the space that is searched."""
         return self.op.size - self.fixed.shape[1]
 
+    def allowed(self, values: Array, scale: Array) -> Array:
+        """The error to live with; ``scale`` is the largest ``||A q||``, ``q`` unit."""
+        floor = 10 * jnp.finfo(values.dtype).eps * scale
+        return jnp.maximum(self.tol * jnp.abs(values), floor)
+
     def converged(self, values: Array, residuals: Array, scale: Array) -> Array:
-        """Whether each pair is good enough; ``scale`` is the largest ``||A q||``, ``q`` unit."""
-        floor = 10 * jnp.finfo(residuals.dtype).eps * scale
-        return residuals <= jnp.maximum(self.tol * jnp.abs(values), floor)
+        """Whether each pair is good enough."""
+        return residuals <= self.allowed(values, scale)
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
         """Rayleigh quotients and residuals from fresh products, which have not drifted."""
