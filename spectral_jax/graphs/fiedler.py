@@ -133,6 +133,8 @@ def fiedler_value(
     >>> [round(float(g[0, 0]), 3) for g in grads]
     [1.0, 0.134]
     """
+    if reduce not in ("mean", "softmin"):
+        raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
     edges = chain(weights) if edges is None else tuple(edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
@@ -142,8 +144,6 @@ def fiedler_value(
     count = jnp.maximum(jnp.sum(real), 1).astype(values.dtype)
     if reduce == "mean":
         return jnp.sum(jnp.where(real, values, 0)) / count
-    if reduce != "softmin":
-        raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
     exponents = jnp.where(real, -sharpness * values, -jnp.inf)
     mixture = jax.nn.logsumexp(exponents, where=real) - jnp.log(count)
     return jnp.where(problem.nodes > 1, -mixture / sharpness, 0)
