@@ -1,0 +1,8 @@
+"""Measurements: what the library costs, beside what else one could use.
+
+A suite is a module here with ``tables(smoke: bool) -> Iterator[Table]``, and a line in ``SUITES``.
+"""
+
+SUITES = {
+    "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
+}
