@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from spectral_jax.linalg import SymmetricOperator
 
@@ -128,7 +128,7 @@ def rayleigh_quotient(
     return energy / jnp.where(mass > 0, mass, 1)
 
 
-def split(x: Float[Array, " N"], sizes: Sequence[int]) -> list[Float[Array, " n"]]:
+def split(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
     """The pieces of a node vector, one per group."""
     offsets = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
     return [x[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]

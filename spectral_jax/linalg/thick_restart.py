@@ -66,7 +66,7 @@ def thick_restart(search: Search, start: Array) -> EigResult:
 
     def cycle(state: _State) -> _State:
         first = state.first
-        kept_diagonal = jnp.where(jnp.arange(size) < first, state.kept, 0)
+        kept_diagonal = jnp.where(jnp.arange(size, dtype=first.dtype) < first, state.kept, 0)
         projected = jnp.zeros((size + 1, size), op.dtype).at[:size].set(jnp.diag(kept_diagonal))
         basis, projected, scale = jax.lax.fori_loop(
             first, size, extend, (state.basis, projected, state.scale)
