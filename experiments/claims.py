@@ -95,9 +95,9 @@ def _verdict(claim: Claim, evidence: Any) -> tuple[Verdict, str, str]:
     mean, half, count = (float(part) for part in interval)
     lost = len(samples) - int(count)
     note = f"{lost} of {len(samples)} seeds have no number" if lost else ""
+    if not count:
+        return "MISMATCH", "", note
     ours = _number(mean, half, int(count), claim.unit)
-    if not np.isfinite(mean):
-        return "MISMATCH", ours, note
     if claim.value is not None and abs(mean - claim.value) <= _require(claim.tolerance):
         return "MATCH", ours, note
     if claim.direction and np.isfinite(half) and claim.direction * mean > half:

@@ -155,9 +155,9 @@ def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
         )
         rows.append((gain, _difference(tested, "fiedler", other)))
     collapse = Claim(
-        id="strong-delta-collapses",
-        text=f"as a subgradient with a stale vector, delta = 100 destroys the net "
-        f"({where}: accuracy, minus no penalty)",
+        id="strong-delta-costs",
+        text=f"as a subgradient with a stale vector, delta = 100 costs accuracy "
+        f"({where}: test accuracy minus that without penalty)",
         source=f"{OURS}, section 4.3",
         origin="our reference",
         direction=-1,

@@ -1,0 +1,80 @@
+"""Figures carry their units and draw the numbers they were given."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spectral_jax import plots
+
+STEPS = np.arange(5)
+CURVE = (STEPS, np.random.default_rng(0).normal(size=(5, 4)) + 3)
+
+
+def figures():
+    rng = np.random.default_rng(1)
+    spectra = {name: CURVE for name in ("lambda_2", "nu_2", "participation_ratio")}
+    return {
+        "training_curves": plots.training_curves(
+            {"none": CURVE, "l1": CURVE}, ylabel="loss (nats)"
+        ),
+        "spectral_evolution": plots.spectral_evolution({"none": spectra}),
+        "fiedler_by_layer": plots.fiedler_by_layer(rng.normal(size=(3, 9)), (4, 3, 2)),
+        "strength_sweep": plots.strength_sweep(
+            np.array([0.0, 0.1, 1.0]), {"l1": rng.normal(size=(3, 4))}, baseline=rng.normal(size=4)
+        ),
+        "paired_differences": plots.paired_differences({"l1": rng.normal(size=4)}),
+    }
+
+
+@pytest.mark.parametrize("name", list(figures()))
+def test_every_axis_has_a_label(name):
+    for ax in figures()[name].axes:
+        assert ax.get_xlabel()
+        assert ax.get_ylabel() or ax.get_yticklabels()
+
+
+@pytest.mark.parametrize("name", list(figures()))
+def test_the_same_figure_gives_the_same_bytes(name):
+    assert plots.to_svg(figures()[name]) == plots.to_svg(figures()[name])
+
+
+def test_the_interval_is_students():
+    samples = np.array([96.1, 96.4, 95.8, 96.0])
+    mean, half_width, count = plots.t_interval(samples)
+    low, high = stats.t.interval(0.95, 3, loc=samples.mean(), scale=stats.sem(samples))
+    np.testing.assert_allclose([mean - half_width, mean + half_width], [low, high])
+    assert count == 4
+
+
+def test_a_lost_seed_is_left_out_of_the_interval():
+    whole = plots.t_interval(np.array([1.0, 2.0, 4.0]))
+    np.testing.assert_allclose(plots.t_interval(np.array([1.0, np.nan, 2.0, 4.0])), whole)
+
+
+def test_one_seed_has_a_line_and_no_band():
+    figure = plots.training_curves({"none": (STEPS, CURVE[1][:, :1])}, ylabel="loss")
+    (ax,) = figure.axes
+    assert len(ax.get_lines()) == 1 and not ax.collections
+    assert "one seed" in figure.legends[0].get_title().get_text()
+
+
+def test_curves_are_the_mean_over_seeds():
+    (ax,) = plots.training_curves({"none": CURVE}, ylabel="loss").axes
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), CURVE[1].mean(axis=1))
+
+
+def test_a_zero_strength_has_a_place_on_the_axis():
+    figure = figures()["strength_sweep"]
+    left, right = figure.axes[0].get_xlim()
+    assert left <= 0 < right
+
+
+def test_a_negative_strength_is_refused():
+    with pytest.raises(ValueError, match="strengths has -1"):
+        plots.strength_sweep(np.array([-1.0]), {"l1": np.zeros((1, 2))})
+
+
+def test_a_figure_is_saved_as_vector_and_as_pixels(tmp_path):
+    svg, png = plots.save(figures()["paired_differences"], tmp_path / "figures" / "paired")
+    assert svg.read_text().startswith("<?xml")
+    assert png.read_bytes().startswith(b"\x89PNG")
