@@ -39,7 +39,7 @@ COLUMNS = {
 EXAMPLES = f"""\
 examples:
   {COMMAND} list                                    what there is to run
-  {COMMAND} reproduce fiedler                       a paper's claims in a minute or two, on tiny data
+  {COMMAND} reproduce fiedler                       a paper's claims in a minute, on tiny data
   {COMMAND} reproduce fiedler --preset small        the real data set, under an hour on two cores
   {COMMAND} run fiedler/mnist --preset small --arm none train.epochs=3
   {COMMAND} run my-experiment.yaml penalty.strength=1e-2
