@@ -1,0 +1,94 @@
+"""New operators from an operator: shifted, deflated, projected.
+
+What a product costs when the data is sharded: nothing crosses devices in sums, scalings, shifts and
+diagonals, nor in any operator whose data is replicated, applied to a block sharded by columns (the
+probes of an estimator). A dense matrix sharded by rows takes a replicated ``x`` to a sharded
+result, and the next product gathers it: ``n`` numbers. Low rank, deflation and projection with
+sharded rows add up ``r`` numbers, ``gram`` of a matrix sharded by rows adds up ``n``.
+"""
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from spectral_jax.linalg.operators import (
+    SymmetricOperator,
+    as_scalar,
+    low_rank_operator,
+    transposed_product,
+)
+from spectral_jax.linalg.subspace import mm
+
+
+def shift(op: SymmetricOperator, mu: ArrayLike) -> SymmetricOperator:
+    """``A + mu I``: every eigenvalue moves by ``mu``, no eigenvector does.
+
+    Works under ``jit``, ``vmap`` and ``grad``, with respect to ``mu`` too. Raises ``ValueError`` if
+    ``mu`` is not one number.
+
+    >>> import jax.numpy as jnp
+    >>> from spectral_jax.linalg.operators import diagonal_operator
+    >>> shift(diagonal_operator(jnp.array([1.0, 2.0])), 10.0).dense().tolist()
+    [[11.0, 0.0], [0.0, 12.0]]
+    """
+    return SymmetricOperator(_shifted_matvec, (as_scalar(mu, op), op), op.size)
+
+
+def deflate(
+    op: SymmetricOperator, vectors: Float[Array, "n d"], values: Float[Array, " d"]
+) -> SymmetricOperator:
+    """``A - V diag(values) V^T``: known eigenpairs become eigenvalues 0 (Hotelling).
+
+    With values other than the eigenvalues they move to ``lambda - values`` instead. Errors of the
+    pairs stay in the result; ``project`` is exact where only orthonormality is.
+
+    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for shapes or dtypes that do
+    not fit ``op``. Source: Saad 2011, Numerical Methods for Large Eigenvalue Problems, section 4.2.
+
+    >>> import jax.numpy as jnp
+    >>> from spectral_jax.linalg.operators import diagonal_operator
+    >>> op = diagonal_operator(jnp.array([1.0, 5.0]))
+    >>> deflate(op, jnp.array([[0.0], [1.0]]), jnp.array([5.0])).dense().tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
+    _check_columns(op, vectors)
+    return op - low_rank_operator(vectors, values)
+
+
+def project(op: SymmetricOperator, vectors: Float[Array, "n d"]) -> SymmetricOperator:
+    """``(I - V V^T) A (I - V V^T)`` for orthonormal columns: ``A`` on what ``V`` leaves.
+
+    The columns become eigenvectors of value 0, whether or not they were eigenvectors of ``A``.
+    Solvers that take ``deflate=`` keep such a 0 out of their search as well.
+
+    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for shapes or dtypes that do
+    not fit ``op``; orthonormality is the caller's promise.
+
+    >>> import jax.numpy as jnp
+    >>> from spectral_jax.linalg.operators import dense_operator
+    >>> op = dense_operator(jnp.array([[1.0, 2.0], [2.0, 5.0]]))
+    >>> project(op, jnp.array([[0.0], [1.0]])).dense().tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
+    _check_columns(op, vectors)
+    return SymmetricOperator(_projected_matvec, (vectors, op), op.size)
+
+
+def _check_columns(op: SymmetricOperator, vectors: Array) -> None:
+    if vectors.ndim != 2 or vectors.shape[0] != op.size:
+        raise ValueError(f"vectors has shape {vectors.shape}: pass columns [{op.size}, d]")
+    if vectors.dtype != op.dtype:
+        raise ValueError(f"vectors are {vectors.dtype}: pass vectors.astype({op.dtype})")
+
+
+def _shifted_matvec(data: tuple[Array, SymmetricOperator], x: Array) -> Array:
+    mu, op = data
+    return op @ x + mu * x
+
+
+def _projected_matvec(data: tuple[Array, SymmetricOperator], x: Array) -> Array:
+    vectors, op = data
+    return _outside(vectors, op @ _outside(vectors, x))
+
+
+def _outside(vectors: Array, x: Array) -> Array:
+    return x - mm(vectors, transposed_product(vectors, x))
