@@ -1,0 +1,175 @@
+"""Eigenvalues and singular values of batches of matrices, without the vectors."""
+
+import math
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+from spectral_jax.linalg.subspace import mm
+from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
+
+GRAM_ASPECT = 1.5  # a matrix squarer than this has a hard edge, which its Gram matrix loses
+GRAM_CONDITION = 32.0  # up to which `auto` trusts the Gram matrix
+SMALLEST_BATCH = 8  # matrices from which bisection beats LAPACK one by one
+
+
+@partial(jax.jit, static_argnames="method")
+def eigvalsh(
+    a: Float[Array, "*batch n n"], *, method: Literal["auto", "lapack", "tridiagonal"] = "auto"
+) -> Float[Array, "*batch n"]:
+    """Eigenvalues of symmetric matrices ``[..., n, n]``, ascending ``[..., n]``.
+
+    Args:
+      a: only its symmetric part ``(a + a^T) / 2`` counts.
+      method: ``tridiagonal`` is Householder reduction (LAPACK's, on a CPU) and bisection of all
+        eigenvalues of the batch at once; ``lapack`` is ``jnp.linalg.eigvalsh``, which computes the
+        vectors too. ``auto`` picks by backend, batch and dtype: docs/method-selection.md.
+
+    The absolute error is a few ``eps max|values|`` for either method. Any scale will do; NaN or inf
+    in a matrix gives NaN for that matrix only; an empty matrix has no values.
+    Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Derivatives are
+    ``d values_i = v_i^T da v_i`` with vectors from ``jnp.linalg.eigh``: exact at simple values, and
+    at repeated ones finite, for one choice of basis.
+    Raises ``ValueError`` for matrices that are not square, a dtype that is not float32 or float64,
+    or an unknown method.
+    Sources: Golub & Van Loan, Matrix Computations, sections 8.3 and 8.4.
+
+    >>> [round(float(x), 4) for x in eigvalsh(jnp.array([[2.0, 1.0], [1.0, 2.0]]))]
+    [1.0, 3.0]
+    """
+    _check(a, method, ("auto", "lapack", "tridiagonal"))
+    if a.shape[-2] != a.shape[-1]:
+        raise ValueError(f"a has shape {a.shape}: pass square matrices [..., n, n]")
+    return _eigvalsh(method, a)
+
+
+@partial(jax.jit, static_argnames="method")
+def svdvals(
+    a: Float[Array, "*batch m n"], *, method: Literal["auto", "lapack", "gram"] = "auto"
+) -> Float[Array, "*batch k"]:
+    """Singular values of matrices ``[..., m, n]``, descending ``[..., min(m, n)]``.
+
+    Args:
+      method: ``lapack`` is ``jnp.linalg.svd``. ``gram`` is ``sqrt(eigvalsh(a^T a))`` on the short
+        side: fastest, but the absolute error of ``s`` is about ``eps max(s)^2 / s``, so that
+        values below ``sqrt(k eps) max(s)``, ``k = min(m, n)``, are noise and come back as NaN.
+        ``auto`` uses ``gram`` where the shape is elongated (1.5 or more) and checks it: if any
+        matrix of the batch has ``min(s) < max(s) / 32``, the batch goes to ``lapack``. Measured:
+        docs/method-selection.md.
+
+    ``auto`` and ``lapack`` have an absolute error of a few ``eps max(s)``. Any scale will do; NaN
+    or inf in a matrix gives NaN for that matrix only; an empty matrix has no values.
+    Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Derivatives are
+    ``d s_i = u_i^T da v_i`` with vectors from ``jnp.linalg.svd``: exact at simple values, and at
+    repeated or zero ones finite, for one choice of basis.
+    Raises ``ValueError`` for ``method="gram"`` on a matrix of aspect ratio below 1.5 (whose
+    smallest values it would lose), a dtype that is not float32 or float64, or an unknown method.
+    Sources: Golub & Van Loan, Matrix Computations, section 8.6.
+
+    >>> [round(float(x), 4) for x in svdvals(jnp.array([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))]
+    [4.0, 3.0]
+    """
+    _check(a, method, ("auto", "lapack", "gram"))
+    m, n = a.shape[-2:]
+    if method == "gram" and not _elongated(a):
+        raise ValueError(
+            f"method='gram' would lose the smallest singular values of {m} x {n} matrices "
+            f"(aspect ratio below {GRAM_ASPECT}): use 'auto' or 'lapack'"
+        )
+    return _svdvals(method, a if m >= n else jnp.swapaxes(a, -2, -1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _eigvalsh(method: str, a: Array) -> Array:
+    return _joining_batches(partial(_scaled, partial(_eigvalsh_of_unit_size, method)))(a)
+
+
+@_eigvalsh.defjvp
+def _eigvalsh_jvp(method, primals, tangents):
+    values, vectors = jnp.linalg.eigh(*primals)
+    return values, jnp.sum(vectors * mm(*tangents, vectors), axis=-2)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _svdvals(method: str, a: Array) -> Array:
+    return _joining_batches(partial(_scaled, partial(_svdvals_of_unit_size, method)))(a)
+
+
+@_svdvals.defjvp
+def _svdvals_jvp(method, primals, tangents):
+    u, values, vh = jnp.linalg.svd(*primals, full_matrices=False)
+    return values, jnp.sum(u * mm(*tangents, jnp.swapaxes(vh, -2, -1)), axis=-2)
+
+
+def _joining_batches(function):
+    """Let ``vmap`` add a leading axis; by itself it would run both branches of a ``cond``."""
+    joined = custom_vmap(function)
+    joined.def_vmap(lambda size, batched, a: (_joining_batches(function)(a), True))
+    return joined
+
+
+def _scaled(function, a: Array) -> Array:
+    """``function`` on matrices with largest entry 1, so that nothing over- or underflows."""
+    k = a.shape[-1]
+    if a.size == 0:
+        return jnp.zeros((*a.shape[:-2], k), a.dtype)
+    scale = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
+    usable = (scale > 0) & jnp.isfinite(scale)
+    # What is not usable must not send the batch to a slower route: the identity is easy.
+    easy = jnp.eye(*a.shape[-2:], dtype=a.dtype)
+    values = function(jnp.where(usable, a / jnp.where(usable, scale, 1), easy)) * scale[..., 0]
+    return jnp.where(usable[..., 0], values, jnp.where(scale[..., 0] == 0, 0, jnp.nan))
+
+
+def _eigvalsh_of_unit_size(method: str, a: Array) -> Array:
+    if method == "auto":
+        if math.prod(a.shape[:-2]) < SMALLEST_BATCH:
+            return jnp.linalg.eigvalsh(a)
+        return jax.lax.platform_dependent(a, cpu=_by_bisection, default=jnp.linalg.eigvalsh)
+    return (jnp.linalg.eigvalsh if method == "lapack" else _by_bisection)(a)
+
+
+def _by_bisection(a: Array) -> Array:
+    if a.shape[-1] == 1:
+        return a[..., 0]
+    _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal((a + jnp.swapaxes(a, -2, -1)) / 2)
+    return tridiagonal_eigvals(diagonal, off_diagonal)
+
+
+def _svdvals_of_unit_size(method: str, a: Array) -> Array:
+    if method == "lapack" or not _elongated(a):
+        return _by_svd(a)
+    values = _by_gram(a)
+    if method == "gram":
+        floor = (a.shape[-1] * float(jnp.finfo(a.dtype).eps)) ** 0.5
+        return jnp.where(values > floor * values[..., :1], values, jnp.nan)
+    trusted = jnp.all(GRAM_CONDITION * values[..., -1] >= values[..., 0])
+    return jax.lax.cond(trusted, lambda a: values, _by_svd, a)
+
+
+def _by_svd(a: Array) -> Array:
+    return jnp.linalg.svd(a, compute_uv=False)
+
+
+def _by_gram(a: Array) -> Array:
+    gram = mm(jnp.swapaxes(a, -2, -1), a)
+    return jnp.sqrt(jnp.maximum(_eigvalsh_of_unit_size("auto", gram), 0))[..., ::-1]
+
+
+def _elongated(a: Array) -> bool:
+    """A single row or column is as good: its Gram matrix is its squared norm."""
+    short, long = sorted(a.shape[-2:])
+    return short <= 1 or long >= GRAM_ASPECT * short
+
+
+def _check(a: Array, method: str, known: tuple[str, ...]) -> None:
+    if a.ndim < 2:
+        raise ValueError(f"a has shape {a.shape}: pass matrices, [..., m, n]")
+    if a.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"a has dtype {a.dtype}: cast to float32 or float64 first")
+    if method not in known:
+        raise ValueError(f"method={method!r}: choose one of {known}")

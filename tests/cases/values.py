@@ -1,0 +1,83 @@
+"""Eigenvalues and singular values without vectors, under contract: the oracle is LAPACK."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.linalg.values import eigvalsh, svdvals
+from tests.contract import Case, Degenerate, register
+
+BATCH, N = 8, 6  # the batch from which `auto` bisects
+
+
+def matrices(m, n):
+    return lambda key, dtype: (jax.random.normal(key, (BATCH, m, n), dtype),)
+
+
+def symmetric_part_spectrum(a):
+    return np.linalg.eigvalsh((a + np.swapaxes(a, -2, -1)) / 2)
+
+
+def singular_values(a):
+    return np.linalg.svd(a, compute_uv=False)
+
+
+def one_nan(m, n):
+    return jnp.broadcast_to(jnp.eye(m, n), (BATCH, m, n)).at[2, 1, 0].set(jnp.nan)
+
+
+def nan_in_its_row_only(values):
+    return bool((jnp.isnan(values) == (jnp.arange(BATCH) == 2)[:, None]).all())
+
+
+def degenerate(m, n):
+    """All of these have finite gradients, except through NaN."""
+    ones = jnp.ones((BATCH, m, n))
+    return {
+        "zero": Degenerate((0 * ones,), lambda s: bool((s == 0).all())),
+        "rank one": Degenerate(
+            (ones,), lambda s: bool(jnp.allclose(jnp.sort(s)[:, -1], (m * n) ** 0.5, rtol=1e-6))
+        ),
+        "repeated": Degenerate(
+            (jnp.broadcast_to(jnp.eye(m, n), ones.shape),),
+            lambda s: bool(jnp.allclose(s, 1, rtol=1e-6)),
+        ),
+        "empty batch": Degenerate((ones[:0],), lambda s: s.shape == (0, min(m, n))),
+        "empty matrix": Degenerate((ones[:, :0, :0],), lambda s: s.shape == (BATCH, 0)),
+        "NaN": Degenerate((one_nan(m, n),), nan_in_its_row_only, False),
+    }
+
+
+for method in ("auto", "lapack"):
+    register(
+        Case(
+            name=f"linalg.eigvalsh: {method}",
+            function=partial(eigvalsh, method=method),
+            make_inputs=matrices(N, N),
+            oracle=symmetric_part_spectrum,
+            degenerate=degenerate(N, N),
+            leading=True,
+        )
+    )
+for name, m, n in (("square", N, N), ("tall", 3 * N, N)):
+    register(
+        Case(
+            name=f"linalg.svdvals: {name}",
+            function=svdvals,
+            make_inputs=matrices(m, n),
+            oracle=singular_values,
+            degenerate=degenerate(m, n),
+            leading=True,
+        )
+    )
+register(
+    Case(
+        name="linalg.svdvals: gram, wide",
+        function=partial(svdvals, method="gram"),
+        make_inputs=matrices(N, 5 * N),
+        oracle=singular_values,
+        leading=True,
+    )
+)

@@ -1,0 +1,181 @@
+"""Values without vectors are right on hard spectra and at any scale; Gram says where it ends."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
+from spectral_jax.linalg.values import eigvalsh, svdvals
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+N = 16
+EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+SPECTRA = {
+    "clustered": np.r_[np.ones(N // 2) + 1e-6 * np.arange(N // 2), np.linspace(2, 3, N // 2)],
+    "repeated": np.r_[np.ones(N // 2), np.full(N // 2, 3.0)],
+    "graded over 12 decades": np.logspace(-12, 0, N),
+    "rank-deficient": np.r_[np.zeros(N // 2), np.linspace(1, 2, N // 2)],
+}
+
+
+def orthogonal(rows, columns, rng):
+    return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
+
+
+def with_eigenvalues(values, seed=0):
+    q = orthogonal(N, N, np.random.default_rng(seed))
+    return q * values @ q.T
+
+
+def with_singular_values(values, rows, seed=0):
+    rng = np.random.default_rng(seed)
+    return orthogonal(rows, len(values), rng) * values @ orthogonal(len(values), len(values), rng).T
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("method", ["tridiagonal", "lapack"])
+def test_eigenvalues_of_hard_spectra(dtype, method):
+    """Signs alternate, so that both ends of the spectrum are there."""
+    spectra = np.stack([values * (-1) ** np.arange(N) for values in SPECTRA.values()])
+    a = np.stack([with_eigenvalues(values) for values in spectra])
+    found = eigvalsh(jnp.asarray(a, dtype), method=method)
+    expected = np.linalg.eigvalsh(a.astype(dtype).astype(float))
+    assert np.abs(found - expected).max() <= 8 * EPS[dtype] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize("rows", [N, 2 * N], ids=["square", "tall"])
+def test_auto_keeps_the_smallest_singular_values(dtype, rows):
+    """The Gram matrix alone would put an error of sqrt(eps) there."""
+    a = np.stack([with_singular_values(values, rows) for values in SPECTRA.values()])
+    found = svdvals(jnp.asarray(a, dtype))
+    expected = np.linalg.svd(a.astype(dtype).astype(float), compute_uv=False)
+    assert np.abs(found - expected).max() <= 10 * EPS[dtype] * expected.max()
+
+
+def test_one_ill_conditioned_matrix_sends_the_batch_to_lapack():
+    good, bad = np.linspace(1, 2, N), np.logspace(-5, 0, N)
+    a = np.stack([with_singular_values(v, 2 * N) for v in (*[good] * 8, bad)])
+    found = svdvals(jnp.asarray(a, jnp.float32))
+    np.testing.assert_allclose(found[-1], bad[::-1], atol=2e-6, rtol=0)
+    np.testing.assert_allclose(found[0], good[::-1], rtol=1e-6)
+
+
+def test_gram_marks_what_it_cannot_see_and_nothing_else():
+    values = np.logspace(-6, 0, N)
+    a = jnp.asarray(with_singular_values(values, 2 * N)[None], jnp.float32)
+    found = np.asarray(svdvals(a, method="gram"))[0]
+    floor = (N * EPS["float32"]) ** 0.5
+    marked = np.isnan(found)
+    # Right at the floor either verdict is honest.
+    assert not marked[values[::-1] > 2 * floor].any() and marked[values[::-1] < floor / 2].all()
+    # The stated law: absolute error of about eps max(s)^2 / s.
+    error = np.abs(found - values[::-1]) * values[::-1]
+    assert np.nanmax(error) <= 8 * EPS["float32"]
+
+
+def test_gram_is_refused_where_there_is_a_hard_edge():
+    with pytest.raises(ValueError, match="6 x 8 matrices .* use 'auto' or 'lapack'"):
+        svdvals(jnp.ones((6, 8)), method="gram")
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.sampled_from([(1, 1), (1, 5), (5, 1), (3, 7), (7, 3), (4, 4)]),
+    exponent=st.integers(-30, 30),
+    seed=st.integers(0, 2**31),
+)
+def test_any_scale_and_shape(shape, exponent, seed):
+    a = np.random.default_rng(seed).standard_normal((8, *shape)) * 10.0**exponent
+    a = a.astype("float32")
+    expected = np.linalg.svd(a.astype(float), compute_uv=False)
+    error = np.abs(svdvals(jnp.asarray(a)) - expected)
+    assert (error <= 1e-6 * expected[:, :1]).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_eigenvalues_at_any_scale(scale):
+    a = np.stack([with_eigenvalues(values * scale) for values in SPECTRA.values()] * 2)
+    found = eigvalsh(jnp.asarray(a, jnp.float32))
+    expected = np.linalg.eigvalsh(a)
+    assert np.abs(found - expected).max() <= 1e-6 * expected.max()
+
+
+@pytest.mark.parametrize("function, shape", [(eigvalsh, (3, 2)), (svdvals, (3,)), (eigvalsh, (3,))])
+def test_what_is_no_matrix_is_refused(function, shape):
+    with pytest.raises(ValueError, match="a has shape"):
+        function(jnp.ones(shape))
+
+
+def test_unknown_methods_and_integers_are_refused():
+    with pytest.raises(ValueError, match="method='qr': choose one of"):
+        eigvalsh(jnp.eye(2), method="qr")
+    with pytest.raises(ValueError, match="int32: cast to float32 or float64"):
+        svdvals(jnp.ones((2, 2), jnp.int32))
+
+
+def test_infinite_entries_give_nan_for_that_matrix_only():
+    a = jnp.broadcast_to(jnp.eye(4), (8, 4, 4)).at[3, 0, 0].set(jnp.inf)
+    for function in (eigvalsh, svdvals):
+        np.testing.assert_array_equal(np.isnan(function(a)).any(-1), np.arange(8) == 3)
+
+
+def test_second_derivatives_at_simple_eigenvalues():
+    """``d2 lambda_0 = 2 sum_j (v_0^T e v_j)^2 / (lambda_0 - lambda_j)`` along ``e``."""
+    values = np.linspace(1, 2, N)
+    a, e = (
+        jnp.asarray(with_eigenvalues(values)),
+        jnp.asarray(with_eigenvalues(values[::-1], seed=1)),
+    )
+    found = jax.jvp(lambda a: jax.jvp(lambda a: eigvalsh(a)[0], (a,), (e,))[1], (a,), (e,))[1]
+    w, v = np.linalg.eigh(a)
+    coupling = v[:, 0] @ np.asarray(e) @ v[:, 1:]
+    np.testing.assert_allclose(found, 2 * np.sum(coupling**2 / (w[0] - w[1:])), rtol=1e-8)
+
+
+def test_gradient_at_repeated_singular_values_is_a_rotation_free_sum():
+    """The sum over a repeated group has a gradient, ``U V^T``, whatever basis is chosen."""
+    a = jnp.asarray(with_singular_values(np.ones(N), 2 * N))
+    gradient = jax.grad(lambda a: svdvals(a).sum())(a)
+    np.testing.assert_allclose(gradient, a, atol=1e-12)
+
+
+def wilkinson(m):
+    """Eigenvalue pairs at the top agree to machine precision."""
+    return np.abs(np.arange(-m, m + 1.0)), np.ones(2 * m)
+
+
+def second_difference(n):
+    return np.full(n, 2.0), np.full(n - 1, -1.0)
+
+
+@pytest.mark.parametrize("dtype", EPS)
+@pytest.mark.parametrize(
+    "diagonal, off_diagonal",
+    [
+        wilkinson(10),
+        second_difference(21),
+        (np.zeros(21), np.ones(20)),  # eigenvalue 0, met exactly by the first midpoint
+        (-np.zeros(21), np.zeros(20)),
+        (np.arange(21.0), np.zeros(20)),
+        (np.logspace(-12, 0, 21), np.logspace(-12, 0, 20)),
+    ],
+    ids=["Wilkinson", "second difference", "zero diagonal", "negative zero", "diagonal", "graded"],
+)
+def test_tridiagonal_matrices(diagonal, off_diagonal, dtype):
+    dense = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
+    expected = np.linalg.eigvalsh(dense)
+    found = tridiagonal_eigvals(jnp.asarray(diagonal, dtype), jnp.asarray(off_diagonal, dtype))
+    assert found.dtype == dtype and (jnp.diff(found) >= 0).all()
+    assert np.abs(found - expected).max() <= 4 * EPS[dtype] * np.abs(expected).max()
