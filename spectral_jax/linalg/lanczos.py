@@ -9,7 +9,9 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.subspace import orthogonalise
+from spectral_jax.linalg.subspace import mm, orthogonalise
+
+STAGES = 5
 
 
 class Tridiagonal(NamedTuple):
@@ -26,6 +28,15 @@ class Tridiagonal(NamedTuple):
     rank: Int[Array, ""]
 
 
+class _Front(NamedTuple):
+    """Where the recurrence stands: the last vector, and what becomes the next one."""
+
+    last: Array
+    candidate: Array
+    length: Array
+    scale: Array
+
+
 @partial(jax.jit, static_argnames="steps")
 def lanczos(
     op: SymmetricOperator,
@@ -36,14 +47,15 @@ def lanczos(
 ) -> Tridiagonal:
     """Tridiagonalise ``op`` on the Krylov space of ``v0``: ``Q^T A Q = T``.
 
-    Every new vector is orthogonalised twice against the whole basis (and against the orthonormal
-    columns of ``deflate``), which keeps ``||Q^T Q - I||`` at rounding level for any number of steps
-    at ``O(n steps)`` extra work a step. Uses exactly ``steps`` matvecs.
+    Every new vector is orthogonalised against the last two (the three-term recurrence) and then
+    once against the whole basis, which keeps ``||Q^T Q - I||`` at rounding level for any number of
+    steps at ``O(n steps)`` extra work a step; against the orthonormal columns of ``deflate`` three
+    times, as nothing says that ``op`` leaves them. Uses exactly ``steps`` matvecs. NaN in the
+    operator or the start is NaN in the result.
 
     Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode (``steps`` is static).
     Raises ``ValueError`` if ``steps`` is not in ``1..n``.
-    Source: Golub & Van Loan, Matrix Computations, section 10.3; reorthogonalisation "twice is
-    enough" (Giraud et al. 2005).
+    Source: Golub & Van Loan, Matrix Computations, section 10.3.
 
     >>> from spectral_jax.linalg import dense_operator
     >>> t = lanczos(dense_operator(jnp.diag(jnp.arange(4.0))), jnp.ones(4), 4)
@@ -52,32 +64,74 @@ def lanczos(
     """
     if not 1 <= steps <= op.size:
         raise ValueError(f"steps={steps}: choose 1 <= steps <= n = {op.size}")
-    n, dtype = op.size, v0.dtype
-    fixed = jnp.zeros((n, 0), dtype) if deflate is None else deflate
+    fixed = jnp.zeros((op.size, 0), v0.dtype) if deflate is None else deflate
+    start = orthogonalise(v0, fixed)
+    front = _Front(jnp.zeros_like(v0), start, jnp.linalg.norm(start), jnp.linalg.norm(v0))
+    # The basis is read twice a step, and that is what a step costs. Vectors in rows are read at
+    # the speed of memory; growing in stages, with static shapes, spares what is not yet filled.
+    basis, parts = fixed.T, []
+    height = -(-steps // STAGES)
+    for filled in range(0, steps, height):
+        rows, front, part = _stage(op, fixed, basis, front, min(height, steps - filled))
+        basis = jnp.concatenate([basis, rows])
+        parts.append(part)
+    alpha, beta, valid = (jnp.concatenate(pieces) for pieces in zip(*parts, strict=True))
+    return Tridiagonal(alpha, beta[1:], basis[fixed.shape[1] :].T, front.candidate, valid.sum())
 
-    def outside(x, basis):
-        return orthogonalise(x, jnp.concatenate([fixed, basis], axis=1))
 
-    basis = jnp.zeros((n, steps), dtype)
-    tiny = jnp.finfo(dtype).eps * 10
+def three_term(
+    op: SymmetricOperator, v0: Float[Array, " n"], steps: int
+) -> tuple[Float[Array, " m"], Float[Array, " m-1"], Int[Array, ""]]:
+    """``alpha``, ``beta`` and ``rank`` of the bare recurrence: three vectors of memory, no basis.
+
+    Orthogonality is lost as soon as a Ritz value has converged, and copies of it appear; the
+    quadrature that ``T`` stands for stays good (Greenbaum 1989; Knizhnerman 1996).
+    Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode.
+    """
+
+    def step(front, _):
+        q, beta, valid = _next(front)
+        rest, alpha, scale = _image(op, q, beta, front)
+        return _Front(q, rest, jnp.linalg.norm(rest), scale), (alpha, beta, valid)
+
+    length = jnp.linalg.norm(v0)
+    front = _Front(jnp.zeros_like(v0), v0, length, length)
+    _, (alpha, beta, valid) = jax.lax.scan(step, front, length=steps)
+    return alpha, beta[1:], valid.sum()
+
+
+def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, height: int):
+    """``height`` steps; the rows of ``older`` no longer change."""
 
     def step(carry, j):
-        basis, candidate, size, scale = carry
-        valid = size > tiny * scale
-        q = jnp.where(valid, candidate / jnp.where(valid, size, 1), 0)
-        basis = basis.at[:, j].set(q)
-        image = op @ q
-        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
-        rest = outside(image, basis)
-        # Breakdown is judged against the operator's own scale, not against the unit vector.
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
-        return (basis, rest, jnp.linalg.norm(rest), scale), (
-            alpha,
-            jnp.where(valid, size, 0),
-            valid,
-        )
+        rows, front = carry
+        q, beta, valid = _next(front)
+        rows = rows.at[j].set(q)
+        rest, alpha, scale = _image(op, q, beta, front, fixed)
+        rest = rest - mm(mm(older, rest), older) - mm(mm(rows, rest), rows)
+        return (rows, _Front(q, rest, jnp.linalg.norm(rest), scale)), (alpha, beta, valid)
 
-    start = outside(v0, basis)
-    init = (basis, start, jnp.linalg.norm(start), jnp.linalg.norm(v0))
-    (basis, rest, _, _), (alpha, sizes, valid) = jax.lax.scan(step, init, jnp.arange(steps))
-    return Tridiagonal(alpha, sizes[1:], basis, rest, valid.sum())
+    rows = jnp.zeros((height, older.shape[1]), older.dtype)
+    (rows, front), part = jax.lax.scan(step, (rows, front), jnp.arange(height))
+    return rows, front, part
+
+
+def _next(front: _Front) -> tuple[Array, Array, Array]:
+    """The next basis vector, its ``beta``, and whether there is one (else both are zero)."""
+    # Breakdown is judged against the operator's own scale, not against the unit vector; NaN is no
+    # breakdown.
+    tiny = 10 * jnp.finfo(front.candidate.dtype).eps
+    valid = ~(front.length <= tiny * front.scale)
+    q = jnp.where(valid, front.candidate / jnp.where(valid, front.length, 1), 0)
+    return q, jnp.where(valid, front.length, 0), valid
+
+
+def _image(
+    op: SymmetricOperator, q: Array, beta: Array, front: _Front, fixed: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """``A q`` without its parts along the last two vectors, ``alpha``, and the scale so far."""
+    image = op @ q
+    alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
+    scale = jnp.maximum(front.scale, jnp.linalg.norm(image))
+    rest = image if fixed is None else orthogonalise(image, fixed)
+    return rest - alpha * q - beta * front.last, alpha, scale

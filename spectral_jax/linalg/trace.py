@@ -1,0 +1,172 @@
+"""Stochastic estimates of the trace and the diagonal of a symmetric operator."""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.subspace import mm, unit
+
+
+class Estimate(NamedTuple):
+    """A mean over random probes, the standard error of that mean, and the products it took.
+
+    The error is 0 where the answer is exact, and NaN if there was one sample only.
+    """
+
+    value: Float[Array, "*shape"]
+    standard_error: Float[Array, "*shape"]
+    matvecs: Int[Array, ""]
+
+
+@partial(jax.jit, static_argnames=("matvecs", "method"))
+def trace(
+    op: SymmetricOperator,
+    key: PRNGKeyArray,
+    *,
+    matvecs: int = 60,
+    method: Literal["xtrace", "hutch++", "hutchinson"] = "xtrace",
+) -> Estimate:
+    """Estimate ``tr A`` from at most ``matvecs`` products; value and standard error are scalars.
+
+    ``hutchinson``
+        the mean of ``n v^T A v``, ``v`` uniform on the sphere: error ``~ ||A||_F sqrt(2/matvecs)``,
+        whatever the spectrum.
+    ``hutch++``
+        exact on the range ``Q`` of ``A`` times ``matvecs / 3`` random vectors, Hutchinson on the
+        rest.
+    ``xtrace``
+        the same with every vector serving both purposes, each for the ranges of the others:
+        best whenever the spectrum decays, and never far behind. Exact if ``rank A < matvecs / 2``.
+
+    All are unbiased. ``matvecs >= n`` gives the exact trace from ``n`` products, with error 0.
+    The standard error is estimated from the samples and of little worth below some ten of them.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. NaN in the operator is NaN
+    in the value. Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
+    matfree's ``leave_one_out_xtrace`` is as good as ``xtrace``.
+    Source: Meyer et al. 2021 (Hutch++); Epperly, Tropp & Webber 2024 (XTrace).
+
+    >>> from spectral_jax.linalg import dense_operator
+    >>> low_rank = dense_operator(jnp.ones((50, 50)))
+    >>> round(float(trace(low_rank, jax.random.key(0), matvecs=6).value), 3)
+    50.0
+    """
+    _check(method, matvecs, {"xtrace": 4, "hutch++": 3, "hutchinson": 1})
+    if matvecs >= op.size:
+        return _exact(jnp.trace(op.dense()), op.size)
+    if method == "xtrace":
+        return _xtrace(op, key, matvecs // 2)
+    range_key, probe_key = jax.random.split(key)
+    k = matvecs // 3 if method == "hutch++" else 0
+    q, _ = jnp.linalg.qr(op @ sphere(range_key, op, k))
+    probes = sphere(probe_key, op, matvecs - 2 * k)
+    # The rest of a probe is again uniform on a sphere, that of the complement.
+    probes = unit(probes - mm(q, mm(q.T, probes)))
+    rest = (op.size - k) * jnp.sum(probes * (op @ probes), axis=0)
+    return average(rest + jnp.sum(q * (op @ q)), jnp.asarray(matvecs))
+
+
+@partial(jax.jit, static_argnames=("matvecs", "method"))
+def diagonal(
+    op: SymmetricOperator,
+    key: PRNGKeyArray,
+    *,
+    matvecs: int = 60,
+    method: Literal["xdiag", "hutchinson"] = "xdiag",
+) -> Estimate:
+    """Estimate the diagonal of ``A`` from at most ``matvecs`` products; results ``[n]``.
+
+    ``hutchinson`` averages ``v * A v`` over random signs ``v``: entry ``i`` has variance
+    ``sum_{j != i} A_ij^2 / matvecs``, so it is exact for a diagonal ``A``. ``xdiag`` does that only
+    for what the range of ``A`` times the other sign vectors has left over: best whenever the
+    spectrum decays, exact if ``rank A < matvecs / 2``. Errors are entry by entry, not jointly.
+
+    Unbiased. ``matvecs >= n`` gives the exact diagonal from ``n`` products, with error 0.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. NaN in the operator is NaN
+    in the value. Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
+    matfree's ``leave_one_out_xdiag`` is as good as ``xdiag``.
+    Source: Bekas, Kokiopoulou & Saad 2007; Epperly, Tropp & Webber 2024 (XDiag).
+
+    >>> from spectral_jax.linalg import dense_operator
+    >>> a = dense_operator(jnp.diag(jnp.arange(20.0)))
+    >>> diagonal(a, jax.random.key(0), matvecs=4, method="hutchinson").value[:3].tolist()
+    [0.0, 1.0, 2.0]
+    """
+    _check(method, matvecs, {"xdiag": 4, "hutchinson": 1})
+    if matvecs >= op.size:
+        return _exact(jnp.diagonal(op.dense()), op.size)
+    if method == "xdiag":
+        return _xdiag(op, key, matvecs // 2)
+    signs = _signs(key, op, matvecs)
+    return average(signs * (op @ signs), jnp.asarray(matvecs))
+
+
+def average(samples: Float[Array, "*shape m"], matvecs: Int[Array, ""]) -> Estimate:
+    """The mean over the last axis, and its standard error."""
+    m = samples.shape[-1]
+    # One sample says nothing of its error: 0/0.
+    error = jnp.std(samples, axis=-1, ddof=1) / m**0.5 if m > 1 else samples[..., 0] * jnp.nan
+    return Estimate(jnp.mean(samples, axis=-1), error, matvecs)
+
+
+def sphere(key: PRNGKeyArray, op: SymmetricOperator, k: int) -> Float[Array, "n k"]:
+    """``k`` vectors uniform on the unit sphere: no basis is special, so none flatters the error."""
+    return unit(jax.random.normal(key, (op.size, k), op.dtype))
+
+
+def _signs(key: PRNGKeyArray, op: SymmetricOperator, k: int) -> Array:
+    return jax.random.rademacher(key, (op.size, k), op.dtype)
+
+
+def _xtrace(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
+    """Leave-one-out Hutch++; with ``Q_i`` the range without ``A omega_i``, all in coordinates."""
+    omega = sphere(key, op, k)
+    q, r = jnp.linalg.qr(op @ omega)
+    s, _ = _left_out(r)
+    h = mm(q.T, op @ q)
+    w = mm(q.T, omega)
+    # omega_i = Q_i x_i + rest, and rest^T A rest from the parts; the rest is rescaled to the
+    # length it has on average, which rotational symmetry permits.
+    x = w - s * jnp.sum(s * w, axis=0)
+    rest = jnp.sum((w - 2 * x) * r + x * mm(h, x), axis=0)
+    length = jnp.sum(omega**2, axis=0) - jnp.sum(x**2, axis=0)
+    captured = jnp.trace(h) - jnp.sum(s * mm(h, s), axis=0)
+    return average(captured + (op.size - k + 1) * rest / length, jnp.asarray(2 * k))
+
+
+def _xdiag(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
+    """Leave-one-out: the diagonal of ``Q_i Q_i^T A``, and Hutchinson for what that leaves."""
+    signs = _signs(key, op, k)
+    q, r = jnp.linalg.qr(op @ signs)
+    s, left = _left_out(r)
+    z = op @ q
+    direction = mm(q, s)
+    captured = jnp.sum(q * z, axis=1)[:, None] - direction * mm(z, s)
+    return average(captured + signs * direction * left, jnp.asarray(2 * k))
+
+
+def _left_out(r: Array) -> tuple[Array, Array]:
+    """Unit ``s_i`` orthogonal to the columns of ``r`` but the ``i``-th, and ``s_i . r_i``.
+
+    They are the columns of ``r^-T``, scaled. Where ``r`` is singular nothing is lost with any one
+    column: ``s_i`` then comes from the null space of ``r^T``.
+    """
+    u, values, vt = jnp.linalg.svd(r)
+    tiny = jnp.finfo(r.dtype)
+    floor = jnp.maximum(len(r) * tiny.eps * values[0], tiny.tiny)
+    s = unit(mm(u / jnp.maximum(values / floor, 1), vt))
+    return s, jnp.sum(s * r, axis=0)
+
+
+def _exact(value: Array, n: int) -> Estimate:
+    return Estimate(value, jnp.zeros_like(value), jnp.asarray(n))
+
+
+def _check(method: str, matvecs: int, least: dict[str, int]) -> None:
+    if method not in least:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, least))}")
+    if matvecs < least[method]:
+        raise ValueError(f"matvecs={matvecs}: {method!r} needs at least {least[method]}")

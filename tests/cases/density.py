@@ -1,0 +1,65 @@
+"""linalg: Lanczos quadrature, against LAPACK where every rule is exact."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.linalg import dense_operator
+from spectral_jax.linalg.density import logdet, spectral_density
+from tests.contract import Case, Degenerate, register
+
+N = 12
+KEY = jax.random.key(0)
+
+
+def positive(key, dtype):
+    a = jax.random.normal(key, (N, N), dtype) / N**0.5
+    return (a @ a.T + jnp.eye(N, dtype=dtype),)
+
+
+def multiple_of_the_identity(key, dtype):
+    return ((1 + jax.random.uniform(key, (), dtype)) * jnp.eye(N, dtype=dtype),)
+
+
+register(
+    Case(
+        name="linalg.spectral_density",
+        function=lambda a: spectral_density(dense_operator(a), KEY, probes=2, steps=N),
+        make_inputs=positive,
+        # With all steps the nodes of every probe are the eigenvalues.
+        oracle=lambda a: np.stack([np.linalg.eigvalsh(a)] * 2),
+        select=lambda density: density.nodes,
+        tolerance={"float32": 1e-5, "float64": 1e-10},
+        differentiable=False,
+        degenerate={
+            "zero": Degenerate(
+                (jnp.zeros((N, N)),), lambda d: not d.nodes.any() and (d.rank == 1).all()
+            ),
+            "identity": Degenerate(
+                (jnp.eye(N),), lambda d: bool((jnp.abs(d.nodes - 1) < 1e-14).all())
+            ),
+            "NaN": Degenerate(
+                (jnp.full((N, N), jnp.nan),), lambda d: bool(jnp.isnan(d.nodes).all())
+            ),
+        },
+    )
+)
+register(
+    Case(
+        name="linalg.logdet",
+        function=lambda a: logdet(dense_operator(a), KEY, probes=2, steps=3),
+        # One step is exact here, whatever the probe.
+        make_inputs=multiple_of_the_identity,
+        oracle=lambda a: np.linalg.slogdet(a)[1],
+        select=lambda result: result.value,
+        tolerance={"float32": 1e-5, "float64": 1e-11},
+        differentiable=False,
+        degenerate={
+            "zero": Degenerate((jnp.zeros((N, N)),), lambda r: bool(jnp.isnan(r.value))),
+            "indefinite": Degenerate(
+                (jnp.diag(jnp.array([-1.0] + [1.0] * (N - 1))),),
+                lambda r: bool(jnp.isnan(r.value)),
+            ),
+        },
+    )
+)
