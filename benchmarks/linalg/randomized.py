@@ -1,0 +1,163 @@
+"""A low-rank approximation of a large matrix, at the error that others reach."""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.fft
+from sklearn.utils.extmath import randomized_svd as sklearn_svd
+
+from benchmarks.harness import (
+    NOTHING,
+    Table,
+    Target,
+    interleaved,
+    one_core,
+    ratio_of,
+    ratio_text,
+    row,
+    with_first,
+)
+from spectral_jax.linalg.randomized import randomized_svd
+
+SLACK = 1e-4  # of equal error: the residuals are float32
+
+
+class Size(NamedTuple):
+    n: int
+    rank: int
+    repeats: int
+    deepest: int  # power iterations that we try
+
+
+FULL = Size(4096, 64, 7, 4)
+SMOKE = Size(128, 8, 1, 1)
+
+
+class Errors(NamedTuple):
+    """Norms of what an approximation leaves, over those of the best one of that rank."""
+
+    frobenius: float
+    spectral: float
+
+    def __str__(self) -> str:
+        return f"error {self.frobenius:.4f} F, {self.spectral:.4f} 2"
+
+
+def low_rank(size: Size) -> Table:
+    """Ours at the fewest power iterations that reach each peer's error."""
+    rows = []
+    with one_core():
+        for name, values in spectra(size.n).items():
+            rows += _rows(name, rotated(values), values, size)
+    note = (
+        f"float32, {size.n} x {size.n}, k = {size.rank}. The matrix is orthogonal x diagonal x "
+        "orthogonal; decaying: 1/i, flat: the singular values of a Gaussian matrix. Peers run at "
+        "their defaults with 10 extra columns (scikit-learn: 7 power iterations; torch: 2). Ours "
+        f"is block Krylov, no extra columns, at the fewest power iterations, 1 to {size.deepest}, "
+        "whose errors are no larger than the peer's, and includes the error estimate that peers "
+        "lack. Errors are residual norms over the best possible ones; where ours stay larger, the "
+        "target counts as missed. Bound: 2 n^2 flops for each column multiplied by the matrix or "
+        "its transpose; their number is given. XLA's CPU product with the transpose (by panels of "
+        "rows) takes about twice the time of the product itself, so that fewer columns are where "
+        "the time is won."
+    )
+    return Table("Randomised SVD at equal error, one core", note, rows)
+
+
+def spectra(n: int) -> dict[str, np.ndarray]:
+    # The quarter-circle law, by its quantiles.
+    x = np.linspace(0, 2, 200_001)
+    share = np.cumsum(np.sqrt(4 - x**2))
+    middles = 1 - (np.arange(n) + 0.5) / n
+    return {
+        "decaying": 1 / np.arange(1.0, n + 1),
+        "flat": np.interp(middles, share / share[-1], x),
+    }
+
+
+def rotated(values: np.ndarray) -> np.ndarray:
+    """Two rounds of random signs and a cosine transform on either side of the diagonal."""
+    rng, a = np.random.default_rng(0), np.diag(values).astype("float32")
+    for axis in (0, 1, 0, 1):
+        signs = rng.choice(np.float32([-1, 1]), len(values))
+        a = scipy.fft.dct(a * np.expand_dims(signs, 1 - axis), axis=axis, norm="ortho")
+    return a
+
+
+def _rows(name: str, a: np.ndarray, values: np.ndarray, size: Size) -> list[tuple[str, ...]]:
+    rows, on_device = [], jnp.asarray(a)
+    for peer, (call, passes) in _peers(a, size).items():
+        what = f"{name}: {peer}"
+        if call is None:
+            rows.append(row(what, NOTHING, "not installed"))
+            continue
+        theirs = errors(a, values, *call())
+        iterations, mine = _equal(a, on_device, values, theirs, size)
+        ours = partial(_ours, on_device, iterations, size)
+        times = interleaved({"ours": ours, "peer": call}, repeats=size.repeats)
+        columns = (2 * iterations + 2) * size.rank + 10
+        rows.append(
+            row(
+                what,
+                f"{with_first(times['ours'])}, q = {iterations}, {columns} columns, {mine}",
+                f"{times['peer']}, {passes} columns, {theirs}",
+                ratio_text(times["peer"], times["ours"]),
+                Target(">=", 3),
+                # A larger error is no win at any speed.
+                ratio_of(times["peer"], times["ours"]) if _no_worse(mine, theirs) else np.nan,
+            )
+        )
+    return rows
+
+
+def _ours(a: jax.Array, iterations: int, size: Size):
+    key, options = jax.random.key(0), {"oversample": 0, "power_iterations": iterations}
+    return randomized_svd(key, a, size.rank, **options)
+
+
+def _equal(a, on_device, values, theirs: Errors, size: Size) -> tuple[int, Errors]:
+    """The fewest power iterations that do as well, or the most that we try."""
+    for iterations in range(1, size.deepest + 1):
+        result = _ours(on_device, iterations, size)
+        mine = errors(a, values, *map(np.asarray, result[:3]))
+        if _no_worse(mine, theirs):
+            break
+    return iterations, mine
+
+
+def _no_worse(mine: Errors, theirs: Errors) -> bool:
+    return all(x <= y + SLACK for x, y in zip(mine, theirs, strict=True))
+
+
+def _peers(a: np.ndarray, size: Size) -> dict[str, tuple[Callable | None, int]]:
+    width = size.rank + 10
+    peers: dict[str, tuple[Callable | None, int]] = {
+        "scikit-learn": (partial(sklearn_svd, a, size.rank, random_state=0), 16 * width),
+        "torch.svd_lowrank": (None, 6 * width),
+    }
+    if importlib.util.find_spec("torch") is not None:
+        peers["torch.svd_lowrank"] = (partial(_torch, a, size.rank, width), 6 * width)
+    return peers
+
+
+def _torch(a: np.ndarray, rank: int, width: int):
+    import torch
+
+    torch.set_num_threads(1)
+    u, s, v = torch.svd_lowrank(torch.from_numpy(a), q=width, niter=2)
+    return u[:, :rank].numpy(), s[:rank].numpy(), v[:, :rank].numpy().T
+
+
+def errors(a: np.ndarray, values: np.ndarray, u, s, vt) -> Errors:
+    left, rank = a - (u * s) @ vt, len(s)
+    x = np.random.default_rng(1).standard_normal((len(a), 8)).astype("float32")
+    for _ in range(12):
+        x = np.linalg.qr(left.T @ (left @ x))[0]
+    best = np.linalg.norm(values[rank:])
+    spectral = np.linalg.norm(left @ x, 2) / values[rank]
+    return Errors(float(np.linalg.norm(left) / best), float(spectral))
