@@ -1,6 +1,5 @@
 """Eigenvalues and singular values of batches of matrices, without the vectors."""
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -14,7 +13,6 @@ from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
 
 GRAM_ASPECT = 1.5  # a matrix squarer than this has a hard edge, which its Gram matrix loses
 GRAM_CONDITION = 32.0  # up to which `auto` trusts the Gram matrix
-SMALLEST_BATCH = 8  # matrices from which bisection beats LAPACK one by one
 
 
 @partial(jax.jit, static_argnames="method")
@@ -27,7 +25,8 @@ def eigvalsh(
       a: only its symmetric part ``(a + a^T) / 2`` counts.
       method: ``tridiagonal`` is Householder reduction (LAPACK's, on a CPU) and bisection of all
         eigenvalues of the batch at once; ``lapack`` is ``jnp.linalg.eigvalsh``, which computes the
-        vectors too. ``auto`` picks by backend, batch and dtype: docs/method-selection.md.
+        vectors too. ``auto`` picks ``tridiagonal`` on a CPU, ``lapack`` elsewhere (not measured
+        there): docs/method-selection.md.
 
     The absolute error is a few ``eps max|values|`` for either method. Any scale will do; NaN or inf
     in a matrix gives NaN for that matrix only; an empty matrix has no values.
@@ -120,15 +119,13 @@ def _scaled(function, a: Array) -> Array:
     scale = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
     usable = (scale > 0) & jnp.isfinite(scale)
     # What is not usable must not send the batch to a slower route: the identity is easy.
-    easy = jnp.eye(*a.shape[-2:], dtype=a.dtype)
+    easy = jnp.eye(a.shape[-2], k, dtype=a.dtype)
     values = function(jnp.where(usable, a / jnp.where(usable, scale, 1), easy)) * scale[..., 0]
     return jnp.where(usable[..., 0], values, jnp.where(scale[..., 0] == 0, 0, jnp.nan))
 
 
 def _eigvalsh_of_unit_size(method: str, a: Array) -> Array:
     if method == "auto":
-        if math.prod(a.shape[:-2]) < SMALLEST_BATCH:
-            return jnp.linalg.eigvalsh(a)
         return jax.lax.platform_dependent(a, cpu=_by_bisection, default=jnp.linalg.eigvalsh)
     return (jnp.linalg.eigvalsh if method == "lapack" else _by_bisection)(a)
 

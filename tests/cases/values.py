@@ -9,7 +9,7 @@ import numpy as np
 from spectral_jax.linalg.values import eigvalsh, svdvals
 from tests.contract import Case, Degenerate, register
 
-BATCH, N = 8, 6  # the batch from which `auto` bisects
+BATCH, N = 8, 6
 
 
 def matrices(m, n):
