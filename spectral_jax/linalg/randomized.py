@@ -216,7 +216,7 @@ def _dense(a: Array) -> LinearOperator:
         raise ValueError(
             f"a is {a.dtype}{list(a.shape)}: pass a real floating matrix [m, n] (vmap for a batch)"
         )
-    return LinearOperator(mm, _dense_rmatvec, a, a.shape)
+    return LinearOperator(mm, _dense_rmatvec, a, (a.shape[0], a.shape[1]))
 
 
 def _dense_rmatvec(a: Array, y: Array) -> Array:
