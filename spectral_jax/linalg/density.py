@@ -127,7 +127,9 @@ def spectral_density(
         return _gauss(*three_term(op, start, steps))
 
     starts = sphere(key, op, probes).T
-    nodes, weights, rank = jax.lax.map(rule, starts, batch_size=min(batch_size, probes))
+    # A batch of one would be mapped too, to products of matrices that take twice as long.
+    together = min(batch_size, probes) if batch_size > 1 else None
+    nodes, weights, rank = jax.lax.map(rule, starts, batch_size=together)
     return Density(nodes, weights, rank, jnp.asarray(probes * steps))
 
 
