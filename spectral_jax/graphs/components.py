@@ -12,10 +12,10 @@ from spectral_jax.graphs.laplacian import Blocks, Edges, chain, split, widths
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
     """Nodes of the largest connected component (the first one, where sizes tie).
 
-    Two nodes are joined where their weight is not zero. A connected network is recognised by one
-    or two passes of the cost of a matvec. Otherwise labels spread one edge per pass until nothing
-    changes; there are at most as many passes as the component's diameter, a handful in a trained
-    network.
+    Two nodes are joined where their weight is not zero. A network whose layers have a row and a
+    column without zeros is recognised from those; another connected one by one or two passes of
+    the cost of a matvec. Otherwise labels spread one edge per pass until nothing changes; there are
+    at most as many passes as the component's diameter, a handful in a trained network.
 
     Works under ``jit`` and ``vmap``; piecewise constant, so no gradient.
 
@@ -30,10 +30,26 @@ def _largest_component(weights: Blocks, edges: Edges) -> Array:
     sizes = widths(weights, edges)
     weights = jax.lax.stop_gradient(tuple(weights))
     return jax.lax.cond(
-        _connected(weights, edges, sizes),
+        jax.lax.cond(
+            _joined_by_hubs(weights, edges, len(sizes)),
+            lambda: jnp.array(True),
+            lambda: _connected(weights, edges, sizes),
+        ),
         lambda: jnp.ones(sum(sizes), bool),
         lambda: _most_frequent(_labels(weights, edges, sizes)),
     )
+
+
+def _joined_by_hubs(weights: Blocks, edges: Edges, groups: int) -> Array:
+    """Whether in every kernel the first node of either side reaches the whole other side."""
+    kernels = [(a, edge) for a, edge in zip(weights, edges, strict=True) if a.ndim == 2 and a.size]
+    reached = {0}
+    for _ in kernels:
+        for _, edge in kernels:
+            reached |= set(edge) if reached & set(edge) else set()
+    if len(reached) < groups:
+        return jnp.array(False)
+    return jnp.all(jnp.stack([jnp.all(a[0] != 0) & jnp.all(a[:, 0] != 0) for a, _ in kernels]))
 
 
 def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:

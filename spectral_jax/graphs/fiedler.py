@@ -8,8 +8,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.graphs.components import largest_component
-from spectral_jax.graphs.laplacian import Blocks, Edges, chain, degrees, laplacian, split, widths
-from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh, generic_vectors
+from spectral_jax.graphs.laplacian import (
+    Blocks,
+    Edges,
+    chain,
+    degrees,
+    laplacian,
+    magnitude,
+    source_sums,
+    split,
+    widths,
+)
+from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh
 
 Component = Literal["largest", "whole"]
 
@@ -79,8 +89,7 @@ def fiedler(
     exists = problem.nodes > 1
     vector = jnp.where(exists, pairs.vectors[:, 0], 0)
     value = jnp.where(exists, pairs.values[0], 0)
-    known = vector if stale is None else stale
-    staleness = jnp.vdot(known, problem.operator @ known) / jnp.where(value > 0, value, 1)
+    staleness = _staleness(problem, stale, value)
     weighted = jnp.where(problem.mask, problem.degree, jnp.inf)
     count = problem.nodes.astype(vector.dtype)
     fourth = jnp.sum(vector**4)
@@ -94,7 +103,7 @@ def fiedler(
         peak_group=jnp.argmax(jnp.stack([jnp.max(jnp.abs(v)) for v in split(vector, sizes)])),
         quotient_bound=problem.quotient.value,
         degree_bound=count / jnp.maximum(count - 1, 1) * (1 if normalised else jnp.min(weighted)),
-        staleness=jnp.where((value > 0) & (jnp.vdot(known, known) > 0), staleness, 1),
+        staleness=staleness,
         component_size=problem.nodes,
     )
 
@@ -213,10 +222,10 @@ def layer_quotient(
     amount = degree if normalised else inside
     size = jnp.stack([part.sum() for part in split(amount, sizes)])
     member = split(inside, sizes)
-    totals = []
-    for block, (source, _) in zip(weights, edges, strict=True):
-        a = block * jnp.sign(block)
-        totals.append(jnp.sum(a * (member[source][:, None] if a.ndim == 2 else member[source])))
+    totals = [
+        jnp.vdot(source_sums(magnitude(block)), member[source], precision="highest")
+        for block, (source, _) in zip(weights, edges, strict=True)
+    ]
     # Q = B^T diag(S) B with the signed incidence matrix B of the layers.
     incidence = np.zeros((len(edges), len(sizes)))
     for row, (source, target) in enumerate(edges):
@@ -252,6 +261,14 @@ class _Problem(NamedTuple):
         return state / jnp.where(length > 0, length, 1)
 
 
+def _staleness(problem: _Problem, stale: Array | None, value: Array) -> Array:
+    if stale is None:
+        return jnp.ones_like(value)
+    energy = jnp.vdot(stale, problem.operator @ stale)
+    known = (value > 0) & (jnp.vdot(stale, stale) > 0)
+    return jnp.where(known, energy / jnp.where(value > 0, value, 1), 1)
+
+
 def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Component) -> _Problem:
     if component not in ("largest", "whole"):
         raise ValueError(f"component={component!r}: choose 'largest' or 'whole'")
@@ -277,8 +294,7 @@ def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Compone
 def _solve(problem: _Problem, k: int, state, tol, max_matvecs: int) -> EigResult:
     weakest = jnp.argmin(jnp.where(problem.mask, problem.degree, jnp.inf))
     indicator = jnp.zeros_like(problem.null).at[weakest].set(1)
-    noise = generic_vectors(problem.null.size, 1, problem.null.dtype)[:, 0]
-    guesses = [problem.quotient.vector, indicator, problem.embed(noise)]
+    guesses = [problem.quotient.vector, indicator]
     if state is not None:
         guesses.insert(0, state)
     start = jnp.column_stack(guesses)

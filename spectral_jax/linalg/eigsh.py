@@ -38,8 +38,8 @@ def eigsh(
     Args:
       v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one
         if None. A start block can lie in an invariant subspace that does not hold the wanted pair,
-        so a converged answer is probed by ``8`` random Lanczos steps in its complement and the
-        search goes on from there if they see a value beyond it.
+        so a converged answer is probed by 8 to 24 steps from a generic vector in its complement,
+        and the search goes on from there if they see a value beyond it.
       deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of
         ``op``.
       preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with,
@@ -162,8 +162,9 @@ def _check(op, k, which, v0, deflate, preconditioner, method) -> str:
 
 
 def _as_function(preconditioner) -> Callable[[Array], Array]:
+    """The preconditioner of a block of row vectors."""
     if preconditioner is None:
         return lambda r: r
     if isinstance(preconditioner, SymmetricOperator):
-        return lambda r: preconditioner @ r
-    return lambda r: preconditioner[:, None] * r
+        return lambda r: (preconditioner @ r.T).T
+    return lambda r: preconditioner * r

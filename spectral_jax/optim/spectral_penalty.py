@@ -118,9 +118,13 @@ def spectral_penalty(
         del extra
         if params is None:
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
-        kept = _refreshed(
-            penalty, refresh, _blocks(view, jax.tree.map(jnp.abs, params)), state, axis_name
-        )
+        constants = jax.lax.stop_gradient(params)
+
+        def blocks():
+            """To be called where they are needed: magnitudes cost a pass over the weights."""
+            return _blocks(view, jax.tree.map(jnp.abs, constants))
+
+        kept = _refreshed(penalty, refresh, blocks, state, axis_name)
         # The slope in |W|, not a subgradient: a weight at zero has one too, which keeps it there.
         magnitudes = jax.tree.map(
             lambda p: jnp.maximum(jnp.abs(p), jnp.finfo(p.dtype).tiny), params
@@ -175,7 +179,6 @@ def _blocks(view: View | None, params) -> tuple[Array, ...]:
 def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
     if penalty.refresh is None:
         return state.penalty
-    blocks = jax.lax.stop_gradient(blocks)
 
     def somewhere(flag):
         """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
@@ -183,7 +186,7 @@ def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenalt
 
     def solve_where(needed):
         def solve():
-            fresh = penalty.refresh(blocks, state.penalty)
+            fresh = penalty.refresh(blocks(), state.penalty)
             return jax.tree.map(partial(jnp.where, needed), fresh, state.penalty)
 
         return jax.lax.cond(somewhere(needed), solve, lambda: state.penalty)
@@ -194,7 +197,7 @@ def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenalt
         return solve_where(due)
 
     def look():
-        stale = ~(penalty.staleness(blocks, state.penalty) <= refresh.tolerance)
+        stale = ~(penalty.staleness(blocks(), state.penalty) <= refresh.tolerance)
         return solve_where(due & (stale | first))
 
     return jax.lax.cond(somewhere(due), look, lambda: state.penalty)
