@@ -36,7 +36,7 @@ class Claim:
     id: str
     text: str
     source: str
-    origin: Literal["published", "released code", "our reference"]
+    origin: Literal["published", "released code", "our reference", "one seed of ours"]
     value: float | None = None
     tolerance: float | None = None
     direction: Literal[-1, 0, 1] = 0

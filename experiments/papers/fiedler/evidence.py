@@ -98,7 +98,7 @@ def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
     reference = partial(
         Claim,
         source=f"{OURS}, section 4.3",
-        origin="our reference",
+        origin="one seed of ours",
         cost="6,000 steps a seed: preset small",
         difference="5 seeds instead of 1; held to two standard errors of a test set of 10,000",
     )

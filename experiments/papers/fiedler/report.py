@@ -26,8 +26,9 @@ def write_report(
 ) -> int:
     """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables (.csv, .md), its figures.
 
-    A published claim that does not hold is a result, and exits with 0. Missing one of our own
-    reference numbers is a failed check of this machine or this code: 3.
+    A published claim that does not hold is a result, and exits with 0; so is a training that ends
+    elsewhere than the one seed it is compared with. Missing one of our own reference numbers is a
+    failed check of this machine or this code: 3.
     """
     folder = root / "reports" / f"fiedler-{preset}"
     folder.mkdir(parents=True, exist_ok=True)
