@@ -5,4 +5,5 @@ A suite is a module here with ``tables(smoke: bool) -> Iterator[Table]``, and a 
 
 SUITES = {
     "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
+    "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
 }

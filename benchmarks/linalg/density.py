@@ -1,7 +1,7 @@
 """Lanczos quadrature and trace estimates beside matfree and curvlinops, on one operator."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -227,9 +227,3 @@ def _matfree_xtrace(size: Size) -> Callable[..., jax.Array]:
 
 def _installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def tables(smoke: bool) -> Iterator[Table]:
-    """Every table of this part, as it is measured."""
-    for table in (density, traces):
-        yield table(SMOKE if smoke else FULL)

@@ -1,17 +1,51 @@
 """Spectral kernels on arrays and operators; nothing here has heard of a network."""
 
+from spectral_jax.linalg.compose import deflate, project, shift
+from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
+from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.eigsh import eigsh
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
-from spectral_jax.linalg.operators import SymmetricOperator, dense_operator
+from spectral_jax.linalg.operators import (
+    SymmetricOperator,
+    dense_operator,
+    diagonal_operator,
+    function_gram,
+    gram,
+    low_rank_operator,
+)
+from spectral_jax.linalg.randomized import LinearOperator, SVDResult, randomized_svd
 from spectral_jax.linalg.subspace import EigResult, generic_vectors, unit
+from spectral_jax.linalg.trace import Estimate, diagonal, trace
+from spectral_jax.linalg.values import eigvalsh, svdvals
 
 __all__ = [
+    "Density",
     "EigResult",
+    "Estimate",
+    "LinearOperator",
+    "SVDResult",
     "SymmetricOperator",
     "Tridiagonal",
+    "deflate",
     "dense_operator",
+    "diagonal",
+    "diagonal_operator",
     "eigsh",
+    "eigvalsh",
+    "from_scipy",
+    "function_gram",
     "generic_vectors",
+    "gram",
     "lanczos",
+    "logdet",
+    "low_rank_operator",
+    "project",
+    "pytree_operator",
+    "randomized_svd",
+    "shift",
+    "spectral_density",
+    "svdvals",
+    "to_scipy",
+    "trace",
     "unit",
 ]

@@ -59,13 +59,8 @@ class Search(NamedTuple):
 
 
 def orthogonalise(x: Array, basis: Array) -> Array:
-    """``x`` (``[n]`` or ``[n, k]``) minus its part along an orthonormal basis, twice for precision.
-
-    Zero columns in the basis are harmless.
-    """
-    for _ in range(2):
-        x = x - mm(basis, mm(basis.T, x))
-    return x
+    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns; see ``off_rows``."""
+    return off_rows(x.T, basis.T).T
 
 
 def off_rows(x: Array, basis: Array) -> Array:
