@@ -106,6 +106,13 @@ def test_finds_them_in_the_smallest_problems(method, n, k):
     assert_honest(a, result, atol=1e-13)
 
 
+def test_finds_every_copy_of_a_repeated_value_in_a_small_problem():
+    a, _ = rotated(np.array([-2.0, -2, -2, 0, 1, 2, 3, 4]))
+    for n_pairs in (2, 3, 4):
+        found = eigsh(dense_operator(jnp.asarray(a)), n_pairs, tol=1e-12)
+        np.testing.assert_allclose(found.values, [-2, -2, -2, 0][:n_pairs], atol=1e-12)
+
+
 def test_auto_is_lobpcg_for_one_pair_from_a_start_and_lanczos_for_more():
     a, _ = rotated(SPECTRA["random"])
     op, diagonal = dense_operator(jnp.asarray(a)), jnp.ones(N)
@@ -289,9 +296,36 @@ def test_gradient_of_a_repeated_value_is_an_element_of_the_generalised_gradient(
     np.testing.assert_allclose(eigenspace @ gradient @ eigenspace, gradient, atol=1e-7)
 
 
-def test_no_derivative_of_several_vectors():
-    with pytest.raises(NotImplementedError, match="3 eigenvectors: only k=1"):
-        jax.make_jaxpr(jax.grad(lambda a: eigsh(dense_operator(a), 3).vectors.sum()))(jnp.eye(N))
+@pytest.mark.parametrize("which", ["SA", "LA"])
+def test_gradient_of_several_vectors(which):
+    a, _ = rotated(np.linspace(-1, 2, 12) ** 3)
+    picked = slice(0, 3) if which == "SA" else slice(-1, -4, -1)
+    c = jnp.sin(jnp.arange(36.0)).reshape(12, 3)
+
+    def objective(vectors):  # blind to signs, but not to which vector is which
+        return jnp.sum(jnp.arange(1.0, 4) * jnp.sum(c * vectors, axis=0) ** 2)
+
+    ours = jax.grad(lambda a: objective(eigsh(dense_operator(a), 3, which=which, tol=1e-13)[1]))
+    theirs = jax.grad(lambda a: objective(jnp.linalg.eigh(a)[1][:, picked]))
+    a = jnp.asarray(a)
+    np.testing.assert_allclose(symmetric(jax.jit(ours)(a)), symmetric(theirs(a)), atol=1e-9)
+
+
+def test_gradient_of_a_function_of_an_eigenspace_is_right_though_its_vectors_are_arbitrary():
+    values = np.array([-2.0, -2, -2, 0, 1, 2, 3, 4])
+    a, vectors = rotated(values)
+    c = jnp.cos(jnp.arange(64.0)).reshape(8, 8)
+
+    def ours(a):
+        vectors = eigsh(dense_operator(a), 3, tol=1e-12).vectors
+        return jnp.vdot(c, vectors @ vectors.T)
+
+    gradient = symmetric(jax.grad(ours)(jnp.asarray(a)))
+    # d P = sum over the eigenvalues outside of P dA Q / (inside - outside), and its transpose.
+    inside, outside = vectors[:, :3], vectors[:, 3:]
+    weights = 1 / (values[:3, None] - values[None, 3:])
+    expected = inside @ (weights * (inside.T @ symmetric(c) @ outside)) @ outside.T
+    np.testing.assert_allclose(gradient, symmetric(2 * expected), atol=1e-9)
 
 
 # eigsh: misuse

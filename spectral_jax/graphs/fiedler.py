@@ -130,7 +130,7 @@ def fiedler_value(
     The gradient is ``sign(W_ij) (v_i - v_j)^2``, or for the normalised Laplacian
     ``sign(W_ij) ((y_i - y_j)^2 - nu (y_i^2 + y_j^2))`` with ``y = D^-1/2 v``; it is exact at a
     converged pair, finite at a repeated eigenvalue and for disconnected networks, and itself
-    differentiable for ``k == 1``.
+    differentiable.
 
     Works under ``jit``, ``vmap`` and reverse-mode ``grad``. ``tol`` defaults to ``sqrt(eps)``: a
     gradient wants a better vector than a value does. Raises ``ValueError`` for misfitting blocks or
@@ -173,8 +173,7 @@ def fiedler_pairs(
 
     In a component of ``count`` nodes only ``count - 1`` are real; further ones lie at twice the
     largest degree (combinatorial) or at 2 (normalised). Works under ``jit``, ``vmap`` and
-    reverse-mode ``grad`` (``values``; ``vectors`` for ``k == 1``). Raises ``ValueError`` as
-    ``fiedler`` does.
+    reverse-mode ``grad``. Raises ``ValueError`` as ``fiedler`` does.
     Source: arXiv 2103.03386 for the sum of several.
 
     >>> fiedler_pairs([jnp.ones((2, 3))], 2, normalised=False).values.round(3).tolist()

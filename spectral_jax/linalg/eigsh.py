@@ -51,13 +51,14 @@ def eigsh(
 
     Works under ``jit`` (static: ``k``, ``which``, ``tol``, ``max_matvecs``, ``method``), ``vmap``
     and on sharded operators. Reverse-mode derivatives with respect to ``op.data`` are exact at a
-    converged pair: ``d values = v^T dA v``, and for ``vectors`` (``k == 1`` only) the adjoint
-    solved by conjugate gradients; no derivative flows to ``v0``, ``deflate`` or ``preconditioner``.
-    At a repeated eigenvalue the derivative of ``values`` is one finite element of the generalised
-    gradient, that of ``vectors`` does not exist. NaN in the operator gives NaN values and
+    converged pair: ``d values = v^T dA v``, and for ``vectors`` the adjoint, solved by conjugate
+    gradients off the pairs at hand; no derivative flows to ``v0``, ``deflate`` or
+    ``preconditioner``. At a repeated eigenvalue the derivative of ``values`` is one finite element
+    of the generalised gradient; that of single vectors does not exist, and what values within
+    ``tol`` of each other would pass on is masked, which is right for functions of the subspace. An
+    eigenspace cut by ``k`` stays out of reach. NaN in the operator gives NaN values and
     ``converged = False``.
-    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start
-    block, and ``NotImplementedError`` for derivatives of several vectors.
+    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start block.
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
     Wu & Simon 2000 (thick-restart Lanczos).
 
@@ -107,33 +108,35 @@ def _pairs_backward(options, saved, cotangent: EigResult):
     if not isinstance(cotangent.values, SymbolicZero):
         adjoint += cotangent.values * vectors
     if not isinstance(cotangent.vectors, SymbolicZero):
-        if options.k > 1:
-            raise NotImplementedError(
-                f"derivative of {options.k} eigenvectors: only k=1 is supported"
-            )
-        adjoint += _vector_adjoint(options, op, deflate, values[0], vectors, cotangent.vectors)
+        adjoint += _vector_adjoint(options, op, deflate, values, vectors, cotangent.vectors)
     _, pull_back = jax.vjp(lambda data: dataclasses.replace(op, data=data) @ vectors, op.data)
     op_bar = dataclasses.replace(op, data=pull_back(adjoint)[0])
     return op_bar, *jax.tree.map(jnp.zeros_like, (v0, deflate, preconditioner))
 
 
-def _vector_adjoint(options, op, deflate, value, vector, cotangent) -> Array:
-    """Solve ``(A - value) z = -P cotangent`` off the vector.
+def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
+    """Solve ``(A - values_j) z_j = -cotangent_j`` off the ``j``-th vector.
 
-    By division on the deflated eigenvectors, by conjugate gradients on the rest, where
-    ``A - value`` is definite.
+    By division on the eigenvectors at hand, by conjugate gradients on the rest, where
+    ``A - values_j`` is definite.
     """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
+    known = jnp.concatenate([fixed, vectors], axis=1)
+    apart = jnp.concatenate([jnp.sum(fixed * (op @ fixed), axis=0), values])[:, None] - values
+    # Within an eigenspace no direction is determined: nothing is passed on.
+    determined = jnp.abs(apart) > options.tol * jnp.max(jnp.abs(values))
+    parts = mm(known.T, cotangent) / jnp.where(determined, apart, jnp.inf)
 
-    def shifted(z):
-        return options.sign * orthogonalise(op @ z - value * z, known)
+    def beyond(value, right):
+        def shifted(z):
+            return options.sign * orthogonalise(op @ z - value * z, known)
 
-    known = jnp.concatenate([fixed, vector], axis=1)
+        return jax.scipy.sparse.linalg.cg(
+            shifted, right, tol=options.tol, maxiter=options.max_matvecs
+        )[0]
+
     right = -options.sign * orthogonalise(cotangent, known)
-    z, _ = jax.scipy.sparse.linalg.cg(shifted, right, tol=options.tol, maxiter=options.max_matvecs)
-    gaps = jnp.sum(fixed * (op @ fixed), axis=0) - value
-    parts = mm(fixed.T, cotangent)[:, 0] / jnp.where(gaps == 0, jnp.inf, gaps)
-    return z - mm(fixed, parts[:, None])
+    return jax.vmap(beyond, in_axes=(0, 1), out_axes=1)(values, right) - mm(known, parts)
 
 
 _pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)

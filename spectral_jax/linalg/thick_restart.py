@@ -59,7 +59,8 @@ def thick_restart(search: Search, start: Array) -> EigResult:
     size = min(search.free_dimension, 2 * k + EXTRA)
     keep = min(k + EXTRA // 2, size - 1)
     stride = -(-(size - keep) // LOOKS_PER_CYCLE)
-    complete = k == 1 or size == search.free_dimension
+    exhaustive = size == search.free_dimension
+    complete = k == 1 or exhaustive
     refill = generic_vectors(op.size, size + 1, op.dtype, stream=2).T
     empty = jnp.zeros((size + 1, op.size), op.dtype)
     order = jnp.arange(size)
@@ -99,7 +100,9 @@ def thick_restart(search: Search, start: Array) -> EigResult:
         full = filled == size
         better = jnp.any(pairs.values[:k] < sign * state.values - search.allowed(best, scale))
         stands = state.second_look & full & ~better
-        found = good & ~stands & (full | ~state.second_look)
+        # A space that can be filled is: then nothing is left to look for.
+        early = not exhaustive or k == 1
+        found = good & ~stands & (full | (early & ~state.second_look))
         grown = state._replace(
             basis=basis,
             projected=projected,
