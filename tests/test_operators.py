@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from spectral_jax.linalg import SymmetricOperator, dense_operator, eigsh
-from spectral_jax.linalg.compose import deflate, project, shift
+from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.operators import (
     diagonal_operator,
@@ -146,6 +146,18 @@ def test_eigenvalues_have_their_derivatives_through_a_composition():
     np.testing.assert_allclose([by_factor, by_mu], [values[0], 1], rtol=1e-10)
     expected = 2 * np.outer(vectors[:, 0], vectors[:, 0])
     np.testing.assert_allclose(by_matrix, expected, atol=1e-9)
+
+
+def test_the_smallest_pairs_of_the_folded_operator_are_those_in_the_interior():
+    values, vectors = np.linalg.eigh(A)
+    sigma = 0.6 * values[len(values) // 2] + 0.4 * values[len(values) // 2 + 1]
+    op = dense_operator(jnp.asarray(A))
+    found = eigsh(fold(op, sigma), 2, tol=1e-9).vectors
+    nearest = np.argsort(abs(values - sigma))[:2]
+    np.testing.assert_allclose(
+        jnp.sum(found * (op @ found), axis=0), values[nearest], rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(abs(found.T @ vectors[:, nearest]), np.eye(2), atol=1e-4)
 
 
 def test_deflation_and_projection_take_known_pairs_out_of_the_spectrum():

@@ -1,6 +1,6 @@
 """Spectral kernels on arrays and operators; nothing here has heard of a network."""
 
-from spectral_jax.linalg.compose import deflate, project, shift
+from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.eigsh import eigsh
@@ -32,6 +32,7 @@ __all__ = [
     "diagonal_operator",
     "eigsh",
     "eigvalsh",
+    "fold",
     "from_scipy",
     "function_gram",
     "generic_vectors",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_jax.linalg.compose import deflate, project, shift
+from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import pytree_operator
 from spectral_jax.linalg.operators import (
     dense_operator,
@@ -95,6 +95,12 @@ for case in (
         function=lambda a, mu: shift(dense_operator(a), mu).dense(),
         make_inputs=normal((N, N), ()),
         oracle=lambda a, mu: a + mu * np.eye(N),
+    ),
+    Case(
+        name="linalg.fold",
+        function=lambda a, sigma: fold(dense_operator(a), sigma).dense(),
+        make_inputs=normal((N, N), ()),
+        oracle=lambda a, sigma: (a - sigma * np.eye(N)) @ (a - sigma * np.eye(N)),
     ),
     Case(
         name="linalg.deflate",
