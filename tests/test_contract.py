@@ -14,6 +14,7 @@ CASES = discover()
 PARAMETERS = [(case, clause) for case in CASES.values() for clause in case.clauses()]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "case, clause", PARAMETERS, ids=[f"{case.name}-{clause}" for case, clause in PARAMETERS]
 )

@@ -63,7 +63,7 @@ def thick_restart(search: Search, start: Array) -> EigResult:
     complete = k == 1 or exhaustive
     refill = generic_vectors(op.size, size + 1, op.dtype, stream=2).T
     empty = jnp.zeros((size + 1, op.size), op.dtype)
-    order = jnp.arange(size)
+    order = jnp.arange(size, dtype=jnp.int32)
 
     def extend(j, carry):
         """Vector ``j`` meets the operator; what is new becomes vector ``j + 1``."""

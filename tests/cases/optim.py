@@ -66,7 +66,8 @@ register(
         function=added_by(fiedler_decay(STRENGTH, tol=1e-6)),
         make_inputs=network,
         oracle=expected_penalty,
-        tolerance={"float32": 1e-5, "float64": 1e-6},
+        # The gap is 0.02 here, and a vector is right to 10 eps ||L|| / gap.
+        tolerance={"float32": 5e-4, "float64": 1e-6},
         differentiable=False,
         degenerate={"no weights": Degenerate(ZEROS, untouched)},
         recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
