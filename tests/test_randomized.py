@@ -303,12 +303,12 @@ def householder_calls(monkeypatch):
         return plain(basis, x)
 
     monkeypatch.setattr(orthonormal, "_householder", watched)
+    jax.clear_caches()  # of branches traced without this watch
     return calls
 
 
 def basis_of(x, *against):
-    # A fresh function, lest a program traced without the watch be reused.
-    q = jax.jit(lambda *arguments: orthonormal_basis(*arguments))(x, *against)
+    q = jax.jit(orthonormal_basis)(x, *against)
     jax.effects_barrier()
     return q
 
