@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.fiedler.sizes import CAP, TOLERANCE, Net, Size, initial
 from benchmarks.harness import Table, interleaved, one_core, say
 from spectral_jax import graphs
-from spectral_jax.linalg import eigsh, generic_vectors
+from spectral_jax.linalg import eigsh
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "lobpcg, Jacobi": {"method": "lobpcg"},
@@ -33,7 +33,7 @@ def methods(size: Size) -> Table:
     note = (
         f"`linalg.eigsh` in float32, relative residual {TOLERANCE:g}, at most {CAP} matvecs, one "
         "core: matvecs and the median of three times; ! did not converge. Starts: none; the "
-        "guesses of `graphs` (layer quotient, weakest node, generic); warm: the solution, after "
+        "guesses of `graphs` (layer quotient, weakest node); warm: the solution, after "
         f"the weights moved by {MOVE:.0%} of noise, and those guesses. `auto` as `graphs` calls "
         "it, with a Jacobi preconditioner for k = 1 on L alone; the last column is its time over "
         "that of the best solver that converged."
@@ -89,11 +89,10 @@ def _auto(laplacian: str, k: int, start: str) -> str:
 
 
 def _guesses(blocks, normalised: bool) -> jax.Array:
-    """The start block of ``graphs.fiedler``: layer quotient, weakest node, generic."""
+    """The start block of ``graphs.fiedler``: layer quotient, weakest node."""
     quotient = graphs.layer_quotient(blocks, normalised=normalised).vector
     indicator = jnp.zeros_like(quotient).at[jnp.argmin(graphs.degrees(blocks))].set(1)
-    generic = generic_vectors(quotient.size, 1, quotient.dtype)[:, 0]
-    return jnp.column_stack([quotient, indicator, generic])
+    return jnp.column_stack([quotient, indicator])
 
 
 def _moved(blocks) -> tuple[jax.Array, ...]:
