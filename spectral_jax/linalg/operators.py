@@ -43,8 +43,7 @@ class SymmetricOperator:
     @property
     def dtype(self) -> jnp.dtype:
         """The floating dtype of the arrays in ``data``; vectors should have it too."""
-        floating = [x for x in jax.tree.leaves(self.data) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return jnp.result_type(*floating) if floating else jnp.result_type(float)
+        return floating_dtype(self.data)
 
     def __matmul__(self, x: Array) -> Array:
         """Apply to a vector ``[n]`` or to the columns of a block ``[n, k]``."""
@@ -164,6 +163,12 @@ def as_scalar(value: ArrayLike, op: SymmetricOperator) -> Float[Array, ""]:
     if jnp.ndim(value) != 0:
         raise ValueError(f"a factor or shift of shape {jnp.shape(value)}: pass one number")
     return jnp.asarray(value, op.dtype)
+
+
+def floating_dtype(data: Any) -> jnp.dtype:
+    """What the floating arrays of a pytree promote to; the default where there are none."""
+    floating = [x for x in jax.tree.leaves(data) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.result_type(*floating) if floating else jnp.result_type(float)
 
 
 def transposed_product(a: Float[Array, "m n"], x: Float[Array, " m"]) -> Float[Array, " n"]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from spectral_jax.linalg.operators import floating_dtype
 from spectral_jax.linalg.orthonormal import inner, orthonormal_basis
 from spectral_jax.linalg.subspace import mm
 
@@ -56,8 +57,7 @@ class LinearOperator:
     @property
     def dtype(self) -> jnp.dtype:
         """The floating dtype of the arrays in ``data``; vectors should have it too."""
-        floating = [x for x in jax.tree.leaves(self.data) if jnp.issubdtype(x.dtype, jnp.floating)]
-        return jnp.result_type(*floating) if floating else jnp.result_type(float)
+        return floating_dtype(self.data)
 
     @property
     def T(self) -> "LinearOperator":

@@ -120,9 +120,8 @@ def thick_restart(search: Search, start: Array) -> EigResult:
         ritz = mm(pairs.coordinates.T, state.basis[:size])
         values = sign * pairs.values
         kept = jnp.where(found, k, keep)
-        diagonal = jnp.where(
-            order < kept, jnp.zeros(size, op.dtype).at[: len(values)].set(values), 0
-        )
+        padded = jnp.zeros(size, op.dtype).at[: len(values)].set(values)
+        diagonal = jnp.where(order < kept, padded, 0)
         basis = jnp.where(
             found,
             beside(ritz[:k], state.looks),
