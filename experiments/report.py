@@ -7,7 +7,6 @@ same input gives the same bytes.
 from __future__ import annotations
 
 import csv
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments.claims import VERDICTS, Judged
-from spectral_jax.plots import to_svg
+from spectral_jax.plots import page
 
 Row = Mapping[str, str]
 
@@ -58,15 +57,14 @@ def render(
 ) -> str:
     """The page. ``summary`` is HTML (escaped by the caller), everything else is plain text."""
     parts = [
-        f"<h1>{escape(title)}</h1>",
         f"<p class='lead'>{summary}</p>",
         "<h2>Claims</h2>",
         _claims_table(claims),
         *(_section(section) for section in sections),
         "<h2>Provenance</h2>",
-        _definitions(provenance),
+        page.definitions(provenance),
     ]
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
+    return page.page(title, parts, style=_BADGES)
 
 
 def write_table(stem: str | Path, rows: Sequence[Row]) -> None:
@@ -107,7 +105,7 @@ def _claims_table(claims: Sequence[Judged]) -> str:
     for claim in claims:
         badge = claim.verdict.lower().replace(" ", "-")
         cells = [
-            f"<span class='badge {badge}'>{claim.verdict}</span>",
+            f"<span id='{escape(claim.id)}' class='badge {badge}'>{claim.verdict}</span>",
             escape(claim.text),
             escape(claim.published),
             escape(claim.ours),
@@ -115,69 +113,29 @@ def _claims_table(claims: Sequence[Judged]) -> str:
             f"{escape(claim.source)} ({claim.origin})"
             + (f"<br><em>{escape(claim.note)}</em>" if claim.note else ""),
         ]
-        rows.append(
-            f"<tr id='{escape(claim.id)}'>"
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + "</tr>"
-        )
+        rows.append(cells)
     counts = ", ".join(
         f"{sum(claim.verdict == verdict for claim in claims)} {verdict}" for verdict in VERDICTS
     )
-    heading = "".join(f"<th scope='col'>{name}</th>" for name in head)
-    caption = f"{escape(counts)}. Mean and 95 % interval over seeds."
-    return _scrolling(
-        f"<table><caption>{caption}</caption><thead><tr>{heading}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    )
+    return page.table(f"{counts}. Mean and 95 % interval over seeds.", head, rows)
 
 
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>"]
-    for number, picture in enumerate(section.figures):
-        caption = escape(picture.caption)
-        name = f"{section.heading}-{number}"
-        parts.append(
-            f"<figure role='img' aria-label='{caption}'>{_inline(picture.figure, name)}"
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
+    parts += [
+        page.picture(picture.figure, picture.caption, name=f"{section.heading}-{number}")
+        for number, picture in enumerate(section.figures)
+    ]
     parts += [_table(table) for table in section.tables]
     return "\n".join(parts)
-
-
-def _inline(figure: Figure, name: str) -> str:
-    """The figure's SVG, its ids made unique on the page: two figures must not share a clip path."""
-    svg = to_svg(figure)
-    svg = svg[svg.index("<svg") :]
-    prefix = re.sub(r"\W+", "-", name).lower()
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
 def _table(table: Table) -> str:
     if not table.rows:
         return ""
     columns = _columns(table.rows)
-    heading = "".join(f"<th scope='col'>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(row.get(name, '')))}</td>" for name in columns) + "</tr>"
-        for row in table.rows
-    )
-    caption = escape(table.caption)
-    return _scrolling(
-        f"<table><caption>{caption}</caption><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
-def _scrolling(table: str) -> str:
-    return f"<div class='wide' tabindex='0'>{table}</div>"
-
-
-def _definitions(facts: Mapping[str, str]) -> str:
-    rows = (
-        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
-    )
-    return f"<dl>{''.join(rows)}</dl>"
+    cells = [[escape(str(row.get(name, ""))) for name in columns] for row in table.rows]
+    return page.table(table.caption, [escape(column) for column in columns], cells)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -196,44 +154,7 @@ _COLOURS = {
     "UNDERSPECIFIED": "magenta",
 }
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main>
-{body}
-</main></body>
-</html>
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1a1a1a; --back: #fff; --line: #d5d5d5; --soft: #666; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e6e6e6; --back: #161616; --line: #3a3a3a; --soft: #a5a5a5; }
-  figure svg { background: #fff; border-radius: 4px; }
-}
-body { margin: 0; color: var(--text); background: var(--back);
-  font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.lead { font-size: 1.1rem; max-width: 48rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .85rem; }
-caption { text-align: left; color: var(--soft); padding: .4rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
-  border-bottom: 1px solid var(--line); }
-td { font-variant-numeric: tabular-nums; }
-.badge { display: inline-block; padding: .05rem .45rem; border-radius: .7rem; font-size: .75rem;
-  font-weight: 600; white-space: nowrap; color: #fff; background: #666; }
+_BADGES = """
 .match { background: #00694b; } .trend { background: #0b5a8a; } .mismatch { background: #a63a00; }
 .not-run { background: #666; } .underspecified { background: #7d4a72; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
-figcaption { color: var(--soft); font-size: .9rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .85rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media print { .wide { overflow: visible; } figure, tr { break-inside: avoid; } }
 """

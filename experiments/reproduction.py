@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.config import ExperimentConfig, apply_overrides
 from experiments.errors import FAILED, UserError
-from experiments.progress import progress
 from experiments.runs import Run
 from experiments.train import train
+from spectral_jax._progress import progress
 
 Runs = dict[str, dict[str, Run]]
 

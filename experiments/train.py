@@ -17,10 +17,10 @@ from experiments.config import ExperimentConfig
 from experiments.errors import FAILED, UserError
 from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
 from experiments.measure import Measurement
-from experiments.progress import progress
 from experiments.regularise import optimizer_of
 from experiments.runs import Run, interruption, open_run
 from models import Network, network, options
+from spectral_jax._progress import progress
 
 # Steps between two looks at the clock, the signals and the loss.
 CHUNK_STEPS = 100

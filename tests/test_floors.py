@@ -12,7 +12,9 @@ FLOORS = (
     ("weights",),
     THEORY,
     ("optim",),
-    ("cli", "_doctor", "plots", "checkpoints"),
+    ("plots", "checkpoints", "_progress"),
+    ("analysis",),
+    ("cli", "_doctor"),
     ("models",),
     ("experiments",),
 )
@@ -23,7 +25,7 @@ LIBRARY_FLOOR = {
     "matplotlib": FLOOR["plots"],
     "orbax": FLOOR["checkpoints"],
     "flax": FLOOR["models"],
-    "rich": FLOOR["experiments"],
+    "rich": FLOOR["_progress"],
 }
 
 

@@ -61,7 +61,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html():
-    return page()
+    rows = {attrs.get("id") for _, attrs in Tags(html).found}
 
 
 def test_every_claim_and_verdict_is_on_it(html):
