@@ -161,6 +161,14 @@ class ExperimentConfig:
             )
 
 
+@dataclass(frozen=True)
+class StudyConfig:
+    """A measurement that is not a training run: its folder, and all that decides its numbers."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
 def from_mapping(mapping: Mapping[str, Any], *, where: str) -> ExperimentConfig:
     """Check a nested mapping and build the config; `where` names its origin in the messages.
 
@@ -210,20 +218,21 @@ def apply_overrides(
     return from_mapping(mapping, where=where)
 
 
-def to_mapping(config: ExperimentConfig) -> dict[str, Any]:
+def to_mapping(config: ExperimentConfig | StudyConfig) -> dict[str, Any]:
     """The config as nested dicts and lists, every default written out."""
     return msgspec.json.decode(msgspec.json.encode(config))
 
 
-def dump_yaml(config: ExperimentConfig) -> str:
-    """The config as YAML that `load_yaml` reads back to an equal config."""
+def dump_yaml(config: ExperimentConfig | StudyConfig) -> str:
+    """The config as YAML; `load_yaml` reads an experiment's back to an equal config."""
     return yaml.safe_dump(to_mapping(config), sort_keys=False)
 
 
-def config_hash(config: ExperimentConfig) -> str:
+def config_hash(config: ExperimentConfig | StudyConfig) -> str:
     """SHA-256 of the config's content: the same for 1 and 1.0, and in any order of keys."""
-    checked = from_mapping(to_mapping(config), where=f"configuration {config.name!r}")
-    text = json.dumps(to_mapping(checked), sort_keys=True)
+    if isinstance(config, ExperimentConfig):
+        config = from_mapping(to_mapping(config), where=f"configuration {config.name!r}")
+    text = json.dumps(to_mapping(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

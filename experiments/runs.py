@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from experiments.config import ExperimentConfig, config_hash, dump_yaml
+from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml
 from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
 from experiments.files import (
     append_line,
@@ -48,7 +48,11 @@ STATES = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
 
 
 def open_run(
-    config: ExperimentConfig, *, data_sha256: str, root: str | Path = "runs", argv: Sequence[str]
+    config: ExperimentConfig | StudyConfig,
+    *,
+    data_sha256: str,
+    root: str | Path = "runs",
+    argv: Sequence[str],
 ) -> Run:
     """Open the run of this config, code and data: finished, resumed, or new.
 
@@ -130,6 +134,14 @@ class Run:
         with replacing(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **named)
         return path
+
+    def load_array(self, name: str) -> dict[str, np.ndarray] | None:
+        """Read `arrays/<name>.npz` back; None if it was never saved."""
+        path = self.path / "arrays" / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
 
     def save_checkpoint(self, step: int, tree: Any) -> None:
         """Write the training state of `step`; the last two are kept."""
@@ -225,7 +237,10 @@ class Run:
 
 
 def _describe(
-    run: Run, config: ExperimentConfig, hashes: Mapping[str, str], argv: Sequence[str]
+    run: Run,
+    config: ExperimentConfig | StudyConfig,
+    hashes: Mapping[str, str],
+    argv: Sequence[str],
 ) -> None:
     """Write what the run is; a resumption adds its command and its machine."""
     for folder in ("checkpoints", "arrays", "figures"):

@@ -16,13 +16,17 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(total: int, description: str, *, done: int = 0) -> Iterator[Advance]:
+def progress(
+    total: int, description: str, *, done: int = 0, show: bool = True
+) -> Iterator[Advance]:
     """Show a bar with an estimate of the time left on stderr; `done` is where a resumption starts.
+
+    `show=False` is for work that is over before anyone has read a bar.
 
     with progress(steps, "training", done=step) as advance:
         advance(chunk, note="accuracy 0.96")
     """
-    if not sys.stderr.isatty():
+    if not (show and sys.stderr.isatty()):
         yield lambda steps=1, note="": None
         return
     from rich.console import Console

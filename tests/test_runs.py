@@ -17,10 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checkpoint, files, progress, provenance
+from experiments import checkpoint, files, provenance
 from experiments.config import DataConfig, ExperimentConfig, load_yaml
 from experiments.errors import FAILED, INTERRUPTED, MISSING, PREEMPTED, USAGE, UserError
 from experiments.runs import interruption, open_run
+from spectral_jax._progress import progress
 
 CONFIG = ExperimentConfig("fiedler/toy")
 REPOSITORY = Path(checkpoint.__file__).parent.parent
@@ -469,14 +470,14 @@ def test_outside_the_main_thread_signals_stay_as_they_are():
 
 
 def test_progress_is_silent_where_nobody_watches(capsys):
-    with progress.progress(3, "training") as advance:
+    with progress(3, "training") as advance:
         advance(2, note="accuracy 0.9")
     assert capsys.readouterr() == ("", "")
 
 
 def test_progress_shows_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with progress.progress(3, "training", done=1) as advance:
+    with progress(3, "training", done=1) as advance:
         advance(2, note="accuracy 0.9")
     out, err = capsys.readouterr()
     assert out == "" and "training" in err and "3/3" in err and "accuracy 0.9" in err

@@ -1,0 +1,43 @@
+"""Measurements that are not training runs, kept like runs: done once, on disk, with provenance.
+
+def bias(run, *, shapes, seeds):
+    ...
+    run.save_array("alphas", plain=plain, farms=farms)
+    return {"farms/spread": spread}
+
+run = study("farms/bias", bias, options={"shapes": SHAPES, "seeds": 5}, root="runs")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.config import StudyConfig
+from experiments.runs import Run, open_run
+
+
+def study(
+    name: str,
+    measure: Callable[..., Mapping[str, Any]],
+    *,
+    options: Mapping[str, Any],
+    root: str | Path,
+    data_sha256: str = "",
+) -> Run:
+    """Run ``measure(run, **options) -> summary`` unless it is done; the same options, code and data
+    find the finished run.
+
+    ``options`` are JSON values. The key includes the file ``measure`` is written in. What it saves
+    with ``run.save_array`` stays if it is interrupted, and ``run.load_array`` finds it again.
+    """
+    source = hashlib.sha256(Path(inspect.getfile(measure)).read_bytes()).hexdigest()
+    config = StudyConfig(name, {**options, "source": source})
+    with open_run(config, data_sha256=data_sha256, root=root, argv=sys.argv) as run:
+        if not run.complete:
+            run.finish(measure(run, **options))
+    return run
