@@ -1,52 +1,20 @@
-"""Parameters to named matrices and to the blocks of a network graph.
+"""The blocks of a network graph, read off the parameters of a Flax network."""
 
-The one place that knows what a dense or a convolution kernel is. Leaves are named by their pytree
-path, ``"layers/0/kernel"``; dense kernels are ``[in, out]``, convolution kernels
-``[height, width, in, out]``. A layer without a kernel of its own (pooling, activation) does not
-appear.
-
->>> import jax.numpy as jnp
->>> params = {"layers": {"0": {"kernel": jnp.ones((4, 6))}, "1": {"kernel": jnp.ones((6, 3))}}}
->>> blocks = layout(params)
->>> [weight.shape for weight in graph_weights(params, blocks)]
-[(4, 6), (6, 3)]
->>> edges(blocks)
-((0, 1), (1, 2))
-
-Parameters stacked over seeds go through ``jax.vmap``: every function here reads one network.
-"""
-
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-__all__ = [
-    "BATCH_NORM_EPSILON",
-    "Block",
-    "WeightMatrix",
-    "edges",
-    "graph_weights",
-    "layout",
-    "matrices",
-]
+from spectral_jax.weights._matrices import named_leaves
+from spectral_jax.weights._read import magnitude
 
 # The epsilon of torch and Flax batch-norm; folding is exact only with the network's own value.
 BATCH_NORM_EPSILON = 1e-5
 
 Norm = Literal["l1", "l2"]
-
-
-class WeightMatrix(NamedTuple):
-    """A kernel read as a matrix, or as a stack of them (one per kernel position)."""
-
-    name: str
-    matrix: Float[Array, "*positions m n"]
-    kind: Literal["dense", "conv"]
 
 
 class Block(NamedTuple):
@@ -66,34 +34,6 @@ class Block(NamedTuple):
     positions: int = 1
 
 
-def matrices(
-    params: PyTree, *, conv: Literal["positions", "flattened", "channels"] = "positions"
-) -> dict[str, WeightMatrix]:
-    """Name every dense and convolution kernel, in the natural order of the pytree paths.
-
-    A convolution kernel K ``[h, w, i, o]`` becomes ``[h * w, i, o]`` (``"positions"``),
-    ``[h * w * i, o]`` (``"flattened"``) or ``sum_hw |K|``, ``[i, o]`` (``"channels"``).
-    Leaves with fewer than two axes (biases, norms) are left out.
-
-    Holds inside jit, vmap and grad (the names are not arrays: return the matrices only).
-
-    Raises:
-        ValueError: there is no kernel; a leaf has 3 or more than 4 axes; `conv` is unknown.
-    """
-    views = {"positions": _positions, "flattened": _flattened, "channels": _channel_norm}
-    if conv not in views:
-        raise ValueError(f"conv={conv!r} is unknown: use one of {', '.join(map(repr, views))}")
-    found = {}
-    for name, leaf in _leaves(params).items():
-        if leaf.ndim < 2:
-            continue
-        kind = _kind(name, leaf)
-        found[name] = WeightMatrix(name, leaf if kind == "dense" else views[conv](leaf), kind)
-    if not found:
-        raise ValueError("params: no leaf with two or more axes; pass the parameters of a network")
-    return found
-
-
 def layout(params: PyTree) -> tuple[Block, ...]:
     """Chain the dense kernels in natural order: the layout of a plain feed-forward network.
 
@@ -101,20 +41,22 @@ def layout(params: PyTree) -> tuple[Block, ...]:
         ValueError: two neighbouring widths disagree, or there is a convolution (its pooling,
             skips and norms are not in the parameters: pass the model's own layout).
     """
-    kernels = list(matrices(params).values())
-    for kernel in kernels:
-        if kernel.kind == "conv":
+    kernels = {path: leaf for path, leaf in named_leaves(params).items() if leaf.ndim > 1}
+    if not kernels:
+        raise ValueError("params: no leaf with two or more axes; pass the parameters of a network")
+    for path, kernel in kernels.items():
+        if _kind(path, kernel) == "conv":
             raise ValueError(
-                f"params: {kernel.name!r} is a convolution, which a chain of dense layers cannot "
+                f"params: {path!r} is a convolution, which a chain of dense layers cannot "
                 "describe; pass the layout() of the model"
             )
-    for left, right in zip(kernels, kernels[1:], strict=False):
-        if left.matrix.shape[1] != right.matrix.shape[0]:
+    for (left, before), (right, after) in pairwise(kernels.items()):
+        if before.shape[1] != after.shape[0]:
             raise ValueError(
-                f"params: {left.name!r} has {left.matrix.shape[1]} outputs but {right.name!r} "
-                f"has {right.matrix.shape[0]} inputs; pass a layout that says how they connect"
+                f"params: {left!r} has {before.shape[1]} outputs but {right!r} has "
+                f"{after.shape[0]} inputs; pass a layout that says how they connect"
             )
-    return tuple(Block(kernel.name, i, i + 1) for i, kernel in enumerate(kernels))
+    return tuple(Block(path, i, i + 1) for i, path in enumerate(kernels))
 
 
 def edges(layout: Sequence[Block]) -> tuple[tuple[int, int], ...]:
@@ -150,7 +92,7 @@ def graph_weights(
     """
     if conv_norm not in ("l1", "l2"):
         raise ValueError(f"conv_norm={conv_norm!r} is unknown: use 'l1' or 'l2'")
-    leaves, stats = _leaves(params), _leaves(batch_stats)
+    leaves, stats = named_leaves(params), named_leaves(batch_stats)
     weights = [_kernel_weights(block, leaves, stats, conv_norm) for block in layout]
     kernels = [weight for weight in weights if weight is not None]
     if not kernels:
@@ -185,7 +127,7 @@ def _norm_scale(path: str, leaves: Mapping[str, Array], stats: Mapping[str, Arra
         raise ValueError(f"batch_stats is needed to fold {path!r}: pass the state of the model")
     scale = _lookup(leaves, f"{path}/scale", "params")
     variance = _lookup(stats, f"{path}/var", "batch_stats")
-    return _absolute(scale) / jnp.sqrt(variance + BATCH_NORM_EPSILON)
+    return magnitude(scale) / jnp.sqrt(variance + BATCH_NORM_EPSILON)
 
 
 def _kind(name: str, kernel: Array) -> Literal["dense", "conv"]:
@@ -211,23 +153,10 @@ def _unflatten(block: Block, kernel: Array) -> Array:
 
 def _channel_norm(kernel: Array, norm: Norm = "l1") -> Array:
     if norm == "l1":
-        return jnp.sum(_absolute(kernel), axis=(0, 1))
+        return jnp.sum(magnitude(kernel), axis=(0, 1))
     squares = jnp.sum(jnp.square(kernel), axis=(0, 1))
     # Both branches of `where` are differentiated: keep the root away from 0, where it has no slope.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
-
-
-def _absolute(x: Array) -> Array:
-    # jnp.abs has slope +1 at 0; this has the subgradient 0, which leaves pruned weights at rest.
-    return x * jnp.sign(x)
-
-
-def _positions(kernel: Array) -> Array:
-    return kernel.reshape(-1, *kernel.shape[2:])
-
-
-def _flattened(kernel: Array) -> Array:
-    return kernel.reshape(-1, kernel.shape[3])
 
 
 def _identity(block: Block, widths: Mapping[int, int], dtype: jnp.dtype) -> Array:
@@ -256,20 +185,6 @@ def _group_widths(layout: Sequence[Block], weights: Sequence[Array | None]) -> d
                     f"{block.path!r}; correct source, target or positions of one of them"
                 )
     return {group: width for group, (width, _) in widths.items()}
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
-    return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
-
-
-def _natural(path: str) -> Any:
-    """Sort key that puts ``"layers/2"`` before ``"layers/10"``."""
-    return [
-        [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
-        for key in path.split("/")
-    ]
 
 
 def _lookup(leaves: Mapping[str, Array], path: str, argument: str) -> Array:

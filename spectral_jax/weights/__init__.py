@@ -1,0 +1,75 @@
+"""Parameters to named matrices and to the blocks of a network graph.
+
+The one place that knows what a dense or a convolution kernel is. Leaves are named by their pytree
+path, ``"layers/0/kernel"``, or as their checkpoint names them. ``plan`` works on names and shapes
+alone and loads without jax; ``matrices`` reads a pytree; ``layout`` and ``graph_weights`` take the
+kernels of this library's own models, dense ``[in, out]`` and convolution
+``[height, width, in, out]``. A layer without a kernel (pooling, activation) does not appear.
+
+>>> import jax.numpy as jnp
+>>> params = {"layers": {"0": {"kernel": jnp.ones((4, 6))}, "1": {"kernel": jnp.ones((6, 3))}}}
+>>> blocks = layout(params)
+>>> [weight.shape for weight in graph_weights(params, blocks)]
+[(4, 6), (6, 3)]
+>>> edges(blocks)
+((0, 1), (1, 2))
+
+Parameters stacked over seeds go through ``jax.vmap``: every function here reads one network.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from spectral_jax.weights._names import Framework
+from spectral_jax.weights._plan import Plan, Skipped, plan
+from spectral_jax.weights._rules import Kind, View
+
+if TYPE_CHECKING:
+    from spectral_jax.weights._graph import (
+        BATCH_NORM_EPSILON,
+        Block,
+        edges,
+        graph_weights,
+        layout,
+    )
+    from spectral_jax.weights._matrices import WeightMatrix, matrices, skipped
+
+__all__ = [
+    "BATCH_NORM_EPSILON",
+    "Block",
+    "Framework",
+    "Kind",
+    "Plan",
+    "Skipped",
+    "View",
+    "WeightMatrix",
+    "edges",
+    "graph_weights",
+    "layout",
+    "matrices",
+    "plan",
+    "skipped",
+]
+
+# These need jax, which takes longer to import than a plan takes to make.
+_NEEDS_JAX = {
+    "WeightMatrix": "_matrices",
+    "matrices": "_matrices",
+    "skipped": "_matrices",
+    "BATCH_NORM_EPSILON": "_graph",
+    "Block": "_graph",
+    "edges": "_graph",
+    "graph_weights": "_graph",
+    "layout": "_graph",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_JAX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_NEEDS_JAX[name]}"), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,120 @@
+"""The matrices of a pytree of parameters."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from spectral_jax.weights._names import Framework
+from spectral_jax.weights._plan import Plan, Skipped, classify, require_views
+from spectral_jax.weights._read import Conv
+from spectral_jax.weights._rules import Kind
+
+
+class WeightMatrix(NamedTuple):
+    """A kernel read as a matrix, or as a stack of them (one per kernel position)."""
+
+    name: str
+    matrix: Float[Array, "*positions m n"]
+    kind: Kind
+
+
+def matrices(
+    params: PyTree,
+    *,
+    conv: Conv = "positions",
+    framework: Framework | Literal["auto"] = "auto",
+    kinds: Mapping[str, str] | None = None,
+) -> dict[str, WeightMatrix]:
+    """Name every weight matrix of a network, in the natural order of the pytree paths.
+
+    Dense ``[in, out]``; a convolution kernel K ``[h, w, i, o]`` becomes ``[h * w, i, o]``
+    (``"positions"``), ``[h * w * i, o]`` (``"flattened"``) or ``sum_hw |K|``, ``[i, o]``
+    (``"channels"``). For the other kinds, and the options, see `plan`; for what is left out,
+    `skipped`. An array that is there under two names (tied weights) comes under the first.
+
+    Holds inside jit, vmap and grad (the names are not arrays: return the matrices only); jit and
+    vmap hand over a copy per name, so that tied weights come twice there.
+
+    Raises:
+        ValueError: there is no matrix; an option is wrong, as in `plan`.
+
+    >>> import jax.numpy as jnp
+    >>> found = matrices({"conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}})
+    >>> found["conv/kernel"].kind, found["conv/kernel"].matrix.shape
+    ('conv', (9, 2, 4))
+    """
+    leaves = named_leaves(params)
+    found = _plan(leaves, conv, framework, kinds)
+    require_views(found, "params")
+    return {
+        view.name: WeightMatrix(
+            view.name, view.read(*(leaves[source] for source in view.sources)), view.kind
+        )
+        for view in found.views
+    }
+
+
+def skipped(
+    params: PyTree,
+    *,
+    framework: Framework | Literal["auto"] = "auto",
+    kinds: Mapping[str, str] | None = None,
+) -> tuple[Skipped, ...]:
+    """List the leaves that `matrices` leaves out, each with its reason.
+
+    Raises:
+        ValueError: an option is wrong, as in `plan`.
+
+    >>> skipped({"dense": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}})
+    (Skipped(name='dense/bias', shape=(3,), reason='bias'),)
+    """
+    return _plan(named_leaves(params), "positions", framework, kinds).skipped
+
+
+def _plan(
+    leaves: Mapping[str, Any], conv: Conv, framework: str, kinds: Mapping[str, str] | None
+) -> Plan:
+    found = classify(
+        {name: np.shape(leaf) for name, leaf in leaves.items()},
+        conv=conv,
+        framework=framework,
+        kinds=kinds,
+        dtypes={name: str(getattr(leaf, "dtype", "")) for name, leaf in leaves.items()},
+    )
+    read = {source for view in found.views for source in view.sources}
+    twins = _twins({name: leaf for name, leaf in leaves.items() if name in read})
+    views = tuple(view for view in found.views if not twins.keys() >= set(view.sources))
+    tied = tuple(
+        Skipped(name, np.shape(leaves[name]), f"tied: the same array as {first!r}")
+        for name, first in twins.items()
+    )
+    return Plan(views, found.skipped + tied)
+
+
+def _twins(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The names whose array is already there under another name, and that name."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(leaf)]
+        for name, leaf in leaves.items()
+        if first.setdefault(id(leaf), name) != name
+    }
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a pytree by path, ``"layers/0/kernel"``, in natural order."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(path: str) -> Any:
+    """Sort key that puts ``"layers/2"`` before ``"layers/10"``."""
+    return [
+        [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", key)]
+        for key in path.split("/")
+    ]

@@ -1,0 +1,197 @@
+"""What the names and shapes of parameters mean in Flax, PyTorch, Keras, Haiku and TensorFlow."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, get_args
+
+Framework = Literal["flax", "torch", "keras", "haiku", "tf"]
+FRAMEWORKS: tuple[str, ...] = get_args(Framework)
+
+# What a leaf name says about who wrote it.
+_VOTES: dict[str, tuple[str, ...]] = {
+    "weight": ("torch",),
+    "running_mean": ("torch",),
+    "running_var": ("torch",),
+    "in_proj_weight": ("torch",),
+    "kernel": ("flax", "keras", "tf"),
+    "scale": ("flax",),
+    "embedding": ("flax",),
+    "bias": ("flax", "torch", "keras", "tf"),
+    "depthwise_kernel": ("keras",),
+    "recurrent_kernel": ("keras",),
+    "embeddings": ("keras", "haiku"),
+    "gamma": ("keras", "tf"),
+    "beta": ("keras", "tf"),
+    "moving_mean": ("keras", "tf"),
+    "moving_variance": ("keras", "tf"),
+    "weights": ("tf",),
+    "biases": ("tf",),
+    "depthwise_weights": ("tf",),
+    "w": ("haiku",),
+    "b": ("haiku",),
+    "offset": ("haiku",),
+}
+
+_OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
+_INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights")
+_CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]
+
+
+class Tensor(NamedTuple):
+    """A named shape; ``path`` is the name's parts in one spelling for all frameworks."""
+
+    name: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    order: int
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name: what the layer calls this tensor."""
+        return self.path[-1]
+
+    @property
+    def module(self) -> str:
+        """The part before the leaf: what the layer is called."""
+        return self.path[-2] if len(self.path) > 1 else ""
+
+    @property
+    def parent(self) -> tuple[str, ...]:
+        """The path of the layer."""
+        return self.path[:-1]
+
+    def within(self, words: re.Pattern[str]) -> bool:
+        """Whether a part of the path matches."""
+        return any(words.search(part) for part in self.path)
+
+
+class Network(NamedTuple):
+    """All tensors of a network: what a single name leaves open, the others decide."""
+
+    tensors: tuple[Tensor, ...]
+    by_path: Mapping[tuple[str, ...], Tensor]
+    kernels: Mapping[tuple[str, ...], list[Tensor]]
+    repeats: Counter[tuple[str, tuple[int, ...]]]
+    framework: str
+    forced: bool
+    conv1d: bool
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Iterable[int]], framework: str) -> "Network":
+        """Index the tensors, and decide the framework by vote unless it is given."""
+        tensors = tuple(
+            Tensor(name, parts(name), tuple(int(n) for n in shape), order)
+            for order, (name, shape) in enumerate(shapes.items())
+        )
+        kernels = defaultdict(list)
+        for tensor in tensors:
+            if len(tensor.shape) > 2:
+                kernels[tensor.path[:-2]].append(tensor)
+        forced = framework != "auto"
+        return cls(
+            tensors=tensors,
+            by_path={tensor.path: tensor for tensor in reversed(tensors)},
+            kernels=kernels,
+            repeats=Counter((numberless(tensor.name), tensor.shape) for tensor in tensors),
+            framework=framework if forced else elected(tensors),
+            forced=forced,
+            conv1d=any(
+                tensor.module in ("c_attn", "c_fc")
+                and len(tensor.shape) == 2
+                and tensor.shape[0] < tensor.shape[1]
+                for tensor in tensors
+            ),
+        )
+
+    def sibling(self, tensor: Tensor, leaf: str) -> Tensor | None:
+        """The tensor of the same layer that is called ``leaf``."""
+        return self.by_path.get((*tensor.parent, leaf))
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """Split a name: ``"a.b.weight"``, ``"a/b/kernel:0"`` and Keras' ``"b/vars/0"``.
+
+    >>> parts("layers/lstm/cell/vars/1")
+    ('layers', 'lstm', 'cell', 'recurrent_kernel')
+    """
+    path = tuple(part for part in re.split(r"[/.]", re.sub(r":\d+$", "", name)) if part)
+    if len(path) > 1 and path[-1] in ("value", "raw_value"):  # nnx.Variable
+        path = path[:-1]
+    if len(path) > 2 and path[-2] == "vars" and path[-1].isdecimal():
+        path = (*path[:-2], _keras_variable(path[-3], int(path[-1])))
+    return path or (name,)
+
+
+def _keras_variable(layer: str, index: int) -> str:
+    if "embedding" in layer:
+        order = ["embeddings"]
+    elif "separable" in layer:
+        order = ["depthwise_kernel", "pointwise_kernel", "bias"]
+    elif "depthwise" in layer:
+        order = ["depthwise_kernel", "bias"]
+    elif re.search(r"cell|lstm|gru|rnn", layer):
+        order = ["kernel", "recurrent_kernel", "bias"]
+    else:
+        order = ["kernel", "bias"]
+    return order[index] if index < len(order) else f"vars{index}"
+
+
+def numberless(name: str) -> str:
+    """The name with its numbers blanked: equal for the repeated blocks of a network."""
+    return re.sub(r"\d+", "#", name)
+
+
+def elected(tensors: Iterable[Tensor]) -> str:
+    """The framework that most tensors point to; Flax, as in this library, if none does."""
+    votes: Counter[str] = Counter()
+    for tensor in tensors:
+        votes.update(_VOTES.get(tensor.leaf, ()))
+        votes.update(["torch"] * bool(re.match(r"weight_[ih]h", tensor.leaf)))
+        votes.update(["tf"] * ("lstm_cell" in tensor.path or tensor.name.endswith(":0")))
+        votes.update(["haiku"] * ("~" in tensor.path))
+        votes.update(["keras"] * ("/vars/" in tensor.name))
+        if len(tensor.shape) == 4 and tensor.leaf not in _VOTES:
+            votes.update(_spatial_vote(tensor.shape))
+    return max(FRAMEWORKS, key=lambda framework: votes[framework])
+
+
+def _spatial_vote(shape: tuple[int, ...]) -> list[str]:
+    """A square window in front is HWIO, at the end OIHW."""
+    front, end = shape[0] == shape[1] <= 11, shape[2] == shape[3] <= 11
+    return ["torch"] * (end and not front) + ["flax"] * (front and not end)
+
+
+def recognised(tensor: Tensor) -> bool:
+    """Whether the leaf name is one that some framework gives to kernels."""
+    return bool(_OUTPUTS_FIRST.fullmatch(tensor.leaf) or _INPUTS_FIRST.fullmatch(tensor.leaf))
+
+
+def outputs_first(tensor: Tensor, network: Network) -> bool:
+    """Whether the layout is that of PyTorch: the leaf's own word, else that of the majority."""
+    if network.forced or not recognised(tensor):
+        return network.framework == "torch"
+    return bool(_OUTPUTS_FIRST.fullmatch(tensor.leaf))
+
+
+def output_axis(tensor: Tensor, network: Network) -> int:
+    """The axis of a dense kernel that its outputs are on.
+
+    The bias of the layer, which is as long as that axis, is better evidence than any name.
+    """
+    if network.conv1d and tensor.module in _CONV1D:
+        return 1
+    by_name = 0 if outputs_first(tensor, network) else 1
+    by_bias = bias_axes(tensor, network)
+    return by_name if network.forced or len(by_bias) != 1 else by_bias[0]
+
+
+def bias_axes(tensor: Tensor, network: Network) -> list[int]:
+    """The axes that are as long as the bias of the layer; none if it has no bias."""
+    leaf = tensor.leaf
+    names = ("bias", "b", "biases", leaf.replace("weight", "bias"), re.sub("^[wW]", "b", leaf))
+    for name in names:
+        bias = None if name == leaf else network.sibling(tensor, name)
+        if bias is not None and len(bias.shape) == 1:
+            return [axis for axis, n in enumerate(tensor.shape) if n == bias.shape[0]]
+    return []

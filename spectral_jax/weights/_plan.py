@@ -1,0 +1,227 @@
+"""Which matrices a network has and how to read them, from names and shapes alone."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+from spectral_jax.weights import _read
+from spectral_jax.weights._names import FRAMEWORKS, Framework, Network, Tensor, outputs_first
+from spectral_jax.weights._read import Conv
+from spectral_jax.weights._rules import (
+    RULES,
+    View,
+    convolution_views,
+    depthwise_views,
+    equal_parts,
+    kernel_axes,
+    table_view,
+)
+from spectral_jax.weights._skips import skip
+
+
+class Skipped(NamedTuple):
+    """A tensor that no view reads, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+class Plan(NamedTuple):
+    """Every tensor of a network, once: read by a view, or skipped with a reason."""
+
+    views: tuple[View, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def plan(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    conv: Conv = "positions",
+    framework: Framework | Literal["auto"] = "auto",
+    kinds: Mapping[str, str] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+) -> Plan:
+    """Decide from names and shapes which tensors are matrices, and how to read each.
+
+    No data is touched: a checkpoint can be read one view at a time, in the order of `shapes`.
+    A dense kernel W is read ``[in, out]`` whatever the layout it is stored in. A convolution kernel
+    K of ``i`` to ``o`` channels is read at each kernel position, ``[positions, i, o]``
+    (``conv="positions"``), as ``[positions * i, o]`` (``"flattened"``) or as the channel graph
+    ``sum_positions |K|``, ``[i, o]`` (``"channels"``); a grouped one as a stack of these, a
+    depthwise one as ``[positions, filters]``, one column per filter. Fused attention comes as
+    queries, keys and values ``name:q``, ``name:k``, ``name:v``, an LSTM or GRU kernel gate by gate.
+    Two low-rank factors are one view, their product.
+
+    Args:
+      framework: whose layouts to expect where a name leaves it open; ``"auto"`` lets the tensors
+        vote. Naming one also overrules leaf names (``weight``, ``kernel``) and biases.
+      kinds: glob of names to kind, first match wins, overrules everything: a kind of ``View``
+        (``low_rank`` aside, which takes two tensors), ``"grouped:4"`` for four groups,
+        ``"recurrent:4"`` for four gates, or ``"skip"``.
+      dtypes: NumPy names of dtypes; integer, boolean and complex tensors are then skipped.
+
+    What cannot be known is not guessed silently: see ``View.note`` and ``Skipped.reason``. Tied
+    weights are one of these (`matrices` sees them); so is the number of groups of most grouped
+    convolutions, and the head sizes of a fused ``qkv_proj`` with fewer keys than queries.
+
+    Raises:
+        ValueError: no tensor is a matrix; `conv`, `framework` or a kind is unknown; a glob of
+            `kinds` matches nothing, or a tensor that cannot be of that kind.
+
+    >>> found = plan({"fc.weight": (10, 64), "fc.bias": (10,), "gru.weight_hh_l0": (96, 32)})
+    >>> [(view.name, view.kind, view.shape) for view in found.views]
+    [('fc.weight', 'dense', (64, 10)), ('gru.weight_hh_l0:r', 'recurrent', (32, 32)),
+     ('gru.weight_hh_l0:z', 'recurrent', (32, 32)), ('gru.weight_hh_l0:n', 'recurrent', (32, 32))]
+    >>> found.skipped
+    (Skipped(name='fc.bias', shape=(10,), reason='bias'),)
+    """
+    found = classify(shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes)
+    require_views(found, "shapes")
+    return found
+
+
+def classify(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    conv: Conv,
+    framework: str,
+    kinds: Mapping[str, str] | None,
+    dtypes: Mapping[str, str] | None = None,
+) -> Plan:
+    """Do the work of `plan`, but let a network without matrices pass."""
+    check_choice("conv", conv, get_args(Conv))
+    check_choice("framework", framework, ("auto", *FRAMEWORKS))
+    network = Network.of(shapes, framework)
+    forced = _forced_kinds(network, kinds or {})
+    views: list[View] = []
+    skipped: list[Skipped] = []
+    for tensor in network.tensors:
+        if tensor.name in forced:
+            answer: str | Sequence[View] = _as_told(tensor, network, conv, forced[tensor.name])
+        else:
+            answer = _by_rule(tensor, network, conv, (dtypes or {}).get(tensor.name, ""))
+        if isinstance(answer, str):
+            skipped.append(Skipped(tensor.name, tensor.shape, answer))
+        else:
+            views.extend(answer)
+    return Plan(tuple(views), tuple(skipped))
+
+
+def require_views(found: Plan, argument: str) -> None:
+    """Refuse a network without a single matrix, and say what there was instead."""
+    if found.views:
+        return
+    reasons = "; ".join(
+        f"{name!r} has shape {shape}, {why}" for name, shape, why in found.skipped[:3]
+    )
+    more = f"; and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
+    raise ValueError(
+        f"{argument}: no leaf with two or more axes is a weight matrix "
+        f"({reasons or 'there are no leaves'}{more}); pass the parameters of a network"
+    )
+
+
+def _by_rule(tensor: Tensor, network: Network, conv: Conv, dtype: str) -> str | Sequence[View]:
+    reason = skip(tensor, network, dtype)
+    if reason is not None:
+        return reason
+    for rule in RULES:
+        views = rule(tensor, network, conv)
+        if views is not None:
+            return views
+    if math.prod(tensor.shape) == max(tensor.shape):
+        return "one vector"
+    return (
+        f"{len(tensor.shape)} axes and a name that tells no layer; if it is one, say which with "
+        "kinds={name: 'conv'}; for stacked networks use jax.vmap"
+    )
+
+
+def _forced_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
+    forced: dict[str, str] = {}
+    names = [tensor.name for tensor in network.tensors]
+    for glob, kind in kinds.items():
+        check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "skip"))
+        matched = [name for name in names if fnmatchcase(name, glob)]
+        if not matched:
+            near = difflib.get_close_matches(glob, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "write it as the names are written"
+            raise ValueError(f"kinds: {glob!r} matches no tensor; {hint}")
+        for name in matched:
+            forced.setdefault(name, kind)
+    return forced
+
+
+def _as_told(tensor: Tensor, network: Network, conv: Conv, told: str) -> str | Sequence[View]:
+    kind, _, number = told.partition(":")
+    if kind == "skip":
+        return "skipped by kinds"
+    if bool(number) != (kind == "grouped") and not (kind == "recurrent" and number.isdecimal()):
+        raise ValueError(f"kinds: {told!r} for {tensor.name!r}: write 'grouped:4' for four groups")
+    views = _MAKERS[kind](tensor, network, conv, int(number or 1))
+    if not views:
+        raise ValueError(
+            f"kinds: {tensor.name!r} has shape {tensor.shape}, which {told!r} cannot be; "
+            "choose another kind or 'skip'"
+        )
+    return views
+
+
+def _dense(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    if len(tensor.shape) == 2:
+        return equal_parts(tensor, network, "dense", ("",))
+    if len(tensor.shape) < 2:
+        return ()
+    transpose = outputs_first(tensor, network)
+    *leading, m, n = tensor.shape
+    shape = (math.prod(leading), n, m) if transpose else (math.prod(leading), m, n)
+    read = partial(_read.stack, transpose=transpose)
+    return [View(tensor.name, (tensor.name,), "dense", shape, read)]
+
+
+def _convolution(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    axes = kernel_axes(tensor, network, told=True)
+    if axes is None or tensor.shape[axes[-1]] % number:
+        return ()
+    return convolution_views(tensor, axes, conv, groups=number)
+
+
+def _depthwise(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    axes = kernel_axes(tensor, network, told=True)
+    return () if axes is None else depthwise_views(tensor, axes, conv)
+
+
+def _embedding(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    return table_view(tensor) or ()
+
+
+def _attention(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    return equal_parts(tensor, network, "attention", tuple("qkv"))
+
+
+def _recurrent(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
+    parts = tuple(map(str, range(number))) if number > 1 else ("",)
+    return equal_parts(tensor, network, "recurrent", parts)
+
+
+_MAKERS: dict[str, Callable[[Tensor, Network, Conv, int], Sequence[View]]] = {
+    "dense": _dense,
+    "conv": _convolution,
+    "grouped": _convolution,
+    "depthwise": _depthwise,
+    "embedding": _embedding,
+    "attention": _attention,
+    "recurrent": _recurrent,
+}
+
+
+def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError, naming the argument, if the value is none of the choices."""
+    if value not in choices:
+        raise ValueError(
+            f"{argument}={value!r} is unknown: use one of {', '.join(map(repr, choices))}"
+        )

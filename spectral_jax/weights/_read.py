@@ -1,0 +1,68 @@
+"""From a stored tensor to its matrix: pure functions that NumPy and jax arrays go through alike."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+Conv = Literal["positions", "flattened", "channels"]
+
+
+def columns(
+    x: Any,
+    *,
+    fold: tuple[int, int] | None = None,
+    transpose: bool = False,
+    start: int = 0,
+    stop: int | None = None,
+) -> Any:
+    """Fold to two axes, put the inputs first, keep the outputs from ``start`` to ``stop``."""
+    x = x if fold is None else x.reshape(fold)
+    x = x.T if transpose else x
+    return x[:, start:stop]
+
+
+def stack(x: Any, *, transpose: bool = False) -> Any:
+    """One matrix per entry of the leading axes, ``[*leading, m, n] -> [leading, m, n]``."""
+    x = x.reshape(-1, *x.shape[-2:])
+    return x.swapaxes(-2, -1) if transpose else x
+
+
+def convolution(x: Any, *, axes: Sequence[int], conv: Conv, groups: int = 1) -> Any:
+    """Read a kernel that ``axes`` brings to ``[*spatial, i, o]`` by group, ``o`` group-major.
+
+    ``[groups * positions, i, o / groups]`` or, without the axis where there is one group,
+    ``[groups, positions * i, o / groups]`` (flattened), ``[groups, i, o / groups]`` (channels).
+    """
+    x = x.transpose(axes)
+    inputs, outputs = x.shape[-2:]
+    x = x.reshape(-1, inputs, groups, outputs // groups).transpose(2, 0, 1, 3)
+    if conv == "positions":
+        return x.reshape(-1, *x.shape[2:])
+    x = magnitude(x).sum(axis=1) if conv == "channels" else x.reshape(groups, -1, x.shape[-1])
+    return x if groups > 1 else x[0]
+
+
+def depthwise(x: Any, *, axes: Sequence[int], conv: Conv) -> Any:
+    """One column per filter, ``[positions, filters]``; ``channels``: ``[c, 1, filters / c]``.
+
+    ``axes`` brings the kernel to ``[*spatial, c, multiplier]`` or ``[*spatial, 1, filters]``; the
+    number of channels of the latter is taken for that of its filters.
+    """
+    x = x.transpose(axes)
+    channels, multiplier = x.shape[-2:]
+    if conv != "channels":
+        return x.reshape(-1, channels * multiplier)
+    x = magnitude(x).reshape(-1, channels, multiplier).sum(axis=0)
+    return x.reshape(multiplier, 1, 1) if channels == 1 else x.reshape(channels, 1, multiplier)
+
+
+def product(a: Any, b: Any, *, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """Multiply the two factors of a low-rank matrix, ``[m, k] [k, n] -> [m, n]``."""
+    a, b = (a.T if transpose_a else a), (b.T if transpose_b else b)
+    space = a.__array_namespace__()
+    options = {"precision": "highest"} if space.__name__.startswith("jax") else {}
+    return space.matmul(a, b, **options)
+
+
+def magnitude(x: Any) -> Any:
+    # abs has slope +1 at 0 in jax; this has the subgradient 0, which leaves pruned weights at rest.
+    return x * x.__array_namespace__().sign(x)
