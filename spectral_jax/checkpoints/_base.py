@@ -1,0 +1,177 @@
+"""What every format shares: how a tensor is declared, how bytes become one, how a file fails."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+CHUNK = 1 << 20
+# Deflate reaches 1000:1 on zeros; trained weights stay below 2:1, pruned ones below 50:1.
+MAX_INFLATION = 100
+INFLATION_MATTERS = 256 << 20
+MAX_DIMENSIONS = 32
+
+_EXTRA_DTYPES = (
+    ml_dtypes.bfloat16,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e4m3fnuz,
+    ml_dtypes.float8_e5m2,
+    ml_dtypes.float8_e5m2fnuz,
+)
+EXTRA_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _EXTRA_DTYPES}
+
+
+class CheckpointError(ValueError):
+    """A file that is not a readable checkpoint; its message is one line, path first."""
+
+    def __init__(self, path: Path | str, problem: str):
+        line = " ".join(f"{path}: {problem}".split())
+        super().__init__(line if len(line) <= 400 else line[:397] + "...")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (str(self),)
+
+
+def _rebuild(line: str) -> CheckpointError:
+    path, _, problem = line.partition(": ")
+    return CheckpointError(path, problem)
+
+
+class Tensor(NamedTuple):
+    """What a checkpoint says of one array, before any of it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes once read."""
+        return self.size * to_dtype(self.dtype).itemsize
+
+
+class Source(NamedTuple):
+    """What a format module finds in a file: tensors in file order, what it leaves out and why."""
+
+    tensors: dict[str, Tensor]
+    read: Callable[[str], np.ndarray]
+    skipped: dict[str, str]
+
+
+def to_dtype(name: str) -> np.dtype:
+    """The dtype of a NumPy or ml_dtypes name, in native byte order."""
+    return EXTRA_DTYPES[name] if name in EXTRA_DTYPES else np.dtype(name)
+
+
+def declare(path: Path, tensors: dict[str, Tensor], name: Any, shape: Any, dtype: str) -> Tensor:
+    """Enter a tensor into ``tensors``; refuse what no array can be, and a name met before."""
+    if not isinstance(name, str) or not name.isprintable():
+        raise CheckpointError(path, f"a tensor is named {name!r:.80}, which is not printable text")
+    if name in tensors:
+        raise CheckpointError(path, f"two tensors are named {name!r:.80}")
+    sane = isinstance(shape, list | tuple) and len(shape) <= MAX_DIMENSIONS
+    if not sane or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise CheckpointError(path, f"tensor {name!r:.80} has the impossible shape {shape!r:.80}")
+    # NumPy refuses an array whose non-zero extents overflow, empty or not.
+    if math.prod(max(n, 1) for n in shape) * to_dtype(dtype).itemsize >= 2**62:
+        raise CheckpointError(path, f"tensor {name!r:.80} has the impossible shape {shape!r:.80}")
+    tensors[name] = Tensor(name, tuple(shape), dtype)
+    return tensors[name]
+
+
+def fill(stream: IO[bytes], count: int, dtype: np.dtype) -> np.ndarray:
+    """``count`` elements from where ``stream`` stands, with one chunk of memory besides them."""
+    flat = np.empty(count, np.uint8 if dtype == np.bool_ else dtype)
+    room, done = flat.view(np.uint8).data, 0
+    while done < len(room):
+        got = stream.readinto(room[done : done + CHUNK])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError(f"the file ends {len(room) - done} bytes before the tensor does")
+        done += got
+    # Any other byte in a boolean array is undefined behaviour in NumPy.
+    return flat != 0 if dtype == np.bool_ else flat
+
+
+def take(stream: IO[bytes], count: int) -> bytes:
+    """Exactly ``count`` bytes."""
+    parts, missing = [], count
+    while missing > 0:
+        part = stream.read(min(missing, CHUNK))
+        if not part:
+            raise EOFError(f"the file ends {missing} bytes too early")
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+def check_inflation(path: Path, name: str, stored: int, expanded: int) -> None:
+    """Refuse a zip bomb: much memory declared by few bytes."""
+    if expanded > INFLATION_MATTERS and expanded > MAX_INFLATION * stored:
+        raise CheckpointError(
+            path, f"{name!r:.80} would grow from {stored} to {expanded} bytes: not weights, a bomb"
+        )
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """The archive, once its directory has been found sane."""
+    archive = zipfile.ZipFile(path)
+    seen = set()
+    for member in archive.infolist():
+        name = member.filename
+        if name in seen:
+            raise CheckpointError(path, f"two members of the archive are named {name!r:.80}")
+        seen.add(name)
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise CheckpointError(path, f"{name!r:.80} is compressed by a method that is not read")
+        stored = member.compress_type == zipfile.ZIP_STORED
+        if stored and member.compress_size != member.file_size:
+            raise CheckpointError(path, f"the archive contradicts itself on the size of {name!r}")
+        check_inflation(path, name, member.compress_size, member.file_size)
+    return archive
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """Turn what parsers say of broken bytes into a ``CheckpointError``."""
+    try:
+        yield
+    except (CheckpointError, FileNotFoundError, PermissionError):
+        raise
+    except MemoryError as error:
+        raise CheckpointError(path, f"does not fit in memory ({error})") from error
+    except (
+        ArithmeticError,
+        EOFError,
+        LookupError,
+        NotImplementedError,  # zipfile, of features it lacks
+        OSError,
+        RuntimeError,  # zipfile, of encryption; and RecursionError
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        what = str(error) or type(error).__name__
+        raise CheckpointError(path, f"truncated or corrupt: {what}") from error
+
+
+@contextmanager
+def any_failure(path: Path) -> Iterator[None]:
+    """Like `one_line`, around a library whose parser may raise anything on broken bytes."""
+    try:
+        with one_line(path):
+            yield
+    except (CheckpointError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        raise CheckpointError(path, f"truncated or corrupt: {error}") from error

@@ -1,0 +1,76 @@
+"""Keras weights in HDF5, read by h5py (the extra ``hdf5``)."""
+
+import math
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectral_jax.checkpoints._base import (
+    CheckpointError,
+    Source,
+    Tensor,
+    any_failure,
+    check_inflation,
+    declare,
+    open_zip,
+)
+
+OPTIMISER = ("optimizer", "optimizer_weights")
+
+
+def open_hdf5(path: Path, resources: ExitStack) -> Source:
+    """Every numeric dataset of a file, named by its path in it; the optimiser's are skipped."""
+    return _open(path, path, resources)
+
+
+def open_keras(path: Path, resources: ExitStack) -> Source:
+    """The weights inside a ``.keras`` archive, unpacked to a temporary file first."""
+    with open_zip(path) as archive, archive.open("model.weights.h5") as member:
+        unpacked = resources.enter_context(tempfile.TemporaryFile())
+        shutil.copyfileobj(member, unpacked)
+    return _open(path, unpacked, resources)
+
+
+def _open(path: Path, file: Any, resources: ExitStack) -> Source:
+    try:
+        import h5py
+    except ImportError as error:
+        raise CheckpointError(
+            path, "is HDF5, which needs h5py: pip install 'spectral-jax[hdf5]'"
+        ) from error
+    tensors: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
+
+    def visit(name: str, item: Any) -> None:  # of hard links only, so never of another file
+        if not isinstance(item, h5py.Dataset):
+            return
+        if name.split("/")[0] in OPTIMISER:
+            skipped[name] = "state of the optimiser"
+        elif item.shape is None or item.dtype.kind not in "biufc" or item.dtype.itemsize > 16:
+            skipped[name] = "not an array of numbers"
+        else:
+            _check_layout(path, name, item)
+            declare(path, tensors, name, item.shape, item.dtype.newbyteorder("=").name)
+
+    with any_failure(path):
+        opened = resources.enter_context(h5py.File(file, "r"))
+        opened.visititems(visit)
+
+    def read(name: str) -> np.ndarray:
+        with any_failure(path):
+            array = np.asarray(opened[name][()])
+            return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    return Source(tensors, read, skipped)
+
+
+def _check_layout(path: Path, name: str, item: Any) -> None:
+    if item.external or item.is_virtual:
+        raise CheckpointError(path, f"{name!r:.80} takes its data from another file: refused")
+    stored = item.id.get_storage_size()
+    chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+    check_inflation(path, name, stored, max(item.nbytes, chunk))

@@ -1,0 +1,202 @@
+"""ONNX initialisers, by a walk over the protobuf wire format that skips what it does not need."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from spectral_jax.checkpoints._base import (
+    CheckpointError,
+    Source,
+    Tensor,
+    declare,
+    fill,
+    take,
+    to_dtype,
+)
+
+# TensorProto.DataType
+DTYPES = {
+    1: "float32",
+    2: "uint8",
+    3: "int8",
+    4: "uint16",
+    5: "int16",
+    6: "int32",
+    7: "int64",
+    9: "bool",
+    10: "float16",
+    11: "float64",
+    12: "uint32",
+    13: "uint64",
+    14: "complex64",
+    15: "complex128",
+    16: "bfloat16",
+    17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz",
+    19: "float8_e5m2",
+    20: "float8_e5m2fnuz",
+}
+MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
+GRAPH, INITIALIZER = 7, 5
+DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DOUBLE_DATA, EXTERNAL = 1, 2, 4, 8, 9, 10, 13
+MAX_TEXT = 4096
+
+
+class _Field(NamedTuple):
+    """One field of a message: a number, or the bytes from ``start`` to ``end`` of the file."""
+
+    number: int
+    value: int
+    start: int
+    end: int
+
+
+class _Place(NamedTuple):
+    """Where the elements of a tensor lie."""
+
+    file: Path
+    start: int
+
+
+class _Initialiser:
+    """A TensorProto: what it declares, and where its elements lie in the file, if they do."""
+
+    def __init__(self, file: IO[bytes], at: _Field):
+        self.name, self.shape, self.code = "", [], 0  # type: tuple[str, list[int], int]
+        self.data: tuple[int, int] | None = None
+        self.external: dict[str, str] = {}
+        for field in _fields(file, at.start, at.end):
+            if field.number == DIMS and field.start == field.end:
+                self.shape.append(field.value)
+            elif field.number == DIMS:
+                file.seek(field.start)
+                while file.tell() < field.end:
+                    self.shape.append(_varint(file))
+            elif field.number == DATA_TYPE:
+                self.code = field.value
+            elif field.number == NAME:
+                self.name = _text(file, field)
+            elif field.number in (RAW_DATA, FLOAT_DATA, DOUBLE_DATA) and field.end > field.start:
+                self.data = (field.start, field.end)
+            elif field.number == EXTERNAL:
+                entry = {part.number: _text(file, part) for part in _parts(file, field)}
+                self.external[entry.get(1, "")] = entry.get(2, "")
+
+
+def open_onnx(path: Path, resources: ExitStack) -> Source:
+    """The initialisers of the main graph; their data may lie in files beside the model."""
+    file = resources.enter_context(path.open("rb"))
+    size = os.fstat(file.fileno()).st_size
+    tensors: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
+    places: dict[str, _Place] = {}
+    for graph in _fields(file, 0, size):
+        if graph.number != GRAPH:
+            continue
+        for field in _fields(file, graph.start, graph.end):
+            if field.number == INITIALIZER:
+                _enter(path, _Initialiser(file, field), tensors, places, skipped)
+
+    def read(name: str) -> np.ndarray:
+        tensor, place = tensors[name], places[name]
+        with place.file.open("rb", buffering=0) as data:
+            data.seek(place.start)
+            return fill(data, tensor.size, to_dtype(tensor.dtype)).reshape(tensor.shape)
+
+    return Source(tensors, read, skipped)
+
+
+def is_onnx(path: Path) -> bool:
+    """Whether a file is a protobuf message with the fields of an ONNX model, a graph among them."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        try:
+            numbers = {field.number for field in _fields(file, 0, size)}
+        except (ValueError, EOFError):
+            return False
+    return GRAPH in numbers and numbers <= MODEL_FIELDS
+
+
+def _enter(
+    path: Path,
+    found: _Initialiser,
+    tensors: dict[str, Tensor],
+    places: dict[str, _Place],
+    skipped: dict[str, str],
+) -> None:
+    if found.code not in DTYPES:
+        skipped[found.name] = f"of the ONNX type {found.code}, which is not read"
+        return
+    empty = 0 in found.shape
+    if not (found.external or found.data or empty):
+        skipped[found.name] = "its elements are stored one by one, which is not read"
+        return
+    tensor = declare(path, tensors, found.name, found.shape, DTYPES[found.code])
+    if found.external:
+        places[tensor.name] = _external(path, tensor, found.external)
+        return
+    start, end = found.data or (0, 0)
+    if end - start != tensor.nbytes:
+        raise CheckpointError(
+            path, f"tensor {tensor.name!r:.80} needs {tensor.nbytes} bytes, not {end - start}"
+        )
+    places[tensor.name] = _Place(path, start)
+
+
+def _external(path: Path, tensor: Tensor, entry: dict[str, str]) -> _Place:
+    location = entry.get("location", "")
+    parts = PurePosixPath(location).parts
+    # Lexically, as for shards: where a symbolic link leads proves nothing.
+    if not parts or parts[0] == "/" or ".." in parts or set(location) & set("\\:\0"):
+        raise CheckpointError(path, f"names the data file {location!r:.80}: outside its directory")
+    file = path.parent / location
+    if not file.is_file():
+        raise CheckpointError(path, f"the data file {location!r:.80} is missing")
+    start = int(entry.get("offset", "0"))
+    length = int(entry.get("length", str(tensor.nbytes)))
+    if length != tensor.nbytes or start < 0 or start + length > file.stat().st_size:
+        raise CheckpointError(
+            path, f"tensor {tensor.name!r:.80} does not fit into its data file {location!r:.80}"
+        )
+    return _Place(file, start)
+
+
+def _fields(file: IO[bytes], start: int, end: int) -> Iterator[_Field]:
+    """The fields of the message between two positions; payloads are skipped, not read."""
+    while start < end:
+        file.seek(start)
+        key = _varint(file)
+        number, kind = key >> 3, key & 7
+        value = _varint(file) if kind in (0, 2) else 0
+        begin = file.tell()
+        if number == 0 or kind not in (0, 1, 2, 5):
+            raise ValueError("not a protobuf message")
+        start = begin + {0: 0, 1: 8, 2: value, 5: 4}[kind]
+        if start > end:
+            raise ValueError("a message ends before its fields do")
+        yield _Field(number, value, begin, start)
+
+
+def _parts(file: IO[bytes], field: _Field) -> list[_Field]:
+    return list(_fields(file, field.start, field.end))
+
+
+def _varint(file: IO[bytes]) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = take(file, 1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise ValueError("a number in the message does not end")
+
+
+def _text(file: IO[bytes], field: _Field) -> str:
+    if field.end - field.start > MAX_TEXT:
+        raise ValueError("a name in the message is too long")
+    file.seek(field.start)
+    return take(file, field.end - field.start).decode()

@@ -1,0 +1,198 @@
+"""Which format a path holds, judged by its content, and the one reader for all of them."""
+
+import importlib
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from spectral_jax.checkpoints import _npz, _onnx, _safetensors
+from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line
+
+# Format to module and function; modules load on use, as some bring a library with them.
+FORMATS = {
+    "safetensors": ("_safetensors", "open_safetensors"),
+    "npz": ("_npz", "open_npz"),
+    "npy": ("_npz", "open_npy"),
+    "torch": ("_torch", "open_torch"),
+    "keras": ("_hdf5", "open_keras"),
+    "hdf5": ("_hdf5", "open_hdf5"),
+    "onnx": ("_onnx", "open_onnx"),
+    "orbax": ("_orbax", "open_orbax"),
+}
+
+# What people point at by mistake, by its first bytes.
+STRANGERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file: run 'git lfs pull'",
+    b"GGUF": "a GGUF file, which is not read: point at the safetensors file it was made from",
+    b"<!DOCTYPE": "a web page, not a checkpoint",
+    b"<html": "a web page, not a checkpoint",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+}
+
+# safetensors first: the length that it starts with may look like anyone's magic number.
+SIGNS: dict[str, Callable[[bytes], bool]] = {
+    "safetensors": lambda head: _safetensors.is_safetensors(head) or _safetensors.is_json(head),
+    "npy": lambda head: head.startswith(_npz.MAGIC),
+    "hdf5": lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
+    "torch": lambda head: head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2]) <= 5,
+}
+
+DIRECTORY_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
+ORBAX_MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "checkpoint")
+
+
+class Checkpoint:
+    """Named tensors in a file: their shapes at once, their values one at a time.
+
+    A context manager; after it no tensor can be read. Reading needs the memory of that tensor plus
+    a constant, whatever the size of the file. Not safe to share between threads.
+    """
+
+    path: Path
+    format: str
+    tensors: dict[str, Tensor]
+    """Name to name, shape and dtype, in the order of the file."""
+    skipped: dict[str, str]
+    """What the file holds besides tensors, and why it is not read."""
+
+    def __init__(self, path: Path, format: str, source: Source, resources: ExitStack):
+        self.path, self.format = path, format
+        self.tensors, self.skipped = source.tensors, source.skipped
+        self._read, self._resources, self._open = source.read, resources, True
+
+    def read(self, name: str) -> np.ndarray:
+        """The array of that name, in native byte order, of the shape and dtype in ``tensors``.
+
+        bfloat16 and float8 come as the types of ``ml_dtypes``. Raises ``KeyError`` for a name that
+        is not in ``tensors``, ``ValueError`` once closed, ``CheckpointError`` for corrupt data.
+        """
+        if not self._open:
+            raise ValueError(f"{self.path} is closed: read within the with block")
+        if name not in self.tensors:
+            raise KeyError(f"{self.path} has no tensor {name!r}")
+        with one_line(self.path):
+            return self._read(name)
+
+    def close(self) -> None:
+        """Let go of the file; twice does no harm."""
+        self._open = False
+        self._resources.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path}: {self.format}, {len(self.tensors)} tensors>"
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) -> Checkpoint:
+    """Open a file or directory of weights; only names, shapes and dtypes are read.
+
+    The format is told from the content, not from the suffix; ``format`` (a key of ``FORMATS``)
+    overrules. Nothing in a file is ever executed, and nothing outside its directory is opened.
+
+    - ``safetensors``: a file, a sharded index, or the directory that holds it;
+    - ``npz``, ``npy``: arrays of numbers; object arrays are skipped, never unpickled;
+    - ``torch``: a state dict, also one under ``state_dict``, ``model_state_dict`` or ``model``;
+      anything that names other code than tensors need is refused;
+    - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
+    - ``onnx``: the initialisers of the main graph;
+    - ``orbax``: a checkpoint directory (imports orbax, and jax with it).
+
+    Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
+    one line) for anything that is not a sound checkpoint with at least one tensor.
+    """
+    path = Path(path)
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    with ExitStack() as resources:
+        with one_line(path):
+            file = _file_of_directory(path) if path.is_dir() else path
+            format = format or detect(file)
+            source = _opener(format)(file, resources)
+        if not source.tensors:
+            beside = "; ".join(f"{name!r:.40} is {why}" for name, why in source.skipped.items())
+            raise CheckpointError(path, f"holds no tensors{beside and ': ' + beside}")
+        return Checkpoint(file, format, source, resources.pop_all())
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint by name, in memory at once; errors as `open_checkpoint`."""
+    with open_checkpoint(path) as checkpoint:
+        return {name: checkpoint.read(name) for name in checkpoint.tensors}
+
+
+def detect(path: Path) -> str:
+    """The format of a file or directory, from its content; ``CheckpointError`` if unknown."""
+    if path.is_dir():
+        return "orbax"
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(path, "is neither a file nor a directory")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError(path, "is empty")
+    for format, is_it in SIGNS.items():
+        if is_it(head):
+            return format
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return _kind_of_zip(path)
+    for start, what in STRANGERS.items():
+        if head.startswith(start):
+            raise CheckpointError(path, f"is {what}")
+    if _onnx.is_onnx(path):
+        return "onnx"
+    raise CheckpointError(path, f"is of no known format ({', '.join(FORMATS)}), or cut short")
+
+
+def _kind_of_zip(path: Path) -> str:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
+        return "torch"
+    if "model.weights.h5" in names:
+        return "keras"
+    if any(name.endswith(".npy") for name in names):
+        return "npz"
+    inside = ", ".join(map(repr, names[:3])) or "nothing"
+    raise CheckpointError(path, f"is a zip archive of {inside:.120}, not of weights")
+
+
+def _file_of_directory(path: Path) -> Path:
+    """The checkpoint in a directory: one of the usual names, or the directory itself for Orbax."""
+    for name in DIRECTORY_FILES:
+        if (path / name).is_file():
+            return path / name
+    for place in (path, path / "default", path / "state"):
+        if any((place / mark).exists() for mark in ORBAX_MARKS):
+            return place
+    found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(path, f"holds {len(found)} safetensors files: point at one of them")
+    raise CheckpointError(path, "is a directory without a checkpoint")
+
+
+def _opener(format: str) -> Callable[[Path, ExitStack], Source]:
+    module, function = FORMATS[format]
+    return getattr(importlib.import_module(f"spectral_jax.checkpoints.{module}"), function)
