@@ -4,14 +4,14 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 # Deflate reaches 1000:1 on zeros; trained weights stay below 2:1, pruned ones below 50:1.
 MAX_INFLATION = 100
 INFLATION_MATTERS = 256 << 20
@@ -31,7 +31,7 @@ class CheckpointError(ValueError):
     """A file that is not a readable checkpoint; its message is one line, path first."""
 
     def __init__(self, path: Path | str, problem: str):
-        line = " ".join(f"{path}: {problem}".split())
+        line = printable(" ".join(f"{path}: {problem}".split()))
         super().__init__(line if len(line) <= 400 else line[:397] + "...")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -41,6 +41,11 @@ class CheckpointError(ValueError):
 def _rebuild(line: str) -> CheckpointError:
     path, _, problem = line.partition(": ")
     return CheckpointError(path, problem)
+
+
+def printable(text: str) -> str:
+    """The text without what could steer the terminal that it is shown on."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class Tensor(NamedTuple):
@@ -123,9 +128,9 @@ def check_inflation(path: Path, name: str, stored: int, expanded: int) -> None:
         )
 
 
-def open_zip(path: Path) -> zipfile.ZipFile:
+def open_zip(path: Path, resources: ExitStack) -> zipfile.ZipFile:
     """The archive, once its directory has been found sane."""
-    archive = zipfile.ZipFile(path)
+    archive = resources.enter_context(zipfile.ZipFile(path))
     seen = set()
     for member in archive.infolist():
         name = member.filename

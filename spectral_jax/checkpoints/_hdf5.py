@@ -29,7 +29,7 @@ def open_hdf5(path: Path, resources: ExitStack) -> Source:
 
 def open_keras(path: Path, resources: ExitStack) -> Source:
     """The weights inside a ``.keras`` archive, unpacked to a temporary file first."""
-    with open_zip(path) as archive, archive.open("model.weights.h5") as member:
+    with open_zip(path, resources).open("model.weights.h5") as member:
         unpacked = resources.enter_context(tempfile.TemporaryFile())
         shutil.copyfileobj(member, unpacked)
     return _open(path, unpacked, resources)

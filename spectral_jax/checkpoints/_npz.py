@@ -75,7 +75,7 @@ def open_npy(path: Path, resources: ExitStack) -> Source:
 
 def open_npz(path: Path, resources: ExitStack) -> Source:
     """A zip archive of npy files, each named as its member less ``.npy``."""
-    archive = resources.enter_context(open_zip(path))
+    archive = open_zip(path, resources)
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
     for member in archive.infolist():

@@ -44,6 +44,7 @@ MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 GRAPH, INITIALIZER = 7, 5
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DOUBLE_DATA, EXTERNAL = 1, 2, 4, 8, 9, 10, 13
 MAX_TEXT = 4096
+MAX_FIELDS = 100_000  # a model has dozens; a file of anything may seem to have billions
 
 
 class _Field(NamedTuple):
@@ -112,13 +113,16 @@ def open_onnx(path: Path, resources: ExitStack) -> Source:
 
 def is_onnx(path: Path) -> bool:
     """Whether a file is a protobuf message with the fields of an ONNX model, a graph among them."""
-    size = path.stat().st_size
+    has_graph = False
     with path.open("rb") as file:
         try:
-            numbers = {field.number for field in _fields(file, 0, size)}
+            for count, field in enumerate(_fields(file, 0, path.stat().st_size)):
+                if field.number not in MODEL_FIELDS or count > MAX_FIELDS:
+                    return False
+                has_graph |= field.number == GRAPH
         except (ValueError, EOFError):
             return False
-    return GRAPH in numbers and numbers <= MODEL_FIELDS
+    return has_graph
 
 
 def _enter(

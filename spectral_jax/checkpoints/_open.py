@@ -12,7 +12,7 @@ from types import TracebackType
 import numpy as np
 
 from spectral_jax.checkpoints import _npz, _onnx, _safetensors
-from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line
+from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line, printable
 
 # Format to module and function; modules load on use, as some bring a library with them.
 FORMATS = {
@@ -66,7 +66,8 @@ class Checkpoint:
 
     def __init__(self, path: Path, format: str, source: Source, resources: ExitStack):
         self.path, self.format = path, format
-        self.tensors, self.skipped = source.tensors, source.skipped
+        self.tensors = source.tensors
+        self.skipped = {printable(name): why for name, why in source.skipped.items()}
         self._read, self._resources, self._open = source.read, resources, True
 
     def read(self, name: str) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Orbax checkpoints, read by orbax itself: the one module here that imports jax."""
 
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         raise CheckpointError(
             path, "is an Orbax checkpoint: pip install orbax-checkpoint"
         ) from error
-    with any_failure(path):
+    with any_failure(path), _quiet():
         reader = resources.enter_context(ocp.PyTreeCheckpointer())
         tree = reader.metadata(path.absolute()).item_metadata.tree
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)[0]
@@ -44,7 +46,7 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         def only(key: Any, leaf: Any) -> Any:
             return leaf if key == keys[name] else ocp.PLACEHOLDER
 
-        with any_failure(path):
+        with any_failure(path), _quiet():
             item = jax.tree_util.tree_map_with_path(only, tree, is_leaf=_is_leaf)
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             restored = reader.restore(
@@ -55,6 +57,17 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         return np.asarray(value, to_dtype(tensors[name].dtype))
 
     return Source(tensors, read, skipped)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what orbax logs of a broken checkpoint from the terminal; the error says it all."""
+    logger = logging.getLogger("absl")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _is_leaf(node: Any) -> bool:

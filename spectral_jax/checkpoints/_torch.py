@@ -114,7 +114,7 @@ Stream = Callable[[str, int], AbstractContextManager[IO[bytes]]]
 
 def _unzip(path: Path, resources: ExitStack) -> tuple[Any, dict[str, int], Stream]:
     """The pickled tree, the bytes in each storage, and how to reach them."""
-    archive = resources.enter_context(open_zip(path))
+    archive = open_zip(path, resources)
     sizes = {member.filename: member.file_size for member in archive.infolist()}
     pickles = [name for name in sizes if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
