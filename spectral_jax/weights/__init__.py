@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         graph_weights,
         layout,
     )
-    from spectral_jax.weights._matrices import WeightMatrix, matrices, skipped
+    from spectral_jax.weights._matrices import WeightMatrix, matrices, named_leaves, skipped
 
 __all__ = [
     "BATCH_NORM_EPSILON",
@@ -47,6 +47,7 @@ __all__ = [
     "graph_weights",
     "layout",
     "matrices",
+    "named_leaves",
     "plan",
     "skipped",
 ]
@@ -55,6 +56,7 @@ __all__ = [
 _NEEDS_JAX = {
     "WeightMatrix": "_matrices",
     "matrices": "_matrices",
+    "named_leaves": "_matrices",
     "skipped": "_matrices",
     "BATCH_NORM_EPSILON": "_graph",
     "Block": "_graph",

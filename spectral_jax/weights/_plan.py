@@ -115,13 +115,12 @@ def require_views(found: Plan, argument: str) -> None:
     """Refuse a network without a single matrix, and say what there was instead."""
     if found.views:
         return
-    reasons = "; ".join(
-        f"{name!r} has shape {shape}, {why}" for name, shape, why in found.skipped[:3]
-    )
-    more = f"; and {len(found.skipped) - 3} more" if len(found.skipped) > 3 else ""
+    closest = sorted(found.skipped, key=lambda left_out: -len(left_out.shape))
+    reasons = [f"{name!r} has shape {shape}: {why}" for name, shape, why in closest[:3]]
+    reasons += [f"and {len(closest) - 3} more"] * (len(closest) > 3)
     raise ValueError(
         f"{argument}: no leaf with two or more axes is a weight matrix "
-        f"({reasons or 'there are no leaves'}{more}); pass the parameters of a network"
+        f"({'; '.join(reasons) or 'there are no leaves'}); pass the parameters of a network"
     )
 
 

@@ -17,7 +17,7 @@ def columns(
     """Fold to two axes, put the inputs first, keep the outputs from ``start`` to ``stop``."""
     x = x if fold is None else x.reshape(fold)
     x = x.T if transpose else x
-    return x[:, start:stop]
+    return x if (start, stop) == (0, None) else x[:, start:stop]
 
 
 def stack(x: Any, *, transpose: bool = False) -> Any:

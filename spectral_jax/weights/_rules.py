@@ -150,7 +150,7 @@ def _gate_count(hidden: Tensor | None, *, rows: bool) -> int:
 
 def _is_gate(tensor: Tensor, network: Network) -> bool:
     """A gate of its own, as in Flax: input i or hidden h, then the gate."""
-    cells = {"hf": r"[ih][ifgo]", "hn": r"[ih][rzn]"}
+    cells = {"hf": "[ih][ifgo]_?", "hn": "[ih][rzn]_?"}  # "if" and "in" are words of Python
     return tensor.leaf == "kernel" and any(
         (*tensor.path[:-2], mark, "kernel") in network.by_path
         and re.fullmatch(names, tensor.module)
@@ -391,7 +391,8 @@ def _slices(
     inputs = tensor.shape[1 if transpose else 0]
     views, start = [], 0
     for part, size in sizes:
-        read = partial(_read.columns, transpose=transpose, start=start, stop=start + size)
+        stop = start + size if len(sizes) > 1 else None
+        read = partial(_read.columns, transpose=transpose, start=start, stop=stop)
         name = f"{tensor.name}:{part}" if part else tensor.name
         views.append(View(name, (tensor.name,), kind, (inputs, size), read, note))
         start += size

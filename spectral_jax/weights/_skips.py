@@ -26,21 +26,11 @@ _SHIFTS = ("b", "beta", "offset")  # a kernel may be called "b" as well, but has
 def skip(tensor: Tensor, network: Network, dtype: str) -> str | None:
     """The reason to leave a tensor out, or None if it may be a weight matrix."""
     return (
-        _by_dtype(dtype)
-        or _by_role(tensor, network)
+        _by_role(tensor, network)
         or _by_shape(tensor.shape)
+        or _by_dtype(dtype)
         or _by_parametrisation(tensor, network)
     )
-
-
-def _by_dtype(dtype: str) -> str | None:
-    if dtype.startswith(("int", "uint", "bool")):
-        return f"{dtype} tensor: a counter, an index, a mask or quantised weights"
-    if dtype.startswith("complex"):
-        return "complex weights, as of a Fourier layer: not a real matrix"
-    if dtype.startswith("key"):
-        return "random key"
-    return None
 
 
 def _by_role(tensor: Tensor, network: Network) -> str | None:
@@ -79,6 +69,16 @@ def _by_shape(shape: tuple[int, ...]) -> str | None:
         return "scalar"
     if len(shape) == 1:
         return "one axis: a scale, a statistic or some other vector"
+    return None
+
+
+def _by_dtype(dtype: str) -> str | None:
+    if dtype.startswith(("int", "uint", "bool")):
+        return f"{dtype} tensor: a counter, an index, a mask or quantised weights"
+    if dtype.startswith("complex"):
+        return "complex weights, as of a Fourier layer: not a real matrix"
+    if dtype.startswith("key"):
+        return "random key"
     return None
 
 
