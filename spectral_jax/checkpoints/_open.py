@@ -115,7 +115,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
       anything that names other code than tensors need is refused;
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
     - ``onnx``: the initialisers of the main graph;
-    - ``orbax``: a checkpoint directory (imports orbax, and jax with it).
+    - ``orbax``: a checkpoint directory, or one of steps, of which the newest is read (imports
+      orbax, and jax with it).
 
     Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
     one line) for anything that is not a sound checkpoint with at least one tensor.
@@ -183,7 +184,9 @@ def _file_of_directory(path: Path) -> Path:
     for name in DIRECTORY_FILES:
         if (path / name).is_file():
             return path / name
-    for place in (path, path / "default", path / "state"):
+    steps = sorted((p for p in path.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    newest = steps[-1:]  # of a training run, which keeps a directory a step
+    for place in (path, path / "default", *newest, *(step / "default" for step in newest)):
         if any((place / mark).exists() for mark in ORBAX_MARKS):
             return place
     found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
