@@ -319,6 +319,9 @@ SKIPPED = {
     "opt_state/0/trace/fc/kernel 3 3": "optimiser state",
     "optimizer.state.0.exp_avg 3 3": "optimiser state",
     "conv/kernel/Adam_1 3 3 2 2": "optimiser state",
+    "fc/kernel/adam_m 3 2": "optimiser state",
+    "fc.weight_mask 3 2": "mask",
+    "visual.ln_pre.weight 4": "scale of a normalisation",
     "fno.spectral1.w 4 4 2 2": "weights of a spectral convolution (modes of a transform)",
     "conv0.weights1 4 4 2 2": "weights of a spectral convolution (modes of a transform)",
 }
@@ -332,7 +335,12 @@ def test_what_is_no_matrix_is_listed_with_its_reason(line, reason):
 
 
 @pytest.mark.parametrize(
-    "pair", [("weight_g 5 1", "weight_v 5 3"), ("parametrizations.w.original0 5 1",) * 2]
+    "pair",
+    [
+        ("weight_g 5 1", "weight_v 5 3"),
+        ("parametrizations.weight.original0 5 1", "parametrizations.weight.original1 5 3"),
+        ("weight_orig 5 3", "weight_orig 5 3"),
+    ],
 )
 def test_a_weight_in_two_pieces_is_not_read_piecewise(pair):
     found = plan(shaped("fc.weight 3 2", *pair))
@@ -344,11 +352,11 @@ def test_a_weight_in_two_pieces_is_not_read_piecewise(pair):
     "dtype, word", [("int8", "int8"), ("bool", "bool"), ("complex64", "complex")]
 )
 def test_numbers_that_are_not_real_are_no_weights(dtype, word):
-    params = {"fc": {"kernel": np.ones((2, 3))}, "mask": np.ones((4, 5), dtype)}
+    params = {"fc": {"kernel": np.ones((2, 3))}, "table": np.ones((4, 5), dtype)}
     assert list(matrices(params)) == ["fc/kernel"]
     assert word in skipped(params)[0].reason
-    shapes = {"fc/kernel": (2, 3), "mask": (4, 5)}
-    assert word in plan(shapes, dtypes={"mask": dtype}).skipped[0].reason
+    shapes = {"fc/kernel": (2, 3), "table": (4, 5)}
+    assert word in plan(shapes, dtypes={"table": dtype}).skipped[0].reason
 
 
 def test_mu_is_the_name_of_a_layer_unless_nu_comes_with_it():
@@ -370,6 +378,8 @@ def test_an_unknown_name_is_read_with_a_note():
 def test_three_axes_are_a_guess_that_is_not_made():
     found = plan(shaped("fc/kernel 3 2", "experts/kernel 4 3 2"))
     assert "say which with kinds" in reasons(found)["experts/kernel"]
+    found = plan(shaped("fc/kernel 3 2", "attn/kv_einsum/w 2 1 8 4"))
+    assert "say which with kinds" in reasons(found)["attn/kv_einsum/w"]
 
 
 def test_a_kernel_that_may_be_grouped_says_so():

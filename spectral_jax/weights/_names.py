@@ -34,7 +34,7 @@ _VOTES: dict[str, tuple[str, ...]] = {
 }
 
 _OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
-_INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights")
+_INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights|.*MatMul.*")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]
 
 

@@ -135,8 +135,8 @@ def _by_rule(tensor: Tensor, network: Network, conv: Conv, dtype: str) -> str | 
     if math.prod(tensor.shape) == max(tensor.shape):
         return "one vector"
     return (
-        f"{len(tensor.shape)} axes and a name that tells no layer; if it is one, say which with "
-        "kinds={name: 'conv'}; for stacked networks use jax.vmap"
+        f"{len(tensor.shape)} axes and a name that tells no layer; say which with kinds={{name: "
+        "'conv'}, or 'dense' for a stack of matrices; for stacked networks use jax.vmap"
     )
 
 

@@ -187,7 +187,7 @@ def _gates(tensor: Tensor, style: str, count: int, *, transpose: bool = False) -
 
 
 _TABLE = re.compile(
-    r"(.+_)?(embed|emb|embd|embedding|embeddings|wte|wpe|embed_tokens|embed_positions)|shared"
+    r"(.+_)?(embed|emb|embd|embedding|embeddings|wte|wpe|embed_tokens|embed_positions|embed_in)|shared"
 )
 
 
@@ -315,7 +315,7 @@ def convolution_views(
 def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tuple[int, ...] | None:
     """The order of axes that makes a kernel ``[*spatial, in, out]``; None if it is no kernel."""
     count = len(tensor.shape)
-    if count not in (3, 4, 5):
+    if count not in (3, 4, 5) or "einsum" in tensor.module:
         return None
     first = outputs_first(tensor, network)
     torch_kernel = recognised(tensor) and first

@@ -6,12 +6,12 @@ from spectral_jax.weights._names import Network, Tensor
 
 _OPTIMISER = re.compile(
     r"^(opt_state|optimi[sz]er(_states?|_weights)?|exp_avg(_sq)?|max_exp_avg_sq|momentum_buffer"
-    r"|Adam(_\d+)?|Momentum|RMSProp(_\d+)?|Adagrad)$"
+    r"|Adam(_\d+)?|adam_[mv]|Momentum|RMSProp(_\d+)?|Adagrad)$"
 )
 _ROTARY = re.compile(r"^(rotary.*|rope.*|inv_freq|cos_cached|sin_cached|freqs_c(is|os)|freqs_sin)$")
 _SPECTRAL = re.compile(r"spectral(?!_?norm)|fourier", re.IGNORECASE)
 _NORM = re.compile(
-    r"^(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)(_?\w?\d*)$", re.I
+    r"^(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)(_\w*|\d*)$", re.I
 )
 _STATISTICS = re.compile(
     r"^(running|moving)_(mean|var|variance)$|^(mean|var)$|^num_batches_tracked$"
@@ -43,6 +43,8 @@ def _by_role(tensor: Tensor, network: Network) -> str | None:
         return "position buffer"
     if _BIAS.search(leaf) or (axes == 1 and leaf in _SHIFTS):
         return "bias" if axes < 3 else "bias or attention mask"
+    if leaf.endswith("mask"):
+        return "mask"
     if _STATISTICS.search(leaf):
         return "batch-norm statistics"
     if leaf in ("scale", "gamma") or (leaf == "weight" and _NORM.match(tensor.module)):
@@ -87,6 +89,6 @@ def _by_parametrisation(tensor: Tensor, network: Network) -> str | None:
     pair = {"weight_g", "weight_v"}
     if leaf in pair and all(network.sibling(tensor, other) for other in pair):
         return "weight-norm pair: merge it into the weight before saving"
-    if leaf in ("original0", "original1") and "parametrizations" in tensor.path:
+    if leaf == "weight_orig" or (leaf.startswith("original") and "parametrizations" in tensor.path):
         return "parametrised weight: merge it into the weight before saving"
     return None

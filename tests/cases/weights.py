@@ -73,6 +73,45 @@ register(
     )
 )
 
+
+def torch_network(key, dtype):
+    shapes = {
+        "stem": {"weight": (8, 3, 2, 2)},
+        "attention": {"in_proj_weight": (12, 4)},
+        "lstm": {"weight_ih_l0": (8, 3), "weight_hh_l0": (8, 2)},
+        "adapter": {"lora_A": (2, 5), "lora_B": (4, 2)},
+        "head": {"weight": (5, 3), "bias": (5,)},
+    }
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda shape: isinstance(shape, tuple))
+    keys = jax.random.split(key, len(leaves))
+    normal = [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, leaves, strict=True)]
+    return (jax.tree.unflatten(tree, normal),)
+
+
+def expected_matrices(params):
+    lstm, adapter = params["lstm"], params["adapter"]
+    expected = {
+        "adapter/lora_A*lora_B": (adapter["lora_B"] @ adapter["lora_A"]).T,
+        "head/weight": params["head"]["weight"].T,
+        "stem/weight": params["stem"]["weight"].transpose(2, 3, 1, 0).reshape(4, 3, 8),
+    }
+    for part, rows in zip("qkv", np.split(params["attention"]["in_proj_weight"], 3), strict=True):
+        expected[f"attention/in_proj_weight:{part}"] = rows.T
+    for name in ("weight_hh_l0", "weight_ih_l0"):
+        for gate, rows in zip("ifgo", np.split(lstm[name], 4), strict=True):
+            expected[f"lstm/{name}:{gate}"] = rows.T
+    return expected
+
+
+register(
+    Case(
+        name="weights.matrices: parts and products",
+        function=lambda params: {name: found.matrix for name, found in matrices(params).items()},
+        make_inputs=torch_network,
+        oracle=expected_matrices,
+    )
+)
+
 exempt("weights.layout", "returns no arrays; tests/test_weights.py")
 exempt("weights.edges", "returns no arrays; tests/test_weights.py")
 exempt("weights.plan", "takes shapes, returns no arrays; tests/test_weights.py")
