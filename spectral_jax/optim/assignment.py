@@ -1,0 +1,155 @@
+"""How much of the learning rate a layer gets, from the tail exponents of all layers.
+
+Each map takes ``alpha`` of shape ``[..., layers]`` to a scale of the same shape, which multiplies
+the global learning rate (or weight decay) of that layer. The house rule of all of them: a heavier
+tail (smaller alpha) means a better trained layer, hence a smaller scale. Equal alphas are given
+scale 1, each. A NaN alpha (no decision on that layer) is left out of every extremum and mean, and
+is given scale 1.
+
+The maps hold under ``jit``, ``vmap`` and ``grad``. Sources: TempBalance (arXiv 2312.00359);
+``tb_sigmoid`` from arXiv 2410.12178.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Assignment = Callable[[Float[Array, "*batch layers"]], Float[Array, "*batch layers"]]
+
+
+def linear_map(
+    alpha: Float[Array, "*batch layers"], *, low: float = 0.5, high: float = 1.5
+) -> Float[Array, "*batch layers"]:
+    """``low + (high - low) (alpha - min) / (max - min)``, TempBalance's default.
+
+    With other ends it is AlphaDecay's map (weight decay) and AlphaPruning's (``1 -+ eps``).
+    Raises ``ValueError`` unless ``0 <= low <= high``.
+
+    >>> [round(float(x), 4) for x in linear_map(jnp.array([2.0, 3.0, 4.0, 6.0]))]
+    [0.5, 0.75, 1.0, 1.5]
+    """
+    _check_range(low, high)
+    known = jnp.isfinite(alpha)
+    return _where_unequal(alpha, known, low + (high - low) * _unit_interval(alpha, known))
+
+
+def sqrt_map(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
+    """``sqrt(alpha) / mean sqrt(alpha)``; an alpha that is not positive counts as unknown."""
+    return _share(alpha, jnp.isfinite(alpha) & (alpha > 0), jnp.sqrt)
+
+
+def log2_map(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
+    """``log2(alpha) / mean log2(alpha)``; an alpha of 1 or less counts as unknown."""
+    return _share(alpha, jnp.isfinite(alpha) & (alpha > 1), jnp.log2)
+
+
+def step_map(
+    alpha: Float[Array, "*batch layers"], *, low: float = 0.5, high: float = 1.5
+) -> Float[Array, "*batch layers"]:
+    """``low + (high - low) rank / n`` for ranks ``0 .. n - 1``; ties share their mean rank.
+
+    ``high`` is never reached, as in the published map.
+    Raises ``ValueError`` unless ``0 <= low <= high``.
+
+    >>> [round(float(x), 3) for x in step_map(jnp.array([4.0, 2.0, 6.0, 3.0]))]
+    [1.0, 0.5, 1.25, 0.75]
+    """
+    _check_range(low, high)
+    known = jnp.isfinite(alpha)
+    ours, theirs = alpha[..., :, None], alpha[..., None, :]
+    below = jnp.sum((theirs < ours) & known[..., None, :], axis=-1)
+    ties = jnp.sum((theirs == ours) & known[..., None, :], axis=-1)
+    rank = below.astype(alpha.dtype) + (ties.astype(alpha.dtype) - 1) / 2
+    return _where_unequal(alpha, known, low + (high - low) * rank / _count(known, alpha.dtype))
+
+
+def tb_sigmoid(
+    alpha: Float[Array, "*batch layers"],
+    *,
+    tau: float = 10.0,
+    s_min: float = 0.5,
+    s_max: float = 0.5,
+) -> Float[Array, "*batch layers"]:
+    """``10^(s (sigmoid(tau (alpha - mean)) - 1/2))``, ``s_max`` above the mean, ``s_min`` below.
+
+    Source: arXiv 2410.12178.
+
+    >>> scale = tb_sigmoid(jnp.array([2.0, 3.0, 4.0, 6.0]), tau=1.0, s_min=0.25, s_max=0.5)
+    >>> [round(float(x), 4) for x in scale]
+    [0.8166, 0.902, 1.0742, 1.5934]
+    """
+    known = jnp.isfinite(alpha)
+    deviation = _deviation(alpha, known)
+    strength = jnp.where(deviation > 0, s_max, s_min).astype(alpha.dtype)
+    ten = jnp.asarray(10, alpha.dtype)
+    return _where_unequal(alpha, known, ten ** (strength * (jax.nn.sigmoid(tau * deviation) - 0.5)))
+
+
+def llr_sigmoid(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
+    """``2 / (1 + exp(-4 z))``, with ``z`` alpha standardised by its population deviation."""
+    known = jnp.isfinite(alpha)
+    deviation = _deviation(alpha, known)
+    variance = _mean(deviation**2, known)
+    spread = jnp.sqrt(jnp.where(variance > 0, variance, 1))
+    return _where_unequal(alpha, known, 2 * jax.nn.sigmoid(4 * deviation / spread))
+
+
+ASSIGNMENTS: dict[str, Callable[..., Array]] = {
+    "linear": linear_map,
+    "sqrt": sqrt_map,
+    "log2": log2_map,
+    "step": step_map,
+    "tb_sigmoid": tb_sigmoid,
+    "llr_sigmoid": llr_sigmoid,
+}
+
+
+def _share(alpha: Array, known: Array, function: Callable[[Any], Array]) -> Array:
+    values = function(jnp.where(known, alpha, 2))
+    return _where_unequal(alpha, known, values / _mean(values, known))
+
+
+def _unit_interval(alpha: Array, known: Array) -> Array:
+    """``(alpha - min) / (max - min)`` over the known ones; 0 where that is 0/0."""
+    low, high = _extremes(alpha, known)
+    apart = high > low
+    width = jnp.where(apart, high - low, 1)
+    return jnp.where(known & apart, (alpha - jnp.where(apart, low, 0)) / width, 0)
+
+
+def _where_unequal(
+    alpha: Array, known: Bool[Array, "*batch layers"], scale: Float[Array, "*batch layers"]
+) -> Array:
+    """The scale of known layers, but 1 if all of them are equal, for then no map has an opinion."""
+    low, high = _extremes(alpha, known)
+    return jnp.where(known & (high > low), scale, 1)
+
+
+def _extremes(alpha: Array, known: Array) -> tuple[Array, Array]:
+    low = jnp.min(alpha, axis=-1, where=known, initial=jnp.inf, keepdims=True)
+    high = jnp.max(alpha, axis=-1, where=known, initial=-jnp.inf, keepdims=True)
+    return low, high
+
+
+def _deviation(alpha: Array, known: Array) -> Array:
+    alpha = jnp.where(known, alpha, 0)
+    return jnp.where(known, alpha - _mean(alpha, known), 0)
+
+
+def _mean(values: Array, known: Array) -> Array:
+    total = jnp.sum(values, axis=-1, where=known, keepdims=True)
+    return total / _count(known, values.dtype)
+
+
+def _count(known: Array, dtype: Any) -> Array:
+    """How many are known; 1 if none, so that nothing is divided by zero."""
+    count = jnp.sum(known, axis=-1, keepdims=True)
+    return jnp.maximum(count, 1).astype(dtype)
+
+
+def _check_range(low: float, high: float) -> None:
+    if not 0 <= low <= high:
+        raise ValueError(f"low={low}, high={high}: choose 0 <= low <= high")

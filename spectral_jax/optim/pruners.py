@@ -1,0 +1,196 @@
+"""Which weights to remove from one matrix, and what to make of the rest.
+
+Matrices are ``[in, out]`` and inputs ``[samples, in]``: a layer computes ``inputs @ weights``.
+``sparsity`` is the share to remove and may be traced; the number of removed weights is its product
+with the size, rounded. Everything here holds under ``jit`` and ``vmap``.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from spectral_jax.linalg.subspace import mm
+
+Sparsity = float | Float[Array, ""]
+
+
+class Pruned(NamedTuple):
+    """Weights with the pruned ones at zero, and the mask of those kept.
+
+    ``sound`` is False where the inputs were unusable (NaN, or a Gram matrix that is not positive
+    definite even when damped): the weights are then NaN.
+    """
+
+    weights: Float[Array, "m n"]
+    kept: Bool[Array, "m n"]
+    sound: Bool[Array, ""]
+
+
+def magnitude_mask(weights: Float[Array, "m n"], sparsity: Sparsity) -> Bool[Array, "m n"]:
+    """Keep the largest ``|W|`` of the matrix (of any shape); of equals, the later.
+
+    >>> magnitude_mask(jnp.array([[3.0, -1.0], [0.5, -4.0]]), 0.5)
+    Array([[ True, False],
+           [False,  True]], dtype=bool)
+    """
+    return _largest(jnp.abs(weights).ravel(), sparsity).reshape(weights.shape)
+
+
+def wanda_mask(
+    weights: Float[Array, "m n"], inputs: Float[Array, "samples m"], sparsity: Sparsity
+) -> Bool[Array, "m n"]:
+    """Keep the largest ``|W_ij| ||x_i||_2`` of each output ``j``, over its inputs ``i``.
+
+    Raises ``ValueError`` if the inputs are not as wide as the matrix is high.
+    Source: Wanda, arXiv 2306.11695.
+    """
+    _check_inputs(weights, inputs)
+    scores = jnp.abs(weights) * jnp.linalg.norm(inputs, axis=0)[:, None]
+    return jax.vmap(lambda column: _largest(column, sparsity), in_axes=1, out_axes=1)(scores)
+
+
+@partial(jax.jit, static_argnames=("block_size", "damping"))
+def sparsegpt(
+    weights: Float[Array, "m n"],
+    inputs: Float[Array, "samples m"],
+    sparsity: Sparsity,
+    *,
+    block_size: int = 128,
+    damping: float = 0.01,
+) -> Pruned:
+    """Remove weights in the order of the inputs, the later ones making up for each.
+
+    With ``H = X^T X + damping mean(diag X^T X) I`` and the upper factor ``U`` of
+    ``H^-1 = U^T U``, input ``i`` loses the weights of least ``W_ij^2 / U_ii^2`` and each loss
+    changes the inputs after it by ``-(W_ij / U_ii) U_i,i+1:``, the least-squares answer of the
+    optimal brain surgeon with everything before held. Which to remove is decided per block of
+    ``block_size`` inputs, with the compensated values. Inputs that are always 0 lose their weights
+    first.
+
+    For small models: it holds ``[m, m]`` matrices and takes ``O(m^3 + m^2 n)``.
+    Raises ``ValueError`` for inputs of the wrong width, ``block_size < 1`` or ``damping <= 0``.
+    Source: SparseGPT, arXiv 2301.00774.
+    """
+    _check_inputs(weights, inputs)
+    if block_size < 1:
+        raise ValueError(f"block_size={block_size}: choose at least 1")
+    if not damping > 0:
+        raise ValueError(f"damping={damping}: choose it above 0, or H may have no inverse")
+    gram = mm(inputs.T, inputs)
+    dead = jnp.diag(gram) == 0
+    factor = _inverse_factor(gram, dead, damping)
+    weights = jnp.where(dead[:, None], 0, weights)
+    size = len(weights)
+    rest, kept = weights, []
+    for start in range(0, size, block_size):
+        stop = min(start + block_size, size)
+        rest, mask = _prune_block(rest, factor, start, stop, sparsity)
+        kept.append(mask)
+    return Pruned(rest, jnp.concatenate(kept), jnp.all(jnp.isfinite(rest)))
+
+
+def reconstruction_error(
+    weights: Float[Array, "m n"], pruned: Float[Array, "m n"], inputs: Float[Array, "samples m"]
+) -> Float[Array, ""]:
+    """``||X W - X W'||_F^2 / ||X W||_F^2``; 0 where that is 0/0."""
+    _check_inputs(weights, inputs)
+    lost, whole = (jnp.sum(mm(inputs, w) ** 2) for w in (weights - pruned, weights))
+    return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
+
+
+def prune(
+    params: PyTree,
+    sparsities: Mapping[str, Sparsity],
+    *,
+    method: Literal["magnitude", "wanda", "sparsegpt"] = "magnitude",
+    inputs: Mapping[str, Float[Array, "samples m"]] | None = None,
+) -> PyTree:
+    """Prune the named kernels (``"layers/0/kernel"``) and leave every other leaf as it is.
+
+    Axes before the last are inputs, so that a convolution ``[h, w, i, o]`` is read as
+    ``[h w i, o]``; ``inputs[name]`` are then its patches in that order. ``magnitude`` needs none.
+    Raises ``ValueError`` for a name that is no leaf, or for inputs that are missing.
+
+    >>> params = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.ones(2)}}
+    >>> prune(params, {"a/kernel": 0.5})["a"]["kernel"].tolist()
+    [[0.0, 0.0], [3.0, 4.0]]
+    """
+    if method not in ("magnitude", "wanda", "sparsegpt"):
+        raise ValueError(f"method={method!r}: choose 'magnitude', 'wanda' or 'sparsegpt'")
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    unknown = sorted(set(sparsities) - set(names))
+    if unknown:
+        raise ValueError(f"sparsities: no leaf at {unknown[0]!r}; the leaves are {names}")
+    absent = [] if method == "magnitude" else sorted(set(sparsities) - set(inputs or {}))
+    if absent:
+        raise ValueError(f"inputs: none for {absent[0]!r}, which method={method!r} needs")
+
+    def pruned(name, kernel):
+        if name not in sparsities:
+            return kernel
+        matrix, sparsity = kernel.reshape(-1, kernel.shape[-1]), sparsities[name]
+        if method == "sparsegpt":
+            return sparsegpt(matrix, inputs[name], sparsity).weights.reshape(kernel.shape)
+        if method == "wanda":
+            kept = wanda_mask(matrix, inputs[name], sparsity)
+        else:
+            kept = magnitude_mask(matrix, sparsity)
+        return jnp.where(kept, matrix, 0).reshape(kernel.shape)
+
+    kernels = [pruned(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
+    return jax.tree.unflatten(tree, kernels)
+
+
+def _largest(scores: Float[Array, " k"], sparsity: Sparsity) -> Bool[Array, " k"]:
+    """All but the ``round(sparsity k)`` smallest; exactly that many, ties in order of place."""
+    removed = jnp.round(jnp.asarray(sparsity, jnp.float32) * scores.size)
+    order = jnp.argsort(scores)
+    rank = jnp.zeros_like(order).at[order].set(jnp.arange(scores.size, dtype=order.dtype))
+    return rank >= removed.astype(order.dtype)
+
+
+def _inverse_factor(gram: Array, dead: Array, damping: float) -> Array:
+    """Upper ``U`` with ``U^T U`` the inverse of the damped Gram matrix.
+
+    ``U = P L^-1 P`` for the Cholesky factor ``L`` of the matrix with its order reversed, so that
+    the inverse itself, which would square the condition number, is never formed.
+    """
+    alive = jnp.maximum(jnp.sum(~dead), 1).astype(gram.dtype)
+    scale = jnp.sum(jnp.diag(gram)) / alive
+    unit = jnp.where(scale > 0, scale, 1)
+    damped = gram + jnp.diag(jnp.where(dead, unit, damping * unit))
+    lower = jnp.linalg.cholesky(damped[::-1, ::-1])
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+    return jax.lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True)[::-1, ::-1]
+
+
+def _prune_block(rest: Array, factor: Array, start: int, stop: int, sparsity: Sparsity):
+    """Prune inputs ``start .. stop - 1`` and let those after the block make up for it."""
+    block, local = rest[start:stop], factor[start:stop, start:stop]
+    pivots = jnp.diag(local)
+    scores = (block / pivots[:, None]) ** 2
+    kept = _largest(scores.ravel(), sparsity).reshape(block.shape)
+    indices = jnp.arange(stop - start)
+
+    def remove(i, carry):
+        block, errors = carry
+        error = jnp.where(kept[i], 0, block[i]) / pivots[i]
+        change = jnp.where(indices[:, None] > i, local[i][:, None] * error, 0)
+        return block - change, errors.at[i].set(error)
+
+    block, errors = jax.lax.fori_loop(0, stop - start, remove, (block, jnp.zeros_like(block)))
+    after = rest[stop:] - mm(factor[start:stop, stop:].T, errors)
+    pruned = jnp.where(kept, block, 0)
+    return jnp.concatenate([rest[:start], pruned, after]), kept
+
+
+def _check_inputs(weights: Array, inputs: Array) -> None:
+    if weights.ndim != 2 or inputs.ndim != 2 or inputs.shape[1] != weights.shape[0]:
+        raise ValueError(
+            f"weights {weights.shape} and inputs {inputs.shape}: pass [in, out] and [samples, in]"
+        )

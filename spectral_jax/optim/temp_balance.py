@@ -1,0 +1,262 @@
+"""Layer-wise learning rates and weight decay, steered by the tails of the weights."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from spectral_jax import weights as weights_of
+from spectral_jax.optim.alphas import METRICS, Metric
+from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
+from spectral_jax.optim.ownership import owners
+
+Tuned = Literal["all", "inner", "not_last"]
+
+
+class TempBalanceState(NamedTuple):
+    """``step`` counts updates; ``alphas`` and ``scales`` are those of the last refresh.
+
+    Both go by the name of the matrix in ``weights.plan``: ``"layers/0/kernel"``, ``"c_attn:q"``.
+    A NaN alpha is a layer on which the metric could not decide; its scale is 1.
+    """
+
+    step: Int[Array, ""]
+    alphas: dict[str, Float[Array, ""]]
+    scales: dict[str, Float[Array, ""]]
+
+
+def temp_balance(
+    assignment: str | Assignment = "linear",
+    *,
+    refresh_every: int,
+    metric: str | Metric = "farms",
+    tuned: Tuned = "all",
+    layout: Sequence[weights_of.Block] | None = None,
+    min_eigenvalues: int = 50,
+    shuffle_key: PRNGKeyArray | None = None,
+    axis_name: str | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Scale each layer's update by ``assignment(alphas of all layers)``; put it last in the chain.
+
+    There it multiplies the learning rate, whatever comes before (momentum, Adam, decoupled decay).
+    A kernel's bias, and the norm that belongs to it, take its scale; all else keeps scale 1.
+
+    Args:
+      assignment: a name in ``ASSIGNMENTS`` (``options`` go to it, as ``low``, ``high`` or ``tau``)
+        or a map ``alphas -> scales``.
+      refresh_every: steps between measurements, the first at step 0; the papers measure at every
+        epoch, so pass the steps per epoch.
+      metric: a name in ``METRICS`` or ``matrix -> alpha``; equal shapes are measured in one batch.
+      tuned: ``all`` kernels, the ``inner`` ones (neither first nor last), or all but the last
+        (``not_last``).
+      layout: the model's, which says which kernel is first and last and whose norm is whose.
+        Without it, norms are matched by name (``conv1`` and ``bn1``, ``stem`` and ``stem_norm``).
+      min_eigenvalues: kernels with fewer singular values keep scale 1 (TempBalance's 50).
+      shuffle_key: hand the alphas to the layers in this random order, the same at every refresh:
+        a control with the right distribution of learning rates and no knowledge.
+      axis_name: name of the ``vmap`` axis the step runs under. Without it the result is the same,
+        but the spectra are computed at every step.
+
+    Works under ``jit``, ``scan`` and ``vmap``; the state is a pytree of scalars.
+    Raises ``ValueError`` for an unknown name, a missing ``layout`` or ``params``, or if no kernel
+    is left to tune.
+    Source: TempBalance, arXiv 2312.00359; FARMS, arXiv 2506.06280.
+
+    >>> params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": 2 * jnp.ones((64, 64))}}
+    >>> tx = temp_balance("linear", metric=jnp.max, refresh_every=100, low=0.5, high=1.5)
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> [float(layer["kernel"][0, 0]) for layer in updates.values()]
+    [0.5, 3.0]
+    """
+    _check(refresh_every, tuned, layout)
+    control = _Control(
+        assign=_assignment(assignment, options),
+        metric=_named(metric, METRICS, "metric")() if isinstance(metric, str) else metric,
+        refresh_every=refresh_every,
+        tuned=tuned,
+        layout=None if layout is None else tuple(layout),
+        min_eigenvalues=min_eigenvalues,
+        shuffle_key=shuffle_key,
+        axis_name=axis_name,
+    )
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError("params are measured: call update(updates, state, params)")
+        state = control.refreshed(state, jax.lax.stop_gradient(params))
+        scales = control.per_leaf(params, state.scales)
+        return jax.tree.map(_scaled, updates, scales), state._replace(step=state.step + 1)
+
+    return optax.GradientTransformationExtraArgs(control.init, update)
+
+
+def alpha_decay(
+    weight_decay: float | Float[Array, ""], assignment: str | Assignment = "linear", **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """Add ``weight_decay * scale * w`` to each update: the heavier the tail, the weaker the decay.
+
+    In place of ``optax.add_decayed_weights``, before the learning rate. Scales are those of
+    ``temp_balance``, whose options it takes; AlphaDecay's own are ``metric="hill"``, the linear map
+    from ``low=2/3`` to ``high=3`` or 5, and ``refresh_every=500``. Leaves that belong to no tuned
+    kernel decay with scale 1.
+    Source: AlphaDecay, arXiv 2506.14562.
+
+    >>> params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": 2 * jnp.ones((64, 64))}}
+    >>> tx = alpha_decay(0.1, metric=jnp.max, refresh_every=500, low=0.5, high=3.0)
+    >>> nothing = jax.tree.map(jnp.zeros_like, params)
+    >>> updates, _ = tx.update(nothing, tx.init(params), params)
+    >>> [round(float(layer["kernel"][0, 0]), 3) for layer in updates.values()]
+    [0.05, 0.6]
+    """
+    balance = temp_balance(assignment, **options)
+
+    def update(updates, state, params=None, **extra):
+        decay = jax.tree.map(lambda p: weight_decay * p, params)
+        decay, state = balance.update(decay, state, params, **extra)
+        return jax.tree.map(jnp.add, updates, decay), state
+
+    return optax.GradientTransformationExtraArgs(balance.init, update)
+
+
+class _Control(NamedTuple):
+    """Whom to measure, when, and what follows from it."""
+
+    assign: Assignment
+    metric: Metric
+    refresh_every: int
+    tuned: Tuned
+    layout: tuple[weights_of.Block, ...] | None
+    min_eigenvalues: int
+    shuffle_key: PRNGKeyArray | None
+    axis_name: str | None
+
+    def init(self, params) -> TempBalanceState:
+        matrices = self.matrices(params)
+        alphas = {name: jnp.full((), jnp.nan, m.dtype) for name, m in matrices.items()}
+        ones = jax.tree.map(jnp.ones_like, alphas)
+        return TempBalanceState(jnp.zeros((), jnp.int32), alphas, ones)
+
+    def views(self, leaves: Mapping[str, Array]) -> list[weights_of.View]:
+        """The kernels to tune: not embeddings, whose rows are no layer's inputs, nor filters."""
+        found = [v for v in _plan(leaves) if v.kind not in ("embedding", "depthwise")]
+        if self.layout is not None:
+            order = [block.path for block in self.layout if block.path is not None]
+            untuned = {"all": [], "inner": [order[0], order[-1]], "not_last": order[-1:]}[
+                self.tuned
+            ]
+            found = [v for v in found if not set(v.sources) & set(untuned)]
+        large = [v for v in found if _spectrum_size(v.shape) >= self.min_eigenvalues]
+        if not large:
+            raise ValueError(
+                f"params: no kernel to tune has min_eigenvalues={self.min_eigenvalues} singular "
+                "values; lower it"
+            )
+        return large
+
+    def matrices(self, params) -> dict[str, Array]:
+        """The tuned kernels by name, in a dtype that spectra can be taken in."""
+        leaves = _named_leaves(params)
+        found = {v.name: v.read(*(leaves[s] for s in v.sources)) for v in self.views(leaves)}
+        return {
+            name: m if m.dtype in (jnp.float32, jnp.float64) else m.astype(jnp.float32)
+            for name, m in found.items()
+        }
+
+    def refreshed(self, state: TempBalanceState, params) -> TempBalanceState:
+        due = state.step % self.refresh_every == 0
+
+        def measure():
+            alphas = self.measured(params)
+            scales = self.assign(jnp.stack(list(alphas.values())))
+            fresh = alphas, dict(zip(alphas, scales, strict=True))
+            return jax.tree.map(partial(jnp.where, due), fresh, (state.alphas, state.scales))
+
+        # With a batched predicate cond would run both branches: one that is common to all members.
+        anyone = due
+        if self.axis_name is not None:
+            anyone = jax.lax.pmax(due.astype(jnp.int32), self.axis_name) > 0
+        kept = jax.lax.cond(anyone, measure, lambda: (state.alphas, state.scales))
+        return TempBalanceState(state.step, *kept)
+
+    def measured(self, params) -> dict[str, Float[Array, ""]]:
+        """The metric of every tuned kernel, one batch per shape."""
+        matrices = self.matrices(params)
+        groups: dict[Any, list[str]] = {}
+        for name, matrix in matrices.items():
+            groups.setdefault((matrix.shape, matrix.dtype), []).append(name)
+        alphas: dict[str, Array] = {}
+        for names in groups.values():
+            batch = jnp.stack([matrices[name] for name in names])
+            alphas.update(zip(names, jax.vmap(self.metric)(batch), strict=True))
+        values = jnp.stack([alphas[name] for name in matrices])
+        if self.shuffle_key is not None:
+            values = jax.random.permutation(self.shuffle_key, values)
+        return dict(zip(matrices, values, strict=True))
+
+    def per_leaf(self, params, scales: Mapping[str, Array]):
+        """The tree of scales: that of its kernel for each leaf, 1 for a leaf without one."""
+        leaves = _named_leaves(params)
+        views = _plan(leaves)
+        owner = owners(leaves, {s for view in views for s in view.sources}, self.layout)
+
+        def scale(name):
+            """The mean over what is fused in the leaf, as queries, keys and values."""
+            own = [v.name for v in views if owner.get(name) in v.sources and v.name in scales]
+            return sum(scales[part] for part in own) / len(own) if own else jnp.ones(())
+
+        return jax.tree.unflatten(jax.tree.structure(params), [scale(name) for name in leaves])
+
+
+def _named_leaves(params) -> dict[str, Array]:
+    """The leaves by path, in the order of the tree."""
+    found, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
+def _plan(leaves: Mapping[str, Array]) -> tuple[weights_of.View, ...]:
+    return weights_of.plan({name: leaf.shape for name, leaf in leaves.items()}).views
+
+
+def _scaled(update: Array, scale: Array) -> Array:
+    return update * scale.astype(update.dtype)
+
+
+def _spectrum_size(shape: tuple[int, ...]) -> int:
+    return prod(shape[:-2]) * min(shape[-2:])
+
+
+def _assignment(assignment: str | Assignment, options: dict[str, Any]) -> Assignment:
+    if not isinstance(assignment, str):
+        if options:
+            raise ValueError(f"{sorted(options)} go to a named assignment: bind them to yours")
+        return assignment
+    bound = partial(_named(assignment, ASSIGNMENTS, "assignment"), **options)
+    bound(jnp.ones(1))  # a bad option fails here rather than in the training step
+    return bound
+
+
+def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callable:
+    if name not in registry:
+        near = difflib.get_close_matches(name, registry, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {sorted(registry)}"
+        raise ValueError(f"{argument}={name!r} is unknown: {hint}")
+    return registry[name]
+
+
+def _check(refresh_every: int, tuned: str, layout: Any) -> None:
+    if refresh_every < 1:
+        raise ValueError(f"refresh_every={refresh_every}: choose at least 1 step")
+    if tuned not in ("all", "inner", "not_last"):
+        raise ValueError(f"tuned={tuned!r}: choose 'all', 'inner' or 'not_last'")
+    if tuned != "all" and layout is None:
+        raise ValueError(
+            f"tuned={tuned!r} needs layout=model.layout(): names do not tell first from last"
+        )

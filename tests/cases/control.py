@@ -1,0 +1,287 @@
+"""optim: layer-wise control and pruning, against NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.optim import (
+    alpha_decay,
+    alpha_pruning,
+    block_means,
+    layer_sparsities,
+    linear_map,
+    llr_sigmoid,
+    log2_map,
+    magnitude_mask,
+    prune,
+    reconstruction_error,
+    sparsegpt,
+    sqrt_map,
+    step_map,
+    tb_sigmoid,
+    temp_balance,
+    wanda_mask,
+)
+from tests.cases.optim import added_by
+from tests.contract import Case, Degenerate, exempt, register
+
+# Maps
+
+
+def alphas(key, dtype):
+    return (2 + 4 * jax.random.uniform(key, (5,), dtype),)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+MAPS = {
+    linear_map: lambda a: 0.5 + (a - a.min()) / (a.max() - a.min()),
+    sqrt_map: lambda a: np.sqrt(a) / np.sqrt(a).mean(),
+    log2_map: lambda a: np.log2(a) / np.log2(a).mean(),
+    step_map: lambda a: 0.5 + np.argsort(np.argsort(a)) / len(a),
+    tb_sigmoid: lambda a: 10 ** (0.5 * (sigmoid(10 * (a - a.mean())) - 0.5)),
+    llr_sigmoid: lambda a: 2 * sigmoid(4 * (a - a.mean()) / a.std()),
+}
+
+for scale, oracle in MAPS.items():
+    register(
+        Case(
+            name=f"optim.{scale.__name__}",
+            function=scale,
+            make_inputs=alphas,
+            oracle=oracle,
+            degenerate={
+                "equal": Degenerate((jnp.full(5, 3.0),), lambda s: bool((s == 1).all())),
+                "unknown": Degenerate((jnp.full(5, jnp.nan),), lambda s: bool((s == 1).all())),
+                "none": Degenerate((jnp.zeros(0),), lambda s: s.shape == (0,)),
+            },
+            leading=True,
+        )
+    )
+
+
+# Sparsity
+
+
+SIZES = (3.0, 1.0, 2.0, 4.0, 1.0)
+
+
+def shares(alpha, epsilon):
+    return 1 - epsilon + 2 * epsilon * (alpha - alpha.min()) / (alpha.max() - alpha.min())
+
+
+def allocation(alpha, sizes):
+    r = shares(alpha, 0.3)
+    return 0.5 * sizes.sum() * r / (sizes @ r)
+
+
+def alphas_and_sizes(key, dtype):
+    return *alphas(key, dtype), jnp.asarray(SIZES, dtype)
+
+
+register(
+    Case(
+        name="optim.alpha_pruning",
+        function=lambda alpha, sizes: alpha_pruning(alpha, sizes, 0.5),
+        make_inputs=alphas_and_sizes,
+        oracle=allocation,
+        select=lambda result: result.ratios,
+        degenerate={
+            "equal": Degenerate(
+                (jnp.full(5, 3.0), jnp.ones(5)), lambda r: bool(jnp.allclose(r.ratios, 0.5))
+            ),
+        },
+    )
+)
+
+NAMES = ("a/0/q", "a/0/k", "a/1/q", "a/1/k", "head")
+
+
+def named(key, dtype):
+    return (dict(zip(NAMES, *alphas(key, dtype), strict=True)),)
+
+
+def means(alphas):
+    return np.array(
+        [(alphas["a/0/q"] + alphas["a/0/k"]) / 2, (alphas["a/1/q"] + alphas["a/1/k"]) / 2]
+        + [alphas["head"]]
+    )
+
+
+def by_layer(alphas):
+    ratios = allocation(means(alphas), np.array([4.0, 6.0, 1.0]))
+    return dict(zip(NAMES, ratios[[0, 0, 1, 1, 2]], strict=True))
+
+
+register(
+    Case(
+        name="optim.block_means",
+        function=block_means,
+        make_inputs=named,
+        oracle=means,
+        select=lambda found: jnp.stack([found[block] for block in ("a/0", "a/1", "head")]),
+    )
+)
+register(
+    Case(
+        name="optim.layer_sparsities",
+        function=lambda alphas: layer_sparsities(
+            alphas, dict(zip(NAMES, map(int, SIZES), strict=True)), 0.5
+        ),
+        make_inputs=named,
+        oracle=by_layer,
+    )
+)
+
+
+# Pruners
+
+
+def layer(key, dtype):
+    keys = jax.random.split(key, 3)
+    inputs = jax.random.normal(keys[1], (40, 6), dtype) @ jax.random.normal(keys[2], (6, 6), dtype)
+    return jax.random.normal(keys[0], (6, 4), dtype), inputs
+
+
+def largest_half(scores):
+    return np.argsort(np.argsort(scores)) >= len(scores) / 2
+
+
+def by_magnitude(w):
+    return w * largest_half(np.abs(w).ravel()).reshape(w.shape)
+
+
+def by_output(w, x):
+    scores = np.abs(w) * np.linalg.norm(x, axis=0)[:, None]
+    return w * np.apply_along_axis(largest_half, 0, scores)
+
+
+def by_surgery(w, x):
+    """One block; the inverse of what is left of H at each input, formed anew."""
+    w, gram = w.copy(), x.T @ x
+    h = gram + 0.01 * np.mean(np.diag(gram)) * np.eye(len(w))
+    inverses = [np.linalg.inv(h[i:, i:]) for i in range(len(w))]
+    pivots = np.array([inverse[0, 0] for inverse in inverses])
+    kept = largest_half((w**2 / pivots[:, None]).ravel()).reshape(w.shape)
+    for i, inverse in enumerate(inverses):
+        w[i:] -= np.outer(inverse[:, 0] / pivots[i], w[i] * ~kept[i])
+    return w
+
+
+register(
+    Case(
+        name="optim.magnitude_mask",
+        function=lambda w: jnp.where(magnitude_mask(w, 0.5), w, 0),
+        make_inputs=lambda key, dtype: layer(key, dtype)[:1],
+        oracle=by_magnitude,
+        degenerate={"zero": Degenerate((jnp.zeros((6, 4)),), lambda w: not w.any())},
+    )
+)
+register(
+    Case(
+        name="optim.wanda_mask",
+        function=lambda w, x: jnp.where(wanda_mask(w, x, 0.5), w, 0),
+        make_inputs=layer,
+        oracle=by_output,
+        degenerate={
+            "no signal": Degenerate((jnp.ones((6, 4)), jnp.zeros((40, 6))), lambda w: w.sum() == 12)
+        },
+    )
+)
+register(
+    Case(
+        name="optim.sparsegpt",
+        function=partial(sparsegpt, sparsity=0.5),
+        make_inputs=layer,
+        oracle=by_surgery,
+        select=lambda result: result.weights,
+        tolerance={"float32": 1e-4, "float64": 1e-10},
+        differentiable=False,
+        degenerate={
+            "no signal": Degenerate((jnp.ones((6, 4)), jnp.zeros((40, 6))), lambda r: bool(r.sound))
+        },
+    )
+)
+register(
+    Case(
+        name="optim.prune",
+        function=lambda params: prune(params, {"w": 0.5}),
+        make_inputs=lambda key, dtype: ({"w": layer(key, dtype)[0], "bias": jnp.ones(4, dtype)},),
+        oracle=lambda params: {**params, "w": by_magnitude(params["w"])},
+    )
+)
+register(
+    Case(
+        name="optim.reconstruction_error",
+        function=reconstruction_error,
+        make_inputs=lambda key, dtype: (
+            layer(key, dtype)[0],
+            layer(jax.random.fold_in(key, 1), dtype)[0],
+            layer(key, dtype)[1],
+        ),
+        oracle=lambda w, v, x: np.sum((x @ (w - v)) ** 2) / np.sum((x @ w) ** 2),
+        degenerate={
+            "nothing to lose": Degenerate(
+                (jnp.zeros((6, 4)), jnp.zeros((6, 4)), jnp.ones((3, 6))), lambda e: e == 0
+            )
+        },
+    )
+)
+
+
+# Transformations, with a metric that NumPy has too
+
+
+def three_layers(key, dtype):
+    keys = jax.random.split(key, 6)
+    draws = [jax.random.normal(k, (4, 4), dtype) for k in keys]
+    trees = [
+        {n: {"kernel": w} for n, w in zip("abc", ws, strict=True)}
+        for ws in zip(*[iter(draws)] * 3, strict=True)
+    ]
+    return tuple(trees)
+
+
+def norm(matrix):
+    return jnp.sqrt(jnp.sum(matrix**2))
+
+
+def scaled(params, tree):
+    kernels = [np.linalg.norm(layer["kernel"]) for layer in params.values()]
+    scales = MAPS[linear_map](np.array(kernels))
+    return {n: {"kernel": s * tree[n]["kernel"]} for n, s in zip(params, scales, strict=True)}
+
+
+UPDATE = dict(
+    make_inputs=three_layers,
+    differentiable=False,
+    recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
+)
+OPTIONS = dict(metric=norm, refresh_every=10, min_eigenvalues=1)
+
+register(
+    Case(
+        name="optim.temp_balance",
+        function=added_by(temp_balance("linear", **OPTIONS)),
+        oracle=scaled,
+        **UPDATE,
+    )
+)
+register(
+    Case(
+        name="optim.alpha_decay",
+        function=added_by(alpha_decay(0.1, "linear", **OPTIONS)),
+        oracle=lambda params, updates: jax.tree.map(
+            lambda u, p: u + 0.1 * p, updates, scaled(params, params)
+        ),
+        **UPDATE,
+    )
+)
+
+for metric in ("hill", "farms", "debiased", "shape_only"):
+    exempt(f"optim.{metric}", "returns a metric, no arrays; tests/test_temp_balance.py")
+exempt("optim.owners", "maps names to names; tests/test_temp_balance.py")
