@@ -288,6 +288,23 @@ def test_two_layers_that_happen_to_be_called_u_and_v_are_no_pair():
     assert [view.kind for view in views("u/kernel 4 6", "v/kernel 6 3").values()] == ["dense"] * 2
 
 
+@pytest.mark.parametrize(
+    "options, word",
+    [({"kinds": {"*lora_B": "skip"}}, "kinds"), ({"dtypes": {"q/lora_B": "int8"}}, "int8")],
+)
+def test_half_a_low_rank_pair_is_not_lost(options, word):
+    found = plan(shaped("q/lora_A 2 6", "q/lora_B 5 2"), **options)
+    assert [(view.name, view.kind) for view in found.views] == [("q/lora_A", "dense")]
+    assert word in reasons(found)["q/lora_B"]
+    told = plan(shaped("q/lora_A 2 6", "q/lora_B 5 2"), kinds={"q/lora_A": "dense"})
+    assert [view.kind for view in told.views] == ["dense", "dense"]
+
+
+def test_two_spellings_of_one_path_are_two_tensors():
+    found = plan(shaped("q/u 6 2", "q/v 2 5", "q.v 2 5"))
+    assert [view.sources for view in found.views] == [("q/u", "q/v"), ("q.v",)]
+
+
 def test_tied_weights_come_once():
     table = jnp.asarray(normal(0, 9, 4))
     params = {"wte": {"embedding": table}, "head": {"kernel": jnp.ones((4, 4))}, "x": table}
@@ -305,6 +322,7 @@ SKIPPED = {
     "attn.bias 1 1 8 8": "bias or attention mask",
     "bn.running_var 3": "batch-norm statistics",
     "bn/moving_mean 3": "batch-norm statistics",
+    "bn/mean 3": "batch-norm statistics",
     "bn.num_batches_tracked": "batch-norm statistics",
     "LayerNorm_0/scale 3": "scale of a normalisation",
     "norm.weight 4 4": "scale of a normalisation",

@@ -76,6 +76,7 @@ class Network(NamedTuple):
     framework: str
     forced: bool
     conv1d: bool
+    settled: frozenset[str] = frozenset()  # names that are skipped, or of a kind told by the user
 
     @classmethod
     def of(cls, shapes: Mapping[str, Iterable[int]], framework: str) -> "Network":

@@ -96,18 +96,27 @@ def classify(
     check_choice("conv", conv, get_args(Conv))
     check_choice("framework", framework, ("auto", *FRAMEWORKS))
     network = Network.of(shapes, framework)
-    forced = _forced_kinds(network, kinds or {})
+    told = _told_kinds(network, kinds or {})
+    reasons = {
+        tensor.name: reason
+        for tensor in network.tensors
+        if (reason := _reason(tensor, network, told, dtypes or {})) is not None
+    }
+    network = network._replace(settled=frozenset({*told, *reasons}))
     views: list[View] = []
-    skipped: list[Skipped] = []
     for tensor in network.tensors:
-        if tensor.name in forced:
-            answer: str | Sequence[View] = _as_told(tensor, network, conv, forced[tensor.name])
+        if tensor.name in reasons:
+            continue
+        if tensor.name in told:
+            found: Sequence[View] | None = _as_told(tensor, network, conv, told[tensor.name])
         else:
-            answer = _by_rule(tensor, network, conv, (dtypes or {}).get(tensor.name, ""))
-        if isinstance(answer, str):
-            skipped.append(Skipped(tensor.name, tensor.shape, answer))
-        else:
-            views.extend(answer)
+            found = _by_rule(tensor, network, conv)
+        if found is None:
+            reasons[tensor.name] = _unknown(tensor.shape)
+        views.extend(found or ())
+    skipped = [
+        Skipped(t.name, t.shape, reasons[t.name]) for t in network.tensors if t.name in reasons
+    ]
     return Plan(tuple(views), tuple(skipped))
 
 
@@ -124,24 +133,30 @@ def require_views(found: Plan, argument: str) -> None:
     )
 
 
-def _by_rule(tensor: Tensor, network: Network, conv: Conv, dtype: str) -> str | Sequence[View]:
-    reason = skip(tensor, network, dtype)
-    if reason is not None:
-        return reason
-    for rule in RULES:
-        views = rule(tensor, network, conv)
-        if views is not None:
-            return views
-    if math.prod(tensor.shape) == max(tensor.shape):
+def _reason(
+    tensor: Tensor, network: Network, told: Mapping[str, str], dtypes: Mapping[str, str]
+) -> str | None:
+    if tensor.name in told:
+        return "skipped by kinds" if told[tensor.name] == "skip" else None
+    return skip(tensor, network, dtypes.get(tensor.name, ""))
+
+
+def _by_rule(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
+    answers = (rule(tensor, network, conv) for rule in RULES)
+    return next((views for views in answers if views is not None), None)
+
+
+def _unknown(shape: tuple[int, ...]) -> str:
+    if math.prod(shape) == max(shape):
         return "one vector"
     return (
-        f"{len(tensor.shape)} axes and a name that tells no layer; say which with kinds={{name: "
-        "'conv'}, or 'dense' for a stack of matrices; for stacked networks use jax.vmap"
+        f"{len(shape)} axes and a name that tells no layer; say which with kinds={{name: 'conv'}}, "
+        "or 'dense' for a stack of matrices; for stacked networks use jax.vmap"
     )
 
 
-def _forced_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
-    forced: dict[str, str] = {}
+def _told_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
+    told: dict[str, str] = {}
     names = [tensor.name for tensor in network.tensors]
     for glob, kind in kinds.items():
         check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "skip"))
@@ -151,14 +166,12 @@ def _forced_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
             hint = f"did you mean {near[0]!r}?" if near else "write it as the names are written"
             raise ValueError(f"kinds: {glob!r} matches no tensor; {hint}")
         for name in matched:
-            forced.setdefault(name, kind)
-    return forced
+            told.setdefault(name, kind)
+    return told
 
 
-def _as_told(tensor: Tensor, network: Network, conv: Conv, told: str) -> str | Sequence[View]:
+def _as_told(tensor: Tensor, network: Network, conv: Conv, told: str) -> Sequence[View]:
     kind, _, number = told.partition(":")
-    if kind == "skip":
-        return "skipped by kinds"
     if bool(number) != (kind == "grouped") and not (kind == "recurrent" and number.isdecimal()):
         raise ValueError(f"kinds: {told!r} for {tensor.name!r}: write 'grouped:4' for four groups")
     views = _MAKERS[kind](tensor, network, conv, int(number or 1))

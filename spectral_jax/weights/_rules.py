@@ -66,7 +66,9 @@ def low_rank(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | N
     marker = tensor.path[at]
     partner = (*tensor.path[:at], _PARTNERS[marker], *tensor.path[at + 1 :])
     other = network.by_path.get(partner)
-    if other is None or not len(tensor.shape) == len(other.shape) == 2:
+    if other is None or other.name in network.settled or network.by_path[tensor.path] != tensor:
+        return None
+    if not len(tensor.shape) == len(other.shape) == 2:
         return None
     first, second = (tensor, other) if marker in _PAIRS else (other, tensor)
     factors = _factors(first, second)

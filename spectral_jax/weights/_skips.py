@@ -11,11 +11,11 @@ _OPTIMISER = re.compile(
 _ROTARY = re.compile(r"^(rotary.*|rope.*|inv_freq|cos_cached|sin_cached|freqs_c(is|os)|freqs_sin)$")
 _SPECTRAL = re.compile(r"spectral(?!_?norm)|fourier", re.IGNORECASE)
 _NORM = re.compile(
-    r"^(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)(_\w*|\d*)$", re.I
+    r"^(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)"
+    r"(_?\d+|_f|_final|_pre|_post|_out)?$",
+    re.IGNORECASE,
 )
-_STATISTICS = re.compile(
-    r"^(running|moving)_(mean|var|variance)$|^(mean|var)$|^num_batches_tracked$"
-)
+_STATISTICS = re.compile(r"^((running|moving)_(mean|var|variance)|num_batches_tracked)$")
 _POSITIONS = re.compile(
     r"^(position_ids|token_type_ids|relative_position_.*|relative_attention_bias)$"
 )
@@ -45,7 +45,7 @@ def _by_role(tensor: Tensor, network: Network) -> str | None:
         return "bias" if axes < 3 else "bias or attention mask"
     if leaf.endswith("mask"):
         return "mask"
-    if _STATISTICS.search(leaf):
+    if _STATISTICS.search(leaf) or (axes == 1 and leaf in ("mean", "var")):
         return "batch-norm statistics"
     if leaf in ("scale", "gamma") or (leaf == "weight" and _NORM.match(tensor.module)):
         return "scale of a normalisation"
