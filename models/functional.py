@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from models.registry import Model, build
 from spectral_jax.weights import Block
@@ -34,11 +34,11 @@ class Apply(Protocol):
         self,
         params: Tree,
         state: Tree,
-        x: Float[Array, "b ..."],
+        x: Shaped[Array, "b ..."],
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b c"], Tree]: ...
+    ) -> tuple[Float[Array, "b *positions c"], Tree]: ...
 
 
 class Functional(NamedTuple):
@@ -53,12 +53,21 @@ class Network(NamedTuple):
     """A model before any seed is drawn; every field is static.
 
     init: key -> (params, state), which `jax.vmap` maps over keys.
-    layout: the blocks of its graph, for `spectral_jax.weights.graph_weights`.
+    blocks: what `layout` calls; models without a graph reading raise there, not when described.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     apply: Apply
-    layout: tuple[Block, ...]
+    blocks: Callable[[], tuple[Block, ...]]
+
+    @property
+    def layout(self) -> tuple[Block, ...]:
+        """The blocks of the network's graph, for `spectral_jax.weights.graph_weights`.
+
+        Raises:
+            ValueError: the model has no graph reading (attention, pre-activation norms).
+        """
+        return self.blocks()
 
 
 def network(name: str, *, input_shape: tuple[int, ...], classes: int, **options: Any) -> Network:
@@ -78,7 +87,7 @@ def network(name: str, *, input_shape: tuple[int, ...], classes: int, **options:
         return params, state
 
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
-    return Network(init, functional(abstract).apply, abstract.layout())
+    return Network(init, functional(abstract).apply, abstract.layout)
 
 
 def init(

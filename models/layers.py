@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from spectral_jax.weights import BATCH_NORM_EPSILON
+
 
 def dense(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """Fully connected layer; `draw_uniform` gives it torch's initial kernel and bias."""
+    """Fully connected layer; `draw` gives it torch's initial kernel and bias."""
     bound = {"bound": 1 / math.sqrt(inputs)}
     return nnx.Linear(
         inputs,
@@ -30,18 +33,21 @@ def conv(
     *,
     rngs: nnx.Rngs,
     stride: int = 1,
-    padding: int = 0,
+    padding: int | Literal["SAME"] = 0,
     bias: bool = True,
 ) -> nnx.Conv:
-    """Square convolution; `draw_uniform` gives it torch's initial kernel and bias."""
+    """Square convolution; `draw` gives it torch's initial kernel and bias.
+
+    `padding` zeros go on every side. "SAME", as Keras has it, pads a strided convolution of an even
+    side at the end only, so the two read different pixels.
+    """
     bound = {"bound": 1 / math.sqrt(inputs * size * size)}
     return nnx.Conv(
         inputs,
         outputs,
         (size, size),
         strides=stride,
-        # Explicit, because "SAME" pads a strided convolution on one side only.
-        padding=((padding, padding), (padding, padding)),
+        padding=padding if padding == "SAME" else ((padding, padding), (padding, padding)),
         use_bias=bias,
         kernel_init=nnx.initializers.zeros,
         kernel_metadata=bound,
@@ -50,22 +56,67 @@ def conv(
     )
 
 
-def draw_uniform(key: Key[Array, ""], model: nnx.Module) -> None:
-    """Set every parameter that has a bound to U(-bound, bound), bound = 1/sqrt(fan_in), in place.
+def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch-norm over all axes but the channels, with torch's epsilon and running mean."""
+    return nnx.BatchNorm(
+        channels,
+        momentum=0.9,
+        epsilon=BATCH_NORM_EPSILON,
+        # E[x^2] - E[x]^2 cancels in float32 when a channel's mean outgrows its spread.
+        use_fast_variance=False,
+        rngs=rngs,
+    )
 
-    One draw for the whole model: XLA takes about half a second to compile each draw on a CPU, and
-    more under vmap, so one per parameter would keep a deep network waiting for a minute.
+
+def normal_dense(
+    inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs, bias: bool = True
+) -> nnx.Linear:
+    """Fully connected layer; `draw` makes its kernel N(0, std^2), its bias stays 0."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        kernel_init=nnx.initializers.zeros,
+        kernel_metadata={"std": std},
+        rngs=rngs,
+    )
+
+
+def embedding(rows: int, width: int, std: float, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """Table of vectors, one per token or position; `draw` makes it N(0, std^2)."""
+    return nnx.Embed(
+        rows,
+        width,
+        embedding_init=nnx.initializers.zeros,
+        embedding_metadata={"std": std},
+        rngs=rngs,
+    )
+
+
+def draw(key: Key[Array, ""], model: nnx.Module) -> None:
+    """Set each parameter that has a "bound" to U(-bound, bound), a "std" to N(0, std^2), in place.
+
+    One draw per distribution for the whole model: XLA takes about half a second to compile each
+    draw on a CPU, and more under vmap, so one per parameter would keep a deep network waiting for a
+    minute.
     """
     variables = jax.tree.leaves(
         nnx.state(model, nnx.Param), is_leaf=lambda node: isinstance(node, nnx.Variable)
     )
-    drawn = [variable for variable in variables if "bound" in variable.get_metadata()]
-    ends = np.cumsum([variable.size for variable in drawn])
-    draws = jax.random.uniform(key, (ends[-1],), jnp.float32, -1.0, 1.0)
-    pieces = jnp.split(draws, ends[:-1])
-    for variable, piece in zip(drawn, pieces, strict=True):
-        bound = variable.get_metadata("bound")
-        variable.set_value(bound * piece.reshape(variable.shape))
+    bounded = [variable for variable in variables if "bound" in variable.get_metadata()]
+    if bounded:
+        size = sum(variable.size for variable in bounded)
+        _fill(bounded, "bound", jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0))
+    spread = [variable for variable in variables if "std" in variable.get_metadata()]
+    if spread:
+        size = sum(variable.size for variable in spread)
+        _fill(spread, "std", jax.random.normal(jax.random.fold_in(key, 1), (size,), jnp.float32))
+
+
+def _fill(variables: Sequence[nnx.Variable], scale: str, draws: Float[Array, " n"]) -> None:
+    ends = np.cumsum([variable.size for variable in variables])
+    for variable, piece in zip(variables, jnp.split(draws, ends[:-1]), strict=True):
+        variable.set_value(variable.get_metadata(scale) * piece.reshape(variable.shape))
 
 
 def dropout_scales(
@@ -79,7 +130,7 @@ def dropout_scales(
     """Return one factor per hidden layer: 0 with probability `rate`, else 1 / (1 - rate).
 
     Outside training every factor is 1. A function, not a module, which would carry a random stream
-    in the model's state; all layers in one draw, for the reason given in `draw_uniform`.
+    in the model's state; all layers in one draw, for the reason given in `draw`.
     """
     if not train or rate == 0 or not widths:
         return [1.0] * len(widths)

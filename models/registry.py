@@ -5,15 +5,26 @@ from difflib import get_close_matches
 from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from models.layers import draw_uniform
+from models.gpt import GPT
+from models.layers import draw
 from models.lenet import LeNet
 from models.mlp import MLP
-from models.resnet import ResNet
+from models.resnet import ImageNetResNet, ResNet
+from models.vgg import VGG
+from models.wide_resnet import WideResNet
 from spectral_jax.weights import Block
 
-MODELS: dict[str, type[Any]] = {"mlp": MLP, "lenet": LeNet, "resnet": ResNet}
+MODELS: dict[str, type[Any]] = {
+    "mlp": MLP,
+    "lenet": LeNet,
+    "resnet": ResNet,
+    "resnet_imagenet": ImageNetResNet,
+    "vgg": VGG,
+    "wide_resnet": WideResNet,
+    "gpt": GPT,
+}
 
 _ALWAYS = {"self", "input_shape", "classes", "rngs"}
 
@@ -23,13 +34,13 @@ class Model(Protocol):
     """What every network here is, besides an `nnx.Module`."""
 
     def __call__(
-        self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b c"]:
+        self, x: Shaped[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *positions c"]:
         """Return the logits; only ``train=True`` drops out and updates statistics."""
         ...
 
     def layout(self) -> tuple[Block, ...]:
-        """Return the blocks of the network's graph."""
+        """Return the blocks of the network's graph, or raise ValueError where it has none."""
         ...
 
 
@@ -53,7 +64,7 @@ def build(
             known = ", ".join(options(name))
             raise ValueError(f"model {name!r} has no option {option!r}: it takes {known}")
     built = model(input_shape=input_shape, classes=classes, rngs=rngs, **choices)
-    draw_uniform(rngs.params(), built)
+    draw(rngs.params(), built)
     return built
 
 

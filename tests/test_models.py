@@ -10,14 +10,29 @@ import pytest
 from flax import nnx
 
 import models
-from spectral_jax.weights import BATCH_NORM_EPSILON, edges, graph_weights
+from models import resnet
+from spectral_jax.weights import BATCH_NORM_EPSILON, Block, edges, graph_weights
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SMALL = dict(input_shape=(8, 8, 3), classes=10)
 EXAMPLES = {
     "mlp": dict(name="mlp", input_shape=(8, 8), classes=10, hidden=(12, 9), dropout=0.4),
     "lenet": dict(name="lenet", input_shape=(28, 28), classes=10, dropout=0.4),
-    "resnet": dict(name="resnet", input_shape=(8, 8, 3), classes=10, depth=8),
+    "resnet": dict(name="resnet", depth=8, **SMALL),
+    "resnet-b": dict(name="resnet", depth=8, shortcut="B", **SMALL),
+    "resnet-18": dict(name="resnet_imagenet", depth=18, stem="cifar", width=4, **SMALL),
+    "vgg": dict(name="vgg", input_shape=(32, 32, 3), classes=10, depth=11, width=4),
+    "wide-resnet": dict(name="wide_resnet", depth=10, widen=1, **SMALL),
+    "gpt": dict(name="gpt", input_shape=(6,), classes=10, width=16, depth=1, heads=2),
 }
 every_model = pytest.mark.parametrize("name", EXAMPLES)
+# What holds for these holds for the rest, which compile for longer.
+shallow_model = pytest.mark.parametrize("name", ["mlp", "lenet", "resnet", "gpt"])
+uniform_model = pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "gpt"])
+graph_model = pytest.mark.parametrize(
+    "name", [name for name in EXAMPLES if name not in ("gpt", "wide-resnet")]
+)
 
 
 @cache
@@ -26,7 +41,10 @@ def example(name):
     config = EXAMPLES[name]
     net = models.network(**config)
     params, state = net.init(jax.random.key(0))
-    return net, params, state, jax.random.normal(jax.random.key(9), (4, *config["input_shape"]))
+    shape = (4, *config["input_shape"])
+    if name == "gpt":
+        return net, params, state, jax.random.randint(jax.random.key(9), shape, 0, 10)
+    return net, params, state, jax.random.normal(jax.random.key(9), shape)
 
 
 def count(params):
@@ -62,11 +80,11 @@ def test_trees_are_plain_dicts_of_arrays_with_string_keys(name):
 def test_logits_and_new_state_keep_shape_and_structure(name):
     net, params, state, x = example(name)
     logits, new = jax.eval_shape(partial(train_step, net), params, state, x, jax.random.key(1))
-    assert logits.shape == (4, 10)
+    assert logits.shape == ((4, 6, 10) if name == "gpt" else (4, 10))
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
 
 
-@every_model
+@shallow_model
 def test_a_step_compiles_once(name):
     net, params, state, x = example(name)
     step = jax.jit(partial(train_step, net))
@@ -75,7 +93,7 @@ def test_a_step_compiles_once(name):
     assert step._cache_size() == 1
 
 
-@every_model
+@shallow_model
 def test_seeds_vmapped_equal_a_loop(name):
     net, _, _, x = example(name)
     keys, masks = jax.random.split(jax.random.key(0), 2), jax.random.split(jax.random.key(1), 2)
@@ -106,7 +124,7 @@ def test_every_parameter_has_a_gradient(name):
     assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-@every_model
+@shallow_model
 def test_graph_mode_and_tree_mode_trace_the_same_programs(name):
     _, params, state, x = example(name)
 
@@ -122,7 +140,7 @@ def test_graph_mode_and_tree_mode_trace_the_same_programs(name):
     assert programs(graph=True) == programs(graph=False)
 
 
-@every_model
+@shallow_model
 def test_a_built_model_and_its_functional_agree(name):
     model, x = models.build(rngs=nnx.Rngs(0), **EXAMPLES[name]), example(name)[3]
     apply, params, state = models.functional(model)
@@ -148,7 +166,7 @@ def test_the_compiled_step_contains_no_more_than_the_arithmetic():
 # Initialisation
 
 
-@every_model
+@uniform_model
 def test_kernels_and_biases_are_uniform_within_the_torch_bound(name):
     def is_layer(node):
         return isinstance(node, dict) and "kernel" in node
@@ -192,6 +210,118 @@ def test_resnet_with_option_a_shortcuts_parameter_count(depth, expected):
     assert 9 * 3 * 16 + convolutions + norms + 64 * 10 + 10 == expected
     config = dict(name="resnet", input_shape=(32, 32, 3), classes=10, depth=depth)
     assert parameter_count(**config) == expected
+
+
+# torchvision's ResNets and kuangliu's on CIFAR, VGG less its superfluous biases, arXiv 1605.07146.
+PUBLISHED = [
+    (dict(name="resnet", depth=20, shortcut="B"), 272_474),
+    (dict(name="resnet", depth=56), 853_018),
+    (dict(name="resnet_imagenet", depth=18, classes=1000), 11_689_512),
+    (dict(name="resnet_imagenet", depth=34, classes=1000), 21_797_672),
+    (dict(name="resnet_imagenet", depth=50, classes=1000), 25_557_032),
+    (dict(name="resnet_imagenet", depth=18, stem="cifar"), 11_173_962),
+    (dict(name="resnet_imagenet", depth=34, stem="cifar"), 21_282_122),
+    (dict(name="vgg", depth=11), 9_231_114 - 2_752),
+    (dict(name="vgg", depth=13), 9_416_010 - 2_944),
+    (dict(name="vgg", depth=16), 14_728_266 - 4_224),
+    (dict(name="vgg", depth=19), 20_040_522 - 5_504),
+    (dict(name="wide_resnet", depth=28, widen=10), 36_479_194),
+    (dict(name="wide_resnet", depth=16, widen=8), 10_961_370),
+]
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    PUBLISHED,
+    ids=["-".join(map(str, config.values())) for config, _ in PUBLISHED],
+)
+def test_published_parameter_counts(config, expected):
+    assert parameter_count(**{"input_shape": (32, 32, 3), "classes": 10, **config}) == expected
+
+
+@pytest.mark.parametrize(
+    "stem, side, expected",
+    [
+        ("imagenet", 224, [56, 56, 28, 28, 14, 14, 7, 7]),
+        ("cifar", 32, [32, 32, 16, 16, 8, 8, 4, 4]),
+    ],
+)
+def test_each_stage_halves_what_the_stem_leaves(stem, side, expected, monkeypatch):
+    sides = []
+    whole = resnet.ResidualBlock.__call__
+
+    def watched(self, x, *, train):
+        y = whole(self, x, train=train)
+        sides.append(y.shape[1])
+        return y
+
+    config = dict(input_shape=(side, side, 3), classes=10, depth=18, width=1, stem=stem)
+    net = models.network("resnet_imagenet", **config)
+    monkeypatch.setattr(resnet.ResidualBlock, "__call__", watched)
+    trees = jax.eval_shape(net.init, jax.random.key(0))
+    jax.eval_shape(net.apply, *trees, jnp.ones((1, side, side, 3)))
+    assert sides == expected
+
+
+def test_a_bottleneck_narrows_strides_and_widens():
+    block = resnet.ResidualBlock((8, 2, 2, 8), (1, 3, 1), stride=2, projects=True, rngs=nnx.Rngs(0))
+    kernels = [getattr(block, name) for name in ("conv1", "conv2", "conv3", "shortcut")]
+    assert [kernel.kernel.shape for kernel in kernels] == [
+        (1, 1, 8, 2),
+        (3, 3, 2, 2),
+        (1, 1, 2, 8),
+        (1, 1, 8, 8),
+    ]
+    assert [kernel.strides for kernel in kernels] == [1, 2, 1, 2]
+    assert block.layout("b", 4) == (
+        Block("b/conv1/kernel", 4, 5, norm="b/norm1"),
+        Block("b/conv2/kernel", 5, 6, norm="b/norm2"),
+        Block("b/conv3/kernel", 6, 7, norm="b/norm3"),
+        Block("b/shortcut/kernel", 4, 7, norm="b/shortcut_norm"),
+    )
+
+
+def test_a_wide_block_is_norm_relu_convolution_twice():
+    net, params, state, x = trained("wide-resnet")
+
+    def norm(x, path):
+        scale, stats = at(params, path), at(state, path)
+        return (x - stats["mean"]) / np.sqrt(stats["var"] + BATCH_NORM_EPSILON) * scale[
+            "scale"
+        ] + scale["bias"]
+
+    def convolve(x, path, stride=1):
+        kernel = at(params, path)["kernel"]
+        side = kernel.shape[0] // 2
+        return jax.lax.conv_general_dilated(
+            *(x, kernel, (stride, stride), [(side, side)] * 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    y = convolve(x, "stem")
+    for k, stride in enumerate((1, 2, 2)):
+        block = f"blocks/{k}"
+        active = jax.nn.relu(norm(y, f"{block}/norm1"))
+        inner = jax.nn.relu(norm(convolve(active, f"{block}/conv1", stride), f"{block}/norm2"))
+        skip = convolve(active, f"{block}/shortcut", stride) if k else y
+        y = convolve(inner, f"{block}/conv2") + skip
+    y = jax.nn.relu(norm(y, "norm")).mean(axis=(1, 2))
+    expected = y @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(jax.jit(net.apply)(params, state, x)[0], expected, rtol=1e-4)
+
+
+def test_same_padding_reads_the_pixels_that_keras_reads():
+    """Of an even side, a strided 3 x 3 window starts on the pixel itself, not one before it."""
+    same = resnet.ResidualBlock(
+        (1, 1, 1), (3, 3), stride=2, projects=False, padding="same", rngs=nnx.Rngs(0)
+    )
+    symmetric = resnet.ResidualBlock((1, 1, 1), (3, 3), stride=2, projects=False, rngs=nnx.Rngs(0))
+    corner = np.zeros((3, 3, 1, 1), np.float32)
+    corner[0, 0] = 1
+    image = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    for block, expected in ((same, [[0, 2], [8, 10]]), (symmetric, [[0, 0], [0, 5]])):
+        block.conv1.kernel.set_value(jnp.asarray(corner))
+        np.testing.assert_array_equal(block.conv1(image)[0, ..., 0], expected)
 
 
 def test_lenet_pads_small_digits_to_the_original_input():
@@ -265,9 +395,9 @@ def test_batch_statistics_move_in_training_only():
     )
 
 
-def trained_resnet():
+def trained(name):
     """Parameters with every batch-norm away from its initial identity."""
-    net, params, state, x = example("resnet")
+    net, params, state, x = example(name)
     rng = np.random.default_rng(0)
 
     def perturb(leaf):
@@ -276,9 +406,10 @@ def trained_resnet():
     return net, jax.tree.map(perturb, params), jax.tree.map(perturb, state), x
 
 
-def test_a_network_with_folded_batch_norms_computes_the_same():
+@pytest.mark.parametrize("name", ["resnet", "resnet-b", "resnet-18", "vgg"])
+def test_a_network_with_folded_batch_norms_computes_the_same(name):
     """conv(x, K) normalised = conv(x, K gamma / sqrt(var + eps)) up to a bias per channel."""
-    net, params, state, x = trained_resnet()
+    net, params, state, x = trained(name)
     apply = jax.jit(net.apply)
     folded = apply(*fold_norms(net.layout, params, state), x)[0]
     np.testing.assert_allclose(folded, apply(params, state, x)[0], rtol=1e-4)
@@ -306,7 +437,7 @@ def at(tree, path):
 
 
 def test_graph_weights_fold_the_norms_as_the_network_does():
-    net, params, state, _ = trained_resnet()
+    net, params, state, _ = trained("resnet-b")
     folded, plain = fold_norms(net.layout, params, state)
     for ours, theirs in zip(
         graph_weights(params, net.layout, batch_stats=state),
@@ -319,7 +450,7 @@ def test_graph_weights_fold_the_norms_as_the_network_does():
 # Layouts
 
 
-@every_model
+@graph_model
 def test_the_layout_covers_every_kernel_once_and_reaches_the_classes(name):
     net, params, state, _ = example(name)
     weights = graph_weights(params, net.layout, batch_stats=state)
@@ -355,6 +486,15 @@ def test_resnet_skips_carry_the_channels_that_the_block_adds():
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name, reason",
+    [("gpt", "attention multiplies"), ("wide-resnet", "a norm before a convolution")],
+)
+def test_a_network_without_a_graph_says_so_when_its_layout_is_asked_for(name, reason):
+    with pytest.raises(ValueError, match=f"has no graph: {reason}"):
+        _ = example(name)[0].layout
+
+
 # Misuse
 
 
@@ -365,6 +505,18 @@ MISUSES = {
     "empty layer": (dict(name="mlp", hidden=(5, 0)), "must be positive"),
     "depth": (dict(name="resnet", depth=18), r"depth=18 is not 6n \+ 2"),
     "large image": (dict(name="lenet", input_shape=(64, 64, 3)), "larger than 32 x 32"),
+    "shortcut": (dict(name="resnet", shortcut="C"), "shortcut='C' is unknown: use 'A' or 'B'"),
+    "padding": (dict(name="resnet", padding="SAME"), "padding='SAME' is unknown"),
+    "imagenet depth": (dict(name="resnet_imagenet", depth=20), "depth=20 is not one of 18, 34, 50"),
+    "stem": (dict(name="resnet_imagenet", stem="mnist"), "stem='mnist' is unknown"),
+    "no channels": (dict(name="resnet_imagenet", width=0), "width=0 must be positive"),
+    "vgg depth": (dict(name="vgg", depth=18), "depth=18 is not one of 11, 13, 16, 19"),
+    "vgg width": (dict(name="vgg", width=0, input_shape=(32, 32)), "width=0 must be positive"),
+    "small image": (dict(name="vgg"), r"\(28, 28\) is smaller than 32 x 32"),
+    "wide depth": (dict(name="wide_resnet", depth=20), r"depth=20 is not 6n \+ 4"),
+    "widen": (dict(name="wide_resnet", widen=0), "widen=0 must be positive"),
+    "heads": (dict(name="gpt", input_shape=(8,), heads=3), "heads must divide width"),
+    "image": (dict(name="gpt"), r"input_shape=\(28, 28\) is not a sequence"),
     "features": (dict(name="resnet", input_shape=(30,)), r"input_shape=\(30,\) is not an image"),
 }
 
@@ -385,4 +537,4 @@ def test_a_linear_model_ignores_dropout():
 
 def test_options_are_what_a_model_takes():
     assert models.options("mlp") == ("hidden", "dropout")
-    assert models.options("resnet") == ("depth",)
+    assert models.options("resnet") == ("depth", "shortcut", "padding")
