@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import cifar10, files, idx, tcga
+from experiments.data import cifar10, files, idx, tcga, tinyshakespeare
 from experiments.errors import FAILED, MISSING, USAGE, UserError
 
 REAL = os.environ.get("SPECTRAL_JAX_DATA")
@@ -308,6 +308,60 @@ def test_a_malformed_table_is_refused(folder, publish, contents):
     assert "is malformed" in refusal(USAGE, data.load, "tcga")
 
 
+def shakespeare(folder, publish, characters):
+    """Publish and place a text of so many characters; return it."""
+    vocabulary = np.array(list(tinyshakespeare.VOCABULARY))
+    text = "".join(np.random.default_rng(2).choice(vocabulary, characters))
+    for name, content in publish("tinyshakespeare", {"input.txt": text.encode()}).items():
+        put(folder, "tinyshakespeare", name, content)
+    return text
+
+
+def test_text_is_cut_into_windows_whose_labels_are_the_next_characters(folder, publish):
+    text = shakespeare(folder, publish, 10_000)
+    dataset = data.load("tinyshakespeare")
+    assert dataset.train_x.shape == dataset.train_y.shape == (8999 // 256, 256)
+    assert dataset.test_x.shape == dataset.test_y.shape == (999 // 256, 256)
+    for x, y, part in (
+        (dataset.train_x, dataset.train_y, text[:9000]),
+        (dataset.test_x, dataset.test_y, text[9000:]),
+    ):
+        assert tinyshakespeare.decode(x.ravel()) == part[: x.size]
+        assert tinyshakespeare.decode(y.ravel()) == part[1 : x.size + 1]
+    assert (dataset.train_x.dtype, dataset.train_y.dtype) == (np.uint8, np.int32)
+    assert (dataset.classes, dataset.shift, dataset.scale) == (65, 0, 1)
+
+
+def test_characters_are_coded_in_order_and_back():
+    vocabulary = tinyshakespeare.VOCABULARY
+    assert sorted(set(vocabulary)) == list(vocabulary)
+    assert tinyshakespeare.encode(vocabulary).tolist() == list(range(65))
+    assert tinyshakespeare.decode(tinyshakespeare.encode("O Romeo!\n")) == "O Romeo!\n"
+    assert "'7' is not in the vocabulary" in refusal(USAGE, tinyshakespeare.encode, "Act 7")
+
+
+@pytest.mark.parametrize("length, count", [(13, 3), (12, 2), (5, 1), (4, 0)])
+def test_a_window_needs_a_character_after_it(length, count):
+    x, y = tinyshakespeare.windows(np.arange(length), 4)
+    assert x.shape == (count, 4)
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_a_subset_of_windows_keeps_each_with_its_labels(folder, publish):
+    shakespeare(folder, publish, 20_000)
+    dataset = data.load("tinyshakespeare")
+    splits = data.prepare(dataset, train_limit=20, validation=10, seed=1)
+    assert splits.train_x.shape == (20, 256) and splits.validation_y.shape == (10, 256)
+    for x, y in ((splits.train_x, splits.train_y), (splits.validation_x, splits.validation_y)):
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+    chosen = {row.tobytes() for row in splits.train_x}
+    assert not chosen & {row.tobytes() for row in splits.validation_x}
+    other = data.prepare(dataset, train_limit=20, validation=10, seed=2)
+    assert chosen != {row.tobytes() for row in other.train_x}
+    message = refusal(USAGE, data.prepare, dataset, label_noise=0.1)
+    assert "data.label_noise=0.1 needs one label per example" in message
+
+
 def test_digits_need_no_files():
     digits = data.load("digits")
     assert digits.train_x.shape == (1437, 8, 8) and digits.test_x.shape == (360, 8, 8)
@@ -363,7 +417,9 @@ def test_images_without_their_labels_are_refused(folder, publish):
     assert "10 images" in refusal(USAGE, data.load, "mnist")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "mnist7", "cifar10", "tcga"])
+@pytest.mark.parametrize(
+    "name", ["mnist", "fashion_mnist", "mnist7", "cifar10", "tcga", "tinyshakespeare"]
+)
 def test_a_missing_set_names_the_command_that_gets_it(name, folder):
     message = refusal(MISSING, data.load, name)
     assert f"python -m experiments data fetch {name}" in message
@@ -635,6 +691,18 @@ def test_too_few_examples_are_one_line(options):
 
 
 # The real files
+
+
+@needs_data
+def test_the_real_plays_load(monkeypatch):
+    monkeypatch.setenv("SPECTRAL_JAX_DATA", REAL)
+    spec = data.DATASETS["tinyshakespeare"]
+    if not files.find(spec.source, spec.source.files[0]):
+        pytest.skip("tinyshakespeare is not in SPECTRAL_JAX_DATA")
+    dataset = data.load("tinyshakespeare")
+    assert dataset.train_x.shape == (3921, 256) and dataset.test_x.shape == (435, 256)
+    assert tinyshakespeare.decode(dataset.train_x[0, :15]) == "First Citizen:\n"
+    assert len(np.unique(dataset.train_x)) == dataset.classes == 65
 
 
 @needs_data

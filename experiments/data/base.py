@@ -14,7 +14,8 @@ class Dataset(NamedTuple):
     """A classification data set in memory; a model sees `(x - shift) * scale` in float32.
 
     Images are uint8 `[n, h, w]` or `[n, h, w, channels]` (float32 where they were resized),
-    features float32 `[n, p]`, labels int32 `[n]`. `shift` and `scale` are float32 and broadcast
+    features float32 `[n, p]`, labels int32 `[n]`. Text is uint8 tokens `[n, context]` whose labels
+    are the next tokens, int32 `[n, context]`. `shift` and `scale` are float32 and broadcast
     over one example. `sha256` is one digest over the source files.
     """
 

@@ -27,9 +27,12 @@ def stratified_order(y: np.ndarray, *, seed: int) -> np.ndarray:
     """Return a random permutation of `[n]` in which every run of examples is stratified.
 
     The examples of a class are shuffled and spread evenly from a random start, so any stretch of
-    the order holds each class in proportion, to within one example at either end.
+    the order holds each class in proportion, to within one example at either end. Examples that
+    are sequences, `y` `[n, t]`, have no class: their order is only random.
     """
     rng = np.random.default_rng([seed, 0])
+    if y.ndim > 1:
+        return rng.permutation(len(y))
     position = np.empty(len(y))
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))
@@ -83,6 +86,11 @@ def prepare(
         raise UserError(
             f"data.train_limit={train_limit} and data.validation={validation} do not fit into the "
             f"{len(y)} training examples of {dataset.name}; lower one of them"
+        )
+    if label_noise and y.ndim > 1:
+        raise UserError(
+            f"data.label_noise={label_noise} needs one label per example; {dataset.name} has "
+            "sequences: set it to 0"
         )
     train_x, train_y, held = x, y, np.arange(0)
     if limit < len(y):
