@@ -3,14 +3,20 @@
 import argparse
 import difflib
 import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 EXAMPLES = """\
 examples:
-  spectral-jax doctor            what this machine is, what will be slow on it, and the fix
-  spectral-jax doctor --json     the same as one JSON object
+  spectral-jax analyze model.safetensors             what each layer's spectrum says
+  spectral-jax analyze last.npz --compare first.npz  two checkpoints side by side
+  spectral-jax analyze model.pt --report out.html    a page with figures
+  spectral-jax analyze model.pt --metrics all --json every metric as one JSON object
+  spectral-jax doctor                                what will be slow on this machine, and the fix
+  spectral-jax doctor --json                         the same as one JSON object
 
 """
 
@@ -32,6 +38,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 wrong usage."""
+    # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from spectral_jax.analysis import command as analyze
+
     words = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -39,11 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
 
+    analyzer = commands.add_parser("analyze", help="spectra of the weights in a checkpoint")
+    analyze.add_arguments(analyzer)
+    analyzer.set_defaults(run=analyze.run)
+
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         parser.unknown(words[0], list(commands.choices))
     options, unknown = parser.parse_known_args(words)
     if unknown:
-        parser.unknown(unknown[0], ["--json", "--help"])
+        known = commands.choices[words[0]].format_help()
+        parser.unknown(unknown[0], re.findall(r"--[a-z]+", known))
     return options.run(options)
 
 

@@ -1,0 +1,66 @@
+"""What the spectra of a network's weights say, layer by layer, and how sure that is.
+
+    analyze(params)                          # a pandas table, a row per layer
+    analyze("model.safetensors").attrs["summary"]
+
+The command ``spectral-jax analyze`` prints the same. `COLUMNS` says what each column means.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spectral_jax.analysis.columns import COLUMNS, DEFAULT, Column, names
+from spectral_jax.analysis.engine import Analysis, analyse, check_groups
+from spectral_jax.analysis.layers import Arrays
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["COLUMNS", "Analysis", "Column", "analyse", "analyze"]
+
+
+def analyze(
+    params: Any,
+    *,
+    metrics: Sequence[str] = DEFAULT,
+    layers: Sequence[str] = (),
+    conv: str = "positions",
+    framework: str = "auto",
+    kinds: Mapping[str, str] | None = None,
+) -> "pandas.DataFrame":
+    """A row per layer, in the network's order, with the columns of `COLUMNS`.
+
+    ``attrs["summary"]`` is the gist in a paragraph, ``attrs["skipped"]`` what was left out and why.
+
+    Args:
+      params: a pytree, a mapping of names to arrays, or the path of a checkpoint.
+      metrics: groups of columns: norms, hill, ks, farms, alternatives, goodness; or ``["all"]``.
+      layers: shell patterns of the names to keep.
+      conv: a convolution as a matrix per kernel position (``positions``), as one (``flattened``)
+        or as its channel graph (``channels``).
+      framework: whose conventions to read shapes by: torch, flax, keras, haiku, tf.
+      kinds: kind by shell pattern of the name, where the guess is wrong.
+
+    Runs on the host and moves one layer at a time there: not for use inside ``jit``.
+    Raises ``ValueError`` for an unknown option, patterns that match nothing or a network without a
+    matrix, ``CheckpointError`` for a bad file, ``ImportError`` without pandas.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("analyze needs pandas: pip install 'spectral-jax[tables]'") from error
+    options = dict(metrics=metrics, layers=layers, conv=conv, framework=framework, kinds=kinds)
+    analysis = _analyse(params, options)
+    table = pandas.DataFrame(analysis.rows, columns=names(check_groups(metrics)))
+    table.attrs["summary"] = analysis.summary
+    table.attrs["skipped"] = [each._asdict() for each in analysis.skipped]
+    return table
+
+
+def _analyse(params: Any, options: dict[str, Any]) -> Analysis:
+    if not hasattr(params, "__fspath__") and not isinstance(params, str):
+        return analyse(Arrays(params), **options)
+    from spectral_jax.checkpoints import open_checkpoint
+
+    with open_checkpoint(params) as checkpoint:
+        return analyse(checkpoint, **options)

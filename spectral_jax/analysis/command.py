@@ -1,0 +1,188 @@
+"""``spectral-jax analyze``: a checkpoint in, a table out."""
+
+import argparse
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spectral_jax.analysis import columns
+from spectral_jax.analysis.comparison import IDENTITY, compare
+from spectral_jax.analysis.engine import Analysis, analyse, check_groups
+from spectral_jax.analysis.text import align, render
+from spectral_jax.analysis.verdicts import by_urgency
+
+FAILED, BAD_INPUT, MISSING = 1, 2, 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    option = parser.add_argument
+    option("path", nargs="?", metavar="PATH", help="a checkpoint: file or folder")
+    option("--compare", metavar="OTHER", help="a second one, side by side with the first")
+    option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
+    option(
+        "--metrics",
+        default=",".join(columns.DEFAULT),
+        metavar="GROUPS",
+        help=f"of {', '.join(columns.OPTIONAL)}, or all (default: %(default)s)",
+    )
+    option(
+        "--conv",
+        default="positions",
+        choices=("positions", "flattened", "channels"),
+        help="a convolution as a matrix per kernel position, as one, or as its channel graph",
+    )
+    option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
+    option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
+    option("--json", action="store_true", help="one JSON object on stdout")
+    option("--csv", action="store_true", help="every column as CSV on stdout")
+    option("--parquet", metavar="FILE", help="every column as a Parquet file")
+    option("--report", metavar="FILE", help="a page with figures, for example out.html")
+    option("--force", action="store_true", help="overwrite these files")
+    option("--skipped", action="store_true", help="list what was not analysed, and why")
+    option("--columns", action="store_true", help="say what each column means")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do as asked; whatever is wrong with the input is one line on stderr."""
+    try:
+        return _run(options)
+    except FileNotFoundError as error:
+        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
+    except (ValueError, OSError, ImportError) as error:
+        message, code = str(error), BAD_INPUT
+    except MemoryError as error:
+        message, code = f"{options.path}: not enough memory: {error}", FAILED
+    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.columns:
+        print("\n".join(align([(each.name, each.group, each.meaning) for each in columns.COLUMNS])))
+        return 0
+    if options.path is None:
+        raise ValueError("analyze needs the PATH of a checkpoint; see spectral-jax analyze --help")
+    groups = check_groups(options.metrics.split(","))
+    for target in filter(None, (options.parquet, options.report)):
+        _check_target(Path(target), force=options.force)
+    paths = [path for path in (options.path, options.compare) if path]
+    analyses = [_open_and_analyse(path, groups, options) for path in paths]
+    rows, names = _table(analyses, groups)
+    if options.parquet:
+        _write_parquet(options.parquet, rows, names)
+    if options.report:
+        from spectral_jax.analysis.page import write_page
+
+        write_page(Path(options.report), paths, analyses, rows, names)
+        print(f"report: {options.report}", file=sys.stderr)
+    _print(rows, names, analyses, options)
+    return 0
+
+
+def _open_and_analyse(path: str, groups: Sequence[str], options: argparse.Namespace) -> Analysis:
+    from spectral_jax.checkpoints import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        return analyse(
+            checkpoint,
+            metrics=groups,
+            layers=options.layers,
+            conv=options.conv,
+            framework=options.framework,
+            kinds=dict(map(_kind, options.kind)),
+            label=Path(path).name,
+        )
+
+
+def _kind(word: str) -> tuple[str, str]:
+    pattern, equals, kind = word.rpartition("=")
+    if not equals:
+        raise ValueError(f"--kind {word!r} is not GLOB=KIND, as in '*.proj=dense'")
+    return pattern, kind
+
+
+def _table(
+    analyses: Sequence[Analysis], groups: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows to show and the names of all their columns."""
+    names = columns.names(groups)
+    if len(analyses) == 1:
+        return by_urgency(analyses[0].rows), names
+    compared = [name for name in names if name not in (*IDENTITY, "verdict", "reason")]
+    rows = compare(analyses[0].rows, analyses[1].rows, compared)
+    return rows, list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _print(
+    rows: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    analyses: Sequence[Analysis],
+    options: argparse.Namespace,
+) -> None:
+    if options.json:
+        print(json.dumps(_document(rows, names, analyses), indent=2, allow_nan=False))
+    elif options.csv:
+        writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(render(rows, colour=colour))
+        for analysis in analyses:
+            print("", _wrapped(analysis.summary), sep="\n")
+        if options.skipped:
+            print("", *_skipped_lines(analyses), sep="\n")
+
+
+def _document(
+    rows: Sequence[dict[str, Any]], names: Sequence[str], analyses: Sequence[Analysis]
+) -> dict[str, Any]:
+    return {
+        "layers": [{name: _plain(row[name]) for name in names if name in row} for row in rows],
+        "summary": [analysis.summary for analysis in analyses],
+        "skipped": [[each._asdict() for each in analysis.skipped] for analysis in analyses],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what cannot be said is null, and a status says why."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _wrapped(paragraph: str) -> str:
+    import textwrap
+
+    return textwrap.fill(paragraph, min(100, shutil.get_terminal_size().columns))
+
+
+def _skipped_lines(analyses: Sequence[Analysis]) -> list[str]:
+    lines = [
+        (each.name, "x".join(map(str, each.shape)) or "scalar", each.reason)
+        for analysis in analyses
+        for each in analysis.skipped
+    ]
+    return align([("not analysed", "shape", "why"), *lines])
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    if target.exists() and not force:
+        raise ValueError(f"{target} exists: name another file, or add --force to overwrite it")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}")
+
+
+def _write_parquet(path: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError("--parquet needs pyarrow: pip install 'spectral-jax[tables]'") from error
+    table = {name: [row.get(name) for row in rows] for name in names}
+    parquet.write_table(pyarrow.table(table), path)

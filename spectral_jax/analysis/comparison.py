@@ -1,0 +1,51 @@
+"""Two checkpoints, or two steps of one training, side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+IDENTITY = ("layer", "kind", "m", "n", "slices")
+_SIDES = ("before", "after")
+
+
+def compare(before: Sequence[Row], after: Sequence[Row], columns: Sequence[str]) -> list[dict]:
+    """A row per layer of either: ``column_before``, ``column_after``, ``column_change``.
+
+    Layers are matched by name; one that only one side has keeps its half, and ``verdict`` says so.
+    Sorted by how far z moved, then the squared norm.
+    """
+    sides = [{row["layer"]: row for row in rows} for rows in (before, after)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    if not set(sides[0]) & set(sides[1]):
+        first = [next(iter(side), "none") for side in sides]
+        raise ValueError(
+            f"compare: no layer of one is in the other ({first[0]!r} here, {first[1]!r} there); "
+            "pass two checkpoints of the same network"
+        )
+    rows = [_row(name, [side.get(name) for side in sides], columns) for name in names]
+    return sorted(rows, key=_movement)
+
+
+def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[str, Any]:
+    known = next(row for row in pair if row is not None)
+    row: dict[str, Any] = {column: known[column] for column in IDENTITY}
+    words = [
+        each["verdict"] if each else f"not {side}" for each, side in zip(pair, _SIDES, strict=True)
+    ]
+    row["verdict"] = words[0] if words[0] == words[1] else " -> ".join(words)
+    for column in columns:
+        values = [None if each is None else each.get(column) for each in pair]
+        for side, value in zip(_SIDES, values, strict=True):
+            row[f"{column}_{side}"] = value
+        if all(isinstance(value, int | float) for value in values):
+            row[f"{column}_change"] = values[1] - values[0]
+    return row
+
+
+def _movement(row: Row) -> tuple[float, float]:
+    return tuple(
+        -abs(change) if change is not None and math.isfinite(change) else 0.0
+        for change in (row.get("z_change"), row.get("log_norm_change"))
+    )

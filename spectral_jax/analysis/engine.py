@@ -1,0 +1,95 @@
+"""From a source of tensors to the rows of the table."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+from spectral_jax import weights
+from spectral_jax._progress import progress
+from spectral_jax.analysis.columns import DEFAULT, OPTIONAL
+from spectral_jax.analysis.layers import Layer, Source, select, spectra
+from spectral_jax.analysis.verdicts import judge, summarise
+
+SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
+
+
+class Analysis(NamedTuple):
+    """Rows in the network's order, the spectra behind them, what was left out, and the gist."""
+
+    rows: list[dict[str, Any]]
+    layers: list[Layer]
+    skipped: tuple[weights.Skipped, ...]
+    summary: str
+
+
+def analyse(
+    source: Source,
+    *,
+    metrics: Sequence[str] = DEFAULT,
+    layers: Sequence[str] = (),
+    conv: str = "positions",
+    framework: str = "auto",
+    kinds: Mapping[str, str] | None = None,
+    label: str = "weights",
+) -> Analysis:
+    """Every layer's spectrum and its metrics; memory is that of the largest layer.
+
+    Raises:
+        ValueError: an unknown metric group, layers that match nothing, no matrix in the source.
+    """
+    groups = check_groups(metrics)
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+    dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
+    plan = weights.plan(shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes)
+    views = select(plan, layers)
+    read = _read(source, views, groups, label)
+    from spectral_jax.analysis.measure import measure
+
+    rows = [_identity(layer) | row for layer, row in zip(read, measure(read, groups), strict=True)]
+    for row in rows:
+        row["verdict"], row["reason"] = judge(row)
+    skipped = plan.skipped + tuple(
+        weights.Skipped(name, (), why) for name, why in source.skipped.items()
+    )
+    total = sum(map(prod, shapes.values()))
+    return Analysis(rows, read, skipped, summarise(rows, skipped=len(skipped), total=total))
+
+
+def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The metric groups asked for; ``all`` stands for every one."""
+    if "all" in metrics:
+        return OPTIONAL
+    unknown = [name for name in metrics if name not in OPTIONAL]
+    if unknown:
+        raise ValueError(f"metrics={unknown[0]!r} is unknown: use {', '.join(OPTIONAL)} or all")
+    return tuple(metrics)
+
+
+def _read(
+    source: Source, views: Sequence[weights.View], groups: Sequence[str], label: str
+) -> list[Layer]:
+    windows = None
+    if "farms" in groups:
+        from spectral_jax.analysis.measure import windowed_eigenvalues as windows
+    read = []
+    work = sum(prod(view.shape) for view in views)
+    with progress(work, label, show=work > SHOW_PROGRESS_ABOVE) as advance:
+        for layer in spectra(source, views, windows=windows):
+            read.append(layer)
+            advance(prod(layer.view.shape), note=layer.view.name)
+    return read
+
+
+def _identity(layer: Layer) -> dict[str, Any]:
+    *slices, m, n = layer.view.shape
+    return {
+        "layer": layer.view.name,
+        "kind": layer.view.kind,
+        "m": m,
+        "n": n,
+        "slices": prod(slices),
+        "parameters": prod(layer.view.shape),
+        "eigenvalues": len(layer.eigenvalues),
+        "finite": layer.finite,
+        "note": layer.view.note,
+    }

@@ -1,0 +1,160 @@
+"""Spectral metrics of one layer on the host: NumPy, float64, nothing to compile.
+
+Reading a checkpoint is a moment's work, in which importing jax and compiling would be most of the
+wait; and a search for the best ``xmin`` decides between candidates that float32 cannot tell apart.
+The formulas are those of ``spectral_jax.tails``, for use inside programs; a test holds both to the
+same numbers.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from spectral_jax.tails.null import marchenko_pastur_quantile, null_alpha
+
+# Eigenvalues below this share of the largest are the rounding of float32 weights.
+FLOOR = (16 * float(np.finfo(np.float32).eps)) ** 2
+FEWEST = 5  # eigenvalues that make a fit
+BLOCK = 2**20  # distances held at a time
+
+
+class PowerLaw(NamedTuple):
+    """A fitted tail; ``fit`` says ok, or why the numbers are NaN."""
+
+    alpha: float
+    sigma: float
+    xmin: float
+    tail: int
+    ks_distance: float
+    fit: str
+
+
+def norms(eigenvalues: np.ndarray, shape: tuple[int, int]) -> dict[str, float]:
+    """Sum, largest, their logarithms and ratio, entropy, and where the bulk would end."""
+    total, largest = float(eigenvalues.sum()), float(eigenvalues[-1])
+    rank = matrix_rank(eigenvalues, shape)
+    edge = _bulk_edge(eigenvalues, shape)
+    return {
+        "norm": total,
+        "log_norm": _log10(total),
+        "spectral_norm": largest,
+        "log_spectral_norm": _log10(largest),
+        "stable_rank": total / largest if largest > 0 else math.nan,
+        "entropy": _entropy(eigenvalues, rank),
+        "mp_softrank": edge / largest if largest > 0 else math.nan,
+    }
+
+
+def matrix_rank(eigenvalues: np.ndarray, shape: tuple[int, int]) -> int:
+    """How many eigenvalues stand above the rounding of float32 weights of this shape."""
+    tolerance = (max(shape) * float(np.finfo(np.float32).eps)) ** 2
+    return int(np.count_nonzero(eigenvalues > tolerance * eigenvalues.max(initial=0.0)))
+
+
+def hill(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> dict[str, float]:
+    """The Hill exponent of the upper half, beside that of noise of the same shape."""
+    alpha = hill_alpha(eigenvalues)
+    null = null_alpha(shape)
+    return {
+        "alpha_hill": alpha,
+        "alpha_null": null.mean,
+        "z": (alpha - null.mean) / null.deviation,
+        "alpha_debiased": alpha - null.mean,
+    }
+
+
+def hill_alpha(eigenvalues: np.ndarray) -> float:
+    """Hill exponent of the upper half; NaN where two values do not make one."""
+    values = _support(eigenvalues)
+    tail = -(-len(values) // 2)
+    if tail < 2:
+        return math.nan
+    excess = float(np.log(values[-tail:] / values[-tail]).sum())
+    return 1 + tail / excess if excess > 4 * np.finfo(float).eps * tail else math.nan
+
+
+def power_law(eigenvalues: np.ndarray) -> PowerLaw:
+    """The power law above the ``xmin`` of least Kolmogorov-Smirnov distance, of all candidates.
+
+    ``D(i) = max_{j >= i} |1 - (x_j / x_i)^(1 - alpha_i) - (j - i) / n_i|`` with ``n_i`` values from
+    ``x_i`` on and ``alpha_i = 1 + n_i / sum_j ln(x_j / x_i)``.
+    """
+    values = _support(eigenvalues)
+    n = len(values)
+    if n < FEWEST:
+        return _no_fit("too few")
+    logs = np.log(values)
+    count = np.arange(n, 0, -1.0)
+    excess = np.append(np.cumsum((np.diff(logs) * count[1:])[::-1])[::-1], 0.0)
+    flat = excess <= 4 * np.finfo(float).eps * count
+    if flat[0]:
+        return _no_fit("degenerate")
+    rate = np.where(flat, 0.0, count / np.where(flat, 1.0, excess))
+    distinct = np.append(True, np.diff(values) > 0)
+    candidates = np.flatnonzero(distinct & ~flat)[: n - 1]
+    distances = _distances(logs, rate, candidates)
+    best = int(candidates[np.argmin(distances)])
+    tail = n - best
+    return PowerLaw(
+        alpha=1 + float(rate[best]),
+        sigma=float(rate[best]) / math.sqrt(tail),
+        xmin=float(values[best]),
+        tail=tail,
+        ks_distance=float(distances.min()),
+        fit="ok" if tail >= FEWEST else "hardly a tail",
+    )
+
+
+def weighted(fit: PowerLaw, eigenvalues: np.ndarray) -> dict[str, Any]:
+    """The fit and what is made of alpha and the norms."""
+    kept = eigenvalues[eigenvalues > 0]
+    powers = fit.alpha * np.log10(kept) if len(kept) else np.array([math.nan])
+    top = float(powers.max())
+    return fit._asdict() | {
+        "alpha_weighted": fit.alpha * _log10(float(eigenvalues[-1])),
+        "log_alpha_norm": top + _log10(float(np.sum(10 ** (powers - top)))),
+    }
+
+
+def _distances(logs: np.ndarray, rate: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    n = len(logs)
+    found = []
+    for rows in np.array_split(candidates, max(1, len(candidates) * n // BLOCK)):
+        if not len(rows):
+            continue
+        first = rows[0]
+        columns = np.arange(first, n)
+        model = -np.expm1(-rate[rows, None] * np.maximum(logs[first:] - logs[rows, None], 0))
+        empirical = (columns - rows[:, None]) / (n - rows[:, None])
+        gap = np.abs(model - empirical)
+        gap[columns < rows[:, None]] = 0.0
+        found.append(gap.max(axis=1))
+    return np.concatenate(found)
+
+
+def _support(eigenvalues: np.ndarray) -> np.ndarray:
+    values = np.sort(eigenvalues)
+    return values[values > FLOOR * max(values[-1], 0.0)] if len(values) else values
+
+
+def _bulk_edge(eigenvalues: np.ndarray, shape: tuple[int, int]) -> float:
+    q = min(shape) / max(shape)
+    scale = float(np.median(eigenvalues)) / marchenko_pastur_quantile(q, 0.5)
+    return scale * (1 + math.sqrt(q)) ** 2
+
+
+def _entropy(eigenvalues: np.ndarray, rank: int) -> float:
+    if rank < 2:
+        return math.nan
+    share = eigenvalues / eigenvalues.sum()
+    share = share[share > 0]
+    return float(-(share * np.log(share)).sum() / math.log(rank))
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else -math.inf
+
+
+def _no_fit(reason: str) -> PowerLaw:
+    return PowerLaw(math.nan, math.nan, math.nan, 0, math.nan, reason)

@@ -1,0 +1,80 @@
+"""A table of layers for a terminal: aligned, coloured by verdict, as wide as it has to be."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spectral_jax.analysis.verdicts import VERDICTS
+
+Row = Mapping[str, Any]
+
+# A reader of the terminal wants these, those of them there are; files have every column.
+SHOWN = (
+    "verdict", "layer", "kind", "shape",
+    "alpha", "sigma", "alpha_farms", "alpha_hill", "alpha_null", "z", "stable_rank", "rank",
+    "log_norm", "exponential_ratio", "truncated_ratio", "p_value",
+    "alpha_before", "alpha_after", "alpha_farms_before", "alpha_farms_after", "z_before", "z_after",
+    "rank_before", "rank_after", "log_norm_before", "log_norm_after",
+)  # fmt: skip
+_ANSI = {0: "1;31", 1: "31", 2: "35", 3: "33", 4: "35", 5: "36", 6: "32", 7: "2"}
+_WIDEST_NAME = 48
+
+
+def render(rows: Sequence[Row], *, colour: bool) -> str:
+    """One line per row under a heading; numbers to the right, words to the left."""
+    present = [name for name in SHOWN if name == "shape" or any(name in row for row in rows)]
+    cells = [[cell(row, name) for name in present] for row in rows]
+    lines = align([present, *cells])
+    if colour:
+        lines = [f"\033[1m{lines[0]}\033[0m"] + [
+            paint(line, row["verdict"]) for line, row in zip(lines[1:], rows, strict=True)
+        ]
+    return "\n".join(lines)
+
+
+def align(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns two spaces apart; a column whose body is all numbers stands right."""
+    columns = list(zip(*table, strict=True))
+    padded = []
+    for column in columns:
+        width = max(map(len, column))
+        numeric = all(_numeric(text) for text in column[1:])
+        padded.append([text.rjust(width) if numeric else text.ljust(width) for text in column])
+    return ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+
+
+def paint(line: str, verdict: str) -> str:
+    """The line with its leading verdict in the verdict's colour."""
+    code = _ANSI[VERDICTS[verdict].urgency] if verdict in VERDICTS else "1"
+    return f"\033[{code}m{line[: len(verdict)]}\033[0m{line[len(verdict) :]}"
+
+
+def cell(row: Row, name: str) -> str:
+    """One value as a person reads it."""
+    if name == "shape":
+        size = f"{row['m']}x{row['n']}"
+        return size if row["slices"] == 1 else f"{row['slices']}x{size}"
+    if name == "layer":
+        return _shorten(row["layer"])
+    return number(row.get(name))
+
+
+def number(value: Any) -> str:
+    """Three significant digits, a dash where there is no number."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    if value == 0 or not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.2g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def _shorten(name: str) -> str:
+    if len(name) <= _WIDEST_NAME:
+        return name
+    return name[: _WIDEST_NAME // 3] + "..." + name[-(_WIDEST_NAME - _WIDEST_NAME // 3 - 3) :]
+
+
+def _numeric(text: str) -> bool:
+    return text == "-" or text.lstrip("+-").replace(".", "", 1)[:1].isdigit() and "x" not in text

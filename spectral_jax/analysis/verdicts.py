@@ -1,0 +1,130 @@
+"""What stands out in a layer, how urgent it is, and all layers in one paragraph.
+
+A verdict is a reading of the numbers in a row, not a fact about the network: the thresholds stand
+here, and the row keeps the numbers.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+
+DISTINCT = 3.0  # standard deviations from a random matrix that are not chance
+COLLAPSED = 0.5  # share of the possible rank below which directions are dead
+DOMINATED = 1.5  # stable rank of a layer that is little more than one direction
+HEAVY = 2.0  # exponent below which a power law has no mean: WeightWatcher's "over-trained"
+FEW = 8  # eigenvalues below which a tail cannot be read
+
+
+class Verdict(NamedTuple):
+    """A word for the table, its meaning, and how early it is listed (0 needs attention first)."""
+
+    word: str
+    urgency: int
+    meaning: str
+
+
+VERDICTS = {
+    verdict.word: verdict
+    for verdict in (
+        Verdict("not finite", 0, "weights are NaN or infinite"),
+        Verdict("zero", 0, "all weights are zero"),
+        Verdict("collapsed", 1, "less than half of the possible rank is used"),
+        Verdict("one direction", 2, "the largest eigenvalue holds most of the weight"),
+        Verdict("like random", 3, "no different from a random matrix of its shape"),
+        Verdict("very heavy", 4, "a tail exponent below 2: a few directions rule"),
+        Verdict("flat", 5, "eigenvalues more equal than chance: orthogonal or normalised weights"),
+        Verdict("structured", 6, "a heavier tail than chance gives: trained, nothing stands out"),
+        Verdict("too small", 7, "too few eigenvalues to read a tail"),
+        Verdict("not judged", 7, "no metric was asked for that a verdict needs"),
+    )
+}
+
+
+def judge(row: Row) -> tuple[str, str]:
+    """The verdict on one layer and the numbers behind it."""
+    largest = row["slices"] * min(row["m"], row["n"])
+    if not row["finite"]:
+        return "not finite", "NaN or infinity among the weights"
+    if row["rank"] == 0:
+        return "zero", "no eigenvalue above zero"
+    if row["rank"] < COLLAPSED * largest:
+        return "collapsed", f"rank {row['rank']} of {largest}"
+    if row["eigenvalues"] < FEW:
+        return "too small", f"{row['eigenvalues']} eigenvalues"
+    if row.get("stable_rank", math.inf) < DOMINATED:
+        return "one direction", f"stable rank {row['stable_rank']:.2f}"
+    z, alpha = row.get("z"), row.get("alpha", math.inf)
+    if z is None:
+        return "not judged", ""
+    if not math.isfinite(z):
+        return "too small", "the Hill exponent is undecided"
+    against = f"alpha_hill {row['alpha_hill']:.2f}, random {row['alpha_null']:.2f}, z {z:+.1f}"
+    if abs(z) <= DISTINCT:
+        return "like random", against
+    if z > 0:
+        return "flat", against
+    if alpha + 2 * row.get("sigma", 0.0) < HEAVY:
+        return "very heavy", f"alpha {alpha:.2f} ± {row['sigma']:.2f}; {against}"
+    return "structured", against
+
+
+def by_urgency(rows: Sequence[Row]) -> list[Row]:
+    """Rows with what needs attention first; equals by how far they are from random."""
+
+    def key(row: Row) -> tuple[int, float]:
+        z = row.get("z")
+        return VERDICTS[row["verdict"]].urgency, z if z is not None and math.isfinite(z) else 0.0
+
+    return sorted(rows, key=key)
+
+
+def summarise(rows: Sequence[Row], *, skipped: int, total: int) -> str:
+    """One paragraph: what was read, what stands out, and how sure that is."""
+    read = sum(row["parameters"] for row in rows)
+    layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
+    parts = [f"{layers}, {_count(read)} weights ({_percent(read, total)} of all numbers in it)."]
+    if skipped:
+        parts.append(f"{skipped} tensors were left out, each for a reason that is listed.")
+    for verdict in sorted(VERDICTS.values(), key=lambda verdict: verdict.urgency):
+        if found := [row for row in rows if row["verdict"] == verdict.word]:
+            parts.append(_finding(verdict, found, len(rows)))
+    return " ".join([*parts, *_certainty(rows)])
+
+
+def _finding(verdict: Verdict, found: Sequence[Row], layers: int) -> str:
+    names = ", ".join(row["layer"] for row in by_urgency(found)[:3])
+    rest = " and others" if len(found) > 3 else ""
+    word = verdict.word.capitalize()
+    return f"{word}, which means {verdict.meaning}: {len(found)} of {layers} ({names}{rest})."
+
+
+def _certainty(rows: Sequence[Row]) -> list[str]:
+    judged = [row["z"] for row in rows if math.isfinite(row.get("z") or math.nan)]
+    parts = []
+    if judged:
+        chance = len(judged) * math.erfc(DISTINCT / math.sqrt(2))
+        parts.append(
+            f"A layer is called different beyond {DISTINCT:g} standard deviations of random "
+            f"matrices of its shape; among {len(judged)}, chance alone would name {chance:.2f}."
+        )
+    short = [row for row in rows if row.get("fit") == "ok" and row["tail"] < 50]
+    if short:
+        worst = max(row["sigma"] for row in short)
+        parts.append(
+            f"alpha rests on fewer than 50 eigenvalues in {len(short)} of them (standard error up "
+            f"to {worst:.2f}): do not rank layers by it."
+        )
+    return parts
+
+
+def _count(number: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6), ("thousand", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.3g} %"

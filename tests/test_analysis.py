@@ -1,0 +1,348 @@
+"""``analyze``: what each layer's spectrum says, from arrays, from a file, from a shell."""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectral_jax import tails
+from spectral_jax.analysis import COLUMNS, analyse, analyze, host
+from spectral_jax.analysis.comparison import compare
+from spectral_jax.analysis.layers import Arrays, eigenvalues, select
+from spectral_jax.analysis.text import align, number, render
+from spectral_jax.analysis.verdicts import VERDICTS, by_urgency, judge, summarise
+from spectral_jax.checkpoints import save_safetensors
+from spectral_jax.cli import main
+
+pytest.importorskip("pandas")
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def heavy(m, n, seed=0):
+    """A matrix whose eigenvalues follow a power law of exponent 2."""
+    rng = np.random.default_rng(seed)
+    k = min(m, n)
+    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
+    values = (1 - (np.arange(k) + 0.5) / k) ** -1.0
+    return ((u * np.sqrt(values)) @ v.T).astype(np.float32)
+
+
+NETWORK = {
+    "noise/kernel": noise(96, 64),
+    "heavy/kernel": heavy(96, 64),
+    "conv/kernel": noise(3, 3, 24, 32, seed=1),
+    "dead/kernel": np.outer(noise(64), noise(48)),
+    "zero/kernel": np.zeros((40, 30), np.float32),
+    "broken/kernel": np.full((40, 30), np.nan, np.float32),
+    "tiny/kernel": noise(20, 4),
+    "dense/bias": noise(7),
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return analyze(NETWORK, metrics=["norms", "hill", "ks", "farms"]).set_index("layer")
+
+
+# The host's numbers are those of the library
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(12, 200), st.floats(1.2, 6))
+@settings(max_examples=8, deadline=None)
+def test_host_and_library_fit_the_same_power_law(seed, size, alpha):
+    values = np.sort(np.random.default_rng(seed).pareto(alpha - 1, size) + 1)
+    padded = np.pad(values, (256 - size, 0)).astype(np.float32)
+    ours, theirs = host.power_law(values), tails.power_law_fit(padded)
+    # float32 may call a tie differently, but not find a better distance.
+    assert abs(ours.ks_distance - float(theirs.ks)) < 1e-5
+    if ours.tail == int(theirs.tail):
+        assert ours.alpha == pytest.approx(float(theirs.alpha), rel=1e-4)
+        assert ours.xmin == pytest.approx(float(theirs.xmin), rel=1e-5)
+        assert ours.sigma == pytest.approx(float(theirs.standard_error), rel=1e-4)
+    assert host.hill_alpha(values) == pytest.approx(float(tails.hill_alpha(padded)), rel=1e-4)
+
+
+def test_host_norms_are_those_of_the_library():
+    values = eigenvalues(noise(60, 40))
+    ours = host.norms(values, (60, 40))
+    theirs = tails.spectral_metrics(values.astype(np.float32), (60, 40))._asdict()
+    for name in set(ours) & set(theirs):
+        assert ours[name] == pytest.approx(float(theirs[name]), rel=1e-4), name
+
+
+def test_eigenvalues_are_squared_singular_values_pooled_over_slices():
+    stack = noise(5, 12, 7)
+    values = np.linalg.svd(stack.astype(float), compute_uv=False) ** 2
+    np.testing.assert_allclose(eigenvalues(stack), np.sort(values, axis=None), rtol=1e-10)
+
+
+def test_a_textbook_spectrum_gives_its_closed_form():
+    fit = host.power_law(2.0 ** np.arange(8))
+    assert (fit.alpha, fit.ks_distance) == pytest.approx((1.4121986, 0.2006271), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [(np.ones(3), "too few"), (np.ones(20), "degenerate"), (np.zeros(20), "too few")],
+)
+def test_a_fit_that_does_not_exist_says_why(values, reason):
+    fit = host.power_law(values)
+    assert fit.fit == reason and math.isnan(fit.alpha)
+
+
+# Verdicts
+
+
+def test_each_layer_gets_the_verdict_it_was_built_for(table):
+    assert table.verdict.to_dict() == {
+        "noise/kernel": "like random",
+        "heavy/kernel": "structured",
+        "conv/kernel": "like random",
+        "dead/kernel": "collapsed",
+        "zero/kernel": "zero",
+        "broken/kernel": "not finite",
+        "tiny/kernel": "too small",
+    }
+
+
+def test_verdicts_read_the_numbers_of_a_row():
+    row = dict(m=64, n=64, slices=1, finite=True, rank=64, eigenvalues=64, stable_rank=9.0)
+    fitted = dict(alpha_hill=2.0, alpha_null=2.1, alpha=3.0, sigma=0.1)
+    verdicts = {
+        "like random": dict(z=-2.9, **fitted),
+        "structured": dict(z=-3.1, **fitted),
+        "flat": dict(z=3.1, **fitted),
+        "very heavy": dict(z=-9.0, **fitted | dict(alpha=1.7)),
+        "not judged": {},
+        "one direction": dict(z=-9.0, **fitted) | dict(stable_rank=1.2),
+    }
+    for word, numbers in verdicts.items():
+        assert judge(row | numbers)[0] == word
+    # An exponent that may as well be above 2 is not called below it.
+    assert judge(row | fitted | dict(z=-9.0, alpha=1.9, sigma=0.1))[0] == "structured"
+
+
+def test_what_needs_attention_comes_first(table):
+    urgency = [VERDICTS[row["verdict"]].urgency for row in by_urgency(table.to_dict("records"))]
+    assert urgency == sorted(urgency)
+
+
+def test_the_summary_counts_names_and_says_how_sure_it_is(table):
+    rows = table.reset_index().to_dict("records")
+    text = summarise(rows, skipped=1, total=sum(a.size for a in NETWORK.values()))
+    assert "7 layers" in text and "1 tensors were left out" in text
+    assert "2 of 7 (noise/kernel, conv/kernel)" in text or "2 of 7 (conv/kernel, noise/" in text
+    assert "chance alone would name" in text
+
+
+# The table
+
+
+def test_every_column_is_documented_and_filled(table):
+    assert len({column.name for column in COLUMNS}) == len(COLUMNS)
+    assert all(column.meaning for column in COLUMNS)
+    known = {column.name for column in COLUMNS}
+    assert set(table.columns) <= known
+    sound = table.drop(["zero/kernel", "broken/kernel", "tiny/kernel", "dead/kernel"])
+    assert sound.select_dtypes("number").notna().all(axis=None)
+
+
+def test_shape_bias_is_seen_and_removed(table):
+    for name in ("noise/kernel", "conv/kernel"):
+        assert abs(table.alpha_debiased[name]) < 0.5
+    assert table.alpha_farms["noise/kernel"] == pytest.approx(2.12, abs=0.25)
+
+
+def test_what_was_skipped_is_listed_with_its_reason():
+    skipped = analyze(NETWORK).attrs["skipped"]
+    assert [(each["name"], each["reason"]) for each in skipped] == [("dense/bias", "bias")]
+
+
+def test_nothing_to_analyse_is_an_error():
+    with pytest.raises(ValueError, match="no .*matri"):
+        analyze({"bias": noise(4)})
+
+
+def test_a_layer_filter_keeps_what_it_names():
+    assert list(analyze(NETWORK, layers=["*oi*"]).layer) == ["noise/kernel"]
+    with pytest.raises(ValueError, match="match nothing"):
+        analyze(NETWORK, layers=["decoder*"])
+
+
+def test_metrics_that_were_not_asked_for_are_not_there():
+    assert "alpha" not in analyze(NETWORK, metrics=["norms"]).columns
+    with pytest.raises(ValueError, match="'nroms' is unknown"):
+        analyze(NETWORK, metrics=["nroms"])
+
+
+def test_slow_metrics_are_numbers_too():
+    row = analyze(NETWORK, metrics=["all"], layers=["heavy*"]).iloc[0]
+    assert 0 <= row.p_value <= 1 and 0 <= row.exponential_p <= 1
+    assert row.exponential_ratio < 0  # it is a power law
+
+
+def test_columns_of_the_terminal_line_up():
+    lines = align([("name", "value"), ("a", "1.5"), ("long", "-12")])
+    assert lines == ["name  value", "a       1.5", "long    -12"]
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(None, "-"), (math.nan, "-"), (3, "3"), (0.0, "0"), (12.345, "12.3"), (1e-7, "1e-07")],
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def test_the_terminal_table_has_one_line_per_layer_and_colour_on_demand(table):
+    rows = table.reset_index().to_dict("records")
+    plain = render(rows, colour=False)
+    assert len(plain.splitlines()) == len(rows) + 1 and "\033" not in plain
+    assert "\033[" in render(rows, colour=True)
+
+
+# Two checkpoints
+
+
+def test_a_comparison_pairs_layers_by_name():
+    before = analyse(Arrays(NETWORK)).rows
+    changed = {**NETWORK, "noise/kernel": 2 * NETWORK["noise/kernel"], "new/kernel": noise(30, 20)}
+    after = analyse(Arrays(changed)).rows
+    rows = {row["layer"]: row for row in compare(before, after, ["log_norm", "z"])}
+    assert rows["noise/kernel"]["log_norm_change"] == pytest.approx(math.log10(4), rel=1e-6)
+    assert rows["noise/kernel"]["z_change"] == pytest.approx(0, abs=1e-6)
+    assert "log_norm_change" not in rows["new/kernel"]
+    assert rows["new/kernel"]["verdict"].startswith("not before")
+
+
+def test_networks_without_a_common_layer_are_not_compared():
+    left, right = (analyse(Arrays({f"{name}/kernel": noise(9, 9)})).rows for name in "ab")
+    with pytest.raises(ValueError, match="no layer of one is in the other"):
+        compare(left, right, ["z"])
+
+
+def test_patterns_select_views_in_order():
+    from spectral_jax.weights import plan
+
+    found = plan({name: array.shape for name, array in NETWORK.items()})
+    assert [view.name for view in select(found, ["*o*se/*", "conv*"])] == [
+        "noise/kernel",
+        "conv/kernel",
+    ]
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "model.safetensors"
+    save_safetensors(path, NETWORK)
+    return path
+
+
+def run(capsys, *words):
+    code = main(["analyze", *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_command_prints_a_table_and_what_it_means(checkpoint, capsys):
+    code, out, err = run(capsys, checkpoint, "--skipped")
+    assert code == 0 and err == ""
+    assert {line.split("  ")[0] for line in out.splitlines()[1:3]} == {"not finite", "zero"}
+    assert "7 layers" in out and "dense/bias" in out
+
+
+def test_json_is_strict_and_has_every_column(checkpoint, capsys):
+    code, out, _ = run(capsys, checkpoint, "--json")
+    document = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0 and len(document["layers"]) == 7
+    row = next(row for row in document["layers"] if row["layer"] == "zero/kernel")
+    assert row["alpha"] is None and row["fit"] == "not finite or zero"
+
+
+def test_csv_is_a_table(checkpoint, capsys):
+    _, out, _ = run(capsys, checkpoint, "--csv", "--metrics", "norms")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 7 and float(rows[0]["parameters"]) > 0
+
+
+def test_parquet_holds_what_json_says(checkpoint, tmp_path, capsys):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    target = tmp_path / "table.parquet"
+    assert run(capsys, checkpoint, "--parquet", target)[0] == 0
+    assert parquet.read_table(target).num_rows == 7
+
+
+def test_the_page_stands_alone_and_escapes_names(tmp_path, capsys):
+    path, page = tmp_path / "m.safetensors", tmp_path / "out.html"
+    save_safetensors(path, {"<script>/kernel": noise(32, 24), "b/kernel": noise(24, 24)})
+    assert run(capsys, path, "--report", page)[0] == 0
+    text = page.read_text()
+    assert "<script" not in text and "&lt;script&gt;" in text
+    assert text.count("<svg") == 2
+
+
+def test_two_checkpoints_side_by_side(checkpoint, tmp_path, capsys):
+    other, page = tmp_path / "other.safetensors", tmp_path / "out.html"
+    save_safetensors(other, NETWORK | {"noise/kernel": heavy(96, 64)})
+    code, out, _ = run(capsys, checkpoint, "--compare", other, "--report", page)
+    assert code == 0 and "like random -> structured" in out.splitlines()[1]
+    assert "Side by side" in page.read_text()
+
+
+def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys):
+    page = tmp_path / "out.html"
+    page.write_text("precious")
+    code, _, err = run(capsys, checkpoint, "--report", page)
+    assert code == 2 and "--force" in err and page.read_text() == "precious"
+    assert run(capsys, checkpoint, "--report", page, "--force")[0] == 0
+    assert page.read_text() != "precious"
+
+
+@pytest.mark.parametrize(
+    "words, code, hint",
+    [
+        (["{tmp}/absent.npz"], 4, "no such"),
+        (["{tmp}/garbage.npz"], 2, "garbage.npz"),
+        ([], 2, "PATH"),
+        (["{model}", "--metrics", "hil"], 2, "'hil' is unknown"),
+        (["{model}", "--layers", "nope*"], 2, "match nothing"),
+        (["{model}", "--kind", "dense"], 2, "GLOB=KIND"),
+        (["{model}", "--report", "{tmp}/no/such/out.html"], 2, "no folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_an_exit_code(checkpoint, tmp_path, capsys, words, code, hint):
+    (tmp_path / "garbage.npz").write_bytes(b"not a checkpoint at all")
+    found, out, err = run(capsys, *(w.format(tmp=tmp_path, model=checkpoint) for w in words))
+    assert (found, out) == (code, "")
+    assert hint in err and err.count("\n") == 1
+
+
+def test_columns_are_explained_on_demand(capsys):
+    code, out, _ = run(capsys, "--columns")
+    assert code == 0 and len(out.splitlines()) == len(COLUMNS)
+
+
+def test_default_metrics_of_a_file_need_no_jax(checkpoint):
+    blocked = (
+        "import sys; sys.modules['jax'] = None; from spectral_jax.cli import main; "
+        f"sys.exit(main(['analyze', {str(checkpoint)!r}, '--json']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["layers"]) == 7
