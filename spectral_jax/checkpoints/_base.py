@@ -16,6 +16,7 @@ CHUNK = 1 << 18
 MAX_INFLATION = 100
 INFLATION_MATTERS = 256 << 20
 MAX_DIMENSIONS = 32
+MAX_LINE = 400
 
 _EXTRA_DTYPES = (
     ml_dtypes.bfloat16,
@@ -31,16 +32,11 @@ class CheckpointError(ValueError):
     """A file that is not a readable checkpoint; its message is one line, path first."""
 
     def __init__(self, path: Path | str, problem: str):
-        line = printable(" ".join(f"{path}: {problem}".split()))
-        super().__init__(line if len(line) <= 400 else line[:397] + "...")
+        super().__init__(path, problem)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (str(self),)
-
-
-def _rebuild(line: str) -> CheckpointError:
-    path, _, problem = line.partition(": ")
-    return CheckpointError(path, problem)
+    def __str__(self) -> str:
+        line = printable(" ".join(f"{self.args[0]}: {self.args[1]}".split()))
+        return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 
 
 def printable(text: str) -> str:

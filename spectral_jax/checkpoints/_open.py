@@ -47,7 +47,7 @@ SIGNS: dict[str, Callable[[bytes], bool]] = {
 }
 
 DIRECTORY_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-ORBAX_MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "checkpoint")
+ORBAX_MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 
 class Checkpoint:

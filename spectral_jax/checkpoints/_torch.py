@@ -130,7 +130,7 @@ def _unzip(path: Path, resources: ExitStack) -> tuple[Any, dict[str, int], Strea
         member.seek(start)
         return member
 
-    storages = {name.removeprefix(data): size for name, size in sizes.items()}
+    storages = {name[len(data) :]: size for name, size in sizes.items() if name.startswith(data)}
     return tree, storages, stream
 
 
