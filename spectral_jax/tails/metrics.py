@@ -1,0 +1,239 @@
+"""Norms, ranks and exponents of a spectrum; and a table of them for the layers of a network."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from spectral_jax.linalg import svdvals
+from spectral_jax.tails.hill import hill_alpha, hill_fit
+from spectral_jax.tails.null import marchenko_pastur_quantile, null_alpha
+from spectral_jax.tails.support import FitStatus, number, support
+from spectral_jax.tails.windows import farms_eigenvalues
+from spectral_jax.weights import WeightMatrix, matrices
+
+Conv = Literal["positions", "flattened", "channels"]
+
+CHUNK = 2**24  # matrix entries that are decomposed together: 64 MB in float32
+SMALL = 2**20  # entries of a matrix that LAPACK decomposes before a Gram program has compiled
+
+
+class SpectralMetrics(NamedTuple):
+    """What a spectrum ``lam`` of squared singular values says; logs are to base 10.
+
+    Zeros do not count, so that spectra may be padded with them. Of a zero matrix the norms are 0,
+    their logs ``-inf``, the ranks 0 and the rest NaN.
+    """
+
+    alpha: Float[Array, "*batch"]
+    norm: Float[Array, "*batch"]
+    """``sum lam``, the squared Frobenius norm."""
+    log_norm: Float[Array, "*batch"]
+    spectral_norm: Float[Array, "*batch"]
+    """``max lam``, the squared spectral norm (the field's name for it)."""
+    log_spectral_norm: Float[Array, "*batch"]
+    stable_rank: Float[Array, "*batch"]
+    """``sum lam / max lam``."""
+    entropy: Float[Array, "*batch"]
+    """``-sum p ln p / ln rank`` with ``p = lam / sum lam``; 0 at rank one."""
+    entropy_rank: Float[Array, "*batch"]
+    """``exp(-sum p ln p)``, the number of equal eigenvalues of the same entropy."""
+    matrix_rank: Int[Array, "*batch"]
+    """Singular values above ``max(m, n) eps`` times the largest."""
+    mp_softrank: Float[Array, "*batch"]
+    """``lam_plus / max lam``: the upper edge of the Marchenko-Pastur law that has the median
+    eigenvalue, which outliers and tails do not move, over the largest. About 1 for noise."""
+    alpha_weighted: Float[Array, "*batch"]
+    """``alpha log max lam``, also known as alpha-hat."""
+    log_alpha_norm: Float[Array, "*batch"]
+    """``log sum lam^alpha``."""
+    status: Int[Array, "*batch"]
+    """A ``FitStatus``: of the fit if it failed, else ``RANK_DEFICIENT`` or ``OK``."""
+
+
+def spectral_metrics(
+    eigenvalues: Float[Array, "*batch N"],
+    shape: tuple[int, ...],
+    *,
+    alpha: Float[Array, "*batch"] | None = None,
+) -> SpectralMetrics:
+    """Metrics of spectra ``[..., N]``, in any order, of matrices of one ``shape``.
+
+    ``shape`` is ``(m, n)``, or ``(p, m, n)`` where the spectra of the ``p`` positions of a
+    convolution are pooled: there the norm is that of the kernel, and a stable rank counts the
+    directions of all positions. Do not pool FARMS windows for norms and ranks, which would grow
+    with their number: take the mean over ``farms_eigenvalues(..., pooled=False)``.
+    ``alpha`` is the exponent to weight with, ``hill_alpha(eigenvalues)`` by default.
+
+    Works under ``jit`` (shape static), ``vmap`` and ``grad``; NaN or inf in a spectrum gives NaN
+    for that spectrum, and ``NOT_FINITE``. Raises ``ValueError`` for an impossible shape.
+    Formulas: WeightWatcher 0.7.7, but for ``1e-10`` that it adds to every ``p``, and for the soft
+    rank, whose bulk it fits.
+
+    >>> metrics = spectral_metrics(jnp.array([1.0, 1.0, 2.0, 4.0]), (4, 4))
+    >>> float(metrics.norm), float(metrics.stable_rank), int(metrics.matrix_rank)
+    (8.0, 2.0, 4)
+    """
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"shape={shape}: pass (m, n) or (positions, m, n), all at least 1")
+    of_shape = np.asarray(_of_shape(shape), eigenvalues.dtype)
+    return _metrics(eigenvalues, of_shape, alpha)
+
+
+def layer_metrics(
+    layers: PyTree | Mapping[str, WeightMatrix],
+    *,
+    conv: Conv = "positions",
+    window: int | None = None,
+    cols_per_row: float = 1.0,
+    samples: int | None = None,
+) -> dict[str, list[Any]]:
+    """A table with a row per layer, as a dict of columns.
+
+    ``name``, ``kind``, ``shape``; the fields of ``spectral_metrics`` (positions of a convolution
+    pooled, ``alpha`` by the median rule), ``status`` by name; ``alpha_null``, ``alpha_deviation``
+    and ``alpha_zscore``, the exponent of noise of that shape, its spread, and how far ``alpha`` is
+    from it; ``alpha_debiased = alpha - alpha_null``; and with a ``window``, ``alpha_farms``: the
+    exponent of the pooled FARMS windows (a grid; ``cols_per_row``, ``samples`` as for
+    ``farms_windows``).
+
+    Args:
+      layers: parameters, or what ``weights.matrices`` made of them; half precision is read as
+        float32.
+      conv: how parameters are read (``weights.matrices``).
+
+    Matrices of one shape are decomposed together, 2^24 entries at a time, and all spectra, padded
+    to one length, are read by one program: compilations are bounded by the number of shapes.
+    Not for use inside ``jit``: there, ``spectral_metrics``.
+    Raises ``ValueError`` if there is no layer, and as ``weights.matrices`` and ``farms_windows``.
+
+    >>> table = layer_metrics({"w": jax.random.normal(jax.random.key(0), (64, 128))})
+    >>> table["name"], table["shape"], abs(table["alpha_zscore"][0]) < 4
+    (['w'], [(64, 128)], True)
+    """
+    found = _named(layers, conv)
+    arrays = [_at_least_single(layer.matrix) for layer in found]
+    shapes = [array.shape for array in arrays]
+    spectra = _padded(_spectra(arrays))
+    of_shape = np.asarray([_of_shape(shape) for shape in shapes], spectra.dtype).T
+    metrics = jax.device_get(_metrics(spectra, of_shape, None))
+    table: dict[str, list[Any]] = {
+        "name": [layer.name for layer in found],
+        "kind": [layer.kind for layer in found],
+        "shape": shapes,
+        **{field: values.tolist() for field, values in metrics._asdict().items()},
+    }
+    table["status"] = [FitStatus(code).name for code in table["status"]]
+    table |= _against_noise(table["alpha"], shapes)
+    if window is not None:
+        spectrum = partial(
+            farms_eigenvalues, window=window, cols_per_row=cols_per_row, samples=samples
+        )
+        table["alpha_farms"] = [float(hill_alpha(spectrum(array))) for array in arrays]
+    return table
+
+
+def _of_shape(shape: tuple[int, ...]) -> tuple[float, float, float]:
+    """What the metrics need to know of a shape: edge over median of noise, sides, full rank."""
+    short, long = sorted(shape[-2:])
+    q = short / long
+    edge = (1 + q**0.5) ** 2 / marchenko_pastur_quantile(q, 0.5)
+    return edge, long, prod(shape[:-2]) * short
+
+
+@jax.jit
+def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> SpectralMetrics:
+    edge, side, full_rank = of_shape
+    fit, keep = hill_fit(eigenvalues), support(eigenvalues)
+    alpha = fit.alpha if alpha is None else alpha
+    lam = jnp.maximum(eigenvalues, 0)
+    total, largest = jnp.sum(lam, axis=-1), jnp.max(lam, axis=-1, initial=0)
+    exists = largest > 0
+    relative = lam / jnp.where(exists, largest, 1)[..., None]
+    tolerance = (side * float(jnp.finfo(lam.dtype).eps)) ** 2
+    rank = number(relative > tolerance[..., None], lam.dtype)
+    logs = jnp.log(jnp.where(keep, relative, 1))
+    stable = total / jnp.where(exists, largest, jnp.nan)
+    # -sum p ln p, with p = relative / stable
+    entropy = jnp.log(stable) - jnp.sum(relative * logs, axis=-1) / stable
+    log_rank = jnp.log(jnp.maximum(rank, 2).astype(lam.dtype))
+    powers = jnp.sum(jnp.where(keep, jnp.exp(alpha[..., None] * logs), 0), axis=-1)
+    log_largest = jnp.log10(largest)
+    deficient = jnp.where(rank < full_rank, int(FitStatus.RANK_DEFICIENT), int(FitStatus.OK))
+    return SpectralMetrics(
+        alpha=alpha,
+        norm=total,
+        log_norm=jnp.log10(total),
+        spectral_norm=largest,
+        log_spectral_norm=log_largest,
+        stable_rank=stable,
+        entropy=jnp.where(rank == 1, 0, entropy / log_rank),
+        entropy_rank=jnp.exp(entropy),
+        matrix_rank=rank,
+        mp_softrank=edge * _median(eigenvalues, keep) / jnp.where(exists, largest, 1),
+        alpha_weighted=alpha * log_largest,
+        log_alpha_norm=alpha * log_largest + jnp.log10(powers),
+        status=jnp.where(fit.status < FitStatus.TOO_FEW, deficient, fit.status).astype(jnp.int32),
+    )
+
+
+def _median(values: Array, keep: Array) -> Array:
+    """The median of what is kept; NaN of nothing."""
+    count = number(keep, values.dtype)[..., None]
+    place = jnp.arange(values.shape[-1], dtype=jnp.int32) - (values.shape[-1] - count)
+    middle = [(place == at).astype(values.dtype) for at in ((count - 1) // 2, count // 2)]
+    ascending = jnp.sort(jnp.where(keep, values, 0), axis=-1)
+    return jnp.where(count[..., 0] > 0, jnp.sum(ascending * sum(middle), axis=-1) / 2, jnp.nan)
+
+
+def _named(layers, conv: Conv) -> list[WeightMatrix]:
+    if isinstance(layers, Mapping) and all(isinstance(v, WeightMatrix) for v in layers.values()):
+        if not layers:
+            raise ValueError("layers is empty: pass the parameters of a network")
+        return list(layers.values())
+    return list(matrices(layers, conv=conv).values())
+
+
+def _at_least_single(matrix: Array) -> Array:
+    return jnp.asarray(matrix, jnp.promote_types(matrix.dtype, jnp.float32))
+
+
+def _spectra(arrays: Sequence[Array]) -> list[np.ndarray]:
+    """Eigenvalues of each, pooled over its positions; equal shapes are decomposed together."""
+    groups = defaultdict(list)
+    for index, array in enumerate(arrays):
+        groups[array.shape, array.dtype].append(index)
+    spectra: dict[int, np.ndarray] = {}
+    for (shape, _), members in groups.items():
+        together = max(1, CHUNK // prod(shape))
+        method = "lapack" if prod(shape[-2:]) < SMALL else "auto"
+        for start in range(0, len(members), together):
+            chunk = members[start : start + together]
+            values = np.asarray(svdvals(jnp.stack([arrays[i] for i in chunk]), method=method)) ** 2
+            spectra.update(zip(chunk, values.reshape(len(chunk), -1), strict=True))
+    return [spectra[index] for index in range(len(arrays))]
+
+
+def _padded(spectra: Sequence[np.ndarray]) -> np.ndarray:
+    padded = np.zeros((len(spectra), max(map(len, spectra))), np.result_type(*spectra))
+    for row, spectrum in zip(padded, spectra, strict=True):
+        row[: len(spectrum)] = spectrum
+    return padded
+
+
+def _against_noise(alphas: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> dict[str, list]:
+    nulls = [null_alpha(shape) for shape in shapes]
+    return {
+        "alpha_null": [null.mean for null in nulls],
+        "alpha_deviation": [null.deviation for null in nulls],
+        "alpha_zscore": [
+            (a - null.mean) / null.deviation for a, null in zip(alphas, nulls, strict=True)
+        ],
+        "alpha_debiased": [a - null.mean for a, null in zip(alphas, nulls, strict=True)],
+    }

@@ -1,0 +1,169 @@
+"""tails: windows and exponents of spectra, against NumPy loops and textbook sums."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.tails import (
+    FitStatus,
+    debiased_alpha,
+    farms_eigenvalues,
+    farms_windows,
+    hill_alpha,
+    hill_fit,
+    null_alpha,
+    null_zscore,
+    spectral_metrics,
+)
+from tests.contract import Case, Degenerate, exempt, register
+
+BATCH, N = 8, 21
+STACK = (BATCH, 10, 14)
+
+
+def spectra(key, dtype):
+    return (jnp.exp(jax.random.normal(key, (BATCH, N), dtype)),)
+
+
+def stacks(key, dtype):
+    return (jax.random.normal(key, STACK, dtype),)
+
+
+def undecided(status):
+    return lambda fit: bool(jnp.isnan(fit.alpha).all()) and bool((fit.status == status).all())
+
+
+def hill(lam):
+    ascending = np.sort(lam, axis=-1)
+    tail = ascending[..., ascending.shape[-1] // 2 :]
+    return 1 + tail.shape[-1] / np.log(tail / tail[..., :1]).sum(-1)
+
+
+def four_corners(w):
+    """Windows of 4 x 4 at the corners and between: 3 per axis."""
+    starts = [(i, j) for i in (0, 3, 6) for j in (0, 5, 10)]
+    return np.stack([w[..., i : i + 4, j : j + 4] for i, j in starts], axis=-3)
+
+
+def squared(windows):
+    return np.sort(np.linalg.svd(windows, compute_uv=False).ravel() ** 2)
+
+
+def metrics(lam):
+    p = lam / lam.sum(-1, keepdims=True)
+    entropy = -(p * np.log(p)).sum(-1)
+    alpha, top = hill(lam), lam.max(-1)
+    median_of_square_noise = 4 * np.sin(np.pi / 4 - 0.7390851332151607 / 2) ** 2
+    return (
+        alpha,
+        lam.sum(-1),
+        np.log10(lam.sum(-1)),
+        top,
+        np.log10(top),
+        lam.sum(-1) / top,
+        entropy / np.log(N),
+        np.exp(entropy),
+        4 / median_of_square_noise * np.median(lam, axis=-1) / top,
+        alpha * np.log10(top),
+        np.log10((lam ** alpha[:, None]).sum(-1)),
+    )
+
+
+DEGENERATE = {
+    "zero": Degenerate((jnp.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
+    "repeated": Degenerate((jnp.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
+    "one value": Degenerate((jnp.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
+    "no values": Degenerate((jnp.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
+    "NaN": Degenerate((jnp.full((BATCH, N), jnp.nan),), undecided(FitStatus.NOT_FINITE), False),
+    "inf": Degenerate((jnp.full((BATCH, N), jnp.inf),), undecided(FitStatus.NOT_FINITE), False),
+}
+
+register(
+    Case(
+        name="tails.hill_fit",
+        function=hill_fit,
+        make_inputs=spectra,
+        oracle=hill,
+        select=lambda fit: fit.alpha,
+        degenerate=DEGENERATE,
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="tails.hill_alpha",
+        function=hill_alpha,
+        make_inputs=spectra,
+        oracle=hill,
+        degenerate={"zero": Degenerate((jnp.zeros(N),), lambda a: bool(jnp.isnan(a)))},
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="tails.farms_windows",
+        function=partial(farms_windows, window=4, samples=3),
+        make_inputs=stacks,
+        oracle=four_corners,
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="tails.farms_eigenvalues",
+        function=partial(farms_eigenvalues, window=4, samples=3),
+        make_inputs=stacks,
+        oracle=lambda w: squared(four_corners(w)),
+        tolerance={"float32": 1e-5, "float64": 1e-12},
+        degenerate={"zero": Degenerate((jnp.zeros(STACK),), lambda lam: not lam.any())},
+    )
+)
+register(
+    Case(
+        name="tails.spectral_metrics",
+        function=partial(spectral_metrics, shape=(N, N)),
+        make_inputs=spectra,
+        oracle=metrics,
+        select=lambda result: tuple(
+            v for k, v in result._asdict().items() if k not in ("matrix_rank", "status")
+        ),
+        degenerate={
+            "zero": Degenerate(
+                (jnp.zeros((BATCH, N)),),
+                lambda m: bool((m.status == FitStatus.TOO_FEW).all() and (m.norm == 0).all()),
+                False,
+            ),
+            "NaN": Degenerate(
+                (jnp.full((BATCH, N), jnp.nan),),
+                lambda m: bool((m.status == FitStatus.NOT_FINITE).all()),
+                False,
+            ),
+        },
+        leading=True,
+    )
+)
+null = null_alpha((32, 64))
+register(
+    Case(
+        name="tails.null_zscore",
+        function=partial(null_zscore, shape=(32, 64)),
+        make_inputs=spectra,
+        oracle=lambda alpha: (alpha - null.mean) / null.deviation,
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="tails.debiased_alpha",
+        function=partial(debiased_alpha, shape=(32, 64)),
+        make_inputs=spectra,
+        oracle=lambda alpha: alpha - null.mean,
+        leading=True,
+    )
+)
+
+for name in ("marchenko_pastur_alpha", "marchenko_pastur_quantile", "null_alpha"):
+    exempt(f"tails.{name}", "takes and gives Python numbers; tests/test_tails.py")
+exempt("tails.layer_metrics", "makes a table of names and numbers; tests/test_tails.py")
