@@ -31,10 +31,11 @@ def farms(
     """The Hill exponent of windows of one aspect ratio (FARMS; defaults of its CIFAR protocol)."""
 
     def metric(matrix):
+        # Not pooled: that would sort, which the fit does again; a sort is slow to compile.
         eigenvalues = tails.farms_eigenvalues(
-            matrix, window=window, samples=samples, cols_per_row=cols_per_row
+            matrix, window=window, samples=samples, cols_per_row=cols_per_row, pooled=False
         )
-        return tails.hill_alpha(eigenvalues, fraction=fraction)
+        return tails.hill_alpha(jnp.ravel(eigenvalues), fraction=fraction)
 
     return metric
 
