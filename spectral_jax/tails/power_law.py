@@ -73,7 +73,8 @@ def power_law_fit(
         ``log10(0.95 x)`` at the lower end of the peak, as WeightWatcher and the FARMS code do (a
         logarithm against a linear scale, so nearly always no limit). ``"weightwatcher"`` fits fewer
         than 20 eigenvalues as version 0.7.7 does: ``alpha = 1 + (n - 1) / sum``, at the smallest
-        ``ks - 0.868 / sqrt(n)`` among tails of at least 8, or on the whole.
+        ``ks`` among tails of at least 8, or on the whole. (It penalises short tails, too, but then
+        overrides that choice.)
 
     ``status`` says why there is no fit, and NaN stands for it. Works under ``jit``, ``vmap`` and
     ``grad``, with the tail held fixed (``alpha``, ``standard_error``, ``ks``). Raises
@@ -246,11 +247,9 @@ def _start(spectrum: _Spectrum, rule: Rule, compat: Compat | None) -> tuple[Arra
         allowed &= _peak(spectrum, compat)
     count = (n - index).astype(spectrum.logs.dtype)
     rate = spectrum.rate(count, spectrum.excess)
-    # WeightWatcher's rule for few values prefers long tails, and falls back on all of them.
     long = (count >= 8) | (index == spectrum.first)
-    bonus = jnp.where(spectrum.small, 0.868 / jnp.sqrt(count), 0)
     candidates = allowed & (rate > 0) & (~spectrum.small | long)
-    best = _search(spectrum.logs, rate, jnp.where(candidates, -bonus, jnp.inf))
+    best = _search(spectrum.logs, rate, candidates)
     if rule == "ks":
         return best, jnp.asarray(False)
     edges = jnp.argmax(candidates), n - 1 - jnp.argmax(candidates[::-1])
@@ -270,10 +269,10 @@ def _peak(spectrum: _Spectrum, compat: Compat | None) -> Bool[Array, " N"]:
     return below & (logs >= mode + math.log(0.95))
 
 
-def _search(logs: Array, rate: Array, offset: Array) -> Int[Array, ""]:
-    """The first index of the smallest ``distance + offset``; ``N`` if every offset is infinite."""
+def _search(logs: Array, rate: Array, candidates: Array) -> Int[Array, ""]:
+    """The first candidate with the smallest distance; ``N`` if there is none."""
     n = len(logs)
-    bound = _lower_bounds(logs, rate) + offset
+    bound = jnp.where(candidates, _lower_bounds(logs, rate), jnp.inf)
     if n <= POINTS:  # nothing was left out
         return jnp.where(jnp.isfinite(bound).any(), jnp.argmin(bound), n)
     order = jnp.argsort(bound)
@@ -288,10 +287,10 @@ def _search(logs: Array, rate: Array, offset: Array) -> Int[Array, ""]:
         measured, least, winner = state
         batch = order[jnp.minimum(measured + jnp.arange(BATCH), n - 1)]
         distances = _deviations(rate[batch], logs[batch], batch, logs[:, None], index, n).max(0)
-        scores = jnp.append(distances + offset[batch], least)
-        least = jnp.min(scores)
+        distances = jnp.append(jnp.where(candidates[batch], distances, jnp.inf), least)
+        least = jnp.min(distances)
         # Of equals the longest tail.
-        winner = jnp.min(jnp.where(scores == least, jnp.append(batch, winner), n))
+        winner = jnp.min(jnp.where(distances == least, jnp.append(batch, winner), n))
         return measured + BATCH, least, winner
 
     nothing = (jnp.asarray(0), jnp.full((), jnp.inf, logs.dtype), jnp.asarray(n))
