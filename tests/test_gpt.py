@@ -134,6 +134,11 @@ def test_its_kernels_are_named_matrices():
         "head/kernel": (WIDTH, VOCABULARY),
     }
     assert {view.kind for view in kernels.values()} == {"dense"}
+    tables = {name: view.kind for name, view in matrices(params).items() if name not in kernels}
+    assert tables == {
+        "position_embedding/embedding": "embedding",
+        "token_embedding/embedding": "embedding",
+    }
 
 
 def shapes(**options):
