@@ -372,6 +372,19 @@ def test_pooled_eigenvalues_are_those_of_the_windows_in_chunks_too(monkeypatch):
     assert np.allclose(separate, np.sort(expected.reshape(27, 16)), atol=1e-4)
 
 
+def test_gram_matrices_are_enough_for_the_upper_half():
+    w = jnp.asarray(gaussian(200, 300))
+    options = dict(window=64, samples=4)
+    exact = farms_eigenvalues(w, **options, pooled=False)
+    fast = farms_eigenvalues(w, **options, pooled=False, method="gram")
+    assert float(jnp.abs(fast - exact).max() / exact.max()) < 1e-6
+    alphas = hill_alpha(jnp.stack([exact.ravel(), fast.ravel()]))
+    assert float(alphas[0]) == pytest.approx(float(alphas[1]), abs=5e-3)
+    assert ((fast == 0) | (fast > 4e-7 * fast[:, -1:])).all()
+    with pytest.raises(ValueError, match="method='qr'"):
+        farms_eigenvalues(w, window=64, method="qr")
+
+
 @pytest.mark.parametrize("n", [512, 768, 1024])
 def test_farms_takes_the_aspect_ratio_out_of_the_exponent(n):
     w = jnp.asarray(gaussian(512, n, seed=n))

@@ -165,7 +165,9 @@ def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> Spectr
     log_rank = jnp.log(jnp.maximum(rank, 2).astype(lam.dtype))
     powers = jnp.sum(jnp.where(keep, jnp.exp(alpha[..., None] * logs), 0), axis=-1)
     log_largest = jnp.log10(largest)
-    deficient = jnp.where(rank < full_rank, int(FitStatus.RANK_DEFICIENT), int(FitStatus.OK))
+    deficient = jnp.where(
+        rank.astype(lam.dtype) < full_rank, int(FitStatus.RANK_DEFICIENT), int(FitStatus.OK)
+    )
     return SpectralMetrics(
         alpha=alpha,
         norm=total,
