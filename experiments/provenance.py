@@ -17,7 +17,7 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scip
 # The modules beside this one that decide a run's numbers.
 TRAINING = ("train", "loop", "regularise", "measure", "config")
 # The rooms of the library that no training step reads.
-SIDE_DOOR = ("plots", "cli", "_doctor", "checkpoints")
+SIDE_DOOR = ("plots", "cli", "_doctor", "_progress", "analysis", "checkpoints")
 
 
 def code_hash(repository: Path = REPOSITORY) -> str:

@@ -32,7 +32,12 @@ Tree = Any
 BATCH = 8
 DTYPES = ("float32", "float64")
 FLOATING = "real floating"
-SIDE_DOOR = {"cli", "plots", "checkpoints"}  # files in, pictures out: not pure functions of arrays
+SIDE_DOOR = {
+    "analysis",
+    "cli",
+    "plots",
+    "checkpoints",
+}  # files in, pictures out: not pure functions of arrays
 
 
 class Degenerate(NamedTuple):

@@ -77,7 +77,8 @@ def test_host_norms_are_those_of_the_library():
     values = eigenvalues(noise(60, 40))
     ours = host.norms(values, (60, 40))
     theirs = tails.spectral_metrics(values.astype(np.float32), (60, 40))._asdict()
-    for name in set(ours) & set(theirs):
+    assert set(ours) <= set(theirs)
+    for name in ours:
         assert ours[name] == pytest.approx(float(theirs[name]), rel=1e-4), name
 
 
@@ -189,7 +190,7 @@ def test_metrics_that_were_not_asked_for_are_not_there():
 def test_slow_metrics_are_numbers_too():
     row = analyze(NETWORK, metrics=["all"], layers=["heavy*"]).iloc[0]
     assert 0 <= row.p_value <= 1 and 0 <= row.exponential_p <= 1
-    assert row.exponential_ratio < 0  # it is a power law
+    assert row.exponential_ratio > 0  # it is a power law
 
 
 def test_columns_of_the_terminal_line_up():

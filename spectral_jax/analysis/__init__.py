@@ -7,8 +7,9 @@ The command ``spectral-jax analyze`` prints the same. `COLUMNS` says what each c
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from spectral_jax import weights
 from spectral_jax.analysis.columns import COLUMNS, DEFAULT, Column, names
 from spectral_jax.analysis.engine import Analysis, analyse, check_groups
 from spectral_jax.analysis.layers import Arrays
@@ -24,8 +25,8 @@ def analyze(
     *,
     metrics: Sequence[str] = DEFAULT,
     layers: Sequence[str] = (),
-    conv: str = "positions",
-    framework: str = "auto",
+    conv: weights.Conv = "positions",
+    framework: weights.Framework | Literal["auto"] = "auto",
     kinds: Mapping[str, str] | None = None,
 ) -> "pandas.DataFrame":
     """A row per layer, in the network's order, with the columns of `COLUMNS`.

@@ -85,10 +85,14 @@ COLUMNS: tuple[Column, ...] = (
     *_columns(
         "alternatives",
         {
-            "truncated_ratio": "log-likelihood of a truncated power law over the power law's",
-            "truncated_p": "how easily chance gives such a ratio",
-            "exponential_ratio": "log-likelihood of an exponential over the power law's",
-            "exponential_p": "how easily chance gives such a ratio (Vuong)",
+            "truncated_ratio": "log-likelihood of the power law less that of a truncated one, "
+            "of which it is a limit: never above 0",
+            "truncated_p": "chance of such a ratio if the power law holds (chi-squared)",
+            "exponential_ratio": "log-likelihood of the power law less that of an exponential: "
+            "above 0 the power law is the likelier",
+            "exponential_p": "chance of such a ratio if both are equally good (Vuong)",
+            "lognormal_ratio": "log-likelihood of the power law less that of a lognormal",
+            "lognormal_p": "chance of such a ratio if both are equally good (Vuong)",
         },
     ),
     *_columns(

@@ -39,13 +39,13 @@ def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[
         values = [None if each is None else each.get(column) for each in pair]
         for side, value in zip(_SIDES, values, strict=True):
             row[f"{column}_{side}"] = value
-        if all(isinstance(value, int | float) for value in values):
-            row[f"{column}_change"] = values[1] - values[0]
+        first, second = values
+        if isinstance(first, int | float) and isinstance(second, int | float):
+            row[f"{column}_change"] = second - first
     return row
 
 
 def _movement(row: Row) -> tuple[float, float]:
-    return tuple(
-        -abs(change) if change is not None and math.isfinite(change) else 0.0
-        for change in (row.get("z_change"), row.get("log_norm_change"))
-    )
+    moved = [row.get("z_change"), row.get("log_norm_change")]
+    z, norm = (-abs(x) if x is not None and math.isfinite(x) else 0.0 for x in moved)
+    return z, norm

@@ -1,8 +1,10 @@
 """From a source of tensors to the rows of the table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from spectral_jax import weights
 from spectral_jax._progress import progress
@@ -27,8 +29,8 @@ def analyse(
     *,
     metrics: Sequence[str] = DEFAULT,
     layers: Sequence[str] = (),
-    conv: str = "positions",
-    framework: str = "auto",
+    conv: weights.Conv = "positions",
+    framework: weights.Framework | Literal["auto"] = "auto",
     kinds: Mapping[str, str] | None = None,
     label: str = "weights",
 ) -> Analysis:
@@ -68,9 +70,11 @@ def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:
 def _read(
     source: Source, views: Sequence[weights.View], groups: Sequence[str], label: str
 ) -> list[Layer]:
-    windows = None
+    windows: Callable[[np.ndarray], np.ndarray] | None = None
     if "farms" in groups:
-        from spectral_jax.analysis.measure import windowed_eigenvalues as windows
+        from spectral_jax.analysis.measure import windowed_eigenvalues
+
+        windows = windowed_eigenvalues
     read = []
     work = sum(prod(view.shape) for view in views)
     with progress(work, label, show=work > SHOW_PROGRESS_ABOVE) as advance:

@@ -30,7 +30,7 @@ class PowerLaw(NamedTuple):
     fit: str
 
 
-def norms(eigenvalues: np.ndarray, shape: tuple[int, int]) -> dict[str, float]:
+def norms(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> dict[str, float]:
     """Sum, largest, their logarithms and ratio, entropy, and where the bulk would end."""
     total, largest = float(eigenvalues.sum()), float(eigenvalues[-1])
     rank = matrix_rank(eigenvalues, shape)
@@ -46,7 +46,7 @@ def norms(eigenvalues: np.ndarray, shape: tuple[int, int]) -> dict[str, float]:
     }
 
 
-def matrix_rank(eigenvalues: np.ndarray, shape: tuple[int, int]) -> int:
+def matrix_rank(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> int:
     """How many eigenvalues stand above the rounding of float32 weights of this shape."""
     tolerance = (max(shape) * float(np.finfo(np.float32).eps)) ** 2
     return int(np.count_nonzero(eigenvalues > tolerance * eigenvalues.max(initial=0.0)))
@@ -138,15 +138,15 @@ def _support(eigenvalues: np.ndarray) -> np.ndarray:
     return values[values > FLOOR * max(values[-1], 0.0)] if len(values) else values
 
 
-def _bulk_edge(eigenvalues: np.ndarray, shape: tuple[int, int]) -> float:
+def _bulk_edge(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> float:
     q = min(shape) / max(shape)
-    scale = float(np.median(eigenvalues)) / marchenko_pastur_quantile(q, 0.5)
+    scale = float(np.median(_support(eigenvalues))) / marchenko_pastur_quantile(q, 0.5)
     return scale * (1 + math.sqrt(q)) ** 2
 
 
 def _entropy(eigenvalues: np.ndarray, rank: int) -> float:
     if rank < 2:
-        return math.nan
+        return 0.0
     share = eigenvalues / eigenvalues.sum()
     share = share[share > 0]
     return float(-(share * np.log(share)).sum() / math.log(rank))

@@ -22,17 +22,24 @@ def measure(layers: Sequence[Layer], groups: Sequence[str]) -> list[dict[str, An
 
 def windowed_eigenvalues(matrix: np.ndarray) -> np.ndarray:
     """The pooled spectrum of square windows of at most 100 x 100, nine along either side."""
+    import jax.numpy as jnp
+
     from spectral_jax.tails import farms_eigenvalues
 
-    pooled = farms_eigenvalues(matrix.astype(np.float32), window=WINDOW, samples=WINDOWS_PER_AXIS)
+    pooled = farms_eigenvalues(
+        jnp.asarray(matrix, jnp.float32), window=WINDOW, samples=WINDOWS_PER_AXIS
+    )
     return np.asarray(pooled, np.float64)
 
 
 def _row(layer: Layer, groups: Sequence[str]) -> dict[str, Any]:
     *_, m, n = layer.view.shape
     if not layer.finite or not layer.eigenvalues[-1] > 0:
-        unknown = dict.fromkeys(names(groups)[len(names(())) :], math.nan)
-        return unknown | {"rank": 0} | ({"fit": "not finite or zero"} if "ks" in groups else {})
+        return (
+            _unknown(*groups)
+            | {"rank": 0}
+            | ({"fit": "not finite or zero"} if "ks" in groups else {})
+        )
     row: dict[str, Any] = {"rank": host.matrix_rank(layer.eigenvalues, (m, n))}
     for group in groups:
         row |= _GROUPS[group](layer, row)
@@ -62,13 +69,12 @@ def _alternatives(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
     fit = host.power_law(layer.eigenvalues)
     if fit.fit != "ok":
-        return dict.fromkeys(names(["alternatives"])[len(names(())) :], math.nan)
-    found = tail_alternatives(_padded(layer.eigenvalues / fit.xmin), xmin=1.0)
+        return _unknown("alternatives")
+    found = tail_alternatives(_padded(layer.eigenvalues / fit.xmin), 1.0)
     return {
-        "truncated_ratio": float(found.truncated_ratio),
-        "truncated_p": float(found.truncated_p),
-        "exponential_ratio": float(found.exponential_ratio),
-        "exponential_p": float(found.exponential_p),
+        f"{short}_{field}": float(getattr(getattr(found, law), attribute))
+        for short, law in _LAWS.items()
+        for field, attribute in (("ratio", "ratio"), ("p", "p_value"))
     }
 
 
@@ -77,9 +83,13 @@ def _goodness(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
     from spectral_jax.tails import goodness_of_fit, power_law_fit
 
-    values = _padded(layer.eigenvalues / layer.eigenvalues[-1])
+    values = jax.numpy.asarray(_padded(layer.eigenvalues / layer.eigenvalues[-1]))
     found = goodness_of_fit(jax.random.key(0), values, power_law_fit(values), draws=DRAWS)
     return {"p_value": float(found.p_value)}
+
+
+def _unknown(*groups: str) -> dict[str, Any]:
+    return dict.fromkeys(set(names(groups)) - set(names(())), math.nan)
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
@@ -88,6 +98,11 @@ def _padded(values: np.ndarray) -> np.ndarray:
     return np.pad(values.astype(np.float32), (length - len(values), 0))
 
 
+_LAWS = {
+    "truncated": "truncated_power_law",
+    "exponential": "exponential",
+    "lognormal": "lognormal",
+}
 _GROUPS = {
     "norms": _norms,
     "hill": _hill,

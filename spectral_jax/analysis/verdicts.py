@@ -70,7 +70,7 @@ def judge(row: Row) -> tuple[str, str]:
     return "structured", against
 
 
-def by_urgency(rows: Sequence[Row]) -> list[Row]:
+def by_urgency(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with what needs attention first; equals by how far they are from random."""
 
     def key(row: Row) -> tuple[int, float]:
@@ -80,7 +80,7 @@ def by_urgency(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=key)
 
 
-def summarise(rows: Sequence[Row], *, skipped: int, total: int) -> str:
+def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, total: int) -> str:
     """One paragraph: what was read, what stands out, and how sure that is."""
     read = sum(row["parameters"] for row in rows)
     layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
@@ -93,7 +93,7 @@ def summarise(rows: Sequence[Row], *, skipped: int, total: int) -> str:
     return " ".join([*parts, *_certainty(rows)])
 
 
-def _finding(verdict: Verdict, found: Sequence[Row], layers: int) -> str:
+def _finding(verdict: Verdict, found: Sequence[dict[str, Any]], layers: int) -> str:
     names = ", ".join(row["layer"] for row in by_urgency(found)[:3])
     rest = " and others" if len(found) > 3 else ""
     word = verdict.word.capitalize()

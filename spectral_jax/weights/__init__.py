@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectral_jax.weights._names import Framework
 from spectral_jax.weights._plan import Plan, Skipped, plan
+from spectral_jax.weights._read import Conv
 from spectral_jax.weights._rules import Kind, View
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BATCH_NORM_EPSILON",
     "Block",
+    "Conv",
     "Framework",
     "Kind",
     "Plan",
