@@ -26,9 +26,8 @@ def windowed_eigenvalues(matrix: np.ndarray) -> np.ndarray:
 
     from spectral_jax.tails import farms_eigenvalues
 
-    pooled = farms_eigenvalues(
-        jnp.asarray(matrix, jnp.float32), window=WINDOW, samples=WINDOWS_PER_AXIS
-    )
+    w = jnp.asarray(matrix, jnp.float32)
+    pooled = farms_eigenvalues(w, window=WINDOW, samples=WINDOWS_PER_AXIS)
     return np.asarray(pooled, np.float64)
 
 
