@@ -5,5 +5,6 @@ A suite is a module here with ``tables(smoke: bool) -> Iterator[Table]``, and a 
 
 SUITES = {
     "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
+    "farms": "FARMS, tails, analyze: oracles, agreement, processes, windows, fits, an epoch",
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
 }

@@ -18,7 +18,7 @@ from experiments import provenance
 
 HEADER = ("what", "ours", "peer", "ratio", "target", "met?")
 NOTHING = "–"
-PEERS = ("networkx", "matfree", "scikit-learn", "torch", "curvlinops-for-pytorch")
+PEERS = ("networkx", "matfree", "scikit-learn", "torch", "curvlinops-for-pytorch", "weightwatcher")
 THREADS = (
     "OPENBLAS_NUM_THREADS=1 throughout. Comparisons with other solvers run, on both sides, with "
     "every thread of the process held to one core (sched_setaffinity); training runs on all cores."

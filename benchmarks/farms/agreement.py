@@ -1,0 +1,108 @@
+"""Do we agree with WeightWatcher, metric by metric, on trained networks?"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.farms import networks, weightwatcher
+from benchmarks.harness import NOTHING, Table
+from spectral_jax.analysis import host
+from spectral_jax.analysis.layers import Arrays, Layer, spectra
+from spectral_jax.checkpoints import save_safetensors
+from spectral_jax.weights import plan
+
+TOLERANCE = 1e-4
+# WeightWatcher multiplies the slices of a convolution by sqrt(1/2) before it pools them.
+CONVOLUTION = 0.5
+SMALLEST = 1e-5  # eigenvalues that it keeps, before that factor
+# Its names for what we have under other ones, or with their logarithm taken.
+SHARED = {
+    "alpha": "alpha",
+    "D": "ks_distance",
+    "sigma": "sigma",
+    "xmin": "xmin",
+    "norm": "norm",
+    "log_norm": "log_norm",
+    "spectral_norm": "spectral_norm",
+    "log_spectral_norm": "log_spectral_norm",
+    "stable_rank": "stable_rank",
+    "entropy": "entropy",
+    "matrix_rank": "rank",
+    "alpha_weighted": "alpha_weighted",
+    "log_alpha_norm": "log_alpha_norm",
+}
+
+
+class Size(NamedTuple):
+    networks: tuple[str, ...]
+
+
+FULL = Size(("resnet20", "resnet32", "resnet8", "autoencoder", "minilm"))
+SMOKE = Size(("random",))
+
+
+def agreement(size: Size) -> Table:
+    """Largest relative difference of each shared metric, and what explains it."""
+    header = ("network", "layers", *SHARED)
+    rows = [_row(name, header) for name in size.networks]
+    note = (
+        f"WeightWatcher {weightwatcher.version() or 'is not installed here'}. Largest relative "
+        f"difference over layers (target {TOLERANCE:g}), with its conventions put on our spectra: "
+        "slices of a convolution times sqrt(1/2), eigenvalues up to 1e-5 left out. In brackets: "
+        "layers beyond the target, of those that both fit with the same xmin; the last column "
+        "counts layers where the two choose another xmin, at distances D that differ by less than "
+        "1e-6 (a tie), or where fewer than 20 eigenvalues meet its rule for small samples."
+    )
+    return Table("Agreement with WeightWatcher", note, rows, (*header, "another xmin"))
+
+
+def _row(name: str, header: tuple[str, ...]) -> tuple[str, ...]:
+    found = networks.load(name)
+    if found is None or weightwatcher.version() is None:
+        why = "no such file here" if found is None else "not installed"
+        return (name, why, *[NOTHING] * (len(header) - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        save_safetensors(Path(folder) / "model.safetensors", networks.torch_layout(found))
+        theirs = weightwatcher.analyse(Path(folder))
+    ours = {layer.view.name: layer for layer in _layers(networks.torch_layout(found))}
+    pairs = [
+        (_metrics(ours[_full_name(row["longname"], ours)]), row)
+        for row in theirs
+        if row["status"] == "success" and _full_name(row["longname"], ours) in ours
+    ]
+    same = [pair for pair in pairs if _close(pair[0]["xmin"], pair[1]["xmin"], 1e-4)]
+    cells = [_cell([(a[mine], b[their]) for a, b in same]) for their, mine in SHARED.items()]
+    return (name, f"{len(pairs)} of {len(ours)}", *cells, str(len(pairs) - len(same)))
+
+
+def _full_name(longname: str, ours: dict[str, Layer]) -> str:
+    return next((name for name in (f"{longname}.weight", longname) if name in ours), longname)
+
+
+def _layers(arrays: dict[str, np.ndarray]) -> list[Layer]:
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return list(spectra(Arrays(arrays), plan(shapes, framework="torch").views))
+
+
+def _metrics(layer: Layer) -> dict[str, Any]:
+    values, shape = layer.eigenvalues, layer.view.shape[-2:]
+    values = values[values > SMALLEST] * (CONVOLUTION if layer.view.kind == "conv" else 1.0)
+    return (
+        host.norms(values, shape)
+        | {"rank": host.matrix_rank(values, shape)}
+        | host.weighted(host.power_law(values), values)
+    )
+
+
+def _cell(pairs: list[tuple[float, float]]) -> str:
+    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in pairs if math.isfinite(a)]
+    beyond = sum(difference > TOLERANCE for difference in differences)
+    worst = f"{max(differences, default=math.nan):.1e}"
+    return f"{worst} ({beyond})" if beyond else worst
+
+
+def _close(a: float, b: float, relative: float) -> bool:
+    return abs(a - b) <= relative * abs(b)
