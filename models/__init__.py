@@ -1,16 +1,19 @@
 """Networks for the experiments, written in Flax NNX and handed out as pure functions."""
 
 from models.functional import Functional, Network, functional, init, network
+from models.pretrained import PRETRAINED, load_pretrained
 from models.registry import MODELS, Model, build, options
 
 __all__ = [
     "MODELS",
+    "PRETRAINED",
     "Functional",
     "Model",
     "Network",
     "build",
     "functional",
     "init",
+    "load_pretrained",
     "network",
     "options",
 ]
