@@ -77,7 +77,7 @@ def streamed(size: Size) -> Table:
     note = (
         "The seven matrices of a block in float32, all of NumPy's threads held to one core. "
         "Memory is that of the whole process: interpreter and libraries (about 90 MiB), the tensor "
-        "as read, its float64 copy (twice its size) and the Gram matrix of its short side."
+        "as read, and the Gram matrix of its short side, twice, in float64."
     )
     return Table("A LLaMA-7B block, streamed", note, rows)
 

@@ -12,6 +12,9 @@ import numpy as np
 from spectral_jax import weights
 
 
+ROWS = 1024  # of a matrix that are held in float64 at a time
+
+
 class Source(Protocol):
     """Tensors by name: their shapes without reading them, and each on demand."""
 
@@ -88,11 +91,19 @@ def eigenvalues(matrix: np.ndarray) -> np.ndarray:
     By the Gram matrix of the short side in float64: for float32 weights its error, ``eps64
     max(values)``, lies a hundredfold below what the weights' own rounding does to the smallest.
     """
-    matrix = np.asarray(matrix, np.float64)
     m, n = matrix.shape[-2:]
     tall = matrix if m >= n else np.swapaxes(matrix, -2, -1)
-    gram = np.swapaxes(tall, -2, -1) @ tall
-    return np.sort(np.maximum(np.linalg.eigvalsh(gram), 0.0), axis=None)
+    return np.sort(np.maximum(np.linalg.eigvalsh(_gram(tall)), 0.0), axis=None)
+
+
+def _gram(tall: np.ndarray) -> np.ndarray:
+    """``tall^T tall`` in float64, a block of rows at a time: a copy of all of it may not fit."""
+    *_, m, n = tall.shape
+    gram = np.zeros((*tall.shape[:-2], n, n))
+    for start in range(0, m, ROWS):
+        rows = tall[..., start : start + ROWS, :].astype(np.float64)
+        gram += np.swapaxes(rows, -2, -1) @ rows
+    return gram
 
 
 def _float(array: Any) -> np.ndarray:
