@@ -310,4 +310,6 @@ def _solve(problem: _Problem, k: int, state, tol, max_matvecs: int) -> EigResult
         preconditioner=jacobi,
         tol=tol,
         max_matvecs=max_matvecs,
+        # Unlike the other guesses, a stale vector may be another eigenvector.
+        probe_steps=4 if state is None else 8,
     )

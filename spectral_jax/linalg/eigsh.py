@@ -16,7 +16,7 @@ from spectral_jax.linalg.subspace import EigResult, Search, generic_vectors, mm,
 from spectral_jax.linalg.thick_restart import thick_restart
 
 
-@partial(jax.jit, static_argnames=("k", "which", "tol", "max_matvecs", "method"))
+@partial(jax.jit, static_argnames=("k", "which", "tol", "max_matvecs", "method", "probe_steps"))
 def eigsh(
     op: SymmetricOperator,
     k: int = 1,
@@ -28,6 +28,7 @@ def eigsh(
     tol: float | None = None,
     max_matvecs: int = 1000,
     method: Literal["auto", "lobpcg", "lanczos"] = "auto",
+    probe_steps: int = 8,
 ) -> EigResult:
     """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``.
 
@@ -38,8 +39,8 @@ def eigsh(
     Args:
       v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one
         if None. A start block can lie in an invariant subspace that does not hold the wanted pair,
-        so a converged answer is probed by 8 to 24 steps from a generic vector in its complement,
-        and the search goes on from there if they see a value beyond it.
+        so a converged answer of ``lobpcg`` is probed by ``probe_steps`` to 24 steps from a generic
+        vector in its complement, and the search goes on from there if they see a value beyond it.
       deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of
         ``op``.
       preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with,
@@ -48,16 +49,18 @@ def eigsh(
       max_matvecs: cap; on reaching it the best pairs so far come back with ``converged = False``.
       method: ``auto`` picks ``lobpcg`` for one pair with a preconditioner or a start, else
         ``lanczos`` (measured: benchmarks/RESULTS.md).
+      probe_steps: how long to look past an answer that came from ``v0``. From an eigenvector that
+        is not the wanted one, as start, 8 gave no wrong pair for 480 network Laplacians, and fewer
+        did for some; 4 is enough for a start with something of the wanted vector in it.
 
-    Works under ``jit`` (static: ``k``, ``which``, ``tol``, ``max_matvecs``, ``method``), ``vmap``
-    and on sharded operators. Reverse-mode derivatives with respect to ``op.data`` are exact at a
-    converged pair: ``d values = v^T dA v``, and for ``vectors`` the adjoint, solved by conjugate
-    gradients off the pairs at hand; no derivative flows to ``v0``, ``deflate`` or
-    ``preconditioner``. At a repeated eigenvalue the derivative of ``values`` is one finite element
-    of the generalised gradient; that of single vectors does not exist, and what values within
-    ``tol`` of each other would pass on is masked, which is right for functions of the subspace. An
-    eigenspace cut by ``k`` stays out of reach. NaN in the operator gives NaN values and
-    ``converged = False``.
+    Works under ``jit`` (static: all but the arrays), ``vmap`` and on sharded operators.
+    Reverse-mode derivatives with respect to ``op.data`` are exact at a converged pair: ``d values =
+    v^T dA v``, and for ``vectors`` the adjoint, solved by conjugate gradients off the pairs at
+    hand; no derivative flows to ``v0``, ``deflate`` or ``preconditioner``. At a repeated eigenvalue
+    the derivative of ``values`` is one finite element of the generalised gradient; that of single
+    vectors does not exist, and what values within ``tol`` of each other would pass on is masked,
+    which is right for functions of the subspace. An eigenspace cut by ``k`` stays out of reach. NaN
+    in the operator gives NaN values and ``converged = False``.
     Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start block.
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
     Wu & Simon 2000 (thick-restart Lanczos).
@@ -67,9 +70,10 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
-    chosen = _check(op, k, which, v0, deflate, preconditioner, method)
+    chosen = _check(op, k, which, v0, deflate, preconditioner, method, probe_steps)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tol
-    options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen)
+    probe = probe_steps if v0 is not None else 0
+    options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
     return _compiled_pairs(options, op, v0, deflate, preconditioner)
 
 
@@ -79,18 +83,19 @@ class _Options(NamedTuple):
     tol: float
     max_matvecs: int
     method: str
+    probe_steps: int
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pairs(options, op, v0, deflate, preconditioner) -> EigResult:
-    k, sign, tol, max_matvecs, method = options
+    k, sign, tol, max_matvecs, method, probe_steps = options
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     noise = generic_vectors(op.size, k, op.dtype)
     start = noise if v0 is None else v0.reshape(op.size, -1).astype(op.dtype)
     start = jnp.concatenate([start, noise[:, : max(k - start.shape[1], 0)]], axis=1)
     search = Search(op, k, sign, fixed, tol, max_matvecs)
     if method == "lobpcg":
-        return lobpcg(search, start, _as_function(preconditioner), probe=v0 is not None)
+        return lobpcg(search, start, _as_function(preconditioner), probe_steps=probe_steps)
     return thick_restart(search, start)
 
 
@@ -143,7 +148,7 @@ _pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)
 _compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 
-def _check(op, k, which, v0, deflate, preconditioner, method) -> str:
+def _check(op, k, which, v0, deflate, preconditioner, method, probe_steps) -> str:
     n = op.size
     free = n - (0 if deflate is None else deflate.shape[1])
     if not 1 <= k <= free:
@@ -158,6 +163,8 @@ def _check(op, k, which, v0, deflate, preconditioner, method) -> str:
         raise ValueError(f"deflate has shape {deflate.shape}: pass orthonormal columns [{n}, d]")
     if preconditioner is not None and method == "lanczos":
         raise ValueError("preconditioner is set but method='lanczos' cannot use it: use 'lobpcg'")
+    if probe_steps < 1:
+        raise ValueError(f"probe_steps={probe_steps}: choose at least 1")
     if method == "auto":
         informed = v0 is not None or preconditioner is not None
         method = "lobpcg" if k == 1 and informed else "lanczos"

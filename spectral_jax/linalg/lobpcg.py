@@ -17,11 +17,8 @@ from spectral_jax.linalg.subspace import (
 )
 
 # A probe ends when its Ritz value stands clear of the answer by this many residuals: an eigenvalue
-# lies within one, and a better one nearby would still pull it down. From an eigenvector that is
-# not the wanted one, as start, 120 networks of four kinds gave no wrong pair; with fewer steps at
-# least, or a smaller margin, some did.
+# lies within one, and a better one nearby would still pull it down.
 PROBE_MARGIN = 4
-PROBE_STEPS_LEAST = 8
 PROBE_STEPS_MOST = 24
 
 
@@ -51,16 +48,17 @@ class _Round(NamedTuple):
 
 
 def lobpcg(
-    search: Search, start: Array, precondition: Callable[[Array], Array], *, probe: bool
+    search: Search, start: Array, precondition: Callable[[Array], Array], *, probe_steps: int
 ) -> EigResult:
-    """Solve from the block ``start`` (``[n, s]``, best guess first); ``probe`` to look beyond.
+    """Solve from the block ``start`` (``[n, s]``, best guess first), then look beyond.
 
     A probe is the same iteration on the complement of the answer, from a generic vector and cut
-    short; while one finds a better value, the search goes on from there. No probe of a few steps
-    can see an eigenvalue that is better by very little.
+    short, though not before ``probe_steps`` (0: no probe); while one finds a better value, the
+    search goes on from there. No probe of a few steps can see an eigenvalue that is better by very
+    little.
     """
     op, k = search.op, search.k
-    probe = probe and search.free_dimension > k
+    probe = probe_steps > 0 and search.free_dimension > k
     width = -(-max(start.shape[1], 2 * k if probe else k) // k) * k
     # From here on blocks of vectors are rows.
     start = jnp.pad(start.T, ((0, width - start.shape[1]), (0, 0)))
@@ -75,7 +73,17 @@ def lobpcg(
         limit = jnp.where(probing, PROBE_STEPS_MOST, search.max_matvecs)
         bar = jnp.where(probing, search.sign * state.values[-1], jnp.inf)
         block = jnp.where(probing, generic, state.start)
-        end = _iterate(search, block, known, precondition, limit, bar, state.scale, state.matvecs)
+        end = _iterate(
+            search,
+            block,
+            known,
+            precondition,
+            limit,
+            bar,
+            state.scale,
+            state.matvecs,
+            probe_steps=probe_steps,
+        )
         beyond = (
             search.sign * end.values[0]
             < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
@@ -117,6 +125,7 @@ def lobpcg(
             jnp.inf,
             state.scale,
             state.matvecs,
+            probe_steps=0,
         )
         return search.certify(end.x.T, end.scale, end.matvecs)
     state = jax.lax.while_loop(
@@ -128,7 +137,9 @@ def lobpcg(
     return result._replace(converged=result.converged & jnp.isfinite(state.residuals))
 
 
-def _iterate(search: Search, block, known, precondition, limit, bar, scale, matvecs) -> _Iterate:
+def _iterate(
+    search: Search, block, known, precondition, limit, bar, scale, matvecs, *, probe_steps: int
+) -> _Iterate:
     """Until converged, settled above ``bar``, at ``limit`` steps or out of matvecs.
 
     First come the guesses in ``block``.
@@ -166,7 +177,7 @@ def _iterate(search: Search, block, known, precondition, limit, bar, scale, matv
     def unfinished(state: _Iterate):
         good = jnp.all(search.converged(state.values, state.residuals, state.scale))
         settled = sign * state.values[0] - PROBE_MARGIN * state.residuals[0] > bar
-        good |= settled & (state.step >= PROBE_STEPS_LEAST)
+        good |= settled & (state.step >= probe_steps)
         affordable = (state.step < limit) & (state.matvecs + 2 * k <= search.max_matvecs)
         healthy = jnp.all(jnp.isfinite(state.residuals)) | (state.step == 0)
         return (~good | (state.step < guesses)) & affordable & healthy
