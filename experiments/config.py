@@ -52,11 +52,15 @@ def _require_count(name: str, value: int, *, least: int) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data set; `validation` examples are split off the training set, the rest is limited."""
+    """The data set; `validation` examples are split off the training set, the rest is limited.
+
+    `test_limit` is for networks whose evaluation would cost as much as their training.
+    """
 
     name: str = "mnist"
     batch_size: int = 100
     train_limit: int | None = None
+    test_limit: int | None = None
     validation: int = 0
     label_noise: float = 0.0
     preprocessing: Literal["standard", "raw"] = "standard"
@@ -64,8 +68,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_count("batch_size", self.batch_size, least=1)
-        if self.train_limit is not None:
-            _require_count("train_limit", self.train_limit, least=1)
+        for name in ("train_limit", "test_limit"):
+            limit = getattr(self, name)
+            if limit is not None:
+                _require_count(name, limit, least=1)
         _require_count("validation", self.validation, least=0)
         _require(0 <= self.label_noise <= 1, "label_noise", self.label_noise, "between 0 and 1")
 
@@ -78,26 +84,67 @@ class ModelConfig:
     hidden: tuple[int, ...] = (500, 500, 500)
     dropout: float = 0.0
     depth: int = 20
+    width: int = 64
+    stem: Literal["imagenet", "cifar"] = "imagenet"
 
     def __post_init__(self) -> None:
         sizes = all(width >= 1 for width in self.hidden)
         _require(sizes, "hidden", list(self.hidden), "widths >= 1")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= dropout < 1")
         _require_count("depth", self.depth, least=1)
+        _require_count("width", self.width, least=1)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The gradient step; Adam does not read `momentum`."""
+    """The gradient step; Adam does not read `momentum`.
+
+    `schedule` lowers the rate to 0 along a half cosine: at every step, or, as published for FARMS
+    and TempBalance, once per epoch. `weight_decay` is added to the gradient, biases and norms
+    included, as torch does.
+    """
 
     name: Literal["sgd", "adam"] = "sgd"
     learning_rate: float = 1e-3
     momentum: float = 0.9
+    schedule: Literal["constant", "cosine", "cosine_by_epoch"] = "constant"
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        rate = self.learning_rate
+        rate, decay = self.learning_rate, self.weight_decay
         _require(0 < rate < math.inf, "learning_rate", rate, "a finite number > 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "0 <= momentum < 1")
+        _require(0 <= decay < math.inf, "weight_decay", decay, "a finite number >= 0")
+
+
+@dataclass(frozen=True)
+class BalanceConfig:
+    """Layer-wise learning rates from the spectra of the weights, measured every so many epochs.
+
+    `metric`: `hill` is TempBalance; `debiased` subtracts what the shape alone does; `shape_only` is
+    that part alone, `shuffled` deals FARMS' exponents to random layers, `random_windows` places
+    them anew each time. The maps `linear` and `step` go from `low` to `high` times the rate.
+    """
+
+    metric: Literal[
+        "none", "hill", "farms", "debiased", "shape_only", "shuffled", "random_windows"
+    ] = "none"
+    assignment: Literal["linear", "sqrt", "log2", "step", "tb_sigmoid", "llr_sigmoid"] = "linear"
+    low: float = 0.5
+    high: float = 1.5
+    refresh_every: int = 1
+    tuned: Literal["all", "inner", "not_last"] = "all"
+    window: int = 100
+    samples: int = 9
+    cols_per_row: float = 1.0
+    min_eigenvalues: int = 50
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.low <= self.high, "low", self.low, f"0 <= low <= high = {self.high:g}")
+        ratio = self.cols_per_row
+        _require(0 < ratio < math.inf, "cols_per_row", ratio, "a finite number > 0")
+        for name in ("refresh_every", "window", "samples", "min_eigenvalues"):
+            _require_count(name, getattr(self, name), least=1)
 
 
 @dataclass(frozen=True)
@@ -120,14 +167,21 @@ class PenaltyConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how many seeds (`seed`, `seed + 1`, ...), and how often to measure (epochs)."""
+    """How long, how many seeds (`seed`, `seed + 1`, ...), what to measure and how often (epochs).
+
+    `spectra`: the `connectivity` of the weight graph, or the `tails` of each layer's spectrum.
+    `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes
+    the faster of the two; `stepwise`, one program per step, is the fast one for convolutions on a
+    CPU.
+    """
 
     epochs: int = 10
     seeds: int = 5
     seed: int = 0
     evaluate_every: int = 1
     spectra_every: int = 1
-    seed_axis: Literal["auto", "vmap", "map"] = "auto"
+    spectra: Literal["connectivity", "tails"] = "connectivity"
+    seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "seeds", "evaluate_every", "spectra_every"):
@@ -144,6 +198,7 @@ class ExperimentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     paper_compat: tuple[str, ...] = ()
 

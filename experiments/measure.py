@@ -1,4 +1,4 @@
-"""What is measured of the weights between epochs: connectivity, sparsity, the penalty's pull."""
+"""What is measured of the weights between epochs: connectivity or tails, the penalty's pull."""
 
 from functools import partial
 from typing import Any
@@ -9,9 +9,15 @@ import optax
 
 from experiments.config import ExperimentConfig
 from experiments.loop import Data, SeedAxis, TrainState, normalise, over_seeds
-from experiments.regularise import penalty_of, penalty_state, strength_of, view_of
+from experiments.regularise import (
+    balance_state,
+    penalty_of,
+    penalty_state,
+    strength_of,
+    view_of,
+)
 from models import Network
-from spectral_jax import graphs, weights
+from spectral_jax import graphs, optim, weights
 
 # A weight below this is counted as gone (sheet fiedler.md, section 4.3).
 SMALL_WEIGHT = 1e-3
@@ -31,13 +37,25 @@ class Measurement:
         )
 
     def __call__(self, state: TrainState, data: Data, seed_axis: SeedAxis) -> tuple[dict, dict]:
-        """Per-seed scalars to record, and per-seed Fiedler vectors to keep."""
-        layout = self._network.layout
-        metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
+        """Per-seed scalars to record, and per-seed Fiedler vectors to keep, if any."""
+        if self._config.train.spectra == "tails":
+            metrics, vectors = self._tails(state, seed_axis), {}
+        else:
+            layout = self._network.layout
+            metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
         kept = penalty_state(state.opt_state)
         if kept is not None:
             metrics = metrics | self._pulls((state, kept.penalty), data, seed_axis)
         return metrics, vectors
+
+    def _tails(self, state: TrainState, seed_axis: SeedAxis) -> dict[str, jax.Array]:
+        """``hill/<layer>``, ``farms/<layer>``, and ``scale/<layer>`` of its rate if balanced."""
+        balance = self._config.balance
+        windows = balance.window, balance.samples, balance.cols_per_row
+        metrics = tail_exponents(state.params, windows, balance.min_eigenvalues, seed_axis)
+        kept = balance_state(state.opt_state)
+        scales = {} if kept is None else kept.scales
+        return metrics | {f"scale/{name}": value for name, value in scales.items()}
 
     def _pull(self, data: Data, seed: tuple[TrainState, Any]) -> dict[str, jax.Array]:
         """The penalty as training sees it (its vectors as they are), beside the loss."""
@@ -68,6 +86,37 @@ def _solver(kept: Any) -> dict[str, jax.Array]:
     if not hasattr(kept, "refreshes"):
         return {}
     return {"penalty/refreshes": kept.refreshes, "penalty/matvecs": kept.matvecs}
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def tail_exponents(
+    params: Any, windows: tuple[int, int, float], min_eigenvalues: int, seed_axis: SeedAxis
+) -> dict[str, jax.Array]:
+    """Plain and FARMS exponent of every kernel that can be balanced, for every seed.
+
+    ``windows``: size, samples per axis, columns per row. NaN is a fit that could not be made.
+    """
+    window, samples, cols_per_row = windows
+    metrics = {
+        "hill": optim.hill(),
+        "farms": optim.farms(window=window, samples=samples, cols_per_row=cols_per_row),
+    }
+
+    def one(params):
+        shapes: dict[tuple[int, ...], dict[str, jax.Array]] = {}
+        for name, kernel in weights.matrices(params).items():
+            if kernel.matrix.size // max(kernel.matrix.shape[-2:]) >= min_eigenvalues:
+                shapes.setdefault(kernel.matrix.shape, {})[name] = kernel.matrix
+        return {
+            f"{kind}/{name}": alpha
+            for named in shapes.values()
+            for kind, metric in metrics.items()
+            for name, alpha in zip(
+                named, jax.vmap(metric)(jnp.stack(list(named.values()))), strict=True
+            )
+        }
+
+    return over_seeds(one, seed_axis)(params)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from experiments.config import ExperimentConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 from models import Network
-from spectral_jax import optim, weights
+from spectral_jax import optim, tails, weights
 from spectral_jax.optim import Penalty, Refresh, SpectralPenaltyState
 
 # Names of the arms; a new one is a line here (and, if it is a new function, one in PENALTIES).
@@ -66,14 +66,14 @@ def view_of(config: ExperimentConfig, network: Network) -> Callable[[Any], tuple
 def optimizer_of(
     config: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
 ) -> optax.GradientTransformation:
-    """The optimiser with its penalty: added to the gradient, or as a proximal step behind it."""
-    rate, momentum = config.optimizer.learning_rate, config.optimizer.momentum
-    if config.optimizer.name == "adam":
-        descent, effective_rate = optax.adam(rate), rate
-    else:
-        # Heavy-ball momentum multiplies a steady pull by 1 / (1 - momentum).
-        descent = optax.sgd(rate, momentum=momentum or None)
-        effective_rate = rate / (1 - momentum)
+    """The optimiser with its penalty: added to the gradient, or as a proximal step behind it.
+
+    A balance multiplies what the optimiser makes of the gradient, layer by layer.
+    """
+    descent = _descent(config, steps_per_epoch)
+    if config.balance.metric != "none":
+        balance = balance_of(config, network, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+        descent = optax.chain(descent, balance)
     parts = [descent]
     penalty = penalty_of(config, network)
     if penalty is not None and config.penalty.strength > 0:
@@ -81,7 +81,7 @@ def optimizer_of(
             penalty,
             strength_of(config),
             mode=config.penalty.mode,
-            learning_rate=effective_rate,
+            learning_rate=_steady_rate(config),
             view=view_of(config, network),
             refresh=_refresh_of(config, steps_per_epoch),
             axis_name=axis_name,
@@ -95,6 +95,121 @@ def optimizer_of(
             )
         parts.append(rescale_units())
     return optax.chain(*parts)
+
+
+def balance_of(
+    config: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
+) -> optax.GradientTransformationExtraArgs:
+    """The configured ``optim.temp_balance``; ``UserError`` (2) if it finds no layer to tune."""
+    balance = config.balance
+    bounds = {"low": balance.low, "high": balance.high}
+    make = partial(
+        optim.temp_balance,
+        balance.assignment,
+        metric=alpha_of(config),
+        refresh_every=balance.refresh_every * steps_per_epoch,
+        tuned=balance.tuned,
+        layout=network.layout,
+        min_eigenvalues=balance.min_eigenvalues,
+        axis_name=axis_name,
+        **(bounds if balance.assignment in ("linear", "step") else {}),
+    )
+    made = _shuffled(make) if balance.metric == "shuffled" else make()
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    try:
+        jax.eval_shape(made.init, params)
+    except ValueError as error:
+        raise UserError(f"balance: {error}") from None
+    return made
+
+
+def alpha_of(config: ExperimentConfig) -> Callable[[Any], jax.Array]:
+    """The tail exponent that steers, ``matrix -> alpha``."""
+    balance = config.balance
+    windows = dict(window=balance.window, cols_per_row=balance.cols_per_row)
+    if balance.metric == "random_windows":
+        return partial(_random_windows, samples=balance.samples, **windows)
+    if balance.metric in ("farms", "shuffled"):
+        return optim.farms(samples=balance.samples, **windows)
+    return optim.METRICS[balance.metric]()
+
+
+def _random_windows(matrix: Any, *, samples: int, **windows: Any) -> jax.Array:
+    """FARMS with as many windows as on its grid, at new places whenever the matrix changed."""
+    m, n = matrix.shape[-2:]
+    rows = min(windows["window"], m, int(n / windows["cols_per_row"]))
+    columns = int(rows * windows["cols_per_row"])
+    count = min(samples, m - rows + 1) * min(samples, n - columns + 1)
+    key = _key_of(matrix)
+    eigenvalues = tails.farms_eigenvalues(
+        matrix, samples=count, key=key, scheme="random", **windows
+    )
+    return tails.hill_alpha(eigenvalues)
+
+
+class _ShuffledState(NamedTuple):
+    key: jax.Array
+    balance: optim.TempBalanceState
+
+
+def _shuffled(make: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
+    """A balance whose exponents go to the wrong layers: another permutation for every seed."""
+
+    def init(params):
+        # Seeds share this function; what tells them apart is where they start.
+        key = _key_of(jax.tree.leaves(params))
+        return _ShuffledState(key, make().init(params))
+
+    def update(updates, state, params=None, **extra):
+        balance = make(shuffle_key=state.key)
+        updates, kept = balance.update(updates, state.balance, params, **extra)
+        return updates, state._replace(balance=kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _key_of(arrays: Any) -> jax.Array:
+    """A random key that any change of the arrays changes."""
+    total = sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(arrays))
+    return jax.random.key(jax.lax.bitcast_convert_type(total, jnp.int32))
+
+
+def _descent(config: ExperimentConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    chosen = config.optimizer
+    rate = _rate(config, steps_per_epoch)
+    if chosen.name == "adam":
+        descent = optax.adam(rate)
+    else:
+        descent = optax.sgd(rate, momentum=chosen.momentum or None)
+    if chosen.weight_decay:
+        return optax.chain(optax.add_decayed_weights(chosen.weight_decay), descent)
+    return descent
+
+
+def _rate(config: ExperimentConfig, steps_per_epoch: int) -> optax.ScalarOrSchedule:
+    chosen, epochs = config.optimizer, config.train.epochs
+    if chosen.schedule == "constant":
+        return chosen.learning_rate
+
+    def cosine(step):
+        passed = step // steps_per_epoch if "epoch" in chosen.schedule else step / steps_per_epoch
+        return chosen.learning_rate / 2 * (1 + jnp.cos(jnp.pi * passed / epochs))
+
+    return cosine
+
+
+def _steady_rate(config: ExperimentConfig) -> float:
+    """How far a steady pull of size 1 moves a weight in a step; for the proximal step."""
+    chosen = config.optimizer
+    if config.penalty.mode == "proximal" and chosen.schedule != "constant":
+        raise UserError(
+            f"optimizer.schedule = {chosen.schedule!r} with penalty.mode = 'proximal': the "
+            "proximal step knows one rate only; set optimizer.schedule=constant"
+        )
+    if chosen.name == "adam":
+        return chosen.learning_rate
+    # Heavy-ball momentum multiplies a steady pull by 1 / (1 - momentum).
+    return chosen.learning_rate / (1 - chosen.momentum)
 
 
 def rescale_units() -> optax.GradientTransformation:
@@ -124,6 +239,13 @@ def penalty_state(opt_state: Any) -> SpectralPenaltyState | None:
     """The penalty's part of an optimiser state, if it has one."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, SpectralPenaltyState))
     return next((part for part in leaves if isinstance(part, SpectralPenaltyState)), None)
+
+
+def balance_state(opt_state: Any) -> optim.TempBalanceState | None:
+    """The balance's part of an optimiser state, if it has one."""
+    kind = optim.TempBalanceState
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, kind))
+    return next((part for part in leaves if isinstance(part, kind)), None)
 
 
 def _refresh_of(config: ExperimentConfig, steps_per_epoch: int) -> Refresh:

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments.config import ExperimentConfig
+from experiments.data.splits import Splits, stratified_order
 from experiments.errors import FAILED, UserError
 from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
 from experiments.measure import Measurement
@@ -129,7 +130,8 @@ class _Trainer:
         if self._due(step, self.config.train.spectra_every):
             scalars, arrays = self.measurement(self.state, self.data["train"], self.seed_axis)
             metrics |= {f"spectra/{name}": value for name, value in scalars.items()}
-            run.save_array(f"vectors-{step:08d}", **arrays)
+            if arrays:
+                run.save_array(f"vectors-{step:08d}", **arrays)
         run.record(step, epoch, jax.tree.map(np.asarray, metrics))
 
     def finish(self, run: Run) -> dict[str, Any]:
@@ -236,12 +238,20 @@ def _load(config: ExperimentConfig):
         label_noise=data.label_noise,
         seed=config.train.seed,
     )
-    return dataset, splits
+    return dataset, _limited(splits, data.test_limit)
+
+
+def _limited(splits: Splits, test_limit: int | None) -> Splits:
+    """Of the test set the same stratified part for every run, whatever its seeds."""
+    if test_limit is None or test_limit >= len(splits.test_y):
+        return splits
+    kept = np.sort(stratified_order(splits.test_y, seed=0)[:test_limit])
+    return splits._replace(test_x=splits.test_x[kept], test_y=splits.test_y[kept])
 
 
 def _network(config: ExperimentConfig, dataset) -> Network:
     model = config.model
-    wanted = {"hidden": model.hidden, "dropout": model.dropout, "depth": model.depth}
+    wanted = {name: value for name, value in vars(model).items() if name != "name"}
     try:
         chosen = {name: value for name, value in wanted.items() if name in options(model.name)}
         return _described(

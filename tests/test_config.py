@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from experiments.config import (
+    BalanceConfig,
     DataConfig,
     ExperimentConfig,
     ModelConfig,
@@ -138,6 +139,15 @@ def test_a_wrong_override_is_one_line(override, message):
         (ModelConfig, {"hidden": (8, 0)}),
         (ModelConfig, {"dropout": 1.0}),
         (ModelConfig, {"depth": 0}),
+        (ModelConfig, {"width": 0}),
+        (DataConfig, {"test_limit": 0}),
+        (OptimizerConfig, {"weight_decay": -1.0}),
+        (BalanceConfig, {"low": 2.0}),
+        (BalanceConfig, {"window": 0}),
+        (BalanceConfig, {"samples": 0}),
+        (BalanceConfig, {"cols_per_row": 0.0}),
+        (BalanceConfig, {"refresh_every": 0}),
+        (BalanceConfig, {"min_eigenvalues": 0}),
         (OptimizerConfig, {"learning_rate": 0.0}),
         (OptimizerConfig, {"learning_rate": float("inf")}),
         (OptimizerConfig, {"momentum": 1.0}),
@@ -168,10 +178,15 @@ def test_the_hash_is_of_the_content():
 def test_every_key_changes_the_hash():
     changes = [
         "name=other", "data.name=digits", "data.batch_size=7", "data.train_limit=7",
-        "data.validation=7", "data.label_noise=0.7", "data.preprocessing=raw",
+        "data.test_limit=7", "data.validation=7", "data.label_noise=0.7", "data.preprocessing=raw",
         "data.split=released", "model.name=lenet", "model.hidden=[7]", "model.dropout=0.7",
-        "model.depth=7", "optimizer.name=adam", "optimizer.learning_rate=0.7",
-        "optimizer.momentum=0.7", "penalty.name=l2", "penalty.strength=0.7",
+        "model.depth=7", "model.width=7", "model.stem=cifar",
+        "optimizer.name=adam", "optimizer.learning_rate=0.7", "optimizer.momentum=0.7",
+        "optimizer.schedule=cosine", "optimizer.weight_decay=0.7",
+        "balance.metric=farms", "balance.assignment=sqrt", "balance.low=0.7", "balance.high=1.7",
+        "balance.refresh_every=7", "balance.tuned=inner", "balance.window=7", "balance.samples=7",
+        "balance.cols_per_row=0.7", "balance.min_eigenvalues=7", "train.spectra=tails",
+        "penalty.name=l2", "penalty.strength=0.7",
         "penalty.mode=proximal", "penalty.refresh=schedule", "penalty.refresh_every=7",
         "penalty.residual_tolerance=0.7", "train.epochs=7", "train.seeds=7", "train.seed=7",
         "train.evaluate_every=7", "train.spectra_every=7", "train.seed_axis=map",

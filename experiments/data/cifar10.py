@@ -53,6 +53,17 @@ def load(files: Files, *, preprocessing: str, split: str) -> Dataset:
     )
 
 
+def load_16(files: Files, *, preprocessing: str, split: str) -> Dataset:
+    """Read CIFAR-10 with each 2 x 2 pixels averaged to one, as float32: a quarter of the work."""
+    full = load(files, preprocessing=preprocessing, split=split)
+    return full._replace(name="cifar16", train_x=_halved(full.train_x), test_x=_halved(full.test_x))
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    quarters = images.reshape(len(images), 16, 2, 16, 2, 3)
+    return quarters.mean(axis=(2, 4), dtype=np.float32)
+
+
 DIGESTS = {
     BATCHES[0]: ("cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",),
     BATCHES[1]: ("a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",),
@@ -80,4 +91,11 @@ CIFAR10 = Spec(
         archive="cifar-10-binary.tar.gz",
     ),
     load=load,
+)
+
+CIFAR16 = CIFAR10._replace(
+    name="cifar16",
+    what="CIFAR-10 at 16 x 16: means of 2 x 2 pixels",
+    shape="50000 + 10000 x 16 x 16 x 3, 10 classes",
+    load=load_16,
 )

@@ -12,7 +12,7 @@ from types import ModuleType
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 
-PAPERS = {"fiedler": "experiments.papers.fiedler"}
+PAPERS = {"fiedler": "experiments.papers.fiedler", "farms": "experiments.papers.farms"}
 
 
 def load(name: str) -> ModuleType:
