@@ -1,0 +1,282 @@
+"""Operations on the singular values of one matrix, and its split into two thinner ones.
+
+Everything but `split` keeps the shape of the matrix, so that what is removed is a mask inside a
+compiled program; `split` needs a rank that is known outside it. ``edge`` is the singular value at
+which the noise ends, ``sqrt(max(m, n) * edge of the eigenvalues)``. Leading axes are a batch.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from spectral_jax.linalg.subspace import mm
+
+Factored = Mapping[str, "Array | Factored"]
+"""A kernel as ``{"u": first, "v": second}``, each an array or factored in turn."""
+
+
+class Spectrum(NamedTuple):
+    """Singular values, descending, and the singular vectors of the short side, as columns."""
+
+    values: Float[Array, "*batch p"]
+    vectors: Float[Array, "*batch p p"]
+
+
+def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
+    """Singular values and short-side vectors of ``w``, ``p = min(m, n)``, by its Gram matrix.
+
+    A third of the time of an SVD. The absolute error of ``s`` is about ``eps max(s)^2 / s``: values
+    below ``sqrt(eps) max(s)`` are noise, far below any edge between noise and signal.
+    Holds under ``jit`` and ``vmap``; NaN or inf in a matrix gives NaN for that matrix only.
+    Sources: Golub & Van Loan, Matrix Computations, section 8.6.
+    """
+    scale = jnp.max(jnp.abs(w), axis=(-2, -1), keepdims=True, initial=0)
+    unit = w / jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
+    squares, vectors = jnp.linalg.eigh(_gram(unit))
+    values = jnp.sqrt(jnp.maximum(squares, 0)) * scale[..., 0]
+    return Spectrum(values[..., ::-1], vectors[..., ::-1])
+
+
+def rescaled(
+    w: Float[Array, "*batch m n"], spectral: Spectrum, gains: Float[Array, "*batch p"]
+) -> Float[Array, "*batch m n"]:
+    """``sum_i gains_i s_i u_i v_i^T``: every singular value times its gain."""
+    scaled = spectral.vectors * gains[..., None, :]
+    transposed = jnp.swapaxes(spectral.vectors, -2, -1)
+    if _tall(w):
+        return mm(mm(w, scaled), transposed)
+    return mm(scaled, mm(transposed, w))
+
+
+def truncate(
+    w: Float[Array, "*batch m n"], rank: int | Int[Array, "*batch"]
+) -> Float[Array, "*batch m n"]:
+    """The best approximation of that rank: the ``rank`` largest singular values, the rest at 0.
+
+    ``rank`` may be traced. The squared Frobenius error is the sum of the dropped squares
+    (Eckart-Young). Holds under ``jit`` and ``vmap``.
+
+    >>> truncate(jnp.diag(jnp.array([3.0, 2.0, 1.0])), 2).diagonal().round(5)
+    Array([3., 2., 0.], dtype=float32)
+    """
+    found = spectrum(w)
+    return rescaled(w, found, _flags(_first(found.values, rank), w))
+
+
+def halve(
+    w: Float[Array, "*batch m n"], edge: float | Float[Array, "*batch"]
+) -> Float[Array, "*batch m n"]:
+    """Halve the singular values up to ``edge``; keep those above. Holds under ``jit``, ``vmap``.
+
+    Source: variant 2 of the released code of arXiv 2303.08986.
+    """
+    found = spectrum(w)
+    return rescaled(w, found, jnp.where(_above(found.values, edge), 1, 0.5).astype(w.dtype))
+
+
+def random_subset(
+    key: PRNGKeyArray,
+    w: Float[Array, "*batch m n"],
+    edge: float | Float[Array, "*batch"],
+    keep_below: float | Float[Array, ""],
+) -> Float[Array, "*batch m n"]:
+    """Keep every singular value above ``edge`` and a random share ``keep_below`` of the others.
+
+    The control for keeping the largest: it keeps as many, ``floor(keep_below count)``.
+    Holds under ``jit`` and ``vmap``. Source: variant 3 of the code of arXiv 2303.08986.
+    """
+    found = spectrum(w)
+    kept = random_choice(key, found.values, edge, keep_below)
+    return rescaled(w, found, _flags(kept, w))
+
+
+def shrink(
+    w: Float[Array, "*batch m n"], noise: float | Float[Array, "*batch"]
+) -> Float[Array, "*batch m n"]:
+    """Undo what noise of standard deviation ``noise`` per entry did to the singular values.
+
+    With ``y = s / (sqrt(max(m, n)) noise)`` and ``b = min(m, n) / max(m, n)``: ``y`` becomes
+    ``sqrt((y^2 - b - 1)^2 - 4 b) / y`` above ``1 + sqrt(b)`` and 0 below, which is optimal in
+    Frobenius norm. No noise leaves ``w`` as it is. Holds under ``jit`` and ``vmap``.
+    Source: Gavish & Donoho, arXiv 1405.7511.
+    """
+    found = spectrum(w)
+    return rescaled(w, found, shrinkage(found.values, w.shape[-2:], noise))
+
+
+def sparsify(
+    w: Float[Array, "*batch m n"],
+    edge: float | Float[Array, "*batch"],
+    threshold: float | Float[Array, "*batch"],
+) -> Float[Array, "*batch m n"]:
+    """Zero the entries ``|r| <= threshold`` of the noise ``r`` of ``w``, and nothing of the signal.
+
+    ``w = signal + r`` with the singular values above and up to ``edge``. The full rank remains.
+    Holds under ``jit`` and ``vmap``.
+    Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
+    """
+    found = spectrum(w)
+    signal = rescaled(w, found, _flags(_above(found.values, edge), w))
+    return signal + _without_small(w - signal, jnp.asarray(threshold)[..., None, None])
+
+
+def sparsify_vectors(
+    w: Float[Array, "*batch m n"],
+    edge: float | Float[Array, "*batch"],
+    theta: float | Float[Array, "*batch"],
+    *,
+    floor: float = 1 / 750,
+    power: int = 30,
+) -> Float[Array, "*batch m n"]:
+    """Zero the small entries of the singular vectors, the more the deeper they lie in the noise.
+
+    Entries of ``u_i`` and ``v_i`` up to ``theta max(floor, max(0, 1 - s_i / edge)^power)`` go to 0.
+    Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
+    """
+    found = spectrum(w)
+    depth = jnp.maximum(1 - found.values / jnp.asarray(edge, w.dtype)[..., None], 0) ** power
+    limits = jnp.asarray(theta, w.dtype)[..., None] * jnp.maximum(depth, floor)
+    short = _without_small(found.vectors, limits[..., None, :])
+    tall = w if _tall(w) else jnp.swapaxes(w, -2, -1)
+    scaled = mm(tall, found.vectors)  # s_i u_i, where the long side's vector needs no division
+    long = _without_small(scaled, (limits * found.values)[..., None, :])
+    product = mm(long, jnp.swapaxes(short, -2, -1))
+    return product if _tall(w) else jnp.swapaxes(product, -2, -1)
+
+
+def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
+    """Two layers for one: ``{"u": [m, rank], "v": [rank, n]}``, the best of that rank.
+
+    ``u v = U_k S_k V_k^T`` with ``sqrt(S_k)`` in each. A convolution ``[h, w, i, o]`` is read as
+    ``[h w i, o]`` and becomes ``u [h, w, i, rank]`` and ``v [1, 1, rank, o]``, its window and then
+    a 1 x 1 one. Holds under ``jit`` (``rank`` is static).
+    Raises ``ValueError`` with the reason where two factors would not save parameters.
+    Source: arXiv 2303.08986.
+
+    >>> {name: factor.shape for name, factor in split(jnp.ones((8, 6)), 2).items()}
+    {'u': (8, 2), 'v': (2, 6)}
+    """
+    refused = split_refusal(kernel.shape, rank)
+    if refused:
+        raise ValueError(f"rank={rank}: {refused}")
+    *window, m, n = kernel.shape
+    w = kernel.reshape(-1, n)
+    found = spectrum(w)
+    vectors = found.vectors[:, :rank]
+    roots = jnp.sqrt(found.values[:rank])
+    inverse = jnp.where(roots > 0, 1 / jnp.where(roots > 0, roots, 1), 0)
+    if _tall(w):
+        u, v = mm(w, vectors * inverse), (vectors * roots).T
+    else:
+        u, v = vectors * roots, mm((vectors * inverse).T, w)
+    return {"u": u.reshape(*window, m, rank), "v": v.reshape(*[1] * len(window), rank, n)}
+
+
+def split_refusal(shape: tuple[int, ...], rank: int) -> str:
+    """Why a kernel is not worth two factors of that rank; empty if it is.
+
+    >>> split_refusal((1000, 10), 10)
+    '10 x (1000 + 10) parameters in two factors are no fewer than 1000 x 10 in one'
+    """
+    m, n = prod(shape[:-1]), shape[-1]
+    if rank < 1:
+        return "no singular value is kept: two factors of rank 0 would cut the network"
+    if rank * (m + n) >= m * n:
+        return f"{rank} x ({m} + {n}) parameters in two factors are no fewer than {m} x {n} in one"
+    return ""
+
+
+def recombine(kernel: "Array | Factored") -> Array:
+    """The one kernel that a chain of factors amounts to; a kernel that is one stays as it is.
+
+    Undoes `split`, also of factors that were split again. Holds under ``jit``, ``vmap``, ``grad``.
+    """
+    if not isinstance(kernel, Mapping):
+        return kernel
+    u, v = recombine(kernel["u"]), recombine(kernel["v"])
+    product = mm(u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]))
+    return product.reshape(*u.shape[:-1], v.shape[-1])
+
+
+# Which values, by how much: what the operations above and a pruning policy share.
+
+
+def kept_rank(
+    values: Float[Array, "*batch p"],
+    edge: float | Float[Array, "*batch"],
+    keep_below: float | Float[Array, ""],
+    *,
+    keep_offset: int = 0,
+) -> Int[Array, "*batch"]:
+    """All values above ``edge`` and ``floor(keep_below (below - keep_offset))`` of the others.
+
+    ``keep_offset`` values at the edge are counted as above it: the released code of
+    arXiv 2303.08986 has 1.
+
+    >>> int(kept_rank(jnp.linspace(0.9, 0.1, 784), 1.0, 0.45, keep_offset=1))
+    353
+    """
+    above = jnp.sum(_above(values, edge), axis=-1)
+    below = values.shape[-1] - above
+    offset = jnp.minimum(keep_offset, below)
+    return above + offset + share(keep_below, below - offset)
+
+
+def share(fraction: float | Float[Array, ""], count: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
+    """``floor(fraction count)``, where a whole number is not lost to the rounding of float32."""
+    product = jnp.asarray(fraction, jnp.float32) * count
+    return jnp.floor(product + 1e-6 * count + 1e-6).astype(count.dtype)
+
+
+def random_choice(
+    key: PRNGKeyArray,
+    values: Float[Array, "*batch p"],
+    edge: float | Float[Array, "*batch"],
+    keep_below: float | Float[Array, ""],
+) -> Array:
+    """Flags of the values that `random_subset` keeps."""
+    above = _above(values, edge)
+    lottery = jnp.where(above, 2.0, jax.random.uniform(key, values.shape))
+    places = jnp.argsort(jnp.argsort(-lottery, axis=-1), axis=-1)
+    return places < kept_rank(values, edge, keep_below)[..., None]
+
+
+def shrinkage(
+    values: Float[Array, "*batch p"], shape: tuple[int, ...], noise: float | Float[Array, "*batch"]
+) -> Float[Array, "*batch p"]:
+    """What `shrink` multiplies each singular value with."""
+    b = min(shape) / max(shape)
+    unit = jnp.asarray(noise, values.dtype)[..., None] * max(shape) ** 0.5
+    seen = values > (1 + b**0.5) * unit
+    # In units of y, so that noise 0 divides nothing: z = 1 / y^2.
+    z = jnp.where(seen, unit / jnp.where(seen, values, 1), 0) ** 2
+    return jnp.where(seen, jnp.sqrt(jnp.maximum((1 - (b + 1) * z) ** 2 - 4 * b * z**2, 0)), 0)
+
+
+def _first(values: Array, rank: int | Array) -> Array:
+    return jnp.arange(values.shape[-1]) < jnp.asarray(rank)[..., None]
+
+
+def _above(values: Array, edge: float | Array) -> Array:
+    return values > jnp.asarray(edge, values.dtype)[..., None]
+
+
+def _flags(kept: Array, w: Array) -> Array:
+    return kept.astype(w.dtype)
+
+
+def _without_small(x: Array, limit: Array) -> Array:
+    return jnp.where(jnp.abs(x) > limit.astype(x.dtype), x, 0)
+
+
+def _gram(w: Array) -> Array:
+    transposed = jnp.swapaxes(w, -2, -1)
+    return mm(transposed, w) if _tall(w) else mm(w, transposed)
+
+
+def _tall(w: Array) -> bool:
+    return w.shape[-2] >= w.shape[-1]
