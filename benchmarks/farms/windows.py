@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +58,9 @@ def windows(size: Size) -> Table:
         "each kernel position; one pooled exponent per layer. The loop cuts and decomposes one "
         "window at a time (NumPy) and then tries one candidate at a time, as the released code "
         "does; both sides start from the weights and end with the exponents. Ours: one program "
-        "per shape of weights, then one fit for all layers of a network, padded with zeros; Gram "
-        "matrices, which costs the alphas the difference that is given. Peak: the released rule "
+        "for all layers, equal shapes together, spectra padded with zeros to few lengths. Median: "
+        "from Gram matrices. Where alphas differ, a layer has dead directions, whose rounding the "
+        "loop fits and we leave out. Peak: the released rule "
         "(`peak_log10`), in which nearly every eigenvalue below the peak is a candidate."
     )
     return Table("FARMS, weights to exponents", note, rows)
@@ -83,24 +84,36 @@ def _row(name: str, rule: str, matrices: Sequence[np.ndarray], size: Size, targe
     )
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def ours(matrices: Sequence[jax.Array], rule: str, window: int) -> jax.Array:
+    # The peak's histogram reaches down to the smallest eigenvalue, which a Gram matrix loses.
+    method: Literal["svd", "gram"] = "gram" if rule == "median" else "svd"
+    cut = partial(farms_eigenvalues, window=window, samples=PER_AXIS, method=method)
     spectra: list[Any] = [None] * len(matrices)
     for shape in {matrix.shape for matrix in matrices}:
         same = [i for i, matrix in enumerate(matrices) if matrix.shape == shape]
-        pooled = _pooled(jnp.stack([matrices[i] for i in same]), window)
-        for i, spectrum in zip(same, np.asarray(pooled), strict=True):
+        pooled = jax.vmap(cut)(jnp.stack([matrices[i] for i in same]))
+        for i, spectrum in zip(same, pooled, strict=True):
             spectra[i] = spectrum
-    longest = max(map(len, spectra))
-    padded = jnp.asarray(np.stack([np.pad(s, (longest - len(s), 0)) for s in spectra]))
+    alphas = jnp.zeros(len(matrices))
+    # Few lengths, so that no layer is padded to more than twice its size.
+    for length in {_length(spectrum) for spectrum in spectra}:
+        group = [i for i, spectrum in enumerate(spectra) if _length(spectrum) == length]
+        padded = [jnp.pad(spectra[i], (length - len(spectra[i]), 0)) for i in group]
+        alphas = alphas.at[jnp.array(group)].set(_exponents(jnp.stack(padded), rule))
+    return alphas
+
+
+def _length(spectrum: jax.Array) -> int:
+    return 1 << (len(spectrum) - 1).bit_length()
+
+
+def _exponents(spectra: jax.Array, rule: str) -> jax.Array:
     if rule == "median":
-        return hill_alpha(padded)
-    return power_law_fit(padded, xmin="peak", paper_compat="peak_log10").alpha
-
-
-@partial(jax.jit, static_argnums=1)
-def _pooled(matrices: jax.Array, window: int) -> jax.Array:
-    cut = partial(farms_eigenvalues, window=window, samples=PER_AXIS, method="gram")
-    return jax.vmap(cut)(matrices)
+        return hill_alpha(spectra)
+    # One after another: together, each search would be as long as the longest.
+    peak = partial(power_law_fit, xmin="peak", paper_compat="peak_log10")
+    return jax.lax.map(lambda spectrum: peak(spectrum).alpha, spectra)
 
 
 def looped(matrices: Sequence[np.ndarray], rule: str, window: int) -> np.ndarray:
