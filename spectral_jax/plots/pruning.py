@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from spectral_jax.plots import style
 from spectral_jax.plots.intervals import t_interval
@@ -24,7 +25,8 @@ def pruning_curves(
 
     A column per pruner. Above, ``exp`` of the mean loss over seeds, with the unpruned model as a
     line across; below, ``100 (exp(loss - loss of the reference) - 1)``, paired by seed, mean and
-    95 % Student interval. Below zero is better than the reference.
+    95 % Student interval, linear within 10 % and logarithmic beyond. Below zero is better than the
+    reference.
 
     Args:
         sparsities: [d], shares of the weights that are gone.
@@ -43,19 +45,21 @@ def pruning_curves(
     styles = style.arm_styles(named, arms)
     percent = 100 * np.asarray(sparsities)
     for (above, below), (pruner, by_arm) in zip(panels.T, losses.items(), strict=True):
+        above.set_yscale("log")
+        below.set_yscale("symlog", linthresh=10)
         for number, (name, values) in enumerate(by_arm.items()):
             values, look = np.asarray(values, float), styles[name]._asdict()
             above.plot(percent, np.exp(t_interval(values).mean), label=name, **look)
             if name != reference:
                 change = 100 * np.expm1(values - np.asarray(by_arm[reference], float))
                 _draw_change(below, percent + _aside(number, len(by_arm)), change, look)
-        above.axhline(np.exp(t_interval(dense).mean), color="#666666", linewidth=0.9)
+        above.axhline(np.exp(t_interval(dense).mean), color="#666666", label="not pruned")
         below.axhline(0.0, color="black", linewidth=0.9)
         above.set_title(pruner)
-        above.set_yscale("log")
         above.yaxis.set_major_formatter("{x:g}")
-        above.yaxis.set_minor_formatter("{x:g}")
-        below.set_yscale("symlog", linthresh=10)
+        low, high = above.get_ylim()
+        above.yaxis.set_minor_formatter("{x:g}" if high < 8 * low else NullFormatter())
+        below.margins(y=0.12)
         below.yaxis.set_major_formatter("{x:g}")
         below.set_xlabel("sparsity (%)")
     panels[0, 0].set_ylabel("validation perplexity")
