@@ -134,6 +134,11 @@ def test_verdicts_read_the_numbers_of_a_row():
     assert judge(row | fitted | dict(z=-9.0, alpha=1.9, sigma=0.1))[0] == "structured"
 
 
+def test_slices_of_one_or_two_eigenvalues_are_not_judged_by_their_null():
+    row = analyse(Arrays({"conv/kernel": noise(5, 8, 1, 32)})).rows[0]
+    assert row["verdict"] == "too small" and "flattened" in row["reason"]
+
+
 def test_what_needs_attention_comes_first(table):
     urgency = [VERDICTS[row["verdict"]].urgency for row in by_urgency(table.to_dict("records"))]
     assert urgency == sorted(urgency)

@@ -11,7 +11,6 @@ import numpy as np
 
 from spectral_jax import weights
 
-
 ROWS = 1024  # of a matrix that are held in float64 at a time
 
 

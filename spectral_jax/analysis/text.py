@@ -1,6 +1,7 @@
 """A table of layers for a terminal: aligned, coloured by verdict, as wide as it has to be."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,14 @@ SHOWN = (
     "rank_before", "rank_after", "log_norm_before", "log_norm_after",
 )  # fmt: skip
 _ANSI = {0: "1;31", 1: "31", 2: "35", 3: "33", 4: "35", 5: "36", 6: "32", 7: "2"}
-_WIDEST_NAME = 48
 
 
 def render(rows: Sequence[Row], *, colour: bool) -> str:
     """One line per row under a heading; numbers to the right, words to the left."""
     present = [name for name in SHOWN if name == "shape" or any(name in row for row in rows)]
-    cells = [[cell(row, name) for name in present] for row in rows]
+    names = short_names([row["layer"] for row in rows])
+    shown = [{**row, "layer": name} for row, name in zip(rows, names, strict=True)]
+    cells = [[cell(row, name) for name in present] for row in shown]
     lines = align([present, *cells])
     if colour:
         lines = [f"\033[1m{lines[0]}\033[0m"] + [
@@ -54,8 +56,6 @@ def cell(row: Row, name: str) -> str:
     if name == "shape":
         size = f"{row['m']}x{row['n']}"
         return size if row["slices"] == 1 else f"{row['slices']}x{size}"
-    if name == "layer":
-        return _shorten(row["layer"])
     return number(row.get(name))
 
 
@@ -70,10 +70,25 @@ def number(value: Any) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def _shorten(name: str) -> str:
-    if len(name) <= _WIDEST_NAME:
-        return name
-    return name[: _WIDEST_NAME // 3] + "..." + name[-(_WIDEST_NAME - _WIDEST_NAME // 3 - 3) :]
+def short_names(names: Sequence[str]) -> list[str]:
+    """The names without the first and last words that all of them share.
+
+    >>> short_names(["net.conv1.weight", "net.block.conv2.weight"])
+    ['conv1', 'block.conv2']
+    """
+    paths = [re.split(r"([./])", name) for name in names]
+    start = _shared(paths)
+    end = _shared([path[start:][::-1] for path in paths])
+    return ["".join(path[start : len(path) - end]) for path in paths]
+
+
+def _shared(paths: Sequence[Sequence[str]]) -> int:
+    """How many words, with their separators, all paths begin with; each keeps one at least."""
+    columns = list(zip(*paths, strict=False))
+    same = 0
+    while len(paths) > 1 and same < len(columns) and len(set(columns[same])) == 1:
+        same += 1
+    return min(same // 2 * 2, len(columns) - 1)
 
 
 def _numeric(text: str) -> bool:

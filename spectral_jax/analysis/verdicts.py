@@ -15,6 +15,7 @@ COLLAPSED = 0.5  # share of the possible rank below which directions are dead
 DOMINATED = 1.5  # stable rank of a layer that is little more than one direction
 HEAVY = 2.0  # exponent below which a power law has no mean: WeightWatcher's "over-trained"
 FEW = 8  # eigenvalues below which a tail cannot be read
+FEW_A_SLICE = 3  # eigenvalues of a slice below which its null is not to be trusted
 
 
 class Verdict(NamedTuple):
@@ -53,6 +54,8 @@ def judge(row: Row) -> tuple[str, str]:
         return "collapsed", f"rank {row['rank']} of {largest}"
     if row["eigenvalues"] < FEW:
         return "too small", f"{row['eigenvalues']} eigenvalues"
+    if row["slices"] > 1 and min(row["m"], row["n"]) < FEW_A_SLICE:
+        return "too small", f"{min(row['m'], row['n'])} eigenvalues a slice: try --conv flattened"
     if row.get("stable_rank", math.inf) < DOMINATED:
         return "one direction", f"stable rank {row['stable_rank']:.2f}"
     z, alpha = row.get("z"), row.get("alpha", math.inf)
