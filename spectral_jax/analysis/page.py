@@ -13,7 +13,7 @@ from spectral_jax import __version__
 from spectral_jax.analysis import columns
 from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
-from spectral_jax.analysis.text import number
+from spectral_jax.analysis.text import SHOWN, number, short_names
 from spectral_jax.analysis.verdicts import VERDICTS, by_urgency
 from spectral_jax.plots import page
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
@@ -52,7 +52,8 @@ def write_page(
 def _sections(name: str, analysis: Analysis) -> list[str]:
     rows = by_urgency(analysis.rows)
     known = [column.name for column in columns.COLUMNS if any(row.get(column.name) for row in rows)]
-    present = ["verdict", *(name for name in known if name not in ("verdict", "reason"))]
+    first = [name for name in SHOWN if name in known]
+    present = [*first, *(name for name in known if name not in (*first, "reason"))]
     parts = [f"<h2>Layers of {escape(name)}</h2>"]
     if "z" in present:
         parts.append(page.picture(_alphas(analysis.rows), _ALPHAS, name=f"{name}-alphas"))
@@ -93,7 +94,8 @@ def _alphas(rows: Sequence[Row]) -> Any:
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         deviation = np.where(z == 0, 0.0, (alpha - null) / z)
-    return alphas_by_layer([row["layer"] for row in judged], alpha, null, deviation)
+    names = short_names([row["layer"] for row in judged])
+    return alphas_by_layer(names, alpha, null, deviation)
 
 
 def _panels(analysis: Analysis) -> list[Tail]:
@@ -102,10 +104,14 @@ def _panels(analysis: Analysis) -> list[Tail]:
     drawable = [
         row for row in by_urgency(analysis.rows) if row["finite"] and row["eigenvalues"] >= 8
     ]
-    return [_panel(row, layers[row["layer"]]) for row in drawable[:PANELS] if row["rank"]]
+    chosen = [row for row in drawable if row["rank"]][:PANELS]
+    names = short_names([row["layer"] for row in chosen])
+    return [
+        _panel(name, row, layers[row["layer"]]) for name, row in zip(names, chosen, strict=True)
+    ]
 
 
-def _panel(row: Row, layer: Layer) -> Tail:
+def _panel(name: str, row: Row, layer: Layer) -> Tail:
     from spectral_jax.tails.null import marchenko_pastur_quantile
 
     q = min(row["m"], row["n"]) / max(row["m"], row["n"])
@@ -113,7 +119,7 @@ def _panel(row: Row, layer: Layer) -> Tail:
     quantiles = np.array([marchenko_pastur_quantile(q, share) for share in shares])
     null = quantiles * layer.eigenvalues.mean() / quantiles.mean()
     alpha, xmin = (float(row.get(name) or np.nan) for name in ("alpha", "xmin"))
-    return Tail(row["layer"], layer.eigenvalues, null, alpha, xmin)
+    return Tail(name, layer.eigenvalues, null, alpha, xmin)
 
 
 def _meanings(names: Sequence[str]) -> dict[str, str]:

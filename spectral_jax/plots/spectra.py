@@ -94,5 +94,5 @@ def _tail(ax, panel: Tail) -> None:
         ax.plot(tail, line, "-", color=_RED, label="fitted power law")
     ax.set(xscale="log", yscale="log", ylim=(0.5 / len(values), 1.5))
     ax.set_xlim(left=max(values[0], values[-1] * 1e-5))
-    fit = f", $\\alpha$ = {panel.alpha:.2f}" if np.isfinite(panel.alpha) else ""
-    ax.set_title(f"{panel.name[-34:]}{fit}", fontsize=7.5)
+    fit = f"\n$\\alpha$ = {panel.alpha:.2f}" if np.isfinite(panel.alpha) else ""
+    ax.set_title(f"{panel.name[-36:]}{fit}", fontsize=7.5)
