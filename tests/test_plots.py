@@ -22,6 +22,18 @@ def figures():
         "strength_sweep": plots.strength_sweep(
             np.array([0.0, 0.1, 1.0]), {"l1": rng.normal(size=(3, 4))}, baseline=rng.normal(size=4)
         ),
+        "alphas_by_layer": plots.alphas_by_layer(
+            ["a", "b"], np.array([2.0, 3.0]), np.array([2.1, 3.5]), np.array([0.05, 0.1])
+        ),
+        "alphas_of_many_layers": plots.alphas_by_layer(
+            [str(i) for i in range(90)], np.full(90, 2.0), np.full(90, 2.1), np.full(90, 0.1)
+        ),
+        "tails": plots.tails(
+            [
+                plots.Tail("a", np.arange(1.0, 9), np.arange(1.0, 7), 2.5, 4.0),
+                plots.Tail("b", np.arange(1.0, 9), np.arange(1.0, 7), np.nan, np.nan),
+            ]
+        ),
         "paired_differences": plots.paired_differences({"l1": rng.normal(size=4)}),
     }
 

@@ -10,17 +10,21 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
 from spectral_jax.plots.comparison import paired_differences, strength_sweep
 from spectral_jax.plots.graphs import fiedler_by_layer, spectral_evolution
 from spectral_jax.plots.intervals import Interval, t_interval
+from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 from spectral_jax.plots.style import save, to_svg
 from spectral_jax.plots.training import training_curves
 
 __all__ = [
     "Interval",
+    "Tail",
+    "alphas_by_layer",
     "fiedler_by_layer",
     "paired_differences",
     "save",
     "spectral_evolution",
     "strength_sweep",
     "t_interval",
+    "tails",
     "to_svg",
     "training_curves",
 ]
