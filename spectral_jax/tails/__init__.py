@@ -9,9 +9,9 @@ The null is Python numbers and loads without jax; the rest loads on first use.
 True
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spectral_jax._lazy import lazy
 from spectral_jax.tails.null import (
     NullAlpha,
     marchenko_pastur_alpha,
@@ -75,13 +75,4 @@ _NEEDS_JAX = {
     "farms_windows": "windows",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_JAX:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_NEEDS_JAX[name]}"), name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _NEEDS_JAX)

@@ -17,9 +17,9 @@ kernels of this library's own models, dense ``[in, out]`` and convolution
 Parameters stacked over seeds go through ``jax.vmap``: every function here reads one network.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spectral_jax._lazy import lazy
 from spectral_jax.weights._names import Framework
 from spectral_jax.weights._plan import Plan, Skipped, plan
 from spectral_jax.weights._read import Conv
@@ -67,13 +67,4 @@ _NEEDS_JAX = {
     "layout": "_graph",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_JAX:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_NEEDS_JAX[name]}"), name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _NEEDS_JAX)
