@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from models.layers import dense
+from spectral_jax.weights import Block
 
 
 class SpectralConv(nnx.Module):
@@ -19,10 +20,10 @@ class SpectralConv(nnx.Module):
 
     def __init__(self, width: int, modes: int, *, rngs: nnx.Rngs):
         self.modes = modes
-        std = {"std": math.sqrt(0.5 / width)}
+        std = math.sqrt(0.5 / width)
         shape = (modes, width, width)
-        self.real = nnx.Param(jnp.zeros(shape), **std)
-        self.imag = nnx.Param(jnp.zeros(shape), **std)
+        self.real = nnx.Param(jnp.zeros(shape), std=std)
+        self.imag = nnx.Param(jnp.zeros(shape), std=std)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         points = x.shape[1]
@@ -77,3 +78,10 @@ class FNO(nnx.Module):
             y = kernel(y) + local(y)
             y = y if number == last else jax.nn.gelu(y)
         return self.head(jax.nn.gelu(self.project(y)))
+
+    def layout(self) -> tuple[Block, ...]:
+        """Raise ValueError: a mode mixes every point with every other, so no weight joins two."""
+        raise ValueError(
+            "FNO has no graph: its complex weights join modes, not units; read its kernels one by "
+            "one with spectral_jax.weights.matrices"
+        )

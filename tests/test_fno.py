@@ -75,6 +75,7 @@ def test_it_draws_every_parameter_and_its_gradients_are_real():
     [
         (lambda: FNO(modes=0, rngs=nnx.Rngs(0)), "modes=0"),
         (lambda: run(field(7)), "x has 7 points for modes=4"),
+        (lambda: FNO(rngs=nnx.Rngs(0)).layout(), "FNO has no graph"),
     ],
 )
 def test_misuse_names_the_argument(call, message):

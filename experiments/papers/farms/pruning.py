@@ -121,11 +121,12 @@ def measure(run: Run, *, seeds: int, **options: Any) -> dict[str, Any]:
     ready = programs(**options)
     found = []
     for seed in range(seeds):
-        name = f"losses-{seed}"
-        if run.load_array(name) is None:
-            run.save_array(name, **ready.losses(run, seed))
+        losses: Mapping[str, Any] | None = run.load_array(f"losses-{seed}")
+        if losses is None:
+            losses = ready.losses(run, seed)
+            run.save_array(f"losses-{seed}", **losses)
             run.log(f"pruning: seed {seed + 1} of {seeds} is trained and pruned")
-        found.append(run.load_array(name))
+        found.append(losses)
     return {key: [float(one[key]) for one in found] for key in found[0]}
 
 
@@ -323,7 +324,9 @@ def _seeds(run: Run, key: str) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in run.summary[key]], float)
 
 
-def _cell(values: np.ndarray) -> str:
+def _cell(values: np.ndarray | None) -> str:
+    if values is None:
+        return ""
     mean, half, count = (float(part) for part in plots.t_interval(values))
     return f"{mean:.3g} ± {half:.2g}" if count > 1 else f"{mean:.3g}"
 
@@ -332,8 +335,8 @@ def corpus(name: str) -> Corpus:
     """Tiny Shakespeare, or the words that come with scikit-learn's data sets."""
     if name == "tinyshakespeare":
         plays = data.load(name)
-        streams = (part.ravel() for part in (plays.train_x, plays.test_x))
-        return Corpus(*streams, plays.classes, plays.sha256)
+        train, test = plays.train_x.ravel(), plays.test_x.ravel()
+        return Corpus(train, test, plays.classes, plays.sha256)
     from sklearn import datasets
 
     loaders = (datasets.load_breast_cancer, datasets.load_diabetes, datasets.load_iris)
@@ -424,10 +427,9 @@ def stacked(params: Tree) -> dict[str, jax.Array]:
 
 def with_kernels(params: Tree, kernels: Mapping[str, jax.Array]) -> Tree:
     """The net with these kernels, stacked over the blocks, in place of its own."""
+    new = {name: np.asarray(kernel) for name, kernel in kernels.items()}
     blocks = {
-        number: from_arrays(
-            {**to_arrays(block), **{name: kernels[name][int(number)] for name in kernels}}
-        )
+        number: from_arrays(to_arrays(block) | {name: new[name][int(number)] for name in new})
         for number, block in params["blocks"].items()
     }
     return {**params, "blocks": blocks}
@@ -459,7 +461,8 @@ class _Recorder:
     """A layer that keeps what it is given."""
 
     def __init__(self, layer: Callable) -> None:
-        self.layer, self.seen = layer, None
+        self.layer = layer
+        self.seen: Any = None
 
     def __call__(self, x):
         self.seen = x
@@ -514,8 +517,8 @@ class _Programs:
 
     def trained(self, run: Run, seed: int) -> Tree:
         """This seed's transformer, trained or found."""
-        name = f"trained-{seed}"
-        if run.load_array(name) is None:
+        stored = run.load_array(f"trained-{seed}")
+        if stored is None:
             key, steps = jax.random.key(seed), self.options["steps"]
             params, _ = self.net.init(key)
             control = {"rate": self.options["rate"], "steps": steps}
@@ -526,9 +529,8 @@ class _Programs:
                     state, stream, control, loss=self._loss, draw=self._draw,
                     optimizer=_adamw, steps=CHUNK,
                 )  # fmt: skip
-            run.save_array(name, **to_arrays(state.params))
-        stored = run.load_array(name)
-        assert stored is not None
+            stored = to_arrays(state.params)
+            run.save_array(f"trained-{seed}", **stored)
         return from_arrays(stored)
 
     def alphas(self, blocks: Tree, key: jax.Array) -> dict[str, dict[str, np.ndarray]]:
@@ -538,7 +540,7 @@ class _Programs:
             found[metric] = {}
         for kernel, plain in found["hill"].items():
             shape = blocks[kernel].shape[1:]
-            found["debiased"][kernel] = tails.debiased_alpha(plain, shape)
+            found["debiased"][kernel] = np.asarray(tails.debiased_alpha(jnp.asarray(plain), shape))
             found["shape_only"][kernel] = np.full(len(plain), tails.null_alpha(shape).mean)
         return found | shuffled(found["farms"], key)
 
