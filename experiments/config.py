@@ -40,6 +40,10 @@ PAPER_COMPAT = (
     "whole_graph",
 )
 
+BalanceMetric = Literal[
+    "none", "hill", "farms", "debiased", "shape_only", "shuffled", "random_windows"
+]
+
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
@@ -126,9 +130,7 @@ class BalanceConfig:
     them anew each time. The maps `linear` and `step` go from `low` to `high` times the rate.
     """
 
-    metric: Literal[
-        "none", "hill", "farms", "debiased", "shape_only", "shuffled", "random_windows"
-    ] = "none"
+    metric: BalanceMetric = "none"
     assignment: Literal["linear", "sqrt", "log2", "step", "tb_sigmoid", "llr_sigmoid"] = "linear"
     low: float = 0.5
     high: float = 1.5

@@ -102,7 +102,7 @@ def tail_exponents(
         "farms": optim.farms(window=window, samples=samples, cols_per_row=cols_per_row),
     }
 
-    def one(params):
+    def one(params: Any) -> dict[str, jax.Array]:
         shapes: dict[tuple[int, ...], dict[str, jax.Array]] = {}
         for name, kernel in weights.matrices(params).items():
             if kernel.matrix.size // max(kernel.matrix.shape[-2:]) >= min_eigenvalues:

@@ -102,7 +102,7 @@ def balance_of(
 ) -> optax.GradientTransformationExtraArgs:
     """The configured ``optim.temp_balance``; ``UserError`` (2) if it finds no layer to tune."""
     balance = config.balance
-    bounds = {"low": balance.low, "high": balance.high}
+    bounds: dict[str, Any] = {"low": balance.low, "high": balance.high}
     make = partial(
         optim.temp_balance,
         balance.assignment,
@@ -126,7 +126,7 @@ def balance_of(
 def alpha_of(config: ExperimentConfig) -> Callable[[Any], jax.Array]:
     """The tail exponent that steers, ``matrix -> alpha``."""
     balance = config.balance
-    windows = dict(window=balance.window, cols_per_row=balance.cols_per_row)
+    windows: dict[str, Any] = dict(window=balance.window, cols_per_row=balance.cols_per_row)
     if balance.metric == "random_windows":
         return partial(_random_windows, samples=balance.samples, **windows)
     if balance.metric in ("farms", "shuffled"):

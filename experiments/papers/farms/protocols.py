@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from experiments.config import (
     BalanceConfig,
+    BalanceMetric,
     DataConfig,
     ExperimentConfig,
     ModelConfig,
@@ -22,7 +23,7 @@ from experiments.config import (
 Arms = dict[str, ExperimentConfig]
 
 # Arm -> metric of `BalanceConfig`.
-METHODS = {
+METHODS: dict[str, BalanceMetric] = {
     "uniform": "none",
     "tempbalance": "hill",
     "farms": "farms",
