@@ -104,7 +104,7 @@ def rank_agreement(
     for row, column in np.ndindex(correlation.shape):
         value = correlation[row, column]
         ax.text(column, row, f"{value:.2f}".replace("0.", "."), ha="center", va="center",
-                fontsize=7, color="white" if abs(value) > 0.75 else "black")  # fmt: skip
+                fontsize=7, color="white" if abs(value) > 0.6 else "black")  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=90)
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)

@@ -17,9 +17,9 @@ __all__ = ["COSTS", "PRESETS", "STUDIES", "TITLE", "reproduce"]
 
 TITLE = "FARMS: spectra of one aspect ratio"
 COSTS = {
-    "smoke": "about a minute on two CPU cores, data that ships with scikit-learn",
+    "smoke": "about two minutes on two CPU cores, data that ships with scikit-learn",
     "small": "under an hour on two CPU cores, CIFAR-10",
-    "paper": "some 100 GPU hours a network (estimated): ResNet-18 and VGG-16 on CIFAR-10, 200 epochs",
+    "paper": "an estimated 100 GPU hours a network: ResNet-18, VGG-16; CIFAR-10, 200 epochs",
 }
 
 # Modules here that measure something of their own: `run(preset, root=...) -> Run`,
