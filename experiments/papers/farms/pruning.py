@@ -164,33 +164,7 @@ def _published(run: Run) -> list[tuple[Claim, Any]]:
             source=FARMS,
         )
         rows.append((made, change(run, pruner, "farms/blocks", "hill/blocks", sparsity)))
-    return [*rows, *_llama()]
-
-
-def _llama() -> list[tuple[Claim, None]]:
-    """The cells themselves, which need the models."""
-    claim = partial(
-        Claim,
-        source=FARMS,
-        origin="published",
-        cost="the LLaMA weights, C4 and WikiText-2, and hours of a GPU of 40 GB or more",
-    )
-    cells = {
-        "LLaMA-7B, SparseGPT, S = 0.8": 79.42,
-        "LLaMA-13B, magnitude, S = 0.7": 413.76,
-    }
-    return [
-        (
-            claim(
-                id=f"pruning-{text.split(',')[0].lower()}",
-                text=f"{text}: perplexity with FARMS",
-                value=value,
-                tolerance=0.05 * value,
-            ),
-            None,
-        )
-        for text, value in cells.items()
-    ]
+    return rows
 
 
 def _controls(run: Run) -> list[tuple[Claim, Any]]:
