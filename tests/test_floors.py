@@ -8,19 +8,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
 FLOORS = (
+    ("laws",),
+    ("_lazy",),
     ("linalg",),
     ("weights",),
     THEORY,
     ("optim",),
     ("plots", "checkpoints", "_progress"),
-    ("analysis",),
+    ("analysis", "compress"),
     ("cli", "_doctor"),
     ("models",),
     ("experiments",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-# Other people's libraries have a lowest floor too: no theory room has heard of a network.
+# Other people's libraries have a lowest floor too: the laws load without jax, and no theory room
+# has heard of a network.
 LIBRARY_FLOOR = {
+    "jax": FLOOR["linalg"],
     "optax": FLOOR["optim"],
     "matplotlib": FLOOR["plots"],
     "orbax": FLOOR["checkpoints"],
@@ -92,6 +96,7 @@ def test_imports_point_down(module, path):
 @pytest.mark.parametrize(
     "module, source",
     [
+        ("spectral_jax.laws", "from spectral_jax.linalg import eigvalsh"),
         ("spectral_jax.linalg.lanczos", "from spectral_jax.graphs import fiedler"),
         ("spectral_jax.linalg.lanczos", "from ..weights import matrices"),
         ("spectral_jax.linalg.lanczos", "def f():\n    import spectral_jax.optim"),

@@ -4,12 +4,14 @@ Everything here is Python numbers in float64, and needs no jax: a null depends o
 which is known before anything is compiled, so that the results are constants inside ``jit``.
 """
 
-from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+
+from spectral_jax import laws
+from spectral_jax.laws import rational
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(128)
 POINTS = 2048  # in t, for the Fourier coefficients of a kink, which decay as 1/k^2
@@ -55,7 +57,7 @@ def marchenko_pastur_quantile(q: float, probability: float) -> float:
     0.6527759416
     """
     _check_fraction(probability)
-    return _Bulk(_ratio(q), 1 - float(probability)).edge
+    return laws.marchenko_pastur_quantile(float(probability), _ratio(q))
 
 
 def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
@@ -93,29 +95,19 @@ class _Bulk:
 
     def __init__(self, q: float, fraction: float):
         self.q, self.fraction = q, fraction
-        self.cut = self._angle(fraction)
+        self.cut = float(laws.angle_of(fraction, q))
         self.edge = float(self.eigenvalue(self.cut))
         self.hill = _integral(lambda t: self.log_ratio(t) * self.mass(t), self.cut) / fraction
         self.alpha = float(1 + 1 / self.hill)
 
     def eigenvalue(self, t):
-        return (1 - self.q**0.5) ** 2 + 4 * self.q**0.5 * np.cos(t / 2) ** 2
+        return laws.eigenvalue_at(t, self.q)
 
     def mass(self, t):
-        return 2 * np.sin(t) ** 2 / (np.pi * self.eigenvalue(t))
+        return laws.density_at(t, self.q)
 
     def log_ratio(self, t):
         return np.log(self.eigenvalue(t) / self.edge)
-
-    def _angle(self, fraction: float) -> float:
-        low, high = 0.0, np.pi
-        for _ in range(54):
-            middle = (low + high) / 2
-            if _integral(self.mass, middle) < fraction:
-                low = middle
-            else:
-                high = middle
-        return (low + high) / 2
 
 
 @lru_cache(maxsize=1024)
@@ -174,11 +166,6 @@ def tail_size(count: int, fraction: float) -> int:
     (5, 3)
     """
     return ceil(count * rational(fraction))
-
-
-def rational(fraction: float) -> Fraction:
-    """The fraction that was meant: of 1/3, that binary numbers cannot hold, three make one."""
-    return Fraction(fraction).limit_denominator(1000)
 
 
 def _integral(function, upper: float) -> float:

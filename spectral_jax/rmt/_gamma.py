@@ -1,0 +1,79 @@
+"""BEMA for noise whose columns have unequal variances, by simulation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from spectral_jax.linalg import svdvals
+from spectral_jax.rmt._spectrum import Spectrum
+from spectral_jax.rmt._variance import least_squares
+
+THETAS = np.geomspace(0.1, 50, 25)
+SPECTRA = 10  # that are averaged for the quantiles
+TOPS = 500  # of which a quantile is the edge
+
+
+class GammaFit(NamedTuple):
+    """``variance`` and ``theta``; ``edge`` is that of variance 1, ``shares`` the fitted cdf."""
+
+    variance: Float[Array, "*batch"]
+    theta: Float[Array, "*batch"]
+    edge: Float[Array, "*batch"]
+    shares: Float[Array, "*batch p"]
+    boundary: Bool[Array, "*batch"]
+
+
+def gamma_fit(
+    key: PRNGKeyArray,
+    spectrum: Spectrum,
+    window: Bool[Array, "*batch p"],
+    positions: Float[Array, " p"],
+    shape: tuple[int, int],
+    beta: float,
+) -> GammaFit:
+    """Fit column variances ``variance Gamma(theta, theta)``.
+
+    Quantiles are the average of 10 sorted spectra, for 25 values of ``theta`` from 0.1 to 50;
+    the variance is the least-squares slope over the window, ``theta`` has the least squared error,
+    and the edge is the ``1 - beta`` quantile of the largest of 500 spectra.
+    Source: arXiv 2006.00436, algorithm 2, and the authors' code for the numbers.
+    """
+    thetas = jnp.asarray(THETAS, positions.dtype)
+    spectra_key, tops_key = jax.random.split(key)
+    quantiles = jax.lax.map(
+        lambda theta: _spectra(spectra_key, theta, shape, SPECTRA, positions.dtype).mean(0), thetas
+    )
+    values, inside = spectrum.values[..., None, :], window[..., None, :]
+    variances = least_squares(values, quantiles, inside)
+    missed = jnp.where(inside, values - variances[..., None] * quantiles, 0)
+    best = jnp.argmin(jnp.sum(missed**2, axis=-1), axis=-1)
+    variance = jnp.take_along_axis(variances, best[..., None], axis=-1)[..., 0]
+
+    def edge(theta):
+        tops = _spectra(tops_key, theta, shape, TOPS, positions.dtype)[:, -1]
+        return jnp.quantile(tops, 1 - beta)
+
+    edges = jax.lax.map(edge, thetas[best].reshape(-1)).reshape(best.shape)
+    scaled = spectrum.values / jnp.where(variance > 0, variance, 1)[..., None]
+    shares = jnp.vectorize(jnp.interp, signature="(p),(p),(p)->(p)")(
+        scaled, quantiles[best], positions
+    )
+    boundary = (best == 0) | (best == len(THETAS) - 1)
+    return GammaFit(variance, thetas[best], edges, shares, boundary)
+
+
+def _spectra(
+    key: Array, theta: Array, shape: tuple[int, int], draws: int, dtype: jnp.dtype
+) -> Float[Array, "draws p"]:
+    """Ascending eigenvalues of noise with column variances from the Gamma law."""
+    p, n = shape
+
+    def one(key):
+        columns, entries = jax.random.split(key)
+        scale = jnp.sqrt(jax.random.gamma(columns, theta, (p,), dtype) / theta)
+        return svdvals(jax.random.normal(entries, (n, p), dtype) * scale)[::-1] ** 2 / n
+
+    return jax.lax.map(one, jax.random.split(key, draws))

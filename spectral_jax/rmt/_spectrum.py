@@ -1,0 +1,57 @@
+"""A spectrum in order, its exact zeros counted, and the quantiles that belong to its places."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from spectral_jax import laws
+
+NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
+
+
+class Spectrum(NamedTuple):
+    """``p`` ascending values, of which the last ``rank`` are above rounding."""
+
+    values: Float[Array, "*batch p"]
+    rank: Int[Array, "*batch"]
+    place: Int[Array, "*batch p"]
+    """1 for the smallest value above rounding, ``rank`` for the largest; not positive for zeros."""
+    finite: Bool[Array, "*batch"]
+
+    @property
+    def nonzero(self) -> Bool[Array, "*batch p"]:
+        return self.place > 0
+
+    def middle(self) -> Float[Array, "*batch"]:
+        """The median of the values above rounding."""
+        low, high = (self.rank + 1) // 2, self.rank // 2 + 1
+        return (self._at(low) + self._at(high)) / 2
+
+    def _at(self, place: Array) -> Array:
+        return jnp.sum(jnp.where(self.place == place[..., None], self.values, 0), axis=-1)
+
+
+def ordered(values: Float[Array, "*batch p"], floor: float) -> Spectrum:
+    """Sort; what is up to ``floor`` times the largest, or negative, is an exact zero."""
+    p = values.shape[-1]
+    finite = jnp.all(jnp.isfinite(values), axis=-1)
+    values = jnp.where(finite[..., None], values, 1)
+    largest = jnp.maximum(jnp.max(values, axis=-1, keepdims=True), 0)
+    ascending = jnp.sort(jnp.where(values > floor * largest, values, 0), axis=-1)
+    rank = jnp.sum(ascending > 0, axis=-1).astype(jnp.int32)
+    place = jnp.arange(1, p + 1, dtype=jnp.int32) - p + rank[..., None]
+    return Spectrum(ascending, rank, place, finite)
+
+
+def rounding(dtype: jnp.dtype) -> float:
+    """Where singular values become rounding, relative to the largest."""
+    return NOISE * float(jnp.finfo(dtype).eps)
+
+
+@lru_cache(maxsize=256)
+def half_steps(p: int, n: int) -> np.ndarray:
+    """Quantiles of the bulk at ``j / (2p)``, ``j = 0 .. 2p``: ``k/p``, ``(k - 1/2)/p``, halves."""
+    return laws.marchenko_pastur_quantile(np.arange(2 * p + 1) / (2 * p), p / n)

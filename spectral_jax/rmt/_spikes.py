@@ -1,0 +1,60 @@
+"""How many eigenvalues stand out of the noise, with an interval."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spectral_jax.rmt._edge import edge_factor, sizes
+
+
+class SpikeInterval(NamedTuple):
+    """Numbers of spikes that the spectrum is compatible with, from ``low`` to ``high``."""
+
+    low: Int[Array, "*batch"]
+    high: Int[Array, "*batch"]
+
+
+def spike_interval(
+    eigenvalues: Float[Array, "*batch p"],
+    shape: tuple[int, int],
+    variance: float | Float[Array, "*batch"],
+    *,
+    confidence: float = 0.9,
+) -> SpikeInterval:
+    """The numbers ``k`` for which the next eigenvalue may be the largest of noise.
+
+    With ``e(b)`` the edge that the largest eigenvalue of noise exceeds with probability ``b``, and
+    ``d = 1 - confidence``: ``low`` is the number above ``e(d / 2)``, and ``high`` that above
+    ``e(1 - d / 2)`` without the one that noise has there itself, at least ``low``. If ``k``
+    eigenvalues of the noise-free matrix are large enough to leave the bulk, the largest of the
+    noise comes next, and the interval holds ``k`` with probability ``confidence``. Spikes that
+    noise hides (variance below ``sqrt(p / n)``) are not counted.
+
+    ``eigenvalues`` of ``W^T W / n`` as in `fit_marchenko_pastur`, in any order, and the
+    ``variance`` it gives. Where that is NaN nothing is known: from 0 to ``p``. Works under ``jit``
+    and ``vmap``. Raises ``ValueError`` for a confidence out of (0, 1) and eigenvalues that do not
+    fit the shape.
+
+    >>> spectrum = jnp.linspace(0, 3.7, 100).at[-3:].set(9)
+    >>> [int(count) for count in spike_interval(spectrum, (100, 100), 1.0)]
+    [3, 3]
+    """
+    p, n = sizes(shape)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: choose above 0 and below 1")
+    if eigenvalues.shape[-1:] != (p,):
+        raise ValueError(
+            f"eigenvalues of shape {eigenvalues.shape} do not fit shape={shape}: pass [..., {p}]"
+        )
+    variance = jnp.asarray(variance, eigenvalues.dtype)[..., None]
+    known = jnp.isfinite(variance[..., 0]) & jnp.all(jnp.isfinite(eigenvalues), axis=-1)
+    miss = (1 - confidence) / 2
+    low, high = (
+        jnp.sum(eigenvalues > variance * edge_factor((p, n), beta, ()), axis=-1)
+        for beta in (miss, 1 - miss)
+    )
+    high = jnp.maximum(high - 1, low)
+    return SpikeInterval(
+        jnp.where(known, low, 0).astype(jnp.int32), jnp.where(known, high, p).astype(jnp.int32)
+    )

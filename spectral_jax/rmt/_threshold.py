@@ -1,0 +1,116 @@
+"""What to do with a singular value of signal and noise: keep it, drop it, or shrink it."""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from spectral_jax.rmt._edge import sizes
+from spectral_jax.rmt._spectrum import half_steps, ordered, rounding
+
+Loss = Literal["frobenius", "operator", "nuclear"]
+
+
+def hard_threshold(
+    shape: tuple[int, int],
+    *,
+    noise: float | Float[Array, "*batch"] | None = None,
+    singular_values: Float[Array, "*batch p"] | None = None,
+) -> Any:
+    """The singular value below which dropping a direction costs less than keeping it.
+
+    With ``b = p / n``, ``p, n = sorted(shape)``, and
+    ``lam = sqrt(2 (b + 1) + 8 b / ((b + 1) + sqrt(b^2 + 14 b + 1)))``, it is
+    ``lam sqrt(n) noise`` for entries whose noise has the standard deviation ``noise``; and
+    ``lam / sqrt(mu) median(s)``, ``mu`` the median of the Marchenko-Pastur law, where it is
+    unknown but most ``singular_values`` are noise. ``n`` is the *larger* side.
+
+    Exact zeros among the singular values count as the smallest of noise that were dropped: their
+    median is that of the others, and ``mu`` the quantile at its place. All zero: NaN.
+    Asymptotically the best hard threshold in Frobenius norm for any low rank. Gives a Python number
+    for one, else an array; works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` unless
+    exactly one of ``noise`` and ``singular_values`` is given, and for ``noise`` not above 0.
+    Source: arXiv 1305.5870.
+
+    >>> round(hard_threshold((100, 100), noise=0.1), 4)  # 4 / sqrt(3)
+    2.3094
+    """
+    p, n = sizes(shape)
+    if (noise is None) == (singular_values is None):
+        raise ValueError(
+            f"noise={noise}, singular_values {'not ' * (singular_values is None)}given: "
+            "pass exactly one of them"
+        )
+    b = p / n
+    best = (2 * (b + 1) + 8 * b / ((b + 1) + (b * b + 14 * b + 1) ** 0.5)) ** 0.5
+    if singular_values is None:
+        return best * n**0.5 * _checked(noise)
+    if singular_values.shape[-1:] != (p,):
+        raise ValueError(
+            f"singular_values of shape {singular_values.shape} do not fit shape={shape}: "
+            f"pass [..., {p}]"
+        )
+    spectrum = ordered(singular_values, rounding(singular_values.dtype))
+    place = jnp.asarray(half_steps(p, n) ** 0.5, singular_values.dtype)[2 * p - spectrum.rank]
+    known = spectrum.finite & (spectrum.rank > 0)
+    threshold = best * spectrum.middle() / jnp.where(known & (place > 0), place, 1)
+    return jnp.where(known, threshold, jnp.nan)
+
+
+def shrink(
+    singular_values: Float[Array, "*batch p"],
+    shape: tuple[int, int],
+    *,
+    noise: float | Float[Array, "*batch"],
+    loss: Loss = "frobenius",
+) -> Float[Array, "*batch p"]:
+    """The singular values that estimate the signal best, those of noise being 0.
+
+    In units of ``sqrt(n) noise``, with ``b = p / n`` and ``p, n = sorted(shape)``, a value ``y``
+    above ``1 + sqrt(b)`` comes from a ``x`` of the signal with ``y^2 = (x + 1/x)(x + b/x)``, whose
+    vectors are found at angles of sines ``s^2 = b (x^2 + 1) / (x^2 (x^2 + b))`` and
+    ``t^2 = (x^2 + b) / (x^2 (x^2 + 1))``. It becomes
+
+    ``"frobenius"``
+        ``x cos cos = sqrt((y^2 - b - 1)^2 - 4 b) / y``;
+    ``"operator"``
+        ``x sqrt((x^2 + b) / (x^2 + 1))``, the ratio of the cosines: ``x`` itself, as in Gavish and
+        Donoho's formula, only for square matrices;
+    ``"nuclear"``
+        ``x (cos cos - s t)``, and 0 where that is negative.
+
+    ``noise`` is the standard deviation of the entries' noise, as ``fit.variance ** 0.5``; where it
+    is NaN, so is the result, and where it is a traced 0 nothing is shrunk. Works under ``jit``,
+    ``vmap`` and ``grad`` (not at ``y = 1 + sqrt(b)``, where slopes are infinite).
+    Raises ``ValueError`` for an unknown ``loss`` and for ``noise`` not above 0.
+    Sources: arXiv 1405.7511; for the operator norm arXiv 2005.11807.
+
+    >>> shrink(jnp.array([2.5, 1.9]), (1, 1), noise=1.0)
+    Array([1.5, 0. ], dtype=float32)
+    """
+    p, n = sizes(shape)
+    if loss not in ("frobenius", "operator", "nuclear"):
+        raise ValueError(f"loss={loss!r}: choose 'frobenius', 'operator' or 'nuclear'")
+    b = p / n
+    scale = jnp.asarray(n**0.5 * _checked(noise), singular_values.dtype)[..., None]
+    noisy = scale != 0
+    y = singular_values / jnp.where(noisy, scale, 1)
+    signal = y > 1 + b**0.5
+    y = jnp.where(signal, y, 2 + b)  # any value with finite slopes
+    centred = y * y - b - 1
+    root = jnp.sqrt(centred**2 - 4 * b)
+    square = (centred + root) / 2
+    if loss == "frobenius":
+        kept = root / y
+    elif loss == "operator":
+        kept = jnp.sqrt(square * (square + b) / (square + 1))
+    else:
+        kept = jnp.maximum(root / y - (b / square) ** 0.5, 0)
+    shrunk = jnp.where(signal, kept, 0) * scale
+    return jnp.where(noisy, jnp.where(jnp.isnan(scale), jnp.nan, shrunk), singular_values)
+
+
+def _checked(noise: Any) -> Any:
+    if isinstance(noise, int | float) and not noise > 0:
+        raise ValueError(f"noise={noise}: pass the standard deviation of an entry, above 0")
+    return noise

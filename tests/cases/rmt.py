@@ -1,0 +1,283 @@
+"""rmt: bulks, edges and shrinkers, against NumPy loops and the formulas of the sheet."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax import laws
+from spectral_jax.rmt import (
+    MPStatus,
+    fit_marchenko_pastur,
+    follows_marchenko_pastur,
+    hard_threshold,
+    marchenko_pastur_cdf,
+    marchenko_pastur_pdf,
+    noise_edge,
+    shrink,
+    spike_interval,
+)
+from tests.contract import Case, Degenerate, exempt, register
+
+BATCH, P, N = 3, 12, 20
+SHAPE = (P, N)
+EDGE = laws.marchenko_pastur_edges(P / N)[1]
+
+
+def singular_values(key, dtype):
+    """Of noise of standard deviation .5 with a spike: distinct, none at an edge."""
+    w = 0.5 * jax.random.normal(key, (BATCH, *SHAPE), dtype).at[:, 0].multiply(4)
+    return (jnp.linalg.svd(w, compute_uv=False),)
+
+
+def spectra(key, dtype):
+    (s,) = singular_values(key, dtype)
+    return (s**2 / N,)
+
+
+def quantile(place):
+    return laws.marchenko_pastur_quantile(place, P / N)
+
+
+POSITIONS = (np.arange(1, P + 1) - 0.5) / P
+QUANTILES = quantile(POSITIONS)
+
+
+def bema(lam):
+    inside = slice(3 - 1, 9)  # ceil(.2 12) .. floor(.8 12)
+    return QUANTILES[inside] @ lam[inside] / (QUANTILES[inside] @ QUANTILES[inside])
+
+
+def clip(lam):
+    variance = lam.mean()
+    for _ in range(30):
+        variance = lam[lam < variance * EDGE].mean()
+    return variance
+
+
+VARIANCES = {
+    "bema": bema,
+    "trace": np.mean,
+    "clip": clip,
+    "median": lambda lam: np.median(lam) / quantile(0.5),
+}
+
+
+def fitted(variance):
+    def one(spectrum):
+        lam = np.sort(spectrum)
+        v = variance(lam)
+        ks = np.abs(POSITIONS - laws.marchenko_pastur_cdf(lam / v, P / N))[2:9].max()
+        edge = noise_edge(SHAPE, variance=v)
+        return v, edge, v * EDGE, (N * edge) ** 0.5, ks
+
+    return lambda spectra: tuple(np.transpose([one(s) for s in spectra]))
+
+
+def numbers(fit):
+    return fit.variance, fit.edge, fit.bulk_edge, fit.threshold, fit.ks
+
+
+def undecided(status):
+    return lambda fit: bool(
+        (fit.status == status).all()
+        & jnp.isnan(fit.variance).all()
+        & jnp.isnan(fit.edge).all()
+        & jnp.isnan(fit.ks).all()
+        & (fit.spikes == fit.rank).all()
+    )
+
+
+DEGENERATE = {
+    "zero": Degenerate((jnp.zeros((BATCH, P)),), undecided(MPStatus.TOO_FEW)),
+    "rank 1": Degenerate((jnp.eye(P)[:BATCH],), undecided(MPStatus.TOO_FEW)),
+    "NaN": Degenerate((jnp.full((BATCH, P), jnp.nan),), undecided(MPStatus.NOT_FINITE), False),
+    "inf": Degenerate((jnp.full((BATCH, P), jnp.inf),), undecided(MPStatus.NOT_FINITE), False),
+}
+
+for method, variance in VARIANCES.items():
+    register(
+        Case(
+            name="rmt.fit_marchenko_pastur" + (method != "bema") * f": {method}",
+            function=partial(fit_marchenko_pastur, shape=SHAPE, method=method),
+            make_inputs=spectra,
+            oracle=fitted(variance),
+            select=numbers,
+            degenerate=DEGENERATE,
+            leading=True,
+        )
+    )
+
+
+def gate(spectra):
+    fit = fit_marchenko_pastur(spectra, SHAPE)
+    return fit.ks, follows_marchenko_pastur(fit, gof_cutoff=0.05)
+
+
+register(
+    Case(
+        name="rmt.follows_marchenko_pastur",
+        function=gate,
+        make_inputs=spectra,
+        oracle=lambda lam: fitted(bema)(lam)[-1] <= 0.05,
+        select=lambda result: result[1].astype("float32"),
+        differentiable=False,
+        degenerate={"zero": Degenerate((jnp.zeros((BATCH, P)),), lambda r: not r[1].any())},
+        leading=True,
+    )
+)
+
+
+def interval(spectra):
+    variance = fit_marchenko_pastur(spectra, SHAPE).variance
+    return variance, spike_interval(spectra, SHAPE, variance)
+
+
+def counts(spectra):
+    def one(spectrum):
+        top = noise_edge(SHAPE, beta=0.05)
+        slope = (top - EDGE) / laws.tracy_widom_quantile(0.95)
+        bottom = EDGE + laws.tracy_widom_quantile(0.05) * slope
+        low, high = ((spectrum > bema(np.sort(spectrum)) * edge).sum() for edge in (top, bottom))
+        return low, max(high - 1, low)
+
+    return tuple(np.transpose([one(s) for s in spectra]))
+
+
+register(
+    Case(
+        name="rmt.spike_interval",
+        function=interval,
+        make_inputs=spectra,
+        oracle=counts,
+        select=lambda result: tuple(result[1]),
+        differentiable=False,
+        degenerate={
+            "zero": Degenerate(
+                (jnp.zeros((BATCH, P)),),
+                lambda result: bool((result[1].low == 0).all() & (result[1].high == P).all()),
+            )
+        },
+        leading=True,
+    )
+)
+
+
+# Densities and shrinkers
+
+
+def points(key, dtype):
+    low, high = laws.marchenko_pastur_edges(P / N)
+    return (jnp.sort(jax.random.uniform(key, (9,), dtype, low * 1.05, high * 0.95)),)
+
+
+register(
+    Case(
+        name="rmt.marchenko_pastur_pdf",
+        function=partial(marchenko_pastur_pdf, ratio=P / N),
+        make_inputs=points,
+        oracle=partial(laws.marchenko_pastur_pdf, ratio=P / N),
+        degenerate={"outside": Degenerate((jnp.array([-1.0, 0, 9]),), lambda f: not f.any())},
+    )
+)
+register(
+    Case(
+        name="rmt.marchenko_pastur_cdf",
+        function=partial(marchenko_pastur_cdf, ratio=P / N),
+        make_inputs=points,
+        oracle=partial(laws.marchenko_pastur_cdf, ratio=P / N),
+        degenerate={
+            "outside": Degenerate(
+                (jnp.array([-1.0, 0, 9]),), lambda f: np.allclose(f, [0, 0, 1], atol=1e-12)
+            )
+        },
+    )
+)
+register(
+    Case(
+        name="rmt.marchenko_pastur_cdf: an atom",
+        function=partial(marchenko_pastur_cdf, ratio=N / P),
+        make_inputs=points,
+        oracle=partial(laws.marchenko_pastur_cdf, ratio=N / P),
+    )
+)
+register(
+    Case(
+        name="rmt.hard_threshold",
+        function=lambda s: hard_threshold(SHAPE, singular_values=s),
+        make_inputs=singular_values,
+        oracle=lambda s: gavish_donoho(P / N) * np.median(s, axis=-1) / quantile(0.5) ** 0.5,
+        degenerate={
+            "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda t: bool(jnp.isnan(t).all()), False)
+        },
+        leading=True,
+    )
+)
+
+
+def gavish_donoho(b):
+    return np.sqrt(2 * (b + 1) + 8 * b / ((b + 1) + np.sqrt(b * b + 14 * b + 1)))
+
+
+def least_loss(order):
+    """The best value by brute force, over the two-dimensional space that signal and estimate span.
+
+    ``order`` is that of the norm on the singular values of the error.
+    """
+    b, unit = P / N, N**0.5 * 0.5
+
+    def best(y):
+        if y <= 1 + b**0.5:
+            return 0.0
+        square = (y * y - b - 1 + ((y * y - b - 1) ** 2 - 4 * b) ** 0.5) / 2
+        s, t = (
+            (b * (square + 1) / (square * (square + b))) ** 0.5,
+            ((square + b) / (square * (square + 1))) ** 0.5,
+        )
+        left, right = np.array([(1 - s * s) ** 0.5, s]), np.array([(1 - t * t) ** 0.5, t])
+
+        def loss(eta):
+            error = square**0.5 * np.diag([1.0, 0]) - eta * np.outer(left, right)
+            return np.linalg.norm(np.linalg.svd(error, compute_uv=False), order)
+
+        low, high = 0.0, 2 * y
+        for _ in range(100):  # unimodal: a convex function of eta
+            a, c = low + (high - low) * 0.382, low + (high - low) * 0.618
+            low, high = (low, c) if loss(a) < loss(c) else (a, high)
+        return (low + high) / 2 * unit
+
+    return lambda s: np.vectorize(best)(s / unit)
+
+
+for loss, order in {"frobenius": 2, "operator": np.inf, "nuclear": 1}.items():
+    register(
+        Case(
+            name=f"rmt.shrink: {loss}",
+            function=partial(shrink, shape=SHAPE, noise=0.5, loss=loss),
+            make_inputs=singular_values,
+            oracle=least_loss(order),
+            # Golden sections end where losses differ by rounding.
+            tolerance={"float32": 1e-5, "float64": 1e-6},
+            degenerate={
+                "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda s: not s.any()),
+                "NaN": Degenerate((jnp.full((BATCH, P), jnp.nan),), lambda s: True, False),
+            },
+            leading=True,
+        )
+    )
+
+for name in (
+    "marchenko_pastur_atom",
+    "marchenko_pastur_edges",
+    "marchenko_pastur_median",
+    "marchenko_pastur_moment",
+    "marchenko_pastur_quantile",
+    "tracy_widom_cdf",
+    "tracy_widom_quantile",
+):
+    exempt(f"laws.{name}", "takes and gives Python numbers; tests/test_laws.py")
+    exempt(f"rmt.{name}", "that of laws")
+for name in ("marchenko_pastur_cdf", "marchenko_pastur_pdf"):
+    exempt(f"laws.{name}", "takes and gives Python numbers; tests/test_laws.py")
+exempt("rmt.noise_edge", "takes and gives Python numbers; tests/test_rmt.py")
