@@ -8,8 +8,15 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
 """
 
 from spectral_jax.plots.comparison import paired_differences, strength_sweep
+from spectral_jax.plots.farms import (
+    rank_agreement,
+    shape_bias,
+    tail_evolution,
+    window_ablation,
+)
 from spectral_jax.plots.graphs import fiedler_by_layer, spectral_evolution
 from spectral_jax.plots.intervals import Interval, t_interval
+from spectral_jax.plots.pruning import pruning_curves
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 from spectral_jax.plots.style import save, to_svg
 from spectral_jax.plots.training import training_curves
@@ -20,11 +27,16 @@ __all__ = [
     "alphas_by_layer",
     "fiedler_by_layer",
     "paired_differences",
+    "pruning_curves",
+    "rank_agreement",
     "save",
+    "shape_bias",
     "spectral_evolution",
     "strength_sweep",
     "t_interval",
+    "tail_evolution",
     "tails",
     "to_svg",
     "training_curves",
+    "window_ablation",
 ]
