@@ -15,6 +15,8 @@ examples:
   spectral-jax analyze last.npz --compare first.npz  two checkpoints side by side
   spectral-jax analyze model.pt --report out.html    a page with figures
   spectral-jax analyze model.pt --metrics all --json every metric as one JSON object
+  spectral-jax compress model.pt --rank mp --out small.safetensors
+                                                     layers cut at the noise, as two factors
   spectral-jax doctor                                what will be slow on this machine, and the fix
   spectral-jax doctor --json                         the same as one JSON object
 
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
+    from spectral_jax.compress import command as compress
 
     words = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
@@ -52,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     analyzer = commands.add_parser("analyze", help="spectra of the weights in a checkpoint")
     analyze.add_arguments(analyzer)
     analyzer.set_defaults(run=analyze.run)
+
+    compressor = commands.add_parser("compress", help="layers of a checkpoint as two thinner ones")
+    compress.add_arguments(compressor)
+    compressor.set_defaults(run=compress.run)
 
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         parser.unknown(words[0], list(commands.choices))

@@ -35,6 +35,7 @@ FLOATING = "real floating"
 SIDE_DOOR = {
     "analysis",
     "cli",
+    "compress",
     "plots",
     "checkpoints",
 }  # files in, pictures out: not pure functions of arrays

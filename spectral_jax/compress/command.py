@@ -1,0 +1,135 @@
+"""``spectral-jax compress``: a checkpoint in, a smaller one and a table out."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectral_jax.analysis.text import align, number
+from spectral_jax.compress.engine import Compressed, compress
+
+FAILED, BAD_INPUT, MISSING = 1, 2, 4
+SHOWN = ("sigma", "edge", "spikes", "ks", "rank", "error")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the command."""
+    option = parser.add_argument
+    option("path", metavar="PATH", help="a checkpoint: file or folder")
+    option(
+        "--rank",
+        default="mp",
+        metavar="RULE",
+        help="mp (above the Marchenko-Pastur edge), gd (the threshold of Gavish and Donoho), "
+        "energy or energy=0.95 (share of the squares), or a number (default: %(default)s)",
+    )
+    option("--out", required=True, metavar="NEW", help="the safetensors file to write")
+    option("--force", action="store_true", help="overwrite it")
+    option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
+    option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
+    option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
+    option("--json", action="store_true", help="one JSON object on stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do as asked; whatever is wrong with the input is one line on stderr."""
+    try:
+        _run(options)
+        return 0
+    except FileNotFoundError as error:
+        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
+    except (ValueError, OSError, ImportError) as error:
+        message, code = str(error), BAD_INPUT
+    except MemoryError as error:
+        message, code = f"{options.path}: not enough memory: {error}", FAILED
+    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _run(options: argparse.Namespace) -> None:
+    from spectral_jax.checkpoints import save_safetensors
+
+    out = Path(options.out)
+    _check_target(out, force=options.force)
+    result = compress(
+        options.path,
+        rank=options.rank,
+        layers=options.layers,
+        framework=options.framework,
+        kinds=dict(map(_kind, options.kind)),
+        label=Path(options.path).name,
+    )
+    ranks = {row["layer"]: row["rank"] for row in result.rows if row["outcome"] == "factored"}
+    metadata = {"spectral_jax.compress": json.dumps({"rank": options.rank, "ranks": ranks})}
+    save_safetensors(out, result.tensors, metadata=metadata, force=options.force)
+    totals = _totals(result)
+    if options.json:
+        print(json.dumps(_document(result, totals), indent=2, allow_nan=False))
+    else:
+        print("\n".join(_table(result.rows)))
+        print("", _summary(result.rows, totals), sep="\n")
+    print(f"written: {out}", file=sys.stderr)
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder: name a file")
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists: name another file, or add --force to overwrite it")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}")
+
+
+def _kind(word: str) -> tuple[str, str]:
+    pattern, equals, kind = word.rpartition("=")
+    if not equals:
+        raise ValueError(f"--kind {word!r} is not GLOB=KIND, as in '*.proj=dense'")
+    return pattern, kind
+
+
+def _totals(result: Compressed) -> dict[str, int]:
+    """Parameters of the whole network, also of what no layer covers."""
+    after = sum(tensor.size for tensor in result.tensors.values())
+    saved = sum(row["parameters_before"] - row["parameters_after"] for row in result.rows)
+    return {"parameters_before": after + saved, "parameters_after": after}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    heading = ["outcome", "layer", "kind", "shape", *SHOWN, "parameters", "after", "reason"]
+    return align(
+        [
+            heading,
+            *(
+                [row["outcome"], row["layer"], row["kind"], f"{row['m']}x{row['n']}"]
+                + [number(row[name]) for name in SHOWN]
+                + [str(row["parameters_before"]), str(row["parameters_after"]), row["reason"]]
+                for row in rows
+            ),
+        ]
+    )
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int]) -> str:
+    factored = sum(row["outcome"] == "factored" for row in rows)
+    before, after = totals["parameters_before"], totals["parameters_after"]
+    return (
+        f"{factored} of {len(rows)} layers factored: {before} parameters before, {after} after "
+        f"({100 * (after / before - 1):+.1f} %). The weights alone say nothing about accuracy: "
+        "measure it before and after."
+    )
+
+
+def _document(result: Compressed, totals: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "layers": [{name: _plain(value) for name, value in row.items()} for row in result.rows],
+        **totals,
+        "skipped": [each._asdict() for each in result.skipped],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what cannot be said is null, and the reason stands beside it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,223 @@
+"""From a source of tensors to those of the factored network, one layer at a time."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from spectral_jax import weights
+from spectral_jax._progress import progress
+from spectral_jax.analysis.layers import Arrays, Source, select
+from spectral_jax.compress.ranks import Bulk, Rule, fit_bulk, parse_rank
+
+SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
+STORABLE = ("float16", "bfloat16", "float32", "float64")  # wide enough for a factor
+EPS = float(np.finfo(np.float32).eps)
+NOT_NOISE = 0.1  # Kolmogorov-Smirnov distance from which an edge is not to be relied on
+
+
+class Compressed(NamedTuple):
+    """A row per layer, the tensors of the new network, and what was copied without a look.
+
+    A factored ``NAME`` is there as ``NAME.u``, the layer applied first, and ``NAME.v`` (``NAME/u``
+    where names have slashes), each in the layout of ``NAME``: a dense ``[in, out]`` as ``[in, k]``
+    and ``[k, out]``, a torch ``[out, in]`` as ``[k, in]`` and ``[out, k]``, a convolution as one of
+    its window to ``k`` channels and a 1 x 1 one. The bias belongs to the second.
+    """
+
+    rows: list[dict[str, Any]]
+    tensors: dict[str, np.ndarray]
+    skipped: tuple[weights.Skipped, ...]
+
+
+def compress(
+    params: Any,
+    *,
+    rank: str = "mp",
+    layers: Sequence[str] = (),
+    framework: weights.Framework | Literal["auto"] = "auto",
+    kinds: Mapping[str, str] | None = None,
+    label: str = "weights",
+) -> Compressed:
+    """Factor every dense layer and convolution that two factors of the chosen rank make smaller.
+
+    Args:
+      params: a pytree, a mapping of names to arrays, an open checkpoint, or the path of one.
+      rank: ``mp``, what stands above the Marchenko-Pastur edge; ``gd``, above the threshold of
+        Gavish and Donoho; ``energy=0.95``, that share of the squares; or a number.
+      layers: shell patterns of the names to factor; the rest is copied.
+      framework, kinds: as in `spectral_jax.weights.plan`.
+
+    Reads one tensor at a time; memory is that of the result and one layer in float64.
+    Raises ``ValueError`` for an unknown option, patterns that match nothing or a network without a
+    matrix, ``CheckpointError`` for a bad file, ``FileNotFoundError`` for none.
+    """
+    rule = parse_rank(rank)
+    if isinstance(params, str) or hasattr(params, "__fspath__"):
+        from spectral_jax.checkpoints import open_checkpoint
+
+        with open_checkpoint(params) as checkpoint:
+            return _compress(checkpoint, rule, layers, framework, kinds, label)
+    source = params if hasattr(params, "read") else Arrays(params)
+    return _compress(source, rule, layers, framework, kinds, label)
+
+
+def _compress(
+    source: Source,
+    rule: Rule,
+    layers: Sequence[str],
+    framework: Any,
+    kinds: Mapping[str, str] | None,
+    label: str,
+) -> Compressed:
+    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+    dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
+    plan = weights.plan(shapes, conv="flattened", framework=framework, kinds=kinds, dtypes=dtypes)
+    chosen: dict[str, list[weights.View]] = {}
+    for view in select(plan, layers):
+        chosen.setdefault(view.sources[0], []).append(view)
+    rows: list[dict[str, Any]] = []
+    tensors: dict[str, np.ndarray] = {}
+    work = sum(map(math.prod, shapes.values()))
+    with progress(work, label, show=work > SHOW_PROGRESS_ABOVE) as advance:
+        for name in shapes:
+            stored = {name: np.asarray(source.read(name))}
+            if name in chosen:
+                row, stored = _treat(stored[name], chosen[name], rule)
+                rows.append(row)
+            _add(tensors, stored)
+            advance(math.prod(shapes[name]), note=name)
+    return Compressed(rows, tensors, plan.skipped)
+
+
+def _add(tensors: dict[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> None:
+    taken = sorted(tensors.keys() & stored.keys())
+    if taken:
+        raise ValueError(f"{taken[0]!r} is a tensor already: leave its layer out with --layers")
+    tensors.update(stored)
+
+
+def _treat(
+    tensor: np.ndarray, views: Sequence[weights.View], rule: Rule
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The row of one tensor, and what takes its place."""
+    view, name = views[0], views[0].sources[0]
+    refusal = _not_a_layer(tensor, views)
+    if refusal:
+        return _row(tensor, view, None, 0, 0.0, refusal), {name: tensor}
+    matrix = view.read(tensor.astype(np.float64))
+    if not np.isfinite(matrix).all():
+        refusal = "NaN or infinity among the weights"
+        return _row(tensor, view, None, 0, 0.0, refusal), {name: tensor}
+    values, vectors = _spectrum(matrix)
+    bulk = fit_bulk(values, matrix.shape)
+    try:
+        nonzero = int(np.sum(values > max(matrix.shape) * EPS * values[0]))
+        rank = min(rule(values, matrix.shape, bulk), nonzero)
+        refusal = split_refusal(matrix.shape, rank)
+    except ValueError as error:
+        rank, refusal = 0, str(error)
+    if refusal:
+        return _row(tensor, view, bulk, rank, 0.0, refusal), {name: tensor}
+    lost = math.sqrt(float(np.sum(values[rank:] ** 2) / np.sum(values**2)))
+    factors = _factors(matrix, values[:rank], vectors[:, :rank])
+    return _row(tensor, view, bulk, rank, lost, ""), _as_stored(name, tensor, view, factors)
+
+
+def split_refusal(shape: tuple[int, ...], rank: int) -> str:
+    """Why a matrix is not worth two factors of that rank; empty if it is."""
+    m, n = shape
+    if rank < 1:
+        return "no singular value is kept: two factors of rank 0 would cut the network"
+    if rank * (m + n) >= m * n:
+        return f"{rank} x ({m} + {n}) parameters in two factors are no fewer than {m} x {n} in one"
+    return ""
+
+
+def _not_a_layer(tensor: np.ndarray, views: Sequence[weights.View]) -> str:
+    kind = views[0].kind
+    if kind == "low_rank":
+        return "factors already"
+    if len(views) > 1:
+        return "several matrices in one tensor; to factor them as one, say so: --kind 'NAME=dense'"
+    if kind not in ("dense", "conv") or len(views[0].shape) != 2:
+        return f"{kind} layers are not factored"
+    if tensor.dtype.name not in STORABLE:
+        return f"{tensor.dtype.name} is too narrow for a factor"
+    return ""
+
+
+def _spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values, descending, and the vectors of the short side, by the Gram matrix."""
+    tall = matrix if _tall(matrix) else matrix.T
+    squares, vectors = np.linalg.eigh(tall.T @ tall)
+    return np.sqrt(np.maximum(squares[::-1], 0)), vectors[:, ::-1]
+
+
+def _factors(
+    matrix: np.ndarray, values: np.ndarray, vectors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """``U sqrt(S)`` and ``sqrt(S) V^T``, for values above 0."""
+    roots = np.sqrt(values)
+    if _tall(matrix):
+        return matrix @ (vectors / roots), (vectors * roots).T
+    return vectors * roots, (vectors / roots).T @ matrix
+
+
+def _as_stored(
+    name: str, tensor: np.ndarray, view: weights.View, factors: tuple[np.ndarray, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The factors under their names, in the layout and dtype of the tensor."""
+    # How a view reads a tensor says how to write one: the order of axes to [*window, in, out].
+    how = view.read.keywords  # type: ignore[attr-defined]
+    axes = how["axes"] if view.kind == "conv" else (1, 0) if how.get("transpose") else (0, 1)
+    *window, i, o = (tensor.shape[axis] for axis in axes)
+    u, v = factors
+    u, v = u.reshape(*window, i, -1), v.reshape(*[1] * len(window), -1, o)
+    separator = "/" if "/" in name else "."
+    back = np.argsort(axes)
+    return {
+        f"{name}{separator}{letter}": factor.transpose(back).astype(tensor.dtype)
+        for letter, factor in (("u", u), ("v", v))
+    }
+
+
+def _row(
+    tensor: np.ndarray,
+    view: weights.View,
+    bulk: Bulk | None,
+    rank: int,
+    error: float,
+    refusal: str,
+) -> dict[str, Any]:
+    m, n = math.prod(view.shape[:-1]), view.shape[-1]
+    after = tensor.size if refusal else rank * (m + n)
+    bulk = bulk or Bulk(math.nan, math.nan, 0, math.nan, "not fitted")
+    return {
+        "outcome": "kept" if refusal else "factored",
+        "layer": view.sources[0],
+        "kind": view.kind,
+        "m": m,
+        "n": n,
+        "sigma": bulk.sigma,
+        "edge": bulk.edge,
+        "spikes": bulk.spikes,
+        "ks": bulk.ks,
+        "rank": rank,
+        "error": error,
+        "parameters_before": tensor.size,
+        "parameters_after": after,
+        "flops_before": 2 * tensor.size,
+        "flops_after": 2 * after,
+        "reason": refusal
+        or (f"bulk unlike noise: ks {bulk.ks:.2f}" if bulk.ks > NOT_NOISE else ""),
+    }
+
+
+def _warning(bulk: Bulk) -> str:
+    return f"bulk unlike noise: ks {bulk.ks:.2f}" if bulk.ks > NOT_NOISE else ""
+
+
+def _tall(matrix: np.ndarray) -> bool:
+    return matrix.shape[0] >= matrix.shape[1]
