@@ -125,10 +125,10 @@ def test_shrinking_beats_truncating_at_the_edge_on_planted_spikes():
     assert error < cut_error < raw
 
 
-def test_no_noise_is_nothing_to_shrink_and_much_noise_leaves_nothing():
-    w = noise(8, 5)
-    np.testing.assert_allclose(shrink(w, 0.0), w, atol=1e-12)
-    np.testing.assert_array_equal(shrink(w, 1e3), 0)
+def test_much_noise_leaves_nothing_and_no_noise_is_refused():
+    np.testing.assert_array_equal(shrink(noise(8, 5), 1e3), 0)
+    with pytest.raises(ValueError, match="noise=0"):
+        shrink(noise(8, 5), 0.0)
 
 
 @shapes

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from spectral_jax import rmt
 from spectral_jax.linalg.subspace import mm
 
 Factored = Mapping[str, "Array | Factored"]
@@ -64,7 +65,7 @@ def truncate(
     Array([3., 2., 0.], dtype=float32)
     """
     found = spectrum(w)
-    return rescaled(w, found, _flags(_first(found.values, rank), w))
+    return rescaled(w, found, _flags(first(found.values, rank), w))
 
 
 def halve(
@@ -90,7 +91,8 @@ def random_subset(
     Holds under ``jit`` and ``vmap``. Source: variant 3 of the code of arXiv 2303.08986.
     """
     found = spectrum(w)
-    kept = random_choice(key, found.values, edge, keep_below)
+    rank = kept_rank(found.values, edge, keep_below)
+    kept = random_choice(key, found.values, edge, rank)
     return rescaled(w, found, _flags(kept, w))
 
 
@@ -99,13 +101,12 @@ def shrink(
 ) -> Float[Array, "*batch m n"]:
     """Undo what noise of standard deviation ``noise`` per entry did to the singular values.
 
-    With ``y = s / (sqrt(max(m, n)) noise)`` and ``b = min(m, n) / max(m, n)``: ``y`` becomes
-    ``sqrt((y^2 - b - 1)^2 - 4 b) / y`` above ``1 + sqrt(b)`` and 0 below, which is optimal in
-    Frobenius norm. No noise leaves ``w`` as it is. Holds under ``jit`` and ``vmap``.
-    Source: Gavish & Donoho, arXiv 1405.7511.
+    Optimal in Frobenius norm, by the formula of `spectral_jax.rmt.shrink`; what cannot be told from
+    noise goes to 0. Holds under ``jit`` and ``vmap``.
+    Raises ``ValueError`` for ``noise`` not above 0. Source: Gavish & Donoho, arXiv 1405.7511.
     """
     found = spectrum(w)
-    return rescaled(w, found, shrinkage(found.values, w.shape[-2:], noise))
+    return rescaled(w, found, shrinkage(found.values, (w.shape[-2], w.shape[-1]), noise))
 
 
 def sparsify(
@@ -119,9 +120,7 @@ def sparsify(
     Holds under ``jit`` and ``vmap``.
     Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
     """
-    found = spectrum(w)
-    signal = rescaled(w, found, _flags(_above(found.values, edge), w))
-    return signal + _without_small(w - signal, jnp.asarray(threshold)[..., None, None])
+    return sparsified(w, spectrum(w), edge, threshold)
 
 
 def sparsify_vectors(
@@ -137,15 +136,7 @@ def sparsify_vectors(
     Entries of ``u_i`` and ``v_i`` up to ``theta max(floor, max(0, 1 - s_i / edge)^power)`` go to 0.
     Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
     """
-    found = spectrum(w)
-    depth = jnp.maximum(1 - found.values / jnp.asarray(edge, w.dtype)[..., None], 0) ** power
-    limits = jnp.asarray(theta, w.dtype)[..., None] * jnp.maximum(depth, floor)
-    short = _without_small(found.vectors, limits[..., None, :])
-    tall = w if _tall(w) else jnp.swapaxes(w, -2, -1)
-    scaled = mm(tall, found.vectors)  # s_i u_i, where the long side's vector needs no division
-    long = _without_small(scaled, (limits * found.values)[..., None, :])
-    product = mm(long, jnp.swapaxes(short, -2, -1))
-    return product if _tall(w) else jnp.swapaxes(product, -2, -1)
+    return with_sparse_vectors(w, spectrum(w), edge, theta, floor=floor, power=power)
 
 
 def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
@@ -220,7 +211,7 @@ def kept_rank(
     >>> int(kept_rank(jnp.linspace(0.9, 0.1, 784), 1.0, 0.45, keep_offset=1))
     353
     """
-    above = jnp.sum(_above(values, edge), axis=-1)
+    above = jnp.sum(_above(values, edge), axis=-1, dtype=jnp.int32)
     below = values.shape[-1] - above
     offset = jnp.minimum(keep_offset, below)
     return above + offset + share(keep_below, below - offset)
@@ -228,37 +219,69 @@ def kept_rank(
 
 def share(fraction: float | Float[Array, ""], count: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
     """``floor(fraction count)``, where a whole number is not lost to the rounding of float32."""
-    product = jnp.asarray(fraction, jnp.float32) * count
-    return jnp.floor(product + 1e-6 * count + 1e-6).astype(count.dtype)
+    size = count.astype(jnp.float32)
+    product = jnp.asarray(fraction).astype(jnp.float32) * size
+    return jnp.floor(product + 1e-6 * size + 1e-6).astype(count.dtype)
 
 
 def random_choice(
     key: PRNGKeyArray,
     values: Float[Array, "*batch p"],
     edge: float | Float[Array, "*batch"],
-    keep_below: float | Float[Array, ""],
-) -> Array:
-    """Flags of the values that `random_subset` keeps."""
+    rank: Int[Array, "*batch"],
+) -> Bool[Array, "*batch p"]:
+    """Flags of ``rank`` values: those above ``edge`` first, then any of the others."""
     above = _above(values, edge)
-    lottery = jnp.where(above, 2.0, jax.random.uniform(key, values.shape))
+    lottery = jnp.where(above, 2.0, jax.random.uniform(key, values.shape, values.dtype))
     places = jnp.argsort(jnp.argsort(-lottery, axis=-1), axis=-1)
-    return places < kept_rank(values, edge, keep_below)[..., None]
+    return places.astype(jnp.int32) < rank[..., None]
 
 
 def shrinkage(
-    values: Float[Array, "*batch p"], shape: tuple[int, ...], noise: float | Float[Array, "*batch"]
+    values: Float[Array, "*batch p"], shape: tuple[int, int], noise: float | Float[Array, "*batch"]
 ) -> Float[Array, "*batch p"]:
     """What `shrink` multiplies each singular value with."""
-    b = min(shape) / max(shape)
-    unit = jnp.asarray(noise, values.dtype)[..., None] * max(shape) ** 0.5
-    seen = values > (1 + b**0.5) * unit
-    # In units of y, so that noise 0 divides nothing: z = 1 / y^2.
-    z = jnp.where(seen, unit / jnp.where(seen, values, 1), 0) ** 2
-    return jnp.where(seen, jnp.sqrt(jnp.maximum((1 - (b + 1) * z) ** 2 - 4 * b * z**2, 0)), 0)
+    nonzero = values > 0
+    shrunk = rmt.shrink(values, shape, noise=noise)
+    return jnp.where(nonzero, shrunk / jnp.where(nonzero, values, 1), 0)
 
 
-def _first(values: Array, rank: int | Array) -> Array:
-    return jnp.arange(values.shape[-1]) < jnp.asarray(rank)[..., None]
+def sparsified(
+    w: Float[Array, "*batch m n"],
+    spectral: Spectrum,
+    edge: float | Float[Array, "*batch"],
+    threshold: float | Float[Array, "*batch"],
+) -> Float[Array, "*batch m n"]:
+    """`sparsify`, given the spectrum."""
+    signal = rescaled(w, spectral, _flags(_above(spectral.values, edge), w))
+    return signal + _without_small(w - signal, jnp.asarray(threshold, w.dtype)[..., None, None])
+
+
+def with_sparse_vectors(
+    w: Float[Array, "*batch m n"],
+    spectral: Spectrum,
+    edge: float | Float[Array, "*batch"],
+    theta: float | Float[Array, "*batch"],
+    *,
+    floor: float = 1 / 750,
+    power: int = 30,
+) -> Float[Array, "*batch m n"]:
+    """`sparsify_vectors`, given the spectrum."""
+    values, vectors = spectral
+    depth = jnp.maximum(1 - values / jnp.asarray(edge, w.dtype)[..., None], 0) ** power
+    limits = jnp.asarray(theta, w.dtype)[..., None] * jnp.maximum(depth, floor)
+    short = _without_small(vectors, limits[..., None, :])
+    tall = w if _tall(w) else jnp.swapaxes(w, -2, -1)
+    scaled = mm(tall, vectors)  # s_i u_i: the vectors of the long side would need a division
+    long = _without_small(scaled, (limits * values)[..., None, :])
+    product = mm(long, jnp.swapaxes(short, -2, -1))
+    return product if _tall(w) else jnp.swapaxes(product, -2, -1)
+
+
+def first(values: Float[Array, "*batch p"], rank: int | Int[Array, "*batch"]) -> Array:
+    """Flags of the ``rank`` largest values."""
+    places = jnp.arange(values.shape[-1], dtype=jnp.int32)
+    return places < jnp.asarray(rank, jnp.int32)[..., None]
 
 
 def _above(values: Array, edge: float | Array) -> Array:

@@ -1,0 +1,302 @@
+"""Prune the singular values below the edge of the noise, layer by layer, while training goes on.
+
+    policy = Policy(keep_below=0.45, gate=0.1)
+    pruned, report = prune_spectra(params, {"layers/*": policy})     # the same shapes: a mask
+
+`svd_prune` does so inside the compiled step. `spectral_jax.optim.factorize` makes a smaller network
+of the result, between two compiled phases. Source: arXiv 2303.08986.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from spectral_jax import rmt
+from spectral_jax import weights as weights_of
+from spectral_jax.optim import surgery
+from spectral_jax.optim.policies import Policy, policy_of
+from spectral_jax.optim.surgery import Spectrum
+
+Policies: TypeAlias = Policy | Mapping[str, Policy]
+Fit: TypeAlias = Callable[[Array, tuple[int, int]], Any]
+"""(eigenvalues ``s^2 / max(m, n)`` ascending, shape) -> what has ``variance, edge, spikes, ks``"""
+
+
+class PruneStatus(IntEnum):
+    """What became of a layer; it is as it was unless it is ``PRUNED``."""
+
+    PRUNED = 0
+    NO_FIT = 1
+    """Too few singular values for a fit, or weights that are not finite."""
+    GATE_CLOSED = 2
+    """The bulk is too far from the Marchenko-Pastur law."""
+    NO_NOISE = 3
+    """Most singular values are 0 already and the policy keeps no noise: what is left is signal."""
+
+
+class LayerReport(NamedTuple):
+    """What was seen in a layer, and what came of it.
+
+    sigma: standard deviation of the noise per entry.
+    edge: the singular value at which the noise ends.
+    spikes: singular values above it.
+    ks: distance of the bulk from the Marchenko-Pastur law.
+    rank: singular values that are left; all of them where nothing was done.
+    status: a `PruneStatus`.
+    """
+
+    sigma: Float[Array, ""]
+    edge: Float[Array, ""]
+    spikes: Int[Array, ""]
+    ks: Float[Array, ""]
+    rank: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+class Pruning(NamedTuple):
+    """Parameters of the same shapes, and a report per pruned layer."""
+
+    params: PyTree
+    report: dict[str, LayerReport]
+
+
+class SVDPruneState(NamedTuple):
+    """Steps done, and what the last pruning found (NaN before the first)."""
+
+    step: Int[Array, ""]
+    report: dict[str, LayerReport]
+
+
+def prune_spectra(
+    params: PyTree,
+    policies: Policies,
+    *,
+    fit: Fit | None = None,
+    epoch: int | Float[Array, ""] = 0,
+    key: PRNGKeyArray | None = None,
+) -> Pruning:
+    """Prune the spectrum of every dense and convolution kernel that a policy names.
+
+    A convolution ``[h, w, i, o]`` is the matrix ``[h w i, o]``; the factors of a split layer are
+    layers of their own. Layers of equal shape and policy go through one vmapped computation.
+
+    Args:
+      policies: one for all layers, or by glob of the names (``"layers/*"``), first match wins;
+        a layer without one is left alone.
+      fit: finds the edge; by default `spectral_jax.rmt.fit_marchenko_pastur`.
+      epoch: handed to the policies' ``keep_below``; may be traced.
+      key: needed for ``edit="random"``.
+
+    A layer with NaN or inf, or with too few values to fit, stays as it is: see its ``status``.
+    Holds under ``jit`` and ``vmap``. Costs one symmetric eigendecomposition of the short side.
+    Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
+    """
+    leaves = _leaves(params)
+    chosen = policy_of(_kernels(leaves), policies)
+    if key is None and any(policy.edit == "random" for policy in chosen.values()):
+        raise ValueError("key: edit='random' draws, so pass a jax.random.key")
+    key = jax.random.key(0) if key is None else key
+    fit = _fit_bulk if fit is None else fit
+    groups: dict[Any, list[str]] = {}
+    for name, policy in chosen.items():
+        matrix = _matrix(leaves[name])
+        groups.setdefault((matrix.shape, matrix.dtype, policy), []).append(name)
+    report: dict[str, LayerReport] = {}
+    for (_, _, policy), names in groups.items():
+        stack = jnp.stack([_matrix(leaves[name]) for name in names])
+        keys = jnp.stack([jax.random.fold_in(key, list(chosen).index(name)) for name in names])
+        one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
+        matrices, rows = jax.vmap(one)(stack, keys)
+        for i, name in enumerate(names):
+            leaves[name] = matrices[i].reshape(leaves[name].shape)
+            report[name] = jax.tree.map(lambda x, i=i: x[i], rows)
+    params = jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))
+    return Pruning(params, {name: report[name] for name in chosen})
+
+
+def svd_prune(
+    policies: Policies,
+    *,
+    steps_per_epoch: int,
+    every: int,
+    fit: Fit | None = None,
+    key: PRNGKeyArray | None = None,
+    axis_name: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Prune as `prune_spectra` does at the end of every ``every``-th epoch, in the compiled step.
+
+    Comes last in ``optax.chain``: the update becomes the one that leads to the pruned weights.
+    Momentum is carried on. What is cut may grow again until the next time.
+
+    Args:
+      axis_name: name of the ``vmap`` axis the step runs under. Without it the result is the same,
+        but the spectra are computed at every step.
+
+    The state holds the last report. Works under ``jit``, ``scan`` and ``vmap``.
+    Raises ``ValueError`` as `prune_spectra` does, and for periods below 1 or missing ``params``.
+    """
+    if min(steps_per_epoch, every) < 1:
+        raise ValueError(f"steps_per_epoch={steps_per_epoch}, every={every}: choose at least 1")
+    prune = partial(prune_spectra, policies=policies, fit=fit)
+
+    def init(params):
+        shapes = jax.eval_shape(lambda p: prune(p, key=key).report, params)
+        return SVDPruneState(jnp.zeros((), jnp.int32), jax.tree.map(_unknown, shapes))
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError("params are pruned: call update(updates, state, params)")
+        step = state.step + 1
+        due = step % (steps_per_epoch * every) == 0
+
+        def event():
+            moved = optax.apply_updates(params, updates)
+            draw = None if key is None else jax.random.fold_in(key, step)
+            pruned, report = prune(moved, epoch=step / steps_per_epoch, key=draw)
+            fresh = jax.tree.map(jnp.subtract, pruned, params), report
+            return jax.tree.map(partial(jnp.where, due), fresh, (updates, state.report))
+
+        # With a batched predicate cond would run both branches: one that is common to all members.
+        anyone = due
+        if axis_name is not None:
+            anyone = jax.lax.pmax(due.astype(jnp.int32), axis_name) > 0
+        updates, report = jax.lax.cond(anyone, event, lambda: (updates, state.report))
+        return updates, SVDPruneState(step, report)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _prune_matrix(
+    policy: Policy, fit: Fit, keep_below: Any, w: Array, key: PRNGKeyArray
+) -> tuple[Array, LayerReport]:
+    shape = (w.shape[0], w.shape[1])
+    n = max(shape)
+    spectral = surgery.spectrum(w)
+    found = fit(spectral.values[::-1] ** 2 / n, shape)
+    edge, sigma = jnp.sqrt(n * found.edge), jnp.sqrt(found.variance)
+    status = _status(policy, spectral, found, keep_below)
+    ready = status == PruneStatus.PRUNED
+    cut = _Cut(edge, sigma, keep_below, key)
+    edited, rank = _EDITS[policy.edit](w, spectral, cut, policy)
+    rank = jnp.where(ready, rank, len(spectral.values)).astype(jnp.int32)
+    spikes, ks = jnp.asarray(found.spikes, jnp.int32), jnp.asarray(found.ks, w.dtype)
+    row = LayerReport(sigma, edge, spikes, ks, rank, status)
+    return jnp.where(ready, edited, w), row
+
+
+def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> Int[Array, ""]:
+    """Of the reasons not to prune, the first that holds."""
+    squares = spectral.values**2
+    zeros = jnp.sum(squares <= _floor(squares.dtype) * squares[0])
+    # The few values that a cut at the edge has left would be taken for the top of a bulk.
+    few_left = (squares[0] > 0) & (2 * zeros > len(squares))
+    cut_before = few_left & (jnp.asarray(keep_below) <= 0)
+    fitted = jnp.isfinite(found.edge) & jnp.all(jnp.isfinite(squares))
+    reasons = [cut_before, ~fitted, ~(found.ks <= policy.gate)]
+    codes = [PruneStatus.NO_NOISE, PruneStatus.NO_FIT, PruneStatus.GATE_CLOSED]
+    return jnp.select(reasons, [jnp.int32(code) for code in codes], jnp.int32(PruneStatus.PRUNED))
+
+
+class _Cut(NamedTuple):
+    edge: Array
+    noise: Array
+    keep_below: Any
+    key: PRNGKeyArray
+
+
+def _truncate(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
+    rank = _rank(spectral, cut, policy)
+    kept = surgery.first(spectral.values, rank)
+    return surgery.rescaled(w, spectral, kept.astype(w.dtype)), rank
+
+
+def _random(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
+    rank = _rank(spectral, cut, policy)
+    kept = surgery.random_choice(cut.key, spectral.values, cut.edge, rank)
+    return surgery.rescaled(w, spectral, kept.astype(w.dtype)), rank
+
+
+def _halve(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
+    gains = jnp.where(spectral.values > cut.edge, 1, 0.5).astype(w.dtype)
+    return surgery.rescaled(w, spectral, gains), _all(spectral)
+
+
+def _shrink(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
+    gains = surgery.shrinkage(spectral.values, (w.shape[0], w.shape[1]), cut.noise)
+    # The least that must stay is not shrunk: of a layer of noise alone nothing else would remain.
+    least = surgery.first(spectral.values, policy.min_rank)
+    gains = jnp.where(least & (gains == 0), 1, gains)
+    return surgery.rescaled(w, spectral, gains), jnp.sum(gains > 0)
+
+
+def _sparsify(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
+    return surgery.sparsified(w, spectral, cut.edge, policy.threshold), _all(spectral)
+
+
+def _sparsify_vectors(
+    w: Array, spectral: Spectrum, cut: _Cut, policy: Policy
+) -> tuple[Array, Array]:
+    theta = policy.threshold
+    return surgery.with_sparse_vectors(w, spectral, cut.edge, theta), _all(spectral)
+
+
+_EDITS = {
+    "truncate": _truncate,
+    "random": _random,
+    "halve": _halve,
+    "shrink": _shrink,
+    "sparsify": _sparsify,
+    "sparsify_vectors": _sparsify_vectors,
+}
+
+
+def _rank(spectral: Spectrum, cut: _Cut, policy: Policy) -> Array:
+    rank = surgery.kept_rank(
+        spectral.values, cut.edge, cut.keep_below, keep_offset=policy.keep_offset
+    )
+    return jnp.clip(rank, min(policy.min_rank, len(spectral.values)))
+
+
+def _all(spectral: Spectrum) -> Array:
+    return jnp.asarray(len(spectral.values))
+
+
+def _kernels(leaves: Mapping[str, Array]) -> list[str]:
+    """The leaves that are one dense layer or one convolution, factors of a split among them."""
+    shapes = {name: leaf.shape for name, leaf in leaves.items()}
+    views = weights_of.plan(shapes, framework="flax").views
+    kinds = ("dense", "conv", "low_rank")
+    sources = {source for view in views if view.kind in kinds for source in view.sources}
+    return [name for name in leaves if name in sources]
+
+
+def _matrix(kernel: Array) -> Array:
+    return kernel.reshape(prod(kernel.shape[:-1]), kernel.shape[-1])
+
+
+def _leaves(params: PyTree) -> dict[str, Array]:
+    """The leaves by path, in the order of the tree."""
+    found, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
+def _unknown(shape: jax.ShapeDtypeStruct) -> Array:
+    floating = jnp.issubdtype(shape.dtype, jnp.floating)
+    return jnp.full(shape.shape, jnp.nan if floating else 0, shape.dtype)
+
+
+def _fit_bulk(eigenvalues: Array, shape: tuple[int, int]) -> rmt.MPFit:
+    return rmt.fit_marchenko_pastur(eigenvalues, shape, floor=_floor(eigenvalues.dtype))
+
+
+def _floor(dtype: Any) -> float:
+    """Where the squares of a Gram matrix become rounding, relative to the largest."""
+    return 16 * float(jnp.finfo(dtype).eps)

@@ -1,0 +1,170 @@
+"""optim: operations on singular values, against NumPy's SVD."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.optim import (
+    Policy,
+    halve,
+    prune_spectra,
+    random_subset,
+    recombine,
+    shrink,
+    sparsify,
+    sparsify_vectors,
+    split,
+    truncate,
+)
+from tests.contract import Case, Degenerate, exempt, register
+
+EDGE, NOISE = 2.5, 0.6
+
+
+def well_separated(key, dtype):
+    """Singular values 5, 4, .. 1, so that no cut is a matter of rounding."""
+    draws = jax.random.normal(key, (2, 8, 5), dtype)
+    u, v = jnp.linalg.qr(draws[0])[0], jnp.linalg.qr(draws[1, :5])[0]
+    values = jnp.arange(5, 0, -1).astype(dtype)
+    return (jnp.matmul(u * values, v.T, precision="highest"),)
+
+
+def edited(change):
+    """The matrix whose values are ``change(values)``."""
+
+    def oracle(w):
+        u, s, vt = np.linalg.svd(w, full_matrices=False)
+        return (u * change(s)) @ vt
+
+    return oracle
+
+
+def without_small(x, limit):
+    return np.where(np.abs(x) > limit, x, 0)
+
+
+def sparsified(w):
+    signal = edited(lambda s: s * (s > EDGE))(w)
+    return signal + without_small(w - signal, 0.3)
+
+
+def with_sparse_vectors(w):
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    limits = 0.2 * np.maximum(1 / 750, np.maximum(1 - s / EDGE, 0) ** 2)
+    return (without_small(u, limits) * s) @ without_small(vt.T, limits).T
+
+
+def shrunk(s):
+    y, b = s / (np.sqrt(8) * NOISE), 5 / 8
+    signal = y > 1 + np.sqrt(b)
+    root = np.sqrt(np.where(signal, (y**2 - b - 1) ** 2 - 4 * b, 0))
+    return np.where(signal, root / y, 0) * np.sqrt(8) * NOISE
+
+
+def stays_zero(w):
+    return bool((w == 0).all())
+
+
+ZERO = {"zero": Degenerate((jnp.zeros((8, 5)),), stays_zero)}
+CASES = {
+    "truncate": (lambda w: truncate(w, 3), edited(lambda s: s * (s > EDGE))),
+    "halve": (lambda w: halve(w, EDGE), edited(lambda s: np.where(s > EDGE, s, s / 2))),
+    "random_subset": (
+        lambda w: random_subset(jax.random.key(0), w, EDGE, 0.0),
+        edited(lambda s: s * (s > EDGE)),
+    ),
+    "shrink": (lambda w: shrink(w, NOISE), edited(shrunk)),
+    "sparsify": (lambda w: sparsify(w, EDGE, 0.3), sparsified),
+    "sparsify_vectors": (
+        lambda w: sparsify_vectors(w, EDGE, 0.2, power=2),
+        with_sparse_vectors,
+    ),
+}
+
+for name, (function, oracle) in CASES.items():
+    register(
+        Case(
+            name=f"optim.{name}",
+            function=function,
+            make_inputs=well_separated,
+            oracle=oracle,
+            differentiable=False,
+            degenerate=ZERO,
+            leading=name != "random_subset",  # one key for a batch draws anew for each matrix
+        )
+    )
+
+register(
+    Case(
+        name="optim.split",
+        function=lambda w: split(w, 2),
+        make_inputs=well_separated,
+        oracle=edited(lambda s: s * (np.arange(5) < 2)),
+        select=lambda factors: factors["u"] @ factors["v"],
+        differentiable=False,
+        degenerate={
+            "zero": Degenerate(
+                (jnp.zeros((8, 5)),), lambda f: stays_zero(f["u"]) and stays_zero(f["v"])
+            )
+        },
+    )
+)
+
+
+def factors(key, dtype):
+    keys = jax.random.split(key, 3)
+    shapes = ((8, 4), (4, 2), (2, 5))
+    u, a, b = (jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+    return ({"u": u, "v": {"u": a, "v": b}},)
+
+
+register(
+    Case(
+        name="optim.recombine",
+        function=recombine,
+        make_inputs=factors,
+        oracle=lambda kernel: kernel["u"] @ kernel["v"]["u"] @ kernel["v"]["v"],
+    )
+)
+
+
+def layers(key, dtype):
+    noise = 0.05 * jax.random.normal(key, (2, 24, 16), dtype)
+    spikes = jnp.zeros((24, 16), dtype).at[0, 0].set(9).at[1, 1].set(6)
+    return ({"a": {"kernel": noise[0] + spikes}, "b": {"kernel": noise[1] - spikes}},)
+
+
+def two_largest(w):
+    u, s, vt = np.linalg.svd(w, full_matrices=False)
+    return (u[:, :2] * s[:2]) @ vt[:2]
+
+
+register(
+    Case(
+        name="optim.prune_spectra",
+        function=lambda params: prune_spectra(params, Policy()).params,
+        make_inputs=layers,
+        oracle=lambda params: {
+            name: {"kernel": two_largest(layer["kernel"])} for name, layer in params.items()
+        },
+        differentiable=False,
+    )
+)
+
+for name in (
+    "attempt",
+    "carry_moments",
+    "dead_classes",
+    "every_epochs",
+    "factorize",
+    "is_factored",
+    "kept_ranks",
+    "linear_keep",
+    "on_plateau",
+    "parameter_count",
+    "recombine_all",
+    "report_rows",
+    "split_refusal",
+):
+    exempt(f"optim.{name}", "for the host, or for trees: tests/test_{factored,svd_prune}.py")
+exempt("optim.svd_prune", "a transformation over steps: tests/test_svd_prune.py")
