@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.loop import Data, Program
 from models import network
 from models.factored import factored
 from spectral_jax.optim import surgery
@@ -204,6 +205,27 @@ def test_a_factored_model_trains_by_its_factors():
     grads = slopes(smaller)
     assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, smaller)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_training_goes_on_where_the_split_was_made():
+    """The house's training program, three seeds, momentum carried: one chunk, a split, another."""
+    net = factored("mlp", input_shape=(6,), classes=4, hidden=(16,))
+    program = Program(net.apply, optax.sgd(0.05, momentum=0.9), batch_size=8, train_size=32)
+    x = jax.random.normal(jax.random.key(0), (32, 6))
+    data = Data(x, jnp.argmax(x[:, :4], axis=1), jnp.zeros(()), jnp.ones(()))
+    state = program.init(net.init, jax.random.split(jax.random.key(1), 3))
+    state, before = program.chunk(state, data, 4, "vmap")
+
+    @jax.jit
+    @jax.vmap
+    def rebuilt(state):
+        smaller = factorize(state.params, {"layers/0/kernel": 4})
+        moments = carry_moments(state.opt_state, state.params, smaller)
+        return state._replace(params=smaller, opt_state=moments)
+
+    state, after = program.chunk(rebuilt(state), data, 4, "vmap")
+    assert state.params["layers"]["0"]["kernel"]["u"].shape == (3, 6, 4)
+    assert (after["train/loss"] < before["train/loss"]).all()
 
 
 def test_the_program_of_a_factored_model_has_only_the_thin_products():
