@@ -1,5 +1,6 @@
 """BEMA for noise whose columns have unequal variances, by simulation."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from spectral_jax.rmt._variance import least_squares
 THETAS = np.geomspace(0.1, 50, 25)
 SPECTRA = 10  # that are averaged for the quantiles
 TOPS = 500  # of which a quantile is the edge
+POINTS = 8192  # of the Gamma law
 
 
 class GammaFit(NamedTuple):
@@ -41,10 +43,11 @@ def gamma_fit(
     and the edge is the ``1 - beta`` quantile of the largest of 500 spectra.
     Source: arXiv 2006.00436, algorithm 2, and the authors' code for the numbers.
     """
-    thetas = jnp.asarray(THETAS, positions.dtype)
+    dtype = positions.dtype
     spectra_key, tops_key = jax.random.split(key)
     quantiles = jax.lax.map(
-        lambda theta: _spectra(spectra_key, theta, shape, SPECTRA, positions.dtype).mean(0), thetas
+        lambda place: _spectra(spectra_key, place, shape, SPECTRA, dtype).mean(0),
+        jnp.arange(len(THETAS)),
     )
     values, inside = spectrum.values[..., None, :], window[..., None, :]
     variances = least_squares(values, quantiles, inside)
@@ -52,28 +55,46 @@ def gamma_fit(
     best = jnp.argmin(jnp.sum(missed**2, axis=-1), axis=-1)
     variance = jnp.take_along_axis(variances, best[..., None], axis=-1)[..., 0]
 
-    def edge(theta):
-        tops = _spectra(tops_key, theta, shape, TOPS, positions.dtype)[:, -1]
+    def edge(place):
+        tops = _spectra(tops_key, place, shape, TOPS, dtype)[:, -1]
         return jnp.quantile(tops, 1 - beta)
 
-    edges = jax.lax.map(edge, thetas[best].reshape(-1)).reshape(best.shape)
+    edges = jax.lax.map(edge, best.reshape(-1)).reshape(best.shape)
     scaled = spectrum.values / jnp.where(variance > 0, variance, 1)[..., None]
     shares = jnp.vectorize(jnp.interp, signature="(p),(p),(p)->(p)")(
         scaled, quantiles[best], positions
     )
     boundary = (best == 0) | (best == len(THETAS) - 1)
-    return GammaFit(variance, thetas[best], edges, shares, boundary)
+    return GammaFit(variance, jnp.asarray(THETAS, dtype)[best], edges, shares, boundary)
 
 
 def _spectra(
-    key: Array, theta: Array, shape: tuple[int, int], draws: int, dtype: jnp.dtype
+    key: Array, place: Array, shape: tuple[int, int], draws: int, dtype: jnp.dtype
 ) -> Float[Array, "draws p"]:
-    """Ascending eigenvalues of noise with column variances from the Gamma law."""
+    """Ascending eigenvalues of noise with column variances from the Gamma law of one ``theta``.
+
+    The same key draws the same uniforms for every ``theta``, so that their errors compare.
+    """
     p, n = shape
+    shares, logs = (jnp.asarray(table, dtype)[place] for table in _gamma_quantiles())
 
     def one(key):
         columns, entries = jax.random.split(key)
-        scale = jnp.sqrt(jax.random.gamma(columns, theta, (p,), dtype) / theta)
+        scale = jnp.exp(jnp.interp(jax.random.uniform(columns, (p,), dtype), shares, logs) / 2)
         return svdvals(jax.random.normal(entries, (n, p), dtype) * scale)[::-1] ** 2 / n
 
     return jax.lax.map(one, jax.random.split(key, draws))
+
+
+@lru_cache(maxsize=1)
+def _gamma_quantiles() -> tuple[np.ndarray, np.ndarray]:
+    """For every ``theta``: shares, and the logarithms ``y`` up to which they lie.
+
+    The density of ``y`` is ``exp(theta (y - e^y))`` up to a factor: smooth, so that the trapezoidal
+    rule is all it takes.
+    """
+    theta = THETAS[:, None]
+    y = np.linspace(-36 / theta - 1, np.log1p(45 / theta), POINTS, axis=-1)[:, 0]
+    density = np.exp(theta * (y - np.exp(y) + 1))
+    shares = np.cumsum(density[:, 1:] + density[:, :-1], axis=-1)
+    return np.insert(shares / shares[:, -1:], 0, 0, axis=-1), y

@@ -1,7 +1,9 @@
 """How many eigenvalues stand out of the noise, with an interval."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -47,14 +49,14 @@ def spike_interval(
         raise ValueError(
             f"eigenvalues of shape {eigenvalues.shape} do not fit shape={shape}: pass [..., {p}]"
         )
-    variance = jnp.asarray(variance, eigenvalues.dtype)[..., None]
-    known = jnp.isfinite(variance[..., 0]) & jnp.all(jnp.isfinite(eigenvalues), axis=-1)
     miss = (1 - confidence) / 2
-    low, high = (
-        jnp.sum(eigenvalues > variance * edge_factor((p, n), beta, ()), axis=-1)
-        for beta in (miss, 1 - miss)
-    )
+    edges = edge_factor((p, n), miss, ()), edge_factor((p, n), 1 - miss, ())
+    return _interval(eigenvalues, jnp.asarray(variance, eigenvalues.dtype)[..., None], edges)
+
+
+@partial(jax.jit, static_argnames="edges")
+def _interval(eigenvalues: Array, variance: Array, edges: tuple[float, float]) -> SpikeInterval:
+    known = jnp.isfinite(variance[..., 0]) & jnp.all(jnp.isfinite(eigenvalues), axis=-1)
+    low, high = (jnp.sum(eigenvalues > variance * e, axis=-1).astype(jnp.int32) for e in edges)
     high = jnp.maximum(high - 1, low)
-    return SpikeInterval(
-        jnp.where(known, low, 0).astype(jnp.int32), jnp.where(known, high, p).astype(jnp.int32)
-    )
+    return SpikeInterval(jnp.where(known, low, 0), jnp.where(known, high, eigenvalues.shape[-1]))

@@ -1,7 +1,9 @@
 """What to do with a singular value of signal and noise: keep it, drop it, or shrink it."""
 
+from functools import partial
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,11 +52,18 @@ def hard_threshold(
             f"singular_values of shape {singular_values.shape} do not fit shape={shape}: "
             f"pass [..., {p}]"
         )
+    return best * _noise_scale(singular_values, (p, n))
+
+
+@partial(jax.jit, static_argnames="shape")
+def _noise_scale(singular_values: Array, shape: tuple[int, int]) -> Float[Array, "*batch"]:
+    """``sqrt(n)`` times the standard deviation of the noise, by the median."""
+    p, n = shape
     spectrum = ordered(singular_values, rounding(singular_values.dtype))
     place = jnp.asarray(half_steps(p, n) ** 0.5, singular_values.dtype)[2 * p - spectrum.rank]
     known = spectrum.finite & (spectrum.rank > 0)
-    threshold = best * spectrum.middle() / jnp.where(known & (place > 0), place, 1)
-    return jnp.where(known, threshold, jnp.nan)
+    scale = spectrum.middle() / jnp.where(known & (place > 0), place, 1)
+    return jnp.where(known, scale, jnp.nan)
 
 
 def shrink(
@@ -91,8 +100,12 @@ def shrink(
     p, n = sizes(shape)
     if loss not in ("frobenius", "operator", "nuclear"):
         raise ValueError(f"loss={loss!r}: choose 'frobenius', 'operator' or 'nuclear'")
-    b = p / n
     scale = jnp.asarray(n**0.5 * _checked(noise), singular_values.dtype)[..., None]
+    return _shrink(singular_values, scale, b=p / n, loss=loss)
+
+
+@partial(jax.jit, static_argnames=("b", "loss"))
+def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Array:
     noisy = scale != 0
     y = singular_values / jnp.where(noisy, scale, 1)
     signal = y > 1 + b**0.5
