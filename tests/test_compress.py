@@ -199,6 +199,18 @@ def test_a_bulk_unlike_noise_says_so():
     assert row["outcome"] == "factored" and "unlike noise" in row["reason"]
 
 
+def test_a_closed_gate_copies_the_layer():
+    heavy = np.linalg.qr(noise(80, 80))[0] * (np.arange(1, 81) ** -2.0).astype(np.float32)
+    network = FLAX | {"heavy/kernel": heavy}
+    found = rows(compress(network, gate=0.1))
+    assert found["heavy/kernel"]["outcome"] == "kept"
+    assert "gate is closed" in found["heavy/kernel"]["reason"]
+    assert found["spiked/kernel"]["outcome"] == "factored"
+    for gate in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="gate"):
+            compress(FLAX, gate=gate)
+
+
 # Layers that are left as they are
 
 
@@ -289,6 +301,19 @@ def test_the_command_writes_the_network_and_prints_the_table(checkpoint, tmp_pat
     assert written.keys() == expected.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(written[name], tensor)
+
+
+def test_the_command_says_where_the_cut_takes_signal(tmp_path, capsys):
+    values = np.arange(1, 81) ** -2.0
+    heavy = np.linalg.qr(noise(80, 80))[0] * values.astype(np.float32)
+    save_safetensors(tmp_path / "heavy.safetensors", {"a/kernel": heavy})
+    command = ["compress", str(tmp_path / "heavy.safetensors"), "--force", "--out"]
+    assert main([*command, str(tmp_path / "new")]) == 0
+    assert "not noise" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "new"), "--gate", "0.1"]) == 0
+    assert "0 of 1 layers factored" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "new"), "--rank", "energy"]) == 0
+    assert "not noise" not in capsys.readouterr().out
 
 
 def test_json_is_one_object_whose_totals_are_those_of_the_files(checkpoint, tmp_path, capsys):

@@ -109,6 +109,8 @@ def test_factors_are_layers_that_can_be_pruned_and_split_again():
         "u": {"u": (48, 4), "v": (4, 20)},
         "v": {"u": (20, 4), "v": (4, 40)},
     }
+    links = jax.eval_shape(lambda p: prune_spectra(p, {"layers/0/*": Policy()}).report, twice)
+    assert list(links) == [f"layers/0/kernel/{a}/{b}" for a in "uv" for b in "uv"]
     rows = report_rows(dict.fromkeys(report, reported(4)), once, twice)
     assert [row["parameters_after"] for row in rows] == [4 * 68, 4 * 60]
 

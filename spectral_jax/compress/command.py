@@ -3,13 +3,15 @@
 import argparse
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spectral_jax.analysis.text import align, number
-from spectral_jax.compress.engine import Compressed, compress
+from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
 FAILED, BAD_INPUT, MISSING = 1, 2, 4
 SHOWN = ("sigma", "edge", "spikes", "ks", "rank", "error")
@@ -25,6 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="mp (above the Marchenko-Pastur edge), gd (the threshold of Gavish and Donoho), "
         "energy or energy=0.95 (share of the squares), or a number (default: %(default)s)",
+    )
+    option(
+        "--gate",
+        type=float,
+        default=1.0,
+        metavar="KS",
+        help="copy layers whose bulk is farther from noise than this distance, 0 to 1 "
+        "(default: %(default)s, off)",
     )
     option("--out", required=True, metavar="NEW", help="the safetensors file to write")
     option("--force", action="store_true", help="overwrite it")
@@ -57,6 +67,7 @@ def _run(options: argparse.Namespace) -> None:
     result = compress(
         options.path,
         rank=options.rank,
+        gate=options.gate,
         layers=options.layers,
         framework=options.framework,
         kinds=dict(map(_kind, options.kind)),
@@ -70,7 +81,7 @@ def _run(options: argparse.Namespace) -> None:
         print(json.dumps(_document(result, totals), indent=2, allow_nan=False))
     else:
         print("\n".join(_table(result.rows)))
-        print("", _summary(result.rows, totals), sep="\n")
+        print("", _summary(result.rows, totals, options.rank), sep="\n")
     print(f"written: {out}", file=sys.stderr)
 
 
@@ -112,14 +123,21 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int]) -> str:
-    factored = sum(row["outcome"] == "factored" for row in rows)
+def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int], rank: str) -> str:
+    factored = [row for row in rows if row["outcome"] == "factored"]
     before, after = totals["parameters_before"], totals["parameters_after"]
-    return (
-        f"{factored} of {len(rows)} layers factored: {before} parameters before, {after} after "
-        f"({100 * (after / before - 1):+.1f} %). The weights alone say nothing about accuracy: "
-        "measure it before and after."
+    text = (
+        f"{len(factored)} of {len(rows)} layers factored: {before} parameters before, {after} "
+        f"after ({100 * (after / before - 1):+.1f} %). The weights alone say nothing about "
+        "accuracy: measure it before and after."
     )
+    doubtful = sum(row["ks"] > NOT_NOISE for row in factored)
+    if doubtful and rank in ("mp", "gd"):
+        text += (
+            f" In {doubtful} of the factored layers the bulk is not noise (ks above {NOT_NOISE}), "
+            f"so the cut takes signal: --gate {NOT_NOISE} copies these, --rank energy cuts less."
+        )
+    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns))
 
 
 def _document(result: Compressed, totals: Mapping[str, int]) -> dict[str, Any]:

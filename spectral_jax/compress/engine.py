@@ -35,6 +35,7 @@ def compress(
     params: Any,
     *,
     rank: str = "mp",
+    gate: float = 1.0,
     layers: Sequence[str] = (),
     framework: weights.Framework | Literal["auto"] = "auto",
     kinds: Mapping[str, str] | None = None,
@@ -46,14 +47,18 @@ def compress(
       params: a pytree, a mapping of names to arrays, an open checkpoint, or the path of one.
       rank: ``mp``, what stands above the Marchenko-Pastur edge; ``gd``, above the threshold of
         Gavish and Donoho; ``energy=0.95``, that share of the squares; or a number.
+      gate: the Kolmogorov-Smirnov distance of the bulk from noise above which a layer is copied;
+        1 is off. Where the bulk is no noise (above some 0.1), ``mp`` and ``gd`` cut into signal.
       layers: shell patterns of the names to factor; the rest is copied.
       framework, kinds: as in `spectral_jax.weights.plan`.
 
     Reads one tensor at a time; memory is that of the result and one layer in float64.
-    Raises ``ValueError`` for an unknown option, patterns that match nothing or a network without a
-    matrix, ``CheckpointError`` for a bad file, ``FileNotFoundError`` for none.
+    Raises ``ValueError`` for an unknown option, a gate outside [0, 1], patterns that match nothing
+    or a network without a matrix, ``CheckpointError`` for a bad file, ``FileNotFoundError`` for none.
     """
-    rule = parse_rank(rank)
+    if not 0 <= gate <= 1:
+        raise ValueError(f"gate={gate}: distances lie in [0, 1], so choose it there")
+    rule = _gated(parse_rank(rank), gate)
     if isinstance(params, str) or hasattr(params, "__fspath__"):
         from spectral_jax.checkpoints import open_checkpoint
 
@@ -61,6 +66,15 @@ def compress(
             return _compress(checkpoint, rule, layers, framework, kinds, label)
     source = params if hasattr(params, "read") else Arrays(params)
     return _compress(source, rule, layers, framework, kinds, label)
+
+
+def _gated(rule: Rule, gate: float) -> Rule:
+    def gated(values: np.ndarray, shape: tuple[int, int], bulk: Bulk) -> int:
+        if gate < 1 and not bulk.ks <= gate:
+            raise ValueError(f"the gate is closed: ks {bulk.ks:.2f}")
+        return rule(values, shape, bulk)
+
+    return gated
 
 
 def _compress(
