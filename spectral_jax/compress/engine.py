@@ -54,7 +54,7 @@ def compress(
 
     Reads one tensor at a time; memory is that of the result and one layer in float64.
     Raises ``ValueError`` for an unknown option, a gate outside [0, 1], patterns that match nothing
-    or a network without a matrix, ``CheckpointError`` for a bad file, ``FileNotFoundError`` for none.
+    or a network without a matrix, ``CheckpointError`` for a bad file, and ``FileNotFoundError``.
     """
     if not 0 <= gate <= 1:
         raise ValueError(f"gate={gate}: distances lie in [0, 1], so choose it there")
