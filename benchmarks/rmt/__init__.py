@@ -1,0 +1,17 @@
+"""RMT-SVD: are bulks, edges and ranks right, and how long does one wait for them?"""
+
+from collections.abc import Iterator
+
+from benchmarks.harness import Table, say
+from benchmarks.rmt import null
+
+
+def tables(smoke: bool) -> Iterator[Table]:
+    """Every table of the suite, as it is measured."""
+    for part, table in (
+        (null, null.null_behaviour),
+        (null, null.spike_recovery),
+        (null, null.refit),
+    ):
+        say(table.__name__)
+        yield table(part.SMOKE if smoke else part.FULL)
