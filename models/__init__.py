@@ -1,5 +1,6 @@
 """Networks for the experiments, written in Flax NNX and handed out as pure functions."""
 
+from models.factored import factored
 from models.functional import Functional, Network, functional, init, network
 from models.pretrained import PRETRAINED, load_pretrained
 from models.registry import MODELS, Model, build, options
@@ -11,6 +12,7 @@ __all__ = [
     "Model",
     "Network",
     "build",
+    "factored",
     "functional",
     "init",
     "load_pretrained",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from models.functional import Network, _plain, network
+from models.functional import Network, plain_tree, network
 from models.registry import build
 
 
@@ -45,7 +45,7 @@ def factored(name: str, *, input_shape: tuple[int, ...], classes: int, **options
         for path, chain in chains.items():
             _run_through(merged, path, chain)
         logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return logits, _plain(nnx.state(merged, nnx.Not(nnx.Param)))
+        return logits, plain_tree(nnx.state(merged, nnx.Not(nnx.Param)))
 
     return Network(plain.init, apply, plain.blocks)
 

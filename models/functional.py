@@ -114,12 +114,13 @@ def functional(model: Model) -> Functional:
     def apply(params, state, x, *, train=False, key=None):
         merged = nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
         logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return logits, _plain(nnx.state(merged, nnx.Not(nnx.Param)))
+        return logits, plain_tree(nnx.state(merged, nnx.Not(nnx.Param)))
 
-    return Functional(apply, _plain(params), _plain(state))
+    return Functional(apply, plain_tree(params), plain_tree(state))
 
 
-def _plain(state: Any) -> Tree:
+def plain_tree(state: Any) -> Tree:
+    """An NNX state as nested dicts with string keys."""
     return _string_keys(nnx.to_pure_dict(state))
 
 

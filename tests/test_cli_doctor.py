@@ -40,7 +40,7 @@ def test_help_shows_examples_first_and_does_not_import_jax():
     blocked = "import sys; sys.modules['jax'] = None; import spectral_jax.cli as c; c.main(['-h'])"
     run = python("-c", blocked)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("examples:\n  spectral-jax doctor")
+    assert run.stdout.startswith("examples:\n  spectral-jax analyze")
 
 
 def test_rooms_load_on_first_use_and_are_listed():

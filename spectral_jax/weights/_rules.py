@@ -60,9 +60,11 @@ _PARTNERS = _PAIRS | {second: first for first, second in _PAIRS.items()}
 
 def low_rank(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
     """Two factors whose inner dimension is smaller than both outer ones."""
-    at = next((i for i, part in enumerate(tensor.path) if part in _PARTNERS), None)
-    if at is None:
+    # The last of several: a factor may be split again.
+    places = [i for i, part in enumerate(tensor.path) if part in _PARTNERS]
+    if not places:
         return None
+    at = places[-1]
     marker = tensor.path[at]
     partner = (*tensor.path[:at], _PARTNERS[marker], *tensor.path[at + 1 :])
     other = network.by_path.get(partner)
