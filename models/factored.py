@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from models.functional import Network, plain_tree, network
+from models.functional import Network, network, plain_tree
 from models.registry import build
 
 

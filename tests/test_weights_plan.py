@@ -753,3 +753,9 @@ def test_a_plan_needs_neither_jax_nor_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_factor_that_was_split_again_is_a_pair_of_its_own():
+    found = plan({"k/u/u": (40, 3), "k/u/v": (3, 20), "k/v": (20, 50)})
+    assert [view.kind for view in found.views] == ["low_rank", "dense"]
+    assert [view.shape for view in found.views] == [(40, 20), (20, 50)]
