@@ -15,10 +15,9 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 __all__ = [
     "marchenko_pastur_atom",
@@ -32,11 +31,13 @@ __all__ = [
     "tracy_widom_quantile",
 ]
 
+Real: TypeAlias = float | int
+
 NODES = 60  # of Gauss-Legendre on [0, REACH], where the kernel of the determinant lives
 REACH = 20.0
 
 
-def marchenko_pastur_edges(ratio: float, variance: float = 1.0) -> tuple[float, float]:
+def marchenko_pastur_edges(ratio: Real, variance: Real = 1.0) -> tuple[float, float]:
     """Ends of the bulk, ``variance (1 -+ sqrt(ratio))^2``.
 
     Raises ``ValueError`` unless ``ratio`` is positive and finite.
@@ -45,12 +46,12 @@ def marchenko_pastur_edges(ratio: float, variance: float = 1.0) -> tuple[float, 
     return variance * (1 - root) ** 2, variance * (1 + root) ** 2
 
 
-def marchenko_pastur_atom(ratio: float) -> float:
+def marchenko_pastur_atom(ratio: Real) -> float:
     """The share of eigenvalues that are exactly 0: ``max(0, 1 - 1 / ratio)``."""
     return max(0.0, 1 - 1 / _positive(ratio))
 
 
-def marchenko_pastur_moment(order: int, ratio: float, variance: float = 1.0) -> float:
+def marchenko_pastur_moment(order: int, ratio: Real, variance: Real = 1.0) -> float:
     """``E x^k = variance^k sum_{i<k} C(k, i) C(k-1, i) ratio^i / (i + 1)``, the atom included.
 
     >>> [marchenko_pastur_moment(k, 1) for k in range(5)]  # the Catalan numbers
@@ -63,7 +64,7 @@ def marchenko_pastur_moment(order: int, ratio: float, variance: float = 1.0) -> 
     return variance**k * sum(terms) if k else 1.0
 
 
-def marchenko_pastur_pdf(x: ArrayLike, ratio: float, variance: float = 1.0) -> Any:
+def marchenko_pastur_pdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0) -> Any:
     """``sqrt((b - x)(x - a)) / (2 pi variance ratio x)`` between the edges ``a`` and ``b``, else 0.
 
     Integrates to ``min(1, 1 / ratio)``: an atom has no density. 0 at the edges themselves, also
@@ -73,7 +74,7 @@ def marchenko_pastur_pdf(x: ArrayLike, ratio: float, variance: float = 1.0) -> A
     return _plain(standard_pdf(values, _positive(ratio), np) / variance)
 
 
-def marchenko_pastur_cdf(x: ArrayLike, ratio: float, variance: float = 1.0) -> Any:
+def marchenko_pastur_cdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0) -> Any:
     """The share of eigenvalues up to ``x``, the atom included.
 
     >>> round(marchenko_pastur_cdf(1, 1), 10), marchenko_pastur_cdf(0, 2)
@@ -82,7 +83,9 @@ def marchenko_pastur_cdf(x: ArrayLike, ratio: float, variance: float = 1.0) -> A
     return _plain(standard_cdf(np.asarray(x, float) / variance, _positive(ratio), np))
 
 
-def marchenko_pastur_quantile(probability: ArrayLike, ratio: float, variance: float = 1.0) -> Any:
+def marchenko_pastur_quantile(
+    probability: Real | np.ndarray, ratio: Real, variance: Real = 1.0
+) -> Any:
     """The eigenvalue up to which ``probability`` of the mass lies; 0 within the atom.
 
     Exact to some 1e-15, at any number of probabilities in [0, 1] at once.
@@ -98,12 +101,12 @@ def marchenko_pastur_quantile(probability: ArrayLike, ratio: float, variance: fl
     return _plain(variance * np.where((g > 1) & (share <= marchenko_pastur_atom(g)), 0, bulk))
 
 
-def marchenko_pastur_median(ratio: float, variance: float = 1.0) -> float:
+def marchenko_pastur_median(ratio: Real, variance: Real = 1.0) -> float:
     """The median, which Gavish and Donoho call ``mu_beta``; 0 from ratio 2 on."""
     return marchenko_pastur_quantile(0.5, ratio, variance)
 
 
-def tracy_widom_cdf(s: float) -> float:
+def tracy_widom_cdf(s: Real) -> float:
     """The Tracy-Widom law of real matrices, ``F_1(s) = det(1 - Ai(x + y + s))`` over ``x, y > 0``.
 
     By Gauss-Legendre quadrature of the determinant, to some 1e-12 from -8 up.
@@ -119,7 +122,7 @@ def tracy_widom_cdf(s: float) -> float:
 
 
 @lru_cache(maxsize=256)
-def tracy_widom_quantile(probability: float) -> float:
+def tracy_widom_quantile(probability: Real) -> float:
     """Inverse of ``tracy_widom_cdf``; ``ValueError`` unless ``0 < probability < 1``.
 
     >>> round(tracy_widom_quantile(0.5), 4)
@@ -134,18 +137,18 @@ def tracy_widom_quantile(probability: float) -> float:
 # is the upper one.
 
 
-def eigenvalue_at(angle: Any, ratio: float) -> Any:
+def eigenvalue_at(angle: Any, ratio: Real) -> Any:
     """The eigenvalue of variance 1 at an angle between 0 and pi."""
     root = ratio**0.5
     return (1 - root) ** 2 + 4 * root * np.cos(angle / 2) ** 2
 
 
-def density_at(angle: Any, ratio: float) -> Any:
+def density_at(angle: Any, ratio: Real) -> Any:
     """``dF / dt = 2 sin(t)^2 / (pi x)``, the density in the angle."""
     return 2 * np.sin(angle) ** 2 / (np.pi * eigenvalue_at(angle, ratio))
 
 
-def angle_of(above: Any, ratio: float) -> Any:
+def angle_of(above: Any, ratio: Real) -> Any:
     """The angle of the eigenvalue above which the mass is ``above``; pi in the atom."""
     share = np.asarray(above, float)
 
@@ -155,7 +158,7 @@ def angle_of(above: Any, ratio: float) -> Any:
     return _increasing_root(mass, share, np.zeros_like(share), np.full_like(share, np.pi))
 
 
-def standard_cdf(x: Any, ratio: float, xp: Any) -> Any:
+def standard_cdf(x: Any, ratio: Real, xp: Any) -> Any:
     """The law of variance 1, for arrays of the namespace ``xp``: NumPy's, or that of jax."""
     low, high = marchenko_pastur_edges(ratio)
     sine = xp.sqrt(xp.clip((high - x) / (high - low), 0, 1))
@@ -163,7 +166,7 @@ def standard_cdf(x: Any, ratio: float, xp: Any) -> Any:
     return xp.where(x < 0, 0, 1 - _mass_above(sine, cosine, ratio, xp))
 
 
-def standard_pdf(x: Any, ratio: float, xp: Any) -> Any:
+def standard_pdf(x: Any, ratio: Real, xp: Any) -> Any:
     """The density of variance 1, for arrays of the namespace ``xp``."""
     low, high = marchenko_pastur_edges(ratio)
     inside = (x > low) & (x < high)
@@ -173,7 +176,7 @@ def standard_pdf(x: Any, ratio: float, xp: Any) -> Any:
     return xp.where(inside, root / (2 * math.pi * ratio * within), outside)
 
 
-def _mass_above(sine: Any, cosine: Any, ratio: float, xp: Any) -> Any:
+def _mass_above(sine: Any, cosine: Any, ratio: Real, xp: Any) -> Any:
     """The mass above an eigenvalue, from sine and cosine of half its angle."""
     root = ratio**0.5
     half = xp.arctan2(sine, cosine)
@@ -205,16 +208,16 @@ def _increasing_root(function: Callable[[Any], Any], value: Any, low: Any, high:
     return (low + high) / 2
 
 
-def rational(share: float) -> Fraction:
+def rational(share: Real) -> Fraction:
     """The fraction that was meant: of 1/3, that binary numbers cannot hold, three make one."""
     return Fraction(share).limit_denominator(1000)
 
 
-def _plain(values: np.ndarray) -> Any:
+def _plain(values: np.ndarray | np.generic) -> Any:
     return float(values) if np.ndim(values) == 0 else values
 
 
-def _positive(ratio: float) -> float:
+def _positive(ratio: Real) -> float:
     if not 0 < ratio < math.inf:
         raise ValueError(f"ratio={ratio}: pass p / n, above 0 and finite")
     return float(ratio)

@@ -5,7 +5,7 @@ Nothing is kept but the eigenvalues, so that the memory needed is that of the la
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from spectral_jax import weights
 ROWS = 1024  # of a matrix that are held in float64 at a time
 
 
+@runtime_checkable
 class Source(Protocol):
     """Tensors by name: their shapes without reading them, and each on demand."""
 

@@ -57,7 +57,7 @@ class Policy:
         return self.keep_below(epoch) if callable(self.keep_below) else self.keep_below
 
 
-def linear_keep(epochs: float) -> Callable[[Any], Float[Array, ""]]:
+def linear_keep(epochs: float | int) -> Callable[[Any], Float[Array, ""]]:
     """``keep_below(epoch) = max(0, 1 - epoch / epochs)``, the schedule of arXiv 2310.03165.
 
     Raises ``ValueError`` unless ``epochs > 0``.

@@ -10,7 +10,7 @@ from spectral_jax import laws
 
 
 def marchenko_pastur_pdf(
-    x: Float[Array, "..."], ratio: float, variance: float | Float[Array, ""] = 1.0
+    x: Float[Array, "..."], ratio: float | int, variance: float | Float[Array, ""] = 1.0
 ) -> Float[Array, "..."]:
     """Density of the eigenvalues of ``X^T X / n``, ``X`` of shape ``n x p`` and ``ratio = p / n``.
 
@@ -22,7 +22,7 @@ def marchenko_pastur_pdf(
 
 
 def marchenko_pastur_cdf(
-    x: Float[Array, "..."], ratio: float, variance: float | Float[Array, ""] = 1.0
+    x: Float[Array, "..."], ratio: float | int, variance: float | Float[Array, ""] = 1.0
 ) -> Float[Array, "..."]:
     """Share of those eigenvalues up to ``x``; for ``ratio > 1`` it begins at ``1 - 1 / ratio``.
 
@@ -35,7 +35,7 @@ def marchenko_pastur_cdf(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _cdf(x: Array, ratio: float) -> Array:
+def _cdf(x: Array, ratio: float | int) -> Array:
     return laws.standard_cdf(x, ratio, jnp)
 
 
@@ -45,6 +45,6 @@ def _cdf_jvp(ratio, primals, tangents):
     return _cdf(*primals, ratio), laws.standard_pdf(*primals, ratio, jnp) * tangents[0]
 
 
-def _checked(ratio: float) -> float:
+def _checked(ratio: float | int) -> float:
     laws.marchenko_pastur_edges(ratio)
     return float(ratio)

@@ -144,7 +144,7 @@ def _of_shape(shape: tuple[int, ...]) -> tuple[float, float, float]:
     short, long = sorted(shape[-2:])
     q = short / long
     edge = (1 + q**0.5) ** 2 / marchenko_pastur_quantile(q, 0.5)
-    return edge, long, prod(shape[:-2]) * short
+    return edge, float(long), float(prod(shape[:-2]) * short)
 
 
 @jax.jit

@@ -28,7 +28,7 @@ class NullAlpha(NamedTuple):
     """Standard deviation at this size."""
 
 
-def marchenko_pastur_alpha(q: float, *, fraction: float = 0.5) -> float:
+def marchenko_pastur_alpha(q: float | int, *, fraction: float = 0.5) -> float:
     """Hill exponent of the Marchenko-Pastur law of ratio ``q = min(m, n) / max(m, n)``.
 
     With ``lam(t) = 1 + q + 2 sqrt(q) cos t``, ``dmu = 2 sin(t)^2 / (pi lam) dt`` and ``t_m`` such
@@ -46,7 +46,7 @@ def marchenko_pastur_alpha(q: float, *, fraction: float = 0.5) -> float:
     return _Bulk(_ratio(q), float(fraction)).alpha
 
 
-def marchenko_pastur_quantile(q: float, probability: float) -> float:
+def marchenko_pastur_quantile(q: float | int, probability: float) -> float:
     """The eigenvalue of the Marchenko-Pastur law below which ``probability`` of its mass lies.
 
     Of ``W^T W / max(m, n)`` for ``W`` with independent entries of variance 1, without the zeros of
@@ -173,7 +173,7 @@ def _integral(function, upper: float) -> float:
     return half * float(WEIGHTS @ function(half * (NODES + 1)))
 
 
-def _ratio(q: float) -> float:
+def _ratio(q: float | int) -> float:
     if not 0 < q <= 1:
         raise ValueError(f"q={q}: pass min(m, n) / max(m, n), above 0 and at most 1")
     return float(q)
