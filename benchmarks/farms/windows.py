@@ -58,7 +58,7 @@ def windows(size: Size) -> Table:
         "each kernel position; one pooled exponent per layer. The loop cuts and decomposes one "
         "window at a time (NumPy) and then tries one candidate at a time, as the released code "
         "does; both sides start from the weights and end with the exponents. Ours: one program "
-        "for all layers, equal shapes together, spectra padded with zeros to few lengths. Median: "
+        "per shape, equal shapes together, spectra padded with zeros to few lengths. Median: "
         "from Gram matrices. Where alphas differ, a layer has dead directions, whose rounding the "
         "loop fits and we leave out. Peak: the released rule "
         "(`peak_log10`), in which nearly every eigenvalue below the peak is a candidate."
@@ -84,30 +84,37 @@ def _row(name: str, rule: str, matrices: Sequence[np.ndarray], size: Size, targe
     )
 
 
-@partial(jax.jit, static_argnums=(1, 2))
 def ours(matrices: Sequence[jax.Array], rule: str, window: int) -> jax.Array:
-    # The peak's histogram reaches down to the smallest eigenvalue, which a Gram matrix loses.
-    method: Literal["svd", "gram"] = "gram" if rule == "median" else "svd"
-    cut = partial(farms_eigenvalues, window=window, samples=PER_AXIS, method=method)
     spectra: list[Any] = [None] * len(matrices)
+    # A program per shape: several batched LAPACK calls in one program can wait for each other for
+    # ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
     for shape in {matrix.shape for matrix in matrices}:
         same = [i for i, matrix in enumerate(matrices) if matrix.shape == shape]
-        pooled = jax.vmap(cut)(jnp.stack([matrices[i] for i in same]))
+        pooled = np.asarray(_pooled(tuple(matrices[i] for i in same), rule, window))
         for i, spectrum in zip(same, pooled, strict=True):
             spectra[i] = spectrum
-    alphas = jnp.zeros(len(matrices))
+    alphas = np.zeros(len(matrices))
     # Few lengths, so that no layer is padded to more than twice its size.
     for length in {_length(spectrum) for spectrum in spectra}:
         group = [i for i, spectrum in enumerate(spectra) if _length(spectrum) == length]
-        padded = [jnp.pad(spectra[i], (length - len(spectra[i]), 0)) for i in group]
-        alphas = alphas.at[jnp.array(group)].set(_exponents(jnp.stack(padded), rule))
-    return alphas
+        padded = np.stack([np.pad(spectra[i], (length - len(spectra[i]), 0)) for i in group])
+        alphas[group] = _exponents(padded, rule)
+    return jnp.asarray(alphas)
 
 
-def _length(spectrum: jax.Array) -> int:
+@partial(jax.jit, static_argnums=(1, 2))
+def _pooled(matrices: Sequence[jax.Array], rule: str, window: int) -> jax.Array:
+    # The peak's histogram reaches down to the smallest eigenvalue, which a Gram matrix loses.
+    method: Literal["svd", "gram"] = "gram" if rule == "median" else "svd"
+    cut = partial(farms_eigenvalues, window=window, samples=PER_AXIS, method=method)
+    return jax.vmap(cut)(jnp.stack(matrices))
+
+
+def _length(spectrum: np.ndarray) -> int:
     return 1 << (len(spectrum) - 1).bit_length()
 
 
+@partial(jax.jit, static_argnums=1)
 def _exponents(spectra: jax.Array, rule: str) -> jax.Array:
     if rule == "median":
         return hill_alpha(spectra)

@@ -195,6 +195,9 @@ class _Control(NamedTuple):
         alphas: dict[str, Array] = {}
         for names in groups.values():
             batch = jnp.stack([matrices[name] for name in names])
+            # One group after the other: batched LAPACK calls that run at once can wait for each
+            # other for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
+            batch, alphas = jax.lax.optimization_barrier((batch, alphas))
             alphas.update(zip(names, jax.vmap(self.metric)(batch), strict=True))
         values = jnp.stack([alphas[name] for name in matrices])
         if self.shuffle_key is not None:
