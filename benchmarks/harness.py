@@ -5,16 +5,16 @@ import os
 import platform
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import provenance
+from experiments.timing import Timing
+from experiments.timing import interleaved as interleaved  # for every suite, from here
 
 HEADER = ("what", "ours", "peer", "ratio", "target", "met?")
 NOTHING = "–"
@@ -23,23 +23,6 @@ THREADS = (
     "OPENBLAS_NUM_THREADS=1 throughout. Comparisons with other solvers run, on both sides, with "
     "every thread of the process held to one core (sched_setaffinity); training runs on all cores."
 )
-
-
-class Timing(NamedTuple):
-    """Seconds of each repetition, and of the first call, which compiles."""
-
-    wall: np.ndarray
-    cpu: np.ndarray
-    first: float
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.wall))
-
-    def __str__(self) -> str:
-        low, high = np.percentile(self.wall, [25, 75])
-        unit, name = (1, "s") if self.median >= 1 else (1e-3, "ms")
-        return f"{self.median / unit:.3g} {name} [{low / unit:.3g}, {high / unit:.3g}]"
 
 
 class Target(NamedTuple):
@@ -60,22 +43,6 @@ class Table(NamedTuple):
     note: str
     rows: list[tuple[str, ...]]
     header: tuple[str, ...] = HEADER
-
-
-def interleaved(calls: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Timing]:
-    """Time all calls in turn, ``repeats`` times over, so that a busy machine hits all alike."""
-    first = {name: _seconds(call)[0] for name, call in calls.items()}
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            samples[name].append(_seconds(call))
-    return {name: Timing(*np.transpose(samples[name]), first[name]) for name in calls}
-
-
-def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    jax.block_until_ready(call())
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def with_first(timing: Timing) -> str:

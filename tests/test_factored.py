@@ -9,19 +9,18 @@ import optax
 import pytest
 
 from experiments.loop import Data, Program
+from experiments.timing import latency
 from models import network
 from models.factored import factored
 from spectral_jax.optim import surgery
-from spectral_jax.optim.factoring import (
-    carry_moments,
+from spectral_jax.optim.factoring import carry_moments, factorize, kept_ranks, recombine_all
+from spectral_jax.optim.policies import Policy
+from spectral_jax.optim.pruning_report import (
     dead_classes,
-    factorize,
-    kept_ranks,
     parameter_count,
-    recombine_all,
+    pruning_report,
     report_rows,
 )
-from spectral_jax.optim.policies import Policy
 from spectral_jax.optim.svd_prune import LayerReport, PruneStatus, prune_spectra
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -312,3 +311,52 @@ def test_a_first_factor_has_no_bias_unless_the_paper_counts_one():
 def test_a_class_is_dead_whose_logit_is_never_the_only_largest():
     logits = jax.nn.relu(jnp.array([[-1.0, 3.0, 2.0], [-2.0, -1.0, -3.0], [-1.0, 1.0, 4.0]]))
     np.testing.assert_array_equal(dead_classes(logits), [True, False, False])
+
+
+def test_the_report_of_a_pruning_has_the_network_before_and_after():
+    """A kernel of rank 2 whose third class never wins, split: nothing changes but the cost."""
+    rng = np.random.default_rng(0)
+    u, x = rng.standard_normal((12, 2)), jnp.asarray(rng.standard_normal((64, 12)), jnp.float32)
+    kernel = jnp.asarray(u @ [[1.0, 0.0, 0.5, -1.0], [0.0, 1.0, 0.5, -1.0]], jnp.float32)
+
+    def predict(params, x):
+        w = params["kernel"]
+        return (x @ w["u"]) @ w["v"] if isinstance(w, dict) else x @ w
+
+    before = {"kernel": kernel}
+    after = factorize(before, {"kernel": 2})
+    labels = jnp.argmax(predict(before, x), axis=1).at[:16].set(2)
+    options = dict(predict=predict, x=x, labels=labels)
+    layers, network = pruning_report(
+        {"kernel": reported(2)}, before, after, **options, latency=(0.2, 0.1)
+    )
+    assert layers == report_rows({"kernel": reported(2)}, before, after)
+    assert network == {
+        "parameters_before": 48,
+        "parameters_after": 32,
+        "flops_before": 2 * 48,
+        "flops_after": 2 * 32,
+        "latency_before": 0.2,
+        "latency_after": 0.1,
+        "accuracy_before": 0.75,
+        "accuracy_after": 0.75,
+        "dead_classes_before": [2],
+        "dead_classes_after": [2],
+    }
+    broken = {"kernel": kernel.at[0, 1].set(jnp.nan)}
+    _, network = pruning_report({}, before, broken, **options)
+    assert network["accuracy_after"] == 0 and len(network["dead_classes_after"]) == 4
+    assert math.isnan(network["latency_before"])
+    with pytest.raises(ValueError, match=r"logits \(64, 4\) for labels \(63,\)"):
+        pruning_report({}, before, after, predict=predict, x=x, labels=labels[:-1])
+
+
+def test_latency_is_that_of_either_network_compiled_once():
+    traced = []
+
+    def predict(params, x):
+        traced.append(params.shape)
+        return x @ params
+
+    times = latency(predict, jnp.ones((3, 2)), jnp.ones((3, 5)), jnp.ones((4, 3)), repeats=2)
+    assert traced == [(3, 2), (3, 5)] and min(times) > 0

@@ -14,13 +14,10 @@ from spectral_jax.optim.factoring import (
     Attempt,
     attempt,
     carry_moments,
-    dead_classes,
     factorize,
     is_factored,
     kept_ranks,
-    parameter_count,
     recombine_all,
-    report_rows,
 )
 from spectral_jax.optim.ownership import owners
 from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty
@@ -32,6 +29,13 @@ from spectral_jax.optim.pruners import (
     reconstruction_error,
     sparsegpt,
     wanda_mask,
+)
+from spectral_jax.optim.pruning_report import (
+    PruningReport,
+    dead_classes,
+    parameter_count,
+    pruning_report,
+    report_rows,
 )
 from spectral_jax.optim.sparsity import Allocation, alpha_pruning, block_means, layer_sparsities
 from spectral_jax.optim.spectral_penalty import (
@@ -77,6 +81,7 @@ __all__ = [
     "PruneStatus",
     "Pruned",
     "Pruning",
+    "PruningReport",
     "Refresh",
     "SVDPruneState",
     "SpectralPenaltyState",
@@ -110,6 +115,7 @@ __all__ = [
     "parameter_count",
     "prune",
     "prune_spectra",
+    "pruning_report",
     "random_subset",
     "recombine",
     "recombine_all",

@@ -11,13 +11,12 @@ momentum does by itself, train a control that keeps its weights and gets ``optim
 """
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.optim.surgery import recombine, split, split_refusal
@@ -52,14 +51,14 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
     left = dict(ranks)
 
     def replaced(path: Any, leaf: Array) -> Any:
-        rank = left.pop(_name(path), None)
+        rank = left.pop(leaf_name(path), None)
         if rank is None or split_refusal(leaf.shape, rank):
             return leaf
         return split(leaf, rank)
 
     result = jax.tree.map_with_path(replaced, params)
     if left:
-        names = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+        names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         raise ValueError(f"ranks: no kernel {min(left)!r}; the leaves are {', '.join(names)}")
     return result
 
@@ -106,48 +105,6 @@ def carry_moments(opt_state: PyTree, before: PyTree, after: PyTree) -> PyTree:
     return jax.tree.map_with_path(carried, opt_state, is_leaf=mirrors)
 
 
-def report_rows(
-    report: Mapping[str, LayerReport], before: PyTree, after: PyTree
-) -> list[dict[str, Any]]:
-    """A row per reported layer: what was seen, what was done and why, and what it costs.
-
-    ``flops`` are multiplications and additions per example (per position, for a convolution).
-    ``outcome`` is ``split``, ``masked`` or ``kept``; a ``reason`` stands beside the last two.
-    Reads the report on the host: not for use inside ``jit``.
-    """
-    kernels, results = _nodes(before), _nodes(after)
-    return [
-        _layer_row(name, jax.tree.map(np.asarray, row), kernels[name], results[name])
-        for name, row in report.items()
-    ]
-
-
-def parameter_count(params: PyTree, *, bias_every_factor: bool = False) -> int:
-    """Entries of all leaves. Works on arrays and on shapes.
-
-    ``bias_every_factor`` counts a bias for each first factor, which has none: the published
-    counts of arXiv 2303.08986 do.
-
-    >>> parameter_count({"kernel": {"u": jnp.ones((8, 2)), "v": jnp.ones((2, 6))}})
-    28
-    """
-    count = sum(prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    return count + (sum(map(_inner_widths, _factored_nodes(params))) if bias_every_factor else 0)
-
-
-def dead_classes(logits: Float[Array, "s c"]) -> Bool[Array, " c"]:
-    """The classes that no sample is put into: whose logit is never the only largest.
-
-    A ReLU on the logits can leave some at 0 for ever. Holds under ``jit`` and ``vmap``.
-
-    >>> dead_classes(jnp.array([[0.0, 2.0, 1.0], [0.0, 1.0, 3.0]]))
-    Array([ True, False, False], dtype=bool)
-    """
-    largest = logits == jnp.max(logits, axis=-1, keepdims=True)
-    alone = jnp.sum(largest, axis=-1, keepdims=True) == 1
-    return ~jnp.any(largest & alone, axis=-2)
-
-
 class Attempt(NamedTuple):
     """A state, the validation metric before and after a change, and whether the change stands."""
 
@@ -191,69 +148,11 @@ def _split_moment(moment: Array, kernel: Any, second: bool) -> Any:
     }
 
 
-def _layer_row(name: str, row: LayerReport, kernel: Array, result: Any) -> dict[str, Any]:
-    m, n = prod(kernel.shape[:-1]), kernel.shape[-1]
-    left = parameter_count(result)
-    outcome, reason = _outcome(row, kernel, result)
-    return {
-        "layer": name,
-        "m": m,
-        "n": n,
-        **{name: row._asdict()[name].item() for name in ("sigma", "edge", "spikes", "ks", "rank")},
-        "outcome": outcome,
-        "reason": reason,
-        "parameters_before": m * n,
-        "parameters_after": left,
-        "flops_before": 2 * m * n,
-        "flops_after": 2 * left,
-    }
-
-
-def _outcome(row: LayerReport, kernel: Array, result: Any) -> tuple[str, str]:
-    if is_factored(result):
-        return "split", ""
-    status = PruneStatus(int(row.status))
-    if status is PruneStatus.PRUNED:
-        return "masked", split_refusal(kernel.shape, int(row.rank)) or "not split"
-    return "kept", {
-        PruneStatus.NO_FIT: "no fit: too few singular values, or weights that are not finite",
-        PruneStatus.GATE_CLOSED: f"the gate is closed: ks {row.ks:.3f}",
-        PruneStatus.NO_NOISE: "the noise was cut before: most singular values are 0",
-    }[status]
-
-
-def _factored_nodes(params: PyTree) -> list[Any]:
-    return [x for x in jax.tree.leaves(params, is_leaf=is_factored) if is_factored(x)]
-
-
-def _inner_widths(kernel: Any) -> int:
-    """Outputs of all first factors of a chain."""
-    if not is_factored(kernel):
-        return 0
-    inner = jax.tree.leaves(kernel["v"])[0].shape[-2]
-    return inner + _inner_widths(kernel["u"]) + _inner_widths(kernel["v"])
-
-
 def _at(whole: Any, after: PyTree) -> list[Any]:
     """What stands in ``after`` in the place of each leaf of ``before``."""
     return whole.flatten_up_to(after)
 
 
-def _nodes(params: PyTree) -> dict[str, Any]:
-    """Arrays and factored kernels by name; a chain also under the names of its links."""
-    found: dict[str, Any] = {}
-
-    def visit(path: Any, node: Any) -> None:
-        found[_name(path)] = node
-        if is_factored(node):
-            for letter, link in node.items():
-                visit((*path, jax.tree_util.DictKey(letter)), link)
-
-    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_factored)
-    for path, node in nodes:
-        visit(path, node)
-    return found
-
-
-def _name(path: Any) -> str:
+def leaf_name(path: Any) -> str:
+    """Where a leaf stands, as in ``layers/0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -162,6 +162,7 @@ for name in (
     "linear_keep",
     "on_plateau",
     "parameter_count",
+    "pruning_report",
     "recombine_all",
     "report_rows",
     "split_refusal",
