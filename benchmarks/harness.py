@@ -18,7 +18,15 @@ from experiments.timing import interleaved as interleaved  # for every suite, fr
 
 HEADER = ("what", "ours", "peer", "ratio", "target", "met?")
 NOTHING = "–"
-PEERS = ("networkx", "matfree", "scikit-learn", "torch", "curvlinops-for-pytorch", "weightwatcher")
+PEERS = (
+    "networkx",
+    "matfree",
+    "scikit-learn",
+    "torch",
+    "curvlinops-for-pytorch",
+    "weightwatcher",
+    "optht",
+)
 THREADS = (
     "OPENBLAS_NUM_THREADS=1 throughout. Comparisons with other solvers run, on both sides, with "
     "every thread of the process held to one core (sched_setaffinity); training runs on all cores."

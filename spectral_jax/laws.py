@@ -180,8 +180,10 @@ def _mass_above(sine: Any, cosine: Any, ratio: Real, xp: Any) -> Any:
     """The mass above an eigenvalue, from sine and cosine of half its angle."""
     root = ratio**0.5
     half = xp.arctan2(sine, cosine)
-    tilted = xp.arctan2(abs(1 - root) * sine, (1 + root) * cosine)
-    total = (1 + ratio) * half - 2 * root * sine * cosine - abs(1 - ratio) * tilted
+    total = (1 + ratio) * half - 2 * root * sine * cosine
+    if ratio != 1:
+        tilted = xp.arctan2(abs(1 - root) * sine, (1 + root) * cosine)
+        total = total - abs(1 - ratio) * tilted
     return total / (math.pi * ratio)
 
 

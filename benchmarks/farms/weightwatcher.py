@@ -17,16 +17,16 @@ SCRIPT = """
 import json, sys, time
 import weightwatcher
 before = time.process_time()
-table = weightwatcher.WeightWatcher().analyze(model=sys.argv[1])
+table = weightwatcher.WeightWatcher().analyze(model=sys.argv[1], **json.loads(sys.argv[2]))
 seconds = time.process_time() - before
 rows = json.loads(table.to_json(orient="records"))
 print("RESULT " + json.dumps({"cpu": seconds, "rows": rows}))
 """
 
 
-def command(folder: Path) -> list[str]:
+def command(folder: Path, **options: Any) -> list[str]:
     """What a person would type to analyse the safetensors file in `folder`."""
-    return [_python(), "-c", SCRIPT, str(folder)]
+    return [_python(), "-c", SCRIPT, str(folder), json.dumps(options)]
 
 
 @lru_cache
@@ -37,9 +37,9 @@ def version() -> str | None:
     return done.stdout.strip() or None
 
 
-def analyse(folder: Path) -> list[dict[str, Any]]:
+def analyse(folder: Path, **options: Any) -> list[dict[str, Any]]:
     """The rows of its table."""
-    done = subprocess.run(command(folder), capture_output=True, text=True, check=True)
+    done = subprocess.run(command(folder, **options), capture_output=True, text=True, check=True)
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))["rows"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness import Table, say
-from benchmarks.rmt import null
+from benchmarks.rmt import events, null, ranks, refits
 
 
 def tables(smoke: bool) -> Iterator[Table]:
@@ -11,7 +11,10 @@ def tables(smoke: bool) -> Iterator[Table]:
     for part, table in (
         (null, null.null_behaviour),
         (null, null.spike_recovery),
-        (null, null.refit),
+        (ranks, ranks.rank_selection),
+        (refits, refits.refit),
+        (events, events.pruning_event),
+        (events, events.forward),
     ):
         say(table.__name__)
         yield table(part.SMOKE if smoke else part.FULL)

@@ -1,67 +1,55 @@
-"""What the fits say of noise and of planted spikes, over many draws, and how fast a refit is."""
+"""What the fits say of noise and of planted spikes, over many draws."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
 
-from benchmarks.harness import (
-    NOTHING,
-    Table,
-    Target,
-    interleaved,
-    one_core,
-    ratio_text,
-    row,
-    with_first,
-)
-from spectral_jax import laws
-from spectral_jax.rmt import fit_marchenko_pastur, noise_edge, spike_interval
+from benchmarks.harness import NOTHING, Table, Target, row
+from spectral_jax.rmt import fit_marchenko_pastur, spike_interval
 
 Shape = tuple[int, int]
-# The sheet's measurements at 50 x 50, 100 x 100, 100 x 400, 300 x 500: bias in %, false positives.
-SHEET: dict[tuple[str, str], dict[Shape, tuple[float, float]]] = {
+# Bias in % and false positives of 10,000 matrices a shape: float64 NumPy, quantiles by numerical
+# integration, Tracy-Widom quantile from the published table. Standard error .004 of a rate.
+EXPECTED: dict[tuple[str, str], dict[Shape, tuple[float, float]]] = {
     ("bema", "(k-1/2)/p"): {
-        (50, 50): (0, 0.114),
-        (100, 100): (0, 0.100),
-        (100, 400): (0, 0.097),
-        (300, 500): (0, 0.083),
+        (50, 50): (-0.36, 0.093),
+        (100, 100): (-0.21, 0.098),
+        (100, 400): (-0.04, 0.084),
+        (300, 500): (-0.05, 0.090),
     },
     ("bema", "k/p"): {
-        (50, 50): (-3.9, 0.227),
-        (100, 100): (-2.0, 0.188),
-        (100, 400): (-0.9, 0.151),
-        (300, 500): (-0.5, 0.130),
+        (50, 50): (-3.79, 0.217),
+        (100, 100): (-1.95, 0.186),
+        (100, 400): (-0.87, 0.151),
+        (300, 500): (-0.48, 0.142),
+    },
+    ("bema", "(k-1)/p"): {
+        (50, 50): (3.22, 0.035),
+        (100, 100): (1.56, 0.046),
+        (100, 400): (0.80, 0.043),
+        (300, 500): (0.40, 0.055),
     },
     ("clip", "(k-1/2)/p"): {
-        (50, 50): (-0.7, 0.095),
-        (100, 100): (-0.3, 0.095),
-        (100, 400): (-0.2, 0.095),
-        (300, 500): (-0.06, 0.095),
+        (50, 50): (-0.72, 0.106),
+        (100, 100): (-0.39, 0.121),
+        (100, 400): (-0.17, 0.131),
+        (300, 500): (-0.11, 0.137),
     },
 }
-OTHERS = (("bema", "(k-1)/p"), ("median", "(k-1/2)/p"), ("density", "(k-1/2)/p"))
+OTHERS = (("median", "(k-1/2)/p"), ("density", "(k-1/2)/p"))
 BIAS, RATE = Target("<=", 0.5), Target("<=", 0.03)
 RECOVERED, COVERED = Target(">=", 0.95), Target(">=", 0.88)
-SPEEDUP, AGREEMENT = Target(">=", 5), Target("<=", 1e-4)
 
 
 class Size(NamedTuple):
     shapes: tuple[Shape, ...]
     draws: int
-    layers: tuple[tuple[int, Shape], ...]
-    repeats: int
 
 
-FULL = Size(
-    shapes=((50, 50), (100, 100), (100, 400), (300, 500)),
-    draws=2000,
-    layers=((48, (64, 64)), (24, (256, 1024)), (12, (768, 768))),
-    repeats=30,
-)
-SMOKE = Size(shapes=((50, 50),), draws=100, layers=((3, (16, 24)),), repeats=1)
+FULL = Size(shapes=((50, 50), (100, 100), (100, 400), (300, 500)), draws=2000)
+SMOKE = Size(shapes=((50, 50),), draws=100)
 
 
 def null_behaviour(size: Size) -> Table:
@@ -69,12 +57,15 @@ def null_behaviour(size: Size) -> Table:
     rows = []
     for shape in size.shapes:
         spectra = noise_spectra(shape, size.draws)
-        for method, plotting in (*SHEET, *OTHERS):
+        for method, plotting in (*EXPECTED, *OTHERS):
             rows += _null_rows(spectra, shape, method, plotting)
     note = (
         f"{size.draws} Gaussian matrices of each shape, alpha .2, beta .1 (the stated rate of "
-        "false positives). 'Peer' is what the sheet measured, in independent code; targets are on "
-        "the distance from it. The 100 draws of a smoke run are too few to meet them."
+        "false positives). 'Peer' is an independent float64 NumPy computation with 10,000 draws; "
+        "targets are on the distance from it, and its own tolerances. The RMT-SVD sheet has the "
+        "same numbers within its 2,000 draws, but for the false positives of clipping: .093-.098, "
+        "which neither clipping at the bulk's edge (.106-.137, this rule) nor at the Tracy-Widom "
+        "edge (.054-.079) gives. The 100 draws of a smoke run are too few to meet the targets."
     )
     return Table("Noise: variance and false positives", note, rows)
 
@@ -84,16 +75,16 @@ def _null_rows(spectra, shape: Shape, method: str, plotting: str) -> Iterator[tu
     variance = np.asarray(fit.variance, float)
     bias, spread = 100 * (variance.mean() - 1), 100 * variance.std()
     rate = float(np.mean(np.asarray(fit.spikes) > 0))
-    expected = SHEET.get((method, plotting), {}).get(shape)
+    expected = EXPECTED.get((method, plotting), {}).get(shape)
     ours = f"{bias:+.2f} % ± {spread:.2f} %, {rate:.3f}"
     what = f"{shape[0]} x {shape[1]}, {method}, {plotting}"
     if expected is None:
         yield row(what, ours)
         return
     off, apart = abs(bias - expected[0]), abs(rate - expected[1])
-    sheet = f"{expected[0]:+.2f} %, {expected[1]:.3f}"
-    yield row(f"{what}: bias", ours, sheet, f"{off:.2f} %", BIAS, off)
-    yield row(f"{what}: false positives", f"{rate:.3f}", sheet, f"{apart:.3f}", RATE, apart)
+    peer = f"{expected[0]:+.2f} %, {expected[1]:.3f}"
+    yield row(f"{what}: bias", ours, peer, f"{off:.2f} %", BIAS, off)
+    yield row(f"{what}: false positives", f"{rate:.3f}", peer, f"{apart:.3f}", RATE, apart)
 
 
 def spike_recovery(size: Size) -> Table:
@@ -168,78 +159,3 @@ def _spectra(shape: Shape, draws: int, batch: Callable[[int], np.ndarray]):
     counts = [min(50, draws - begin) for begin in range(0, draws, 50)]
     s = np.concatenate([np.linalg.svd(batch(count), compute_uv=False) for count in counts])
     return jnp.asarray(s**2 / max(shape), jnp.float32)
-
-
-def refit(size: Size) -> Table:
-    """All layers of a shape in one call, beside loops over layers."""
-    with one_core():
-        rows = [cells for count, shape in size.layers for cells in _refit(count, shape, size)]
-    note = (
-        "From the eigenvalues of all layers of a shape to variance, edge, spikes and KS distance; "
-        "the decomposition, which is the same for all, is left out. 'NumPy' is a loop over layers "
-        "in float64 with the quantiles tabulated beforehand, which leaves little but a sort, and "
-        "XLA sorts floats on a CPU slower than NumPy; 'SciPy' finds them by root finding at every "
-        "refit, as a direct reading of the formulas does. Agreement: largest relative difference "
-        "of an edge."
-    )
-    return Table("Refit of all layers of a shape", note, rows)
-
-
-def _refit(count: int, shape: Shape, size: Size) -> Iterator[tuple[str, ...]]:
-    spectra = noise_spectra(shape, count)
-    host = np.asarray(spectra, float)
-    table, edge = quantiles(shape), noise_edge(shape)
-    calls: dict[str, Callable[[], Any]] = {
-        "ours": lambda: fit_marchenko_pastur(spectra, shape),
-        "numpy": lambda: [fit_layer(layer, shape, table, edge) for layer in host],
-    }
-    times = interleaved(calls, repeats=size.repeats)
-    slow = interleaved({"scipy": lambda: by_root_finding(host[0], shape)}, repeats=1)["scipy"]
-    what = f"{count} layers of {shape[0]} x {shape[1]}"
-    yield row(
-        f"{what}: NumPy loop",
-        with_first(times["ours"]),
-        times["numpy"],
-        ratio_text(times["numpy"], times["ours"]),
-    )
-    scaled = count * slow.median / times["ours"].median
-    yield row(
-        f"{what}: SciPy loop",
-        with_first(times["ours"]),
-        f"{count} x {slow}",
-        f"{scaled:.0f}",
-        SPEEDUP,
-        scaled,
-    )
-    edges = np.array([fit_layer(layer, shape, table, edge)[1] for layer in host])
-    apart = np.max(np.abs(np.asarray(fit_marchenko_pastur(spectra, shape).edge) / edges - 1))
-    yield row(f"{what}: agreement", f"{apart:.1e}", NOTHING, NOTHING, AGREEMENT, apart)
-
-
-def quantiles(shape: Shape) -> np.ndarray:
-    p, n = sorted(shape)
-    return laws.marchenko_pastur_quantile((np.arange(1, p + 1) - 0.5) / p, p / n)
-
-
-def fit_layer(spectrum: np.ndarray, shape: Shape, table: np.ndarray, edge: float):
-    """The same estimate of one layer, in NumPy."""
-    p, n = sorted(shape)
-    window = slice(int(np.ceil(0.2 * p)) - 1, int(np.floor(0.8 * p)))
-    values, inside = np.sort(spectrum)[window], table[window]
-    variance = inside @ values / (inside @ inside)
-    positions = (np.arange(1, p + 1) - 0.5)[window] / p
-    ks = np.abs(positions - laws.marchenko_pastur_cdf(values / variance, p / n)).max()
-    return variance, variance * edge, int((spectrum > variance * edge).sum()), ks
-
-
-def by_root_finding(spectrum: np.ndarray, shape: Shape):
-    """The same estimate, each quantile of the window by Brent's method."""
-    p, n = sorted(shape)
-    low, high = laws.marchenko_pastur_edges(p / n)
-    table = np.full(p, np.nan)
-    for k in range(int(np.ceil(0.2 * p)), int(np.floor(0.8 * p)) + 1):
-        place = (k - 0.5) / p
-        table[k - 1] = optimize.brentq(
-            lambda x, place=place: laws.marchenko_pastur_cdf(x, p / n) - place, low, high
-        )
-    return fit_layer(spectrum, shape, table, noise_edge(shape))

@@ -111,6 +111,9 @@ def prune_spectra(
     report: dict[str, LayerReport] = {}
     for (_, _, policy), names in groups.items():
         stack = jnp.stack([_matrix(leaves[name]) for name in names])
+        # One group after the other: batched LAPACK calls that run at once can wait for each other
+        # for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
+        stack, report = jax.lax.optimization_barrier((stack, report))
         keys = jnp.stack([jax.random.fold_in(key, list(chosen).index(name)) for name in names])
         one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
         matrices, rows = jax.vmap(one)(stack, keys)
@@ -294,7 +297,8 @@ def _unknown(shape: jax.ShapeDtypeStruct) -> Array:
 
 
 def _fit_bulk(eigenvalues: Array, shape: tuple[int, int]) -> rmt.MPFit:
-    return rmt.fit_marchenko_pastur(eigenvalues, shape, floor=_floor(eigenvalues.dtype))
+    floor = _floor(eigenvalues.dtype)
+    return rmt.fit_marchenko_pastur(eigenvalues, shape, floor=floor, assume_sorted=True)
 
 
 def _floor(dtype: Any) -> float:

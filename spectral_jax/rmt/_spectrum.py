@@ -34,13 +34,17 @@ class Spectrum(NamedTuple):
         return jnp.sum(jnp.where(self.place == place[..., None], self.values, 0), axis=-1)
 
 
-def ordered(values: Float[Array, "*batch p"], floor: float) -> Spectrum:
+def ordered(
+    values: Float[Array, "*batch p"], floor: float, *, assume_sorted: bool = False
+) -> Spectrum:
     """Sort; what is up to ``floor`` times the largest, or negative, is an exact zero."""
     p = values.shape[-1]
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     values = jnp.where(finite[..., None], values, 1)
     largest = jnp.maximum(jnp.max(values, axis=-1, keepdims=True), 0)
-    ascending = jnp.sort(jnp.where(values > floor * largest, values, 0), axis=-1)
+    ascending = jnp.where(values > floor * largest, values, 0)
+    if not assume_sorted:
+        ascending = jnp.sort(ascending, axis=-1)
     rank = jnp.sum(ascending > 0, axis=-1).astype(jnp.int32)
     place = jnp.arange(1, p + 1, dtype=jnp.int32) - p + rank[..., None]
     return Spectrum(ascending, rank, place, finite)

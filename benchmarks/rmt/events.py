@@ -1,0 +1,165 @@
+"""What a pruning event costs, beside an epoch of training, and what the smaller network gains."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.harness import (
+    Table,
+    Target,
+    interleaved,
+    one_core,
+    ratio_of,
+    ratio_text,
+    row,
+    with_first,
+)
+from experiments.loop import Data, Program
+from models import Network
+from models.factored import factored
+from spectral_jax.optim import (
+    Policy,
+    carry_moments,
+    factorize,
+    kept_ranks,
+    prune_spectra,
+    pruning_report,
+)
+
+EXAMPLES, BATCH = 60_000, 128  # of MNIST
+CHEAPER, SHARE = Target(">=", 1), Target(">=", 0.7)
+
+
+class Size(NamedTuple):
+    hidden: tuple[int, ...]
+    steps: int
+    batches: tuple[int, ...]
+    image: tuple[int, int, int]
+    depth: int
+    repeats: int
+    forwards: int
+
+
+FULL = Size(
+    hidden=(3000, 3000, 500),
+    steps=60,
+    batches=(1, 128, 1000),
+    image=(32, 32, 3),
+    depth=20,
+    repeats=3,
+    forwards=15,
+)
+SMOKE = Size(
+    hidden=(40, 30), steps=1, batches=(2,), image=(8, 8, 3), depth=8, repeats=1, forwards=1
+)
+
+
+def pruning_event(size: Size) -> Table:
+    """Fit, cut, split and momentum of every layer, and an epoch of the same network."""
+    net = perceptron(size)
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    program = Program(net.apply, optimizer, batch_size=BATCH, train_size=EXAMPLES)
+    images = jax.random.randint(jax.random.key(0), (EXAMPLES, 784), 0, 256).astype(jnp.uint8)
+    labels = jnp.arange(EXAMPLES) % 10
+    data = Data(images, labels, jnp.zeros(()), jnp.asarray(1 / 255))
+    state = program.init(net.init, jax.random.split(jax.random.key(1), 1))
+    params, moments = jax.tree.map(lambda x: x[0].copy(), (state.params, state.opt_state))
+    cut = jax.jit(partial(prune_spectra, policies=Policy(keep_below=0.45)))
+
+    def train():
+        nonlocal state
+        state, metrics = program.chunk(state, data, size.steps, "map")
+        return metrics
+
+    def event():
+        pruned, report = cut(params)
+        smaller = factorize(pruned, kept_ranks(report))
+        return smaller, carry_moments(moments, pruned, smaller)
+
+    times = interleaved({"event": event, "train": train}, repeats=size.repeats)
+    epochs = program.steps_per_epoch / size.steps
+    ratio = epochs * ratio_of(times["train"], times["event"])
+    what = "-".join(map(str, (784, *size.hidden, 10)))
+    rows = [
+        row(
+            f"{what}: event, peer an epoch",
+            with_first(times["event"]),
+            f"{epochs * times['train'].median:.1f} s",
+            f"{ratio:.2f}",
+            CHEAPER,
+            ratio,
+        )
+    ]
+    note = (
+        f"All cores. The event fits the bulk of every layer, keeps 45 % of it, splits what two "
+        f"factors make smaller and carries the momentum. The epoch, {EXAMPLES} MNIST-sized "
+        f"examples in batches of {BATCH}, is extrapolated from {size.steps} steps of "
+        "`experiments.loop.Program.chunk`, timed in turn with the event."
+    )
+    return Table("A pruning event and an epoch", note, rows)
+
+
+def forward(size: Size) -> Table:
+    """The forward pass of a factored network, beside that of the dense one."""
+    dense = perceptron(size)
+    images = factored("resnet", input_shape=size.image, classes=10, depth=size.depth)
+    with one_core():
+        rows = [
+            *_passes(dense, "-".join(map(str, (784, *size.hidden, 10))), (784,), size),
+            *_passes(images, f"ResNet-{size.depth}", size.image, size),
+        ]
+    note = (
+        "Every kernel that it makes smaller is split at a share of its full rank. The target is on "
+        "the share of the FLOP ratio (XLA's count of the whole pass) that arrives as time. The "
+        "last columns: time ratio, and that share. Convolutions are for information: XLA's CPU "
+        "convolution has little to do per channel, so that thin ones cost nearly as much as wide."
+    )
+    return Table("Forward pass of the factored network", note, rows)
+
+
+def _passes(
+    net: Network, what: str, shape: tuple[int, ...], size: Size
+) -> Iterator[tuple[str, ...]]:
+    params, state = net.init(jax.random.key(0))
+
+    def predict(params, x):
+        return net.apply(params, state, x)[0]
+
+    run = jax.jit(predict)
+    for share in (0.05, 0.2):
+        smaller = factorize(params, _ranks(params, share))
+        for batch in size.batches:
+            x = jax.random.normal(jax.random.key(2), (batch, *shape))
+            labels = jnp.zeros(batch, jnp.int32)
+            network = pruning_report({}, params, smaller, predict=run, x=x, labels=labels).network
+            flops = network["flops_before"] / network["flops_after"]
+            calls = {"ours": partial(run, smaller, x), "dense": partial(run, params, x)}
+            times = interleaved(calls, repeats=size.forwards)
+            faster = ratio_of(times["dense"], times["ours"])
+            yield row(
+                f"{what}, rank {100 * share:g} %, batch {batch}: {flops:.2f} x fewer FLOPs",
+                times["ours"],
+                times["dense"],
+                f"{ratio_text(times['dense'], times['ours'])}, share {faster / flops:.2f}",
+                SHARE if what[0].isdecimal() else None,
+                faster / flops,
+            )
+
+
+def perceptron(size: Size) -> Network:
+    return factored("mlp", input_shape=(784,), classes=10, hidden=size.hidden)
+
+
+def _ranks(params: Any, share: float) -> dict[str, int]:
+    """A share of the full rank for every kernel."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): max(
+            1, round(share * min(leaf.size // leaf.shape[-1], leaf.shape[-1]))
+        )
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+        if leaf.ndim > 1
+    }
