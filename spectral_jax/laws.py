@@ -179,12 +179,17 @@ def standard_pdf(x: Any, ratio: Real, xp: Any) -> Any:
 def _mass_above(sine: Any, cosine: Any, ratio: Real, xp: Any) -> Any:
     """The mass above an eigenvalue, from sine and cosine of half its angle."""
     root = ratio**0.5
-    half = xp.arctan2(sine, cosine)
-    total = (1 + ratio) * half - 2 * root * sine * cosine
+    total = (1 + ratio) * _angle(sine, cosine, 1, xp) - 2 * root * sine * cosine
     if ratio != 1:
-        tilted = xp.arctan2(abs(1 - root) * sine, (1 + root) * cosine)
-        total = total - abs(1 - ratio) * tilted
+        across, along = abs(1 - root) * sine, (1 + root) * cosine
+        length = xp.sqrt(across * across + along * along)
+        total = total - abs(1 - ratio) * _angle(across, along, length, xp)
     return total / (math.pi * ratio)
+
+
+def _angle(across: Any, along: Any, length: Any, xp: Any) -> Any:
+    """``arctan2(across, along)`` in the first quadrant: XLA's own takes twice as long on a CPU."""
+    return 2 * xp.arctan(across / (length + along))
 
 
 @lru_cache(maxsize=1)

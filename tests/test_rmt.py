@@ -128,6 +128,15 @@ def test_the_variance_is_a_scale(scale, method):
     assert fits[1].spikes == fits[0].spikes
 
 
+def test_what_ascends_need_not_be_sorted_again():
+    spectrum = np.sort(np.asarray(eigenvalues(noise(30, 50))))
+    spectrum[:5] = 0
+    shuffled = np.random.default_rng(0).permutation(spectrum)
+    fit = fit_marchenko_pastur(jnp.asarray(spectrum), (30, 50), assume_sorted=True)
+    for found, expected in zip(fit, fit_marchenko_pastur(shuffled, (30, 50)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 # Null behaviour: bias, spread, false positives
 
 
