@@ -113,6 +113,8 @@ def test_the_rest_is_copied_bit_for_bit_and_a_second_run_changes_nothing():
     once = compress(FLAX)
     for name in ("spiked/bias", "noise/kernel"):
         assert once.tensors[name] is FLAX[name]
+    again = compress(once.tensors, rank="1")  # a factor of a factor would save parameters, too
+    assert {row["outcome"] for row in again.rows if "conv" in row["layer"]} == {"kept"}
     again = compress(once.tensors)
     assert list(again.tensors) == list(once.tensors)
     for name, tensor in again.tensors.items():
@@ -236,6 +238,7 @@ def test_a_layer_that_is_not_factored_is_kept_with_the_reason(name, tensor, rank
     (row,) = result.rows
     assert row["outcome"] == "kept"
     assert row["parameters_after"] == row["parameters_before"] == tensor.size
+    assert math.isnan(row["rank"]) or 0 <= row["rank"] <= min(row["m"], row["n"])
     assert re.search(reason, row["reason"])
     assert result.tensors[name] is tensor
 
@@ -297,6 +300,8 @@ def test_the_command_writes_the_network_and_prints_the_table(checkpoint, tmp_pat
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split()[:4] == ["outcome", "layer", "kind", "shape"]
     assert "3 of 4 layers factored" in out and str(new) in err
+    worst = max(compress(FLAX).rows, key=lambda row: row["error"])
+    assert f"Up to {100 * worst['error']:.0f} % of a layer's norm" in " ".join(out.split())
     written, expected = load(new), compress(FLAX).tensors
     assert written.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -311,7 +316,7 @@ def test_the_command_says_where_the_cut_takes_signal(tmp_path, capsys):
     assert main([*command, str(tmp_path / "new")]) == 0
     assert "not noise" in capsys.readouterr().out
     assert main([*command, str(tmp_path / "new"), "--gate", "0.1"]) == 0
-    assert "0 of 1 layers factored" in capsys.readouterr().out
+    assert "0 of 1 layers factored" in (out := capsys.readouterr().out) and "a copy" in out
     assert main([*command, str(tmp_path / "new"), "--rank", "energy"]) == 0
     assert "not noise" not in capsys.readouterr().out
 
@@ -323,6 +328,15 @@ def test_json_is_one_object_whose_totals_are_those_of_the_files(checkpoint, tmp_
     assert document["parameters_before"] == sum(t.size for t in FLAX.values())
     assert document["parameters_after"] == sum(t.size for t in load(new).values())
     assert len(document["layers"]) == 4 and document["skipped"][0]["reason"] == "bias"
+
+
+def test_what_was_not_looked_at_has_no_rank_in_json(tmp_path, capsys):
+    nan = np.full((9, 6), np.nan, np.float32)
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    save_safetensors(old, {"emb/embedding": noise(9, 6), "a/kernel": nan})
+    assert main(["compress", str(old), "--out", str(new), "--json"]) == 0
+    for row in json.loads(capsys.readouterr().out)["layers"]:
+        assert row["rank"] is row["spikes"] is row["sigma"] is None
 
 
 def test_a_file_is_overwritten_only_by_force(checkpoint, tmp_path, capsys):
@@ -341,6 +355,7 @@ def test_a_file_is_overwritten_only_by_force(checkpoint, tmp_path, capsys):
     [
         (["nowhere.npz", "--out", "new"], 4, "no such checkpoint"),
         (["{model}", "--out", "new", "--rank", "pm"], 2, "mp, gd, energy"),
+        (["{model}", "--out", "new", "--gate", "1.5"], 2, "gate=1.5"),
         (["{model}", "--out", "new", "--layers", "zzz"], 2, "match nothing"),
         (["{model}", "--out", "nowhere/new"], 2, "no folder"),
         (["{model}", "--out", "."], 2, "folder"),

@@ -128,8 +128,14 @@ def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int], rank:
     before, after = totals["parameters_before"], totals["parameters_after"]
     text = (
         f"{len(factored)} of {len(rows)} layers factored: {before} parameters before, {after} "
-        f"after ({100 * (after / before - 1):+.1f} %). The weights alone say nothing about "
-        "accuracy: measure it before and after."
+        f"after ({100 * (after / before - 1):+.1f} %)."
+    )
+    if not factored:
+        return f"{text} The new file is a copy."
+    worst = max(factored, key=lambda row: row["error"])
+    text += (
+        f" Up to {100 * worst['error']:.0f} % of a layer's norm is gone ({worst['layer']}). What "
+        "that does to the accuracy the weights do not say: measure it before and after."
     )
     doubtful = sum(row["ks"] > NOT_NOISE for row in factored)
     if doubtful and rank in ("mp", "gd"):

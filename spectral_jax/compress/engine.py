@@ -14,11 +14,16 @@ from spectral_jax.compress.ranks import Bulk, Rule, fit_bulk, parse_rank
 SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
 STORABLE = ("float16", "bfloat16", "float32", "float64")  # wide enough for a factor
 EPS = float(np.finfo(np.float32).eps)
+UNSEEN = Bulk(math.nan, math.nan, math.nan, math.nan, "not fitted")
 NOT_NOISE = 0.1  # Kolmogorov-Smirnov distance from which an edge is not to be relied on
 
 
 class Compressed(NamedTuple):
     """A row per layer, the tensors of the new network, and what was copied without a look.
+
+    In a row, ``rank`` is what the rule asks for (NaN where it cannot say), ``error`` the share of
+    the layer's Frobenius norm that is gone, and ``flops`` are per example, or per position of a
+    convolution.
 
     A factored ``NAME`` is there as ``NAME.u``, the layer applied first, and ``NAME.v`` (``NAME/u``
     where names have slashes), each in the layout of ``NAME``: a dense ``[in, out]`` as ``[in, k]``
@@ -98,7 +103,9 @@ def _compress(
         for name in shapes:
             stored = {name: np.asarray(source.read(name))}
             if name in chosen:
-                row, stored = _treat(stored[name], chosen[name], rule)
+                twin = name[:-1] + {"u": "v", "v": "u"}.get(name[-1:], "")
+                factor = name[-2:-1] in ("/", ".") and name != twin and twin in shapes
+                row, stored = _treat(stored[name], chosen[name], rule, factor=factor)
                 rows.append(row)
             _add(tensors, stored)
             advance(math.prod(shapes[name]), note=name)
@@ -113,17 +120,17 @@ def _add(tensors: dict[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> No
 
 
 def _treat(
-    tensor: np.ndarray, views: Sequence[weights.View], rule: Rule
+    tensor: np.ndarray, views: Sequence[weights.View], rule: Rule, *, factor: bool
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The row of one tensor, and what takes its place."""
     view, name = views[0], views[0].sources[0]
-    refusal = _not_a_layer(tensor, views)
+    refusal = "factors already" if factor else _not_a_layer(tensor, views)
     if refusal:
-        return _row(tensor, view, None, 0, 0.0, refusal), {name: tensor}
+        return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
     matrix = view.read(tensor.astype(np.float64))
     if not np.isfinite(matrix).all():
         refusal = "NaN or infinity among the weights"
-        return _row(tensor, view, None, 0, 0.0, refusal), {name: tensor}
+        return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
     values, vectors = _spectrum(matrix)
     bulk = fit_bulk(values, matrix.shape)
     try:
@@ -131,7 +138,7 @@ def _treat(
         rank = min(rule(values, matrix.shape, bulk), nonzero)
         refusal = split_refusal(matrix.shape, rank)
     except ValueError as error:
-        rank, refusal = 0, str(error)
+        return _row(tensor, view, bulk, math.nan, 0.0, str(error)), {name: tensor}
     if refusal:
         return _row(tensor, view, bulk, rank, 0.0, refusal), {name: tensor}
     lost = math.sqrt(float(np.sum(values[rank:] ** 2) / np.sum(values**2)))
@@ -200,14 +207,13 @@ def _as_stored(
 def _row(
     tensor: np.ndarray,
     view: weights.View,
-    bulk: Bulk | None,
-    rank: int,
+    bulk: Bulk,
+    rank: float | int,
     error: float,
     refusal: str,
 ) -> dict[str, Any]:
     m, n = math.prod(view.shape[:-1]), view.shape[-1]
-    after = tensor.size if refusal else rank * (m + n)
-    bulk = bulk or Bulk(math.nan, math.nan, 0, math.nan, "not fitted")
+    after = tensor.size if refusal else int(rank) * (m + n)
     return {
         "outcome": "kept" if refusal else "factored",
         "layer": view.sources[0],
@@ -227,10 +233,6 @@ def _row(
         "reason": refusal
         or (f"bulk unlike noise: ks {bulk.ks:.2f}" if bulk.ks > NOT_NOISE else ""),
     }
-
-
-def _warning(bulk: Bulk) -> str:
-    return f"bulk unlike noise: ks {bulk.ks:.2f}" if bulk.ks > NOT_NOISE else ""
 
 
 def _tall(matrix: np.ndarray) -> bool:

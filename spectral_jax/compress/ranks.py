@@ -27,7 +27,7 @@ class Bulk(NamedTuple):
 
     sigma: float
     edge: float
-    spikes: int
+    spikes: float | int
     ks: float
     fit: str
 
@@ -83,7 +83,7 @@ def parse_rank(text: str) -> Rule:
 def _above_edge(values: np.ndarray, shape: tuple[int, int], bulk: Bulk) -> int:
     if bulk.fit != "ok":
         raise ValueError(f"no Marchenko-Pastur fit: {bulk.fit}")
-    return bulk.spikes
+    return int(bulk.spikes)
 
 
 def _gavish_donoho(values: np.ndarray, shape: tuple[int, int], bulk: Bulk) -> int:
