@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import models
 from spectral_jax import graphs
+from spectral_jax.graphs.laplacian import column
 from spectral_jax.weights import edges as edges_of
 from spectral_jax.weights import graph_weights
 from tests.cases.graphs import connectivity, dense_laplacian
@@ -224,6 +225,8 @@ def test_skips_and_branches(normalised):
     blocks = [jnp.asarray(w) for w in weights]
     operator = graphs.laplacian(blocks, normalised=normalised, edges=EDGES)
     np.testing.assert_allclose(dense(operator), expected, atol=1e-12)
+    columns = jax.lax.map(partial(column, operator), jnp.arange(operator.size))
+    np.testing.assert_allclose(columns, expected, atol=1e-12)
     degree = np.diag(dense_laplacian(weights, EDGES, normalised=False))
     np.testing.assert_allclose(graphs.degrees(blocks, edges=EDGES), degree, atol=1e-12)
     assert graphs.widths(blocks, EDGES) == (5, 4, 4, 3)
@@ -456,10 +459,11 @@ def test_staleness_is_what_the_old_vector_overstates():
 def test_layer_quotient_vector_is_constant_in_each_layer_and_attains_the_bound():
     blocks = [jnp.asarray(w) for w in network(*WIDTHS)]
     for normalised in (False, True):
-        value, vector = graphs.layer_quotient(blocks, normalised=normalised)
+        value, vector, image = graphs.layer_quotient(blocks, normalised=normalised)
         a = dense_laplacian(blocks, normalised=normalised)
         assert float(vector @ a @ vector) == pytest.approx(float(value), rel=1e-12)
         assert float(vector @ vector) == pytest.approx(1, rel=1e-12)
+        np.testing.assert_allclose(image, a @ vector, rtol=1e-10, atol=1e-12)
         nodal = vector / jnp.sqrt(graphs.degrees(blocks)) if normalised else vector
         for part in graphs.split(nodal, WIDTHS):
             np.testing.assert_allclose(part, part[0], rtol=1e-10)

@@ -173,6 +173,18 @@ def test_a_warm_start_costs_fewer_products_than_a_cold_one(k):
     assert warm.matvecs < cold.matvecs
 
 
+@pytest.mark.parametrize("known", [[0, 30], [30, 31, 32]])
+def test_known_images_of_the_start_save_their_products(known):
+    a, vectors = rotated(SPECTRA["random"])
+    start = jnp.asarray(vectors[:, known] + 0.1 * np.random.default_rng(0).normal(size=(N, 1)))
+    op = dense_operator(jnp.asarray(a))
+    deflate = jnp.asarray(vectors[:, -1:])
+    plain = eigsh(op, 1, v0=start, deflate=deflate)
+    helped = eigsh(op, 1, v0=start, v0_images=op @ start, deflate=deflate)
+    assert plain.matvecs - helped.matvecs == len(known)
+    np.testing.assert_allclose(helped.values, plain.values, atol=1e-12)
+
+
 # eigsh: honesty
 
 
@@ -342,6 +354,11 @@ def test_gradient_of_a_function_of_an_eigenspace_is_right_though_its_vectors_are
         (dict(v0=np.ones(N - 1)), r"v0 has shape \(59,\): pass \[n\] or \[n, s\] with n = 60"),
         (dict(deflate=np.eye(N - 1, 2)), r"deflate has shape \(59, 2\): pass orthonormal columns"),
         (dict(preconditioner=np.ones(N), method="lanczos"), "preconditioner .* use 'lobpcg'"),
+        (dict(v0_images=np.ones(N)), r"v0_images has shape \(60,\), v0 None: pass op @ v0"),
+        (
+            dict(v0=np.ones(N), v0_images=np.ones(N), method="lanczos"),
+            "v0_images .* use 'lobpcg'",
+        ),
     ],
 )
 def test_misuse_names_the_argument_and_the_fix(options, message):

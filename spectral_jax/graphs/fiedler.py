@@ -12,10 +12,12 @@ from spectral_jax.graphs.laplacian import (
     Blocks,
     Edges,
     chain,
+    column,
     degrees,
+    edge_sums,
     laplacian,
     magnitude,
-    source_sums,
+    pulls,
     split,
     widths,
 )
@@ -85,11 +87,12 @@ def fiedler(
     sizes = widths(weights, edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
-    pairs = _solve(problem, 1, stale, tol, max_matvecs)
+    guesses = _guesses(problem, stale)
+    pairs = _solve(problem, 1, guesses, tol, max_matvecs)
     exists = problem.nodes > 1
     vector = jnp.where(exists, pairs.vectors[:, 0], 0)
     value = jnp.where(exists, pairs.values[0], 0)
-    staleness = _staleness(problem, stale, value)
+    staleness = _staleness(guesses, value) if state is not None else jnp.ones_like(value)
     weighted = jnp.where(problem.mask, problem.degree, jnp.inf)
     count = problem.nodes.astype(vector.dtype)
     fourth = jnp.sum(vector**4)
@@ -147,7 +150,7 @@ def fiedler_value(
     edges = chain(weights) if edges is None else tuple(edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
-    values = _solve(problem, k, stale, tol, max_matvecs).values
+    values = _solve(problem, k, _guesses(problem, stale), tol, max_matvecs).values
     # Fewer than k non-trivial pairs in the component: what is left lies above the spectrum.
     real = jnp.arange(k) < problem.nodes - 1
     count = jnp.maximum(jnp.sum(real), 1).astype(values.dtype)
@@ -182,7 +185,7 @@ def fiedler_pairs(
     edges = chain(weights) if edges is None else tuple(edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
-    return _solve(problem, k, stale, tol, max_matvecs)
+    return _solve(problem, k, _guesses(problem, stale), tol, max_matvecs)
 
 
 class LayerQuotient(NamedTuple):
@@ -190,6 +193,8 @@ class LayerQuotient(NamedTuple):
 
     value: Float[Array, ""]
     vector: Float[Array, " N"]
+    image: Float[Array, " N"]
+    """The Laplacian times ``vector``, which costs next to nothing here."""
 
 
 def layer_quotient(
@@ -221,9 +226,10 @@ def layer_quotient(
     amount = degree if normalised else inside
     size = jnp.stack([part.sum() for part in split(amount, sizes)])
     member = split(inside, sizes)
+    sums = edge_sums([magnitude(block) for block in weights])
     totals = [
-        jnp.vdot(source_sums(magnitude(block)), member[source], precision="highest")
-        for block, (source, _) in zip(weights, edges, strict=True)
+        jnp.vdot(block.sent, member[source], precision="highest")
+        for block, (source, _) in zip(sums, edges, strict=True)
     ]
     # Q = B^T diag(S) B with the signed incidence matrix B of the layers.
     incidence = np.zeros((len(edges), len(sizes)))
@@ -237,9 +243,10 @@ def layer_quotient(
     values, vectors = jnp.linalg.eigh(
         scale[:, None] * q * scale[None, :] + jnp.diag(jnp.where(present, 0, ceiling))
     )
-    height = jax.lax.stop_gradient(vectors[:, 1] * scale)
+    height, root, sums = jax.lax.stop_gradient((vectors[:, 1] * scale, jnp.sqrt(amount), sums))
     spread = jnp.concatenate([jnp.full(n, height[group]) for group, n in enumerate(sizes)])
-    return LayerQuotient(values[1], spread * jnp.sqrt(jax.lax.stop_gradient(amount)))
+    image = jnp.where(root > 0, pulls(sums, height, edges, sizes) / jnp.where(root > 0, root, 1), 0)
+    return LayerQuotient(values[1], spread * root, image)
 
 
 class _Problem(NamedTuple):
@@ -258,14 +265,6 @@ class _Problem(NamedTuple):
         state = state - self.null.reshape(-1, *[1] * (state.ndim - 1)) * (self.null @ state)
         length = jnp.linalg.norm(state, axis=0)
         return state / jnp.where(length > 0, length, 1)
-
-
-def _staleness(problem: _Problem, stale: Array | None, value: Array) -> Array:
-    if stale is None:
-        return jnp.ones_like(value)
-    energy = jnp.vdot(stale, problem.operator @ stale)
-    known = (value > 0) & (jnp.vdot(stale, stale) > 0)
-    return jnp.where(known, energy / jnp.where(value > 0, value, 1), 1)
 
 
 def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Component) -> _Problem:
@@ -290,26 +289,54 @@ def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Compone
     )
 
 
-def _solve(problem: _Problem, k: int, state, tol, max_matvecs: int) -> EigResult:
+class _Guesses(NamedTuple):
+    """Columns to start from, and the products of the Laplacian with them."""
+
+    vectors: Array
+    images: Array
+    matvecs: int
+
+
+def _guesses(problem: _Problem, stale: Array | None) -> _Guesses:
+    """What is known to be near: the stale vectors first, where there are any."""
+    operator = jax.lax.stop_gradient(problem.operator)
     weakest = jnp.argmin(jnp.where(problem.mask, problem.degree, jnp.inf))
     indicator = jnp.zeros_like(problem.null).at[weakest].set(1)
-    guesses = [problem.quotient.vector, indicator]
-    if state is not None:
-        guesses.insert(0, state)
-    start = jnp.column_stack(guesses)
+    vectors = jnp.column_stack([problem.quotient.vector, indicator])
+    images = jnp.column_stack([problem.quotient.image, column(operator, weakest)])
+    if stale is None:
+        return _Guesses(vectors, images, 0)
+    stale = stale.reshape(len(indicator), -1)
+    return _Guesses(
+        jnp.column_stack([stale, vectors]),
+        jnp.column_stack([operator @ stale, images]),
+        stale.shape[1],
+    )
+
+
+def _staleness(guesses: _Guesses, value: Array) -> Array:
+    stale, image = guesses.vectors[:, 0], guesses.images[:, 0]
+    known = (value > 0) & (jnp.vdot(stale, stale) > 0)
+    return jnp.where(known, jnp.vdot(stale, image) / jnp.where(value > 0, value, 1), 1)
+
+
+def _solve(problem: _Problem, k: int, guesses: _Guesses, tol, max_matvecs: int) -> EigResult:
     jacobi = None
     if k == 1 and not problem.normalised:
-        jacobi = 1 / jnp.where(
-            problem.mask & (problem.degree > 0), problem.degree, jnp.max(problem.degree)
-        )
-    return eigsh(
+        heaviest = jnp.max(problem.degree)
+        usable = problem.mask & (problem.degree > 0)
+        jacobi = 1 / jnp.where(usable, problem.degree, jnp.where(heaviest > 0, heaviest, 1))
+    stale = guesses.vectors.shape[1] > 2
+    pairs = eigsh(
         problem.operator,
         k,
-        v0=start,
+        v0=guesses.vectors,
+        v0_images=guesses.images,
         deflate=problem.null[:, None],
         preconditioner=jacobi,
         tol=tol,
-        max_matvecs=max_matvecs,
+        max_matvecs=max_matvecs - guesses.matvecs,
         # Unlike the other guesses, a stale vector may be another eigenvector.
-        probe_steps=4 if state is None else 8,
+        probe_steps=6 if stale else 3,
     )
+    return pairs._replace(matvecs=pairs.matvecs + guesses.matvecs)

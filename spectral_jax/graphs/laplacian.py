@@ -81,7 +81,7 @@ def laplacian(
     edges = chain(weights) if edges is None else tuple(edges)
     sizes = widths(weights, edges)
     magnitudes = tuple(magnitude(block) for block in weights)
-    degree = jnp.concatenate(_degrees(magnitudes, edges, sizes))
+    degree = _degrees(magnitudes, edges, sizes)
     inside = jnp.ones(degree.shape, bool) if mask is None else mask
     if normalised:
         inside = inside & (degree > 0)
@@ -99,7 +99,7 @@ def degrees(weights: Blocks, *, edges: Edges | None = None) -> Float[Array, " N"
     """Weighted degree of every node, ``d = |A| 1``. Works under ``jit``, ``vmap`` and ``grad``."""
     edges = chain(weights) if edges is None else tuple(edges)
     sizes = widths(weights, edges)
-    return jnp.concatenate(_degrees(tuple(magnitude(block) for block in weights), edges, sizes))
+    return _degrees(tuple(magnitude(block) for block in weights), edges, sizes)
 
 
 def rayleigh_quotient(
@@ -159,24 +159,64 @@ class _LaplacianProduct:
         return data.scale * (data.degree * scaled - jnp.concatenate(pulled)) + data.apart * x
 
 
+def column(op: SymmetricOperator, node: Array) -> Array:
+    """``op @ e_node`` of a ``laplacian``: from one row or column of each block, not from all."""
+    data, edges, sizes = op.data, op.apply.edges, op.apply.sizes
+    chosen = (jnp.arange(op.size) == node).astype(data.degree.dtype)
+    first, ones = [sum(sizes[:group]) for group in range(len(sizes))], split(chosen, sizes)
+    parts = [jnp.zeros_like(one) for one in ones]
+    for a, (source, target) in zip(data.magnitudes, edges, strict=True):
+        if a.ndim == 1:
+            parts[target] += a * ones[source]
+            parts[source] += a * ones[target]
+            continue
+        held = [jnp.any(ones[group] > 0) for group in (source, target)]
+        parts[target] += jnp.where(held[0], a[node - first[source]], 0)
+        parts[source] += jnp.where(held[1], a[:, node - first[target]], 0)
+    pulled = data.scale[node] * jnp.concatenate(parts)
+    return data.scale * (data.degree * data.scale * chosen - pulled) + data.apart * chosen
+
+
 def magnitude(block: Array) -> Array:
     """Edge weights ``|w|`` of a block."""
     # Not jnp.abs, whose slope at 0 is 1: an absent edge must not be pulled.
     return block * jnp.sign(block)
 
 
-def _degrees(magnitudes, edges: Edges, sizes) -> list[Array]:
-    ones = [jnp.ones(size, magnitudes[0].dtype) for size in sizes]
-    totals = [jnp.zeros_like(one) for one in ones]
-    for a, (source, target) in zip(magnitudes, edges, strict=True):
-        totals[source] += source_sums(a)
-        totals[target] += _times(ones[source], a)
-    return totals
+class EdgeSums(NamedTuple):
+    """What each node of a block sends over it, and what each receives."""
+
+    sent: Array
+    received: Array
 
 
-def source_sums(a: Array) -> Array:
-    """What each source node sends: a product with ones, which a CPU does in half a sum's time."""
-    return _times(a, jnp.ones(a.shape[-1], a.dtype))
+def edge_sums(magnitudes: Sequence[Array]) -> list[EdgeSums]:
+    """The sums of every block by products with ones, which a CPU does in half a sum's time."""
+    ones = [[jnp.ones(size, a.dtype) for size in (a.shape[-1], a.shape[0])] for a in magnitudes]
+    return [
+        EdgeSums(_times(a, right), _times(left, a))
+        for a, (right, left) in zip(magnitudes, ones, strict=True)
+    ]
+
+
+def pulls(
+    sums: Sequence[EdgeSums], heights: Sequence[Array | float], edges: Edges, sizes: Sequence[int]
+) -> Array:
+    """``L h`` for ``h`` constant in each group, from the sums alone."""
+    parts = [jnp.zeros(size, sums[0].sent.dtype) for size in sizes]
+    for block, (source, target) in zip(sums, edges, strict=True):
+        step = heights[source] - heights[target]
+        parts[source] += step * block.sent
+        parts[target] -= step * block.received
+    return jnp.concatenate(parts)
+
+
+def _degrees(magnitudes: Sequence[Array], edges: Edges, sizes: Sequence[int]) -> Array:
+    parts = [jnp.zeros(size, magnitudes[0].dtype) for size in sizes]
+    for block, (source, target) in zip(edge_sums(magnitudes), edges, strict=True):
+        parts[source] += block.sent
+        parts[target] += block.received
+    return jnp.concatenate(parts)
 
 
 def _times(a: Array, b: Array) -> Array:

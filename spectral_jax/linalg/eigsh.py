@@ -23,6 +23,7 @@ def eigsh(
     *,
     which: Literal["SA", "LA"] = "SA",
     v0: Float[Array, "n s"] | Float[Array, " n"] | None = None,
+    v0_images: Float[Array, "n s"] | Float[Array, " n"] | None = None,
     deflate: Float[Array, "n d"] | None = None,
     preconditioner: Float[Array, " n"] | SymmetricOperator | None = None,
     tol: float | None = None,
@@ -41,6 +42,7 @@ def eigsh(
         if None. A start block can lie in an invariant subspace that does not hold the wanted pair,
         so a converged answer of ``lobpcg`` is probed by ``probe_steps`` to 24 steps from a generic
         vector in its complement, and the search goes on from there if they see a value beyond it.
+      v0_images: for ``lobpcg``; ``op @ v0``, where it is known for less than a product each.
       deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of
         ``op``.
       preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with,
@@ -50,8 +52,8 @@ def eigsh(
       method: ``auto`` picks ``lobpcg`` for one pair with a preconditioner or a start, else
         ``lanczos`` (measured: benchmarks/RESULTS.md).
       probe_steps: how long to look past an answer that came from ``v0``. From an eigenvector that
-        is not the wanted one, as start, 8 gave no wrong pair for 480 network Laplacians, and fewer
-        did for some; 4 is enough for a start with something of the wanted vector in it.
+        is not the wanted one, as start, 6 gave no wrong pair for 480 network Laplacians; 3 are
+        enough for a start with something of the wanted vector in it (0 of 480).
 
     Works under ``jit`` (static: all but the arrays), ``vmap`` and on sharded operators.
     Reverse-mode derivatives with respect to ``op.data`` are exact at a converged pair: ``d values =
@@ -70,11 +72,12 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
-    chosen = _check(op, k, which, v0, deflate, preconditioner, method, probe_steps)
+    chosen = _check(op, k, which, v0, v0_images, deflate, preconditioner, method, probe_steps)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tol
     probe = probe_steps if v0 is not None else 0
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
-    return _compiled_pairs(options, op, v0, deflate, preconditioner)
+    start = None if v0 is None else (v0, v0_images)
+    return _compiled_pairs(options, op, start, deflate, preconditioner)
 
 
 class _Options(NamedTuple):
@@ -87,28 +90,38 @@ class _Options(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pairs(options, op, v0, deflate, preconditioner) -> EigResult:
+def _pairs(options, op, start, deflate, preconditioner) -> EigResult:
     k, sign, tol, max_matvecs, method, probe_steps = options
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
-    noise = generic_vectors(op.size, k, op.dtype)
-    start = noise if v0 is None else v0.reshape(op.size, -1).astype(op.dtype)
-    start = jnp.concatenate([start, noise[:, : max(k - start.shape[1], 0)]], axis=1)
     search = Search(op, k, sign, fixed, tol, max_matvecs)
+    block, images = _start_block(op, k, start)
     if method == "lobpcg":
-        return lobpcg(search, start, _as_function(preconditioner), probe_steps=probe_steps)
-    return thick_restart(search, start)
+        precondition = _as_function(preconditioner)
+        return lobpcg(search, block, images, precondition, probe_steps=probe_steps)
+    return thick_restart(search, block)
+
+
+def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | None]:
+    """At least ``k`` columns to start from, and the products with them, if all are known."""
+    noise = generic_vectors(op.size, k, op.dtype)
+    if start is None:
+        return noise, None
+    v0, images = (None if x is None else x.reshape(op.size, -1).astype(op.dtype) for x in start)
+    if v0.shape[1] >= k:
+        return v0, images
+    return jnp.concatenate([v0, noise[:, : k - v0.shape[1]]], axis=1), None
 
 
 def _pairs_forward(options, *arguments):
-    op, v0, deflate, preconditioner = custom_vjp_primal_tree_values(arguments)
+    op, start, deflate, preconditioner = custom_vjp_primal_tree_values(arguments)
     # Vectors kept for the backward pass carry their own derivative: second derivatives are right.
-    result = _pairs(options, op, v0, deflate, preconditioner)
-    return result, (op, v0, deflate, preconditioner, result.values, result.vectors)
+    result = _pairs(options, op, start, deflate, preconditioner)
+    return result, (op, start, deflate, preconditioner, result.values, result.vectors)
 
 
 def _pairs_backward(options, saved, cotangent: EigResult):
     """``A_bar = sum_j z_j v_j^T``, ``z_j = values_bar_j v_j - (A - values_j)^+ vectors_bar_j``."""
-    op, v0, deflate, preconditioner, values, vectors = saved
+    op, start, deflate, preconditioner, values, vectors = saved
     adjoint = jnp.zeros_like(vectors)
     if not isinstance(cotangent.values, SymbolicZero):
         adjoint += cotangent.values * vectors
@@ -116,7 +129,7 @@ def _pairs_backward(options, saved, cotangent: EigResult):
         adjoint += _vector_adjoint(options, op, deflate, values, vectors, cotangent.vectors)
     _, pull_back = jax.vjp(lambda data: dataclasses.replace(op, data=data) @ vectors, op.data)
     op_bar = dataclasses.replace(op, data=pull_back(adjoint)[0])
-    return op_bar, *jax.tree.map(jnp.zeros_like, (v0, deflate, preconditioner))
+    return op_bar, *jax.tree.map(jnp.zeros_like, (start, deflate, preconditioner))
 
 
 def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
@@ -148,7 +161,7 @@ _pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)
 _compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 
-def _check(op, k, which, v0, deflate, preconditioner, method, probe_steps) -> str:
+def _check(op, k, which, v0, v0_images, deflate, preconditioner, method, probe_steps) -> str:
     n = op.size
     free = n - (0 if deflate is None else deflate.shape[1])
     if not 1 <= k <= free:
@@ -159,10 +172,15 @@ def _check(op, k, which, v0, deflate, preconditioner, method, probe_steps) -> st
         raise ValueError(f"method={method!r}: choose 'auto', 'lobpcg' or 'lanczos'")
     if v0 is not None and (v0.shape[0] != n or v0.ndim > 2):
         raise ValueError(f"v0 has shape {v0.shape}: pass [n] or [n, s] with n = {n}")
+    if v0_images is not None and (v0 is None or v0_images.shape != v0.shape):
+        shape = None if v0 is None else v0.shape
+        raise ValueError(f"v0_images has shape {v0_images.shape}, v0 {shape}: pass op @ v0")
     if deflate is not None and (deflate.ndim != 2 or deflate.shape[0] != n):
         raise ValueError(f"deflate has shape {deflate.shape}: pass orthonormal columns [{n}, d]")
     if preconditioner is not None and method == "lanczos":
         raise ValueError("preconditioner is set but method='lanczos' cannot use it: use 'lobpcg'")
+    if v0_images is not None and method == "lanczos":
+        raise ValueError("v0_images is set but method='lanczos' cannot use it: use 'lobpcg'")
     if probe_steps < 1:
         raise ValueError(f"probe_steps={probe_steps}: choose at least 1")
     if method == "auto":

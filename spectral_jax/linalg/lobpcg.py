@@ -1,6 +1,7 @@
 """LOBPCG (Knyazev 2001), with a probe for what a start block led it past."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,21 +13,35 @@ from spectral_jax.linalg.subspace import (
     Search,
     best_pairs,
     generic_vectors,
+    inner_rows,
     mm,
+    off_rows,
     orthonormal_rows,
+    unit_rows,
+    whitener,
 )
 
 # A probe ends when its Ritz value stands clear of the answer by this many residuals: an eigenvalue
 # lies within one, and a better one nearby would still pull it down.
 PROBE_MARGIN = 4
 PROBE_STEPS_MOST = 24
+# Guesses whose images are known are not multiplied anew once they are orthonormal: their rounding
+# errors grow by one over the root of the least eigenvalue of their Gram matrix that is kept.
+LEAST_INDEPENDENCE = 1e-2
 
 
-class _Iterate(NamedTuple):
+class _Basis(NamedTuple):
+    """Blocks of rows: the best vectors, where they last came from, and the images of both."""
+
     x: Array
     ax: Array
     p: Array
     ap: Array
+
+
+class _Iterate(NamedTuple):
+    basis: _Basis
+    gram: Array
     values: Array
     residuals: Array
     scale: Array
@@ -35,10 +50,9 @@ class _Iterate(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """The answer so far; a round either solves for it or probes its complement."""
+    """The answer so far; a round either goes on from it or probes its complement."""
 
-    x: Array
-    start: Array
+    basis: _Basis
     values: Array
     residuals: Array
     scale: Array
@@ -48,52 +62,53 @@ class _Round(NamedTuple):
 
 
 def lobpcg(
-    search: Search, start: Array, precondition: Callable[[Array], Array], *, probe_steps: int
+    search: Search,
+    start: Array,
+    images: Array | None,
+    precondition: Callable[[Array], Array],
+    *,
+    probe_steps: int,
 ) -> EigResult:
-    """Solve from the block ``start`` (``[n, s]``, best guess first), then look beyond.
+    """Solve from the best pairs in the block ``start`` (``[n, s]``), then look beyond.
 
-    A probe is the same iteration on the complement of the answer, from a generic vector and cut
-    short, though not before ``probe_steps`` (0: no probe); while one finds a better value, the
-    search goes on from there. No probe of a few steps can see an eigenvalue that is better by very
-    little.
+    ``images`` are the products with the columns of ``start``, if they are known. A probe is the
+    same iteration on the complement of the answer, from a generic vector and cut short, though not
+    before ``probe_steps`` (0: no probe); while one finds a better value, the search goes on from
+    there. No probe of a few steps can see an eigenvalue that is better by very little.
     """
     op, k = search.op, search.k
     probe = probe_steps > 0 and search.free_dimension > k
-    width = -(-max(start.shape[1], 2 * k if probe else k) // k) * k
     # From here on blocks of vectors are rows.
-    start = jnp.pad(start.T, ((0, width - start.shape[1]), (0, 0)))
     fixed = search.fixed.T
-    nothing = jnp.zeros((k, op.size), op.dtype)
-    infinite = jnp.full(k, jnp.inf, op.dtype)
-    generic = jnp.zeros_like(start).at[:k].set(generic_vectors(op.size, k, op.dtype, stream=1).T)
+    spent = jnp.full((), start.shape[1] if images is None else 0, jnp.int32)
+    basis, values = _best_guesses(search, start, op @ start if images is None else images)
+    generic = generic_vectors(op.size, k, op.dtype, stream=1).T
+    nothing = jax.tree.map(jnp.zeros_like, basis)
+    iterate = partial(_iterate, search, precondition=precondition)
 
     def one_round(state: _Round) -> _Round:
         probing = state.probing
-        known = jnp.concatenate([fixed, jnp.where(probing, state.x, 0)])
-        limit = jnp.where(probing, PROBE_STEPS_MOST, search.max_matvecs)
-        bar = jnp.where(probing, search.sign * state.values[-1], jnp.inf)
-        block = jnp.where(probing, generic, state.start)
-        end = _iterate(
-            search,
-            block,
-            known,
-            precondition,
-            limit,
-            bar,
-            state.scale,
-            state.matvecs,
-            probe_steps=probe_steps,
+        end = iterate(
+            _where(probing, nothing, state.basis),
+            values=jnp.where(probing, 0, state.values),
+            lead=generic,
+            leads=probing,
+            known=jnp.concatenate([fixed, jnp.where(probing, state.basis.x, 0)]),
+            limit=jnp.where(probing, PROBE_STEPS_MOST, search.max_matvecs),
+            bar=jnp.where(probing, search.sign * state.values[-1], jnp.inf),
+            least_steps=probe_steps,
+            scale=state.scale,
+            matvecs=state.matvecs,
         )
         beyond = (
             search.sign * end.values[0]
             < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
             - state.residuals[-1]
         )
-        again = jnp.zeros_like(start).at[: 2 * k].set(jnp.concatenate([state.x, end.x])[:width])
+        found = state.basis._replace(p=end.basis.x, ap=end.basis.ax)
         sound = jnp.all(search.converged(end.values, end.residuals, end.scale))
         return _Round(
-            x=jnp.where(probing, state.x, end.x),
-            start=jnp.where(probing, again, state.start),
+            basis=_where(probing, found, end.basis),
             values=jnp.where(probing, state.values, end.values),
             # Something better exists: the answer is not one, whatever its residual.
             residuals=jnp.where(
@@ -106,56 +121,88 @@ def lobpcg(
         )
 
     state = _Round(
-        x=nothing,
-        start=start,
-        values=infinite,
-        residuals=infinite,
-        scale=jnp.zeros((), op.dtype),
-        matvecs=jnp.zeros((), jnp.int32),
+        basis=basis,
+        values=values,
+        residuals=jnp.full(k, jnp.inf, op.dtype),
+        scale=_largest_length(jnp.concatenate([basis.ax, basis.ap])),
+        matvecs=spent,
         probing=jnp.array(False),
         finished=jnp.array(False),
     )
     if not probe:
-        end = _iterate(
-            search,
-            start,
-            fixed,
-            precondition,
-            search.max_matvecs,
-            jnp.inf,
-            state.scale,
-            state.matvecs,
-            probe_steps=0,
+        end = iterate(
+            basis,
+            values=values,
+            lead=generic,
+            leads=jnp.array(False),
+            known=fixed,
+            limit=search.max_matvecs,
+            bar=jnp.inf,
+            least_steps=0,
+            scale=state.scale,
+            matvecs=spent,
         )
-        return search.certify(end.x.T, end.scale, end.matvecs)
+        return search.certify(end.basis.x.T, end.scale, end.matvecs)
     state = jax.lax.while_loop(
         lambda state: ~state.finished & (state.matvecs + 2 * k < search.max_matvecs),
         one_round,
         state,
     )
-    result = search.certify(state.x.T, state.scale, state.matvecs)
+    result = search.certify(state.basis.x.T, state.scale, state.matvecs)
     return result._replace(converged=result.converged & jnp.isfinite(state.residuals))
 
 
+def _best_guesses(search: Search, start: Array, images: Array) -> tuple[_Basis, Array]:
+    """The best ``k`` Ritz pairs in the span of a block with its images, and the ``k`` next best."""
+    k, sign = search.k, search.sign
+    length = jnp.linalg.norm(start, axis=0)
+    length = jnp.where(length > 0, length, 1)
+    fixed = search.fixed.T
+    # The fixed vectors are eigenvectors: projections off them commute with the operator.
+    x, image = off_rows((start / length).T, fixed), off_rows((images / length).T, fixed)
+    for floor in (LEAST_INDEPENDENCE, 0.5):
+        whiten = whitener(x, floor)
+        x, image = mm(whiten, x), mm(whiten, image)
+    gram = _symmetric(sign * inner_rows(x, image))
+    width = min(2 * k, x.shape[0])
+    values, c = best_pairs(gram, jnp.sum(x**2, axis=1) > 0.5, width)
+    pad = ((0, 2 * k - width), (0, 0))
+    x, image = jnp.pad(mm(c.T, x), pad), jnp.pad(mm(c.T, image), pad)
+    return _Basis(x[:k], image[:k], x[k:], image[k:]), sign * values[:k]
+
+
 def _iterate(
-    search: Search, block, known, precondition, limit, bar, scale, matvecs, *, probe_steps: int
+    search: Search,
+    basis: _Basis,
+    *,
+    values: Array,
+    lead: Array,
+    leads: Array,
+    known: Array,
+    limit: Array,
+    bar: Array,
+    least_steps: int,
+    scale: Array,
+    matvecs: Array,
+    precondition: Callable[[Array], Array],
 ) -> _Iterate:
     """Until converged, settled above ``bar``, at ``limit`` steps or out of matvecs.
 
-    First come the guesses in ``block``.
+    The first direction is ``lead``, if it ``leads``, and not a residual.
     """
     op, k, sign = search.op, search.k, search.sign
-    guesses = block.shape[0] // k
 
     def step(state: _Iterate) -> _Iterate:
-        guess = jax.lax.dynamic_slice_in_dim(block, k * state.step, k)
-        residual = precondition(state.ax - state.values[:, None] * state.x)
-        w = jnp.where(state.step < guesses, guess, residual)
-        w = orthonormal_rows(w, jnp.concatenate([known, state.x, state.p]))
-        s = jnp.concatenate([state.x, w, state.p])
-        image = jnp.concatenate([state.ax, (op @ w.T).T, state.ap])
-        gram = sign * mm(s, image.T)
-        values, c = best_pairs((gram + gram.T) / 2, jnp.sum(s**2, axis=1) > 0.5, k)
+        x, ax, p, ap = state.basis
+        residual = precondition(ax - state.values[:, None] * x)
+        w = jnp.where(leads & (state.step == 0), lead, residual)
+        w = orthonormal_rows(w, jnp.concatenate([known, x, p]))
+        aw = (op @ w.T).T
+        s, image = jnp.concatenate([x, p, w]), jnp.concatenate([ax, ap, aw])
+        cross = sign * mm(s, aw.T)
+        gram = jnp.concatenate([state.gram, cross[: 2 * k].T])
+        gram = _symmetric(jnp.concatenate([gram, cross], axis=1))
+        values, c = best_pairs(gram, jnp.sum(s**2, axis=1) > 0.5, k)
         # P is what moved X, kept orthogonal to the new X by working in coordinates.
         c = c.T
         both = jnp.concatenate([c, orthonormal_rows(c.at[:, :k].set(0), c)])
@@ -163,13 +210,11 @@ def _iterate(
         x, ax = s[:k], image[:k]
         residuals = jnp.sqrt(jnp.sum((ax - sign * values[:, None] * x) ** 2, axis=1))
         return _Iterate(
-            x=x,
-            ax=ax,
-            p=s[k:],
-            ap=image[k:],
+            basis=_Basis(x, ax, s[k:], image[k:]),
+            gram=mm(both, mm(gram, both.T)),
             values=sign * values,
             residuals=residuals,
-            scale=jnp.maximum(state.scale, jnp.sqrt(jnp.max(jnp.sum(image**2, axis=1)))),
+            scale=jnp.maximum(state.scale, _largest_length(image)),
             step=state.step + 1,
             matvecs=state.matvecs + k,
         )
@@ -177,14 +222,25 @@ def _iterate(
     def unfinished(state: _Iterate):
         good = jnp.all(search.converged(state.values, state.residuals, state.scale))
         settled = sign * state.values[0] - PROBE_MARGIN * state.residuals[0] > bar
-        good |= settled & (state.step >= probe_steps)
+        good |= settled & (state.step >= least_steps)
         affordable = (state.step < limit) & (state.matvecs + 2 * k <= search.max_matvecs)
         healthy = jnp.all(jnp.isfinite(state.residuals)) | (state.step == 0)
-        return (~good | (state.step < guesses)) & affordable & healthy
+        return ~good & affordable & healthy
 
-    nothing = jnp.zeros((k, op.size), op.dtype)
     infinite = jnp.full(k, jnp.inf, op.dtype)
-    zero = jnp.zeros((), jnp.int32)
-    zeros = jnp.zeros(k, op.dtype)
-    state = _Iterate(nothing, nothing, nothing, nothing, zeros, infinite, scale, zero, matvecs)
+    rows, images = jnp.concatenate([basis.x, basis.p]), jnp.concatenate([basis.ax, basis.ap])
+    gram = _symmetric(sign * inner_rows(rows, images))
+    state = _Iterate(basis, gram, values, infinite, scale, jnp.zeros((), jnp.int32), matvecs)
     return jax.lax.while_loop(unfinished, step, state)
+
+
+def _where(condition: Array, one: _Basis, other: _Basis) -> _Basis:
+    return jax.tree.map(partial(jnp.where, condition), one, other)
+
+
+def _symmetric(gram: Array) -> Array:
+    return (gram + gram.T) / 2
+
+
+def _largest_length(rows: Array) -> Array:
+    return jnp.sqrt(jnp.max(jnp.sum(rows**2, axis=1)))

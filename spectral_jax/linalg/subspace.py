@@ -49,6 +49,7 @@ class Search(NamedTuple):
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
         """Rayleigh quotients and residuals from fresh products, which have not drifted."""
+        vectors = unit(vectors)
         images = self.op @ vectors
         values = jnp.sum(vectors * images, axis=0)
         residuals = jnp.linalg.norm(images - values * vectors, axis=0)
@@ -86,11 +87,23 @@ def orthonormal_rows(x: Array, basis: Array) -> Array:
     if x.shape[0] == 1:
         return x
     for _ in range(2):
-        values, rotation = jnp.linalg.eigh(mm(x, x.T))
-        independent = values > 10 * jnp.finfo(x.dtype).eps * x.shape[0]
-        scale = jnp.where(independent, jnp.where(independent, values, 1) ** -0.5, 0)
-        x = mm((rotation * scale).T, x)
+        x = mm(whitener(x, 10 * jnp.finfo(x.dtype).eps * x.shape[0]), x)
     return x
+
+
+def whitener(x: Array, floor: float) -> Array:
+    """``T`` such that ``T x`` has orthonormal rows, but for zero ones in place of directions whose
+    eigenvalue of the Gram matrix ``x x^T`` is not above ``floor``."""
+    values, rotation = jnp.linalg.eigh(inner_rows(x, x))
+    independent = values > floor
+    scale = jnp.where(independent, jnp.where(independent, values, 1) ** -0.5, 0)
+    return (rotation * scale).T
+
+
+def inner_rows(x: Array, y: Array) -> Array:
+    """``x y^T`` of blocks of few rows, by sums: a thin product adds one term after the other on a
+    CPU, and of a vector that is constant over a layer it gets four digits."""
+    return jnp.sum(x[:, None] * y[None], axis=-1)
 
 
 def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
