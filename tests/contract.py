@@ -156,6 +156,11 @@ def program(case: Case) -> Callable[..., Tree]:
 
 
 @cache
+def batched_program(case: Case) -> Callable[..., Tree]:
+    return jax.jit(jax.vmap(case.value))
+
+
+@cache
 def gradient_program(case: Case) -> Callable[..., Tree]:
     """The gradient, with respect to every input, of a fixed functional of the selected result."""
 
@@ -203,10 +208,10 @@ def check_compiles(case: Case) -> None:
 def check_vmap(case: Case) -> None:
     with jax.enable_x64(True):
         batch, looped = _batch(case)
-        mapped = jax.jit(jax.vmap(case.value))(*batch)
+        mapped = batched_program(case)(*batch)
         assert_close(mapped, looped, case.tolerance["float64"], "vmap against loop")
         if case.leading:
-            led = jax.jit(case.value)(*batch)
+            led = case.select(program(case)(*batch))
             assert_close(led, looped, case.tolerance["float64"], "leading axis against loop")
 
 
@@ -216,8 +221,11 @@ def check_shard(case: Case) -> None:
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
     with jax.enable_x64(True):
         batch, looped = _batch(case)
-        function = case.value if case.leading else jax.vmap(case.value)
-        sharded = jax.jit(function)(*jax.device_put(batch, by_batch))
+        batch = jax.device_put(batch, by_batch)
+        if case.leading:
+            sharded = case.select(program(case)(*batch))
+        else:
+            sharded = batched_program(case)(*batch)
         assert_close(sharded, looped, case.tolerance["float64"], "sharded against loop")
 
 
@@ -294,7 +302,9 @@ class _counting_compilations:
             self.events.append(event)
 
 
+@cache
 def _batch(case: Case) -> tuple[Tree, Tree]:
+    """Inputs stacked, and what each gives by itself; in float64."""
     singles = [case.inputs("float64", seed) for seed in range(BATCH)]
     looped = [case.select(program(case)(*inputs)) for inputs in singles]
     return _stack(singles), _stack(looped)
