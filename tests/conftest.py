@@ -15,22 +15,18 @@ jax.config.update("jax_num_cpu_devices", 8)
 pytest.register_assert_rewrite("tests.contract")
 
 
-def compile_quickly() -> None:
-    """Compile with XLA's older CPU emitters: what takes most of the time of a test, in half of it.
-
-    An environment that has XLA_FLAGS, were they empty, keeps them: `XLA_FLAGS= pytest` tests what
-    users compile. JAX 0.12 has the newer emitters only, and dies of a flag it does not know.
-    """
-    if "XLA_FLAGS" in os.environ or jax.__version_info__ >= (0, 12):
-        return
-    os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    )
-    jax.devices()  # reads them
-    del os.environ["XLA_FLAGS"]
-
-
-compile_quickly()
+# Compiling is what tests spend their time on, and XLA's older CPU emitters do it in half the time.
+# JAX 0.12 has the newer ones only, and XLA dies of a flag it does not know. An environment that has
+# XLA_FLAGS, were they empty, keeps them: `XLA_FLAGS= pytest` tests what users compile.
+OLDER_EMITTERS = (
+    {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"}
+    if "XLA_FLAGS" not in os.environ and jax.__version_info__ < (0, 12)
+    else {}
+)
+with pytest.MonkeyPatch.context() as patch:
+    for name, flags in OLDER_EMITTERS.items():
+        patch.setenv(name, flags)
+    jax.devices()  # reads them; the processes that tests start do not see them
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +35,9 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quick_environment():
+    """The environment of a process that is to compile quickly too."""
+    return {**os.environ, **OLDER_EMITTERS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -11,9 +11,9 @@ from benchmarks import SUITES, harness
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
+def run(*arguments: str, environment: dict | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def tables_in(text: str) -> dict[str, list[list[str]]]:
@@ -37,10 +37,10 @@ def test_an_unknown_suite_is_a_usage_error():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
-def test_a_smoke_run_prints_whole_tables_and_writes_nothing(suite):
+def test_a_smoke_run_prints_whole_tables_and_writes_nothing(suite, quick_environment):
     results = ROOT / "benchmarks" / "RESULTS.md"
     before = results.read_bytes() if results.exists() else None
-    done = run(suite, "--smoke")
+    done = run(suite, "--smoke", environment=quick_environment)
     assert done.returncode == 0, done.stderr
     tables = tables_in(done.stdout)
     assert any(tuple(rows[0]) == harness.HEADER for rows in tables.values())

@@ -297,7 +297,7 @@ cli.main([*words, "--runs", cut])
 """
 
 
-def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path):
+def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path, quick_environment):
     config = dataclasses.replace(change("penalty", name="fiedler", strength=0.1), name="toy")
     short = dataclasses.replace(config.train, epochs=4, seeds=2)
     (tmp_path / "toy.yaml").write_text(dump_yaml(dataclasses.replace(config, train=short)))
@@ -309,8 +309,7 @@ def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path):
         "text": True,
         "timeout": 300,
         "env": {
-            **os.environ,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **quick_environment,
             "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         },
