@@ -7,5 +7,5 @@ SUITES = {
     "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
     "farms": "FARMS, tails, analyze: oracles, agreement, processes, windows, fits, an epoch",
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
-    "rmt": "Marchenko-Pastur fits: noise, planted spikes, ranks, refits, pruning, factored nets",
+    "rmt": "Marchenko-Pastur fits: noise, spikes, ranks; refits, pruning, factored networks",
 }

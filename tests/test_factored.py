@@ -75,12 +75,13 @@ def test_factoring_gives_the_truncated_network_with_fewer_parameters(truncated):
     assert rows[1]["flops_after"] == 2 * 3 * (48 + 40)
 
 
-def test_a_layer_that_two_factors_would_enlarge_stays_and_says_why():
-    kernel, report = {"kernel": jnp.ones((48, 40))}, {"kernel": reported(25)}
+@pytest.mark.parametrize("rank, reason", [(25, "25 x (48 + 40)"), (0, "rank 0 would cut")])
+def test_a_layer_that_two_factors_would_not_serve_stays_and_says_why(rank, reason):
+    kernel, report = {"kernel": jnp.ones((48, 40))}, {"kernel": reported(rank)}
     smaller = factorize(kernel, kept_ranks(report))
     (row,) = report_rows(report, kernel, smaller)
     assert smaller["kernel"] is kernel["kernel"]
-    assert row["outcome"] == "masked" and "25 x (48 + 40)" in row["reason"]
+    assert row["outcome"] == "masked" and reason in row["reason"]
     assert row["parameters_after"] == 48 * 40
 
 

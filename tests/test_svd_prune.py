@@ -211,6 +211,15 @@ def test_what_a_cut_at_the_edge_has_left_is_not_cut_again(truncated):
         assert int(report[name].status) == PruneStatus.NO_NOISE
 
 
+def test_a_cut_that_keeps_noise_passes_the_gate_again_and_keeps_the_same():
+    policy, kernel = Policy(keep_below=0.45, gate=0.1), {"kernel": spiked(48, 40, 3)}
+    once, first = prune(kernel, policy)
+    twice, second = prune(once, policy)
+    assert int(first["kernel"].rank) == int(second["kernel"].rank) == 3 + int(0.45 * 37)
+    assert int(second["kernel"].status) == PruneStatus.PRUNED
+    np.testing.assert_allclose(twice["kernel"], once["kernel"], atol=1e-5)
+
+
 def test_a_layer_of_noise_keeps_its_least_rank():
     kernel = {"kernel": 0.1 * jax.random.normal(jax.random.key(0), (60, 40))}
     for edit in ("truncate", "shrink"):

@@ -24,7 +24,7 @@ def load(name: str) -> dict[str, np.ndarray] | None:
         return spread({"a.weight": (48, 32), "b.weight": (32, 64, 3, 3)}, seed=0)
     if name == "gpt2":
         return spread(gpt2_shapes(), seed=0)
-    path = _path(name)
+    path = path_of(name)
     return None if path is None else load_checkpoint(path)
 
 
@@ -71,7 +71,7 @@ def torch_layout(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-def _path(name: str) -> Path | None:
+def path_of(name: str) -> Path | None:
     if name == "minilm":
         spec = importlib.util.find_spec(MINILM)
         where = list(spec.submodule_search_locations or ()) if spec else []

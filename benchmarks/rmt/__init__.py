@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from benchmarks.harness import Table, say
-from benchmarks.rmt import events, null, ranks, refits
+from benchmarks.rmt import events, null, ranks, refits, trained
 
 
 def tables(smoke: bool) -> Iterator[Table]:
@@ -12,6 +12,7 @@ def tables(smoke: bool) -> Iterator[Table]:
         (null, null.null_behaviour),
         (null, null.spike_recovery),
         (ranks, ranks.rank_selection),
+        (trained, trained.one_shot),
         (refits, refits.refit),
         (events, events.pruning_event),
         (events, events.forward),

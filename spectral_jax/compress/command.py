@@ -140,8 +140,9 @@ def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int], rank:
     doubtful = sum(row["ks"] > NOT_NOISE for row in factored)
     if doubtful and rank in ("mp", "gd"):
         text += (
-            f" In {doubtful} of the factored layers the bulk is not noise (ks above {NOT_NOISE}), "
-            f"so the cut takes signal: --gate {NOT_NOISE} copies these, --rank energy cuts less."
+            f" In {doubtful} of the factored layers the bulk is not noise, or too small to tell "
+            f"(ks above {NOT_NOISE}): the cut takes signal. --gate {NOT_NOISE} copies these, "
+            "--rank energy cuts less."
         )
     return textwrap.fill(text, min(100, shutil.get_terminal_size().columns))
 

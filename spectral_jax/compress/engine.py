@@ -15,7 +15,9 @@ SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
 STORABLE = ("float16", "bfloat16", "float32", "float64")  # wide enough for a factor
 EPS = float(np.finfo(np.float32).eps)
 UNSEEN = Bulk(math.nan, math.nan, math.nan, math.nan, "not fitted")
-NOT_NOISE = 0.1  # Kolmogorov-Smirnov distance from which an edge is not to be relied on
+# Kolmogorov-Smirnov distance from which an edge is not to be relied on. Noise has it, at the 99 %
+# quantile, only with fewer than some 40 singular values, which are too few to tell.
+NOT_NOISE = 0.05
 
 
 class Compressed(NamedTuple):
@@ -53,7 +55,7 @@ def compress(
       rank: ``mp``, what stands above the Marchenko-Pastur edge; ``gd``, above the threshold of
         Gavish and Donoho; ``energy=0.95``, that share of the squares; or a number.
       gate: the Kolmogorov-Smirnov distance of the bulk from noise above which a layer is copied;
-        1 is off. Where the bulk is no noise (above some 0.1), ``mp`` and ``gd`` cut into signal.
+        1 is off. Where the bulk is no noise (above some 0.05), ``mp`` and ``gd`` cut into signal.
       layers: shell patterns of the names to factor; the rest is copied.
       framework, kinds: as in `spectral_jax.weights.plan`.
 

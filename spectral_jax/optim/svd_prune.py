@@ -1,6 +1,6 @@
 """Prune the singular values below the edge of the noise, layer by layer, while training goes on.
 
-    policy = Policy(keep_below=0.45, gate=0.1)
+    policy = Policy(keep_below=0.45, gate=0.05)
     pruned, report = prune_spectra(params, {"layers/*": policy})     # the same shapes: a mask
 
 `svd_prune` does so inside the compiled step. `spectral_jax.optim.factorize` makes a smaller network
