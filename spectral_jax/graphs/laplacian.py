@@ -161,7 +161,10 @@ class _LaplacianProduct:
 
 def column(op: SymmetricOperator, node: Array) -> Array:
     """``op @ e_node`` of a ``laplacian``: from one row or column of each block, not from all."""
-    data, edges, sizes = op.data, op.apply.edges, op.apply.sizes
+    data, product = op.data, op.apply
+    if not isinstance(product, _LaplacianProduct):
+        raise ValueError("op is no network Laplacian: pass what `laplacian` returns")
+    edges, sizes = product.edges, product.sizes
     chosen = (jnp.arange(op.size) == node).astype(data.degree.dtype)
     first, ones = [sum(sizes[:group]) for group in range(len(sizes))], split(chosen, sizes)
     parts = [jnp.zeros_like(one) for one in ones]

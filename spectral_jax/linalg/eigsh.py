@@ -106,7 +106,7 @@ def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | N
     noise = generic_vectors(op.size, k, op.dtype)
     if start is None:
         return noise, None
-    v0, images = (None if x is None else x.reshape(op.size, -1).astype(op.dtype) for x in start)
+    v0, images = jax.tree.map(lambda x: x.reshape(op.size, -1).astype(op.dtype), start)
     if v0.shape[1] >= k:
         return v0, images
     return jnp.concatenate([v0, noise[:, : k - v0.shape[1]]], axis=1), None

@@ -17,7 +17,6 @@ from spectral_jax.linalg.subspace import (
     mm,
     off_rows,
     orthonormal_rows,
-    unit_rows,
     whitener,
 )
 
@@ -179,8 +178,8 @@ def _iterate(
     lead: Array,
     leads: Array,
     known: Array,
-    limit: Array,
-    bar: Array,
+    limit: Array | int,
+    bar: Array | float,
     least_steps: int,
     scale: Array,
     matvecs: Array,

@@ -87,7 +87,7 @@ def orthonormal_rows(x: Array, basis: Array) -> Array:
     if x.shape[0] == 1:
         return x
     for _ in range(2):
-        x = mm(whitener(x, 10 * jnp.finfo(x.dtype).eps * x.shape[0]), x)
+        x = mm(whitener(x, 10 * float(jnp.finfo(x.dtype).eps) * x.shape[0]), x)
     return x
 
 
