@@ -36,6 +36,7 @@ PAPER_COMPAT = (
     "epoch_start_and_every_100",
     "half_gradient",
     "l1_biases",
+    "relu_logits",
     "rescale_units",
     "whole_graph",
 )
@@ -67,7 +68,7 @@ class DataConfig:
     test_limit: int | None = None
     validation: int = 0
     label_noise: float = 0.0
-    preprocessing: Literal["standard", "raw"] = "standard"
+    preprocessing: Literal["standard", "unit", "raw"] = "standard"
     split: Literal["stratified", "released"] = "stratified"
 
     def __post_init__(self) -> None:
@@ -171,7 +172,8 @@ class PenaltyConfig:
 class TrainConfig:
     """How long, how many seeds (`seed`, `seed + 1`, ...), what to measure and how often (epochs).
 
-    `spectra`: the `connectivity` of the weight graph, or the `tails` of each layer's spectrum.
+    `spectra`: the `connectivity` of the weight graph, the `tails` of each layer's spectrum, or its
+    `bulk`, the fit of the Marchenko-Pastur law.
     `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes
     the faster of the two; `stepwise`, one program per step, is the fast one for convolutions on a
     CPU.
@@ -182,7 +184,7 @@ class TrainConfig:
     seed: int = 0
     evaluate_every: int = 1
     spectra_every: int = 1
-    spectra: Literal["connectivity", "tails"] = "connectivity"
+    spectra: Literal["connectivity", "tails", "bulk"] = "connectivity"
     seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of the weights between epochs: connectivity or tails, the penalty's pull."""
+"""What is measured of the weights between epochs: connectivity, tails, bulks; a penalty's pull."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,8 @@ from experiments.regularise import (
     view_of,
 )
 from models import Network
-from spectral_jax import graphs, optim, weights
+from spectral_jax import graphs, optim, rmt, weights
+from spectral_jax.linalg import svdvals
 
 # A weight below this is counted as gone (sheet fiedler.md, section 4.3).
 SMALL_WEIGHT = 1e-3
@@ -26,7 +27,7 @@ PROBE_EXAMPLES = 1000
 
 
 class Measurement:
-    """Measurements of one arm: ``measurement(state, data, seed_axis) -> (metrics, vectors)``."""
+    """Measurements of one arm: ``measurement(state, data, seed_axis) -> (metrics, arrays)``."""
 
     def __init__(self, config: ExperimentConfig, network: Network) -> None:
         self._config, self._network = config, network
@@ -37,9 +38,11 @@ class Measurement:
         )
 
     def __call__(self, state: TrainState, data: Data, seed_axis: SeedAxis) -> tuple[dict, dict]:
-        """Per-seed scalars to record, and per-seed Fiedler vectors to keep, if any."""
+        """Per-seed scalars to record, and Fiedler vectors or singular values to keep, if any."""
         if self._config.train.spectra == "tails":
             metrics, vectors = self._tails(state, seed_axis), {}
+        elif self._config.train.spectra == "bulk":
+            metrics, vectors = bulks(state.params, seed_axis)
         else:
             layout = self._network.layout
             metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
@@ -115,6 +118,29 @@ def tail_exponents(
                 named, jax.vmap(metric)(jnp.stack(list(named.values()))), strict=True
             )
         }
+
+    return over_seeds(one, seed_axis)(params)
+
+
+@partial(jax.jit, static_argnums=1)
+def bulks(params: Any, seed_axis: SeedAxis) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The Marchenko-Pastur fit of every kernel, for every seed, and the singular values it is of.
+
+    ``sigma/<layer>`` is the noise per entry, ``edge/<layer>`` the singular value at which it ends,
+    ``spikes/<layer>`` how many lie above, ``ks/<layer>`` the distance of the bulk from the law.
+    """
+
+    def one(params: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        metrics, values = {}, {}
+        for name, kernel in weights.matrices(params, conv="flattened").items():
+            m, n = kernel.matrix.shape
+            values[name] = svdvals(kernel.matrix)
+            fit = rmt.fit_marchenko_pastur(values[name] ** 2 / max(m, n), (m, n))
+            metrics[f"sigma/{name}"] = jnp.sqrt(fit.variance)
+            metrics[f"edge/{name}"] = fit.threshold
+            metrics[f"spikes/{name}"] = fit.spikes
+            metrics[f"ks/{name}"] = fit.ks
+        return metrics, values
 
     return over_seeds(one, seed_axis)(params)
 

@@ -7,17 +7,23 @@ same input gives the same bytes.
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import VERDICTS, Judged
+from experiments.errors import CHECK_FAILED, DONE
 from spectral_jax.plots import page
+from spectral_jax.plots.intervals import t_interval
 
 Row = Mapping[str, str]
 
@@ -45,6 +51,65 @@ class Section:
     heading: str
     figures: Sequence[Picture] = field(default_factory=tuple)
     tables: Sequence[Table] = field(default_factory=tuple)
+
+
+def write_report(
+    folder: str | Path,
+    title: str,
+    *,
+    summary: str,
+    claims: Sequence[Judged],
+    sections: Sequence[Section],
+    results: Sequence[Row],
+    provenance: Mapping[str, str],
+    as_json: bool = False,
+) -> int:
+    """Write the page and its tables (.csv, .md) into ``folder``, and print the verdicts.
+
+    A published claim that does not hold is a result, and exits with 0; so is a training that ends
+    elsewhere than the one seed it is compared with. Missing one of our own reference numbers is a
+    failed check of this machine or this code: 3.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = render(title, summary=summary, claims=claims, sections=sections, provenance=provenance)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    rows = [dataclasses.asdict(claim) for claim in claims]
+    write_table(folder / "claims", rows)
+    write_table(folder / "results", results)
+    if as_json:
+        print(json.dumps({"claims": rows, "results": list(results)}, indent=2))
+    else:
+        print_claims(claims)
+    print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    missed = [c for c in claims if c.origin == "our reference" and c.verdict == "MISMATCH"]
+    return CHECK_FAILED if missed else DONE
+
+
+def tally(claims: Sequence[Judged]) -> str:
+    """How many claims there are, by verdict, in a sentence."""
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Of {len(claims)} claims: {told}."
+
+
+def cell(values: np.ndarray) -> str:
+    """Mean and half width of the 95 % interval; empty where there is no number."""
+    mean, half, count = (float(part) for part in t_interval(values))
+    if not count:
+        return ""
+    return f"{mean:.4g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.4g}"
+
+
+def origin(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of where its numbers come from, of a run's provenance or a session's."""
+    return {
+        "commit": str(facts["git"]["commit"]) + (" (with changes)" if facts["git"]["diff"] else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "device": f"{facts['device']}, {facts['cpus']} CPUs, {facts['dtype']}",
+        "platform": facts["platform"],
+        "threads": str(facts["threads"]),
+    }
 
 
 def render(

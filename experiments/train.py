@@ -255,16 +255,30 @@ def _network(config: ExperimentConfig, dataset) -> Network:
     try:
         chosen = {name: value for name, value in wanted.items() if name in options(model.name)}
         return _described(
-            model.name, dataset.train_x.shape[1:], dataset.classes, tuple(chosen.items())
+            model.name,
+            dataset.train_x.shape[1:],
+            dataset.classes,
+            tuple(chosen.items()),
+            "relu_logits" in config.paper_compat,
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
 @lru_cache
-def _described(name: str, shape: tuple[int, ...], classes: int, chosen: tuple) -> Network:
+def _described(
+    name: str, shape: tuple[int, ...], classes: int, chosen: tuple, relu_logits: bool
+) -> Network:
     # The same functions for every arm, so that compiled programs are shared.
-    return network(name, input_shape=shape, classes=classes, **dict(chosen))
+    net = network(name, input_shape=shape, classes=classes, **dict(chosen))
+    if not relu_logits:
+        return net
+
+    def apply(*given, **named):
+        logits, state = net.apply(*given, **named)
+        return jax.nn.relu(logits), state
+
+    return net._replace(apply=apply)
 
 
 def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) -> None:

@@ -11,6 +11,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from experiments.data.base import Dataset, Spec
 from experiments.data.files import (
     Files,
@@ -45,21 +47,26 @@ __all__ = [
     "verify",
 ]
 
-PREPROCESSING = ("standard", "raw")
+PREPROCESSING = ("standard", "unit", "raw")
 
 
 def load(name: str, *, preprocessing: str = "standard", split: str = "stratified") -> Dataset:
     """Load a data set from verified files.
 
     `preprocessing`: "standard" normalises (constants of the papers for images, training-set mean
-    and spread for features), "raw" leaves the values as published. `split` matters where there is
-    no published test set (tcga): "stratified", or "released" for the rows of the released code.
+    and spread for features), "unit" divides by the largest training value, "raw" leaves the values
+    as published. `split` matters where there is no published test set (tcga): "stratified", or
+    "released" for the rows of the released code.
     Raises `UserError`: 2 for an unknown name or option and for a damaged file, 4 for a missing one.
     """
     spec = _spec(name)
     _choose("data.preprocessing", preprocessing, PREPROCESSING)
     _choose(f"data.split of {name}", split, spec.splits)
-    return spec.load(Files(name, spec.source), preprocessing=preprocessing, split=split)
+    files = Files(name, spec.source)
+    if preprocessing != "unit":
+        return spec.load(files, preprocessing=preprocessing, split=split)
+    dataset = spec.load(files, preprocessing="raw", split=split)
+    return dataset._replace(scale=np.float32(1 / dataset.train_x.max()))
 
 
 def fetch(name: str) -> list[Path]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from experiments.papers.farms import evidence
 from experiments.papers.farms.protocols import METHODS, TITLES
-from experiments.report import Picture, Section, Table
+from experiments.report import Picture, Section, Table, cell
 from experiments.reproduction import Runs, final
 from experiments.runs import Run
 from spectral_jax import plots
 from spectral_jax.plots import farms as figures
-from spectral_jax.plots.intervals import t_interval
 from spectral_jax.plots.training import Curve
 
 METRICS = {"hill": "plain exponent", "farms": "FARMS exponent"}
@@ -53,14 +50,6 @@ def results(protocol: str, arms: Mapping[str, Run]) -> Table:
             }
         )
     return Table(f"{protocol}: every arm, mean and 95 % interval over seeds", rows)
-
-
-def cell(values: np.ndarray) -> str:
-    """Mean and half width of the 95 % interval."""
-    mean, half, count = (float(part) for part in t_interval(values))
-    if not count:
-        return ""
-    return f"{mean:.4g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.4g}"
 
 
 def _tuning(protocol: str, arms: Mapping[str, Run]) -> Table:

@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from experiments import provenance
-from experiments.claims import VERDICTS, Judged
-from experiments.errors import CHECK_FAILED, DONE
+from experiments import provenance, report
+from experiments.claims import Judged
 from experiments.papers.fiedler import evidence, pictures
-from experiments.report import print_claims, render, write_table
+from experiments.report import cell, origin, tally
 from experiments.reproduction import Runs, final
 from experiments.runs import Run
-from spectral_jax.plots.intervals import t_interval
 
 
 def write_report(
     runs: Runs, preset: str, *, root: Path, command: str, as_json: bool = False
 ) -> int:
-    """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables (.csv, .md), its figures.
-
-    A published claim that does not hold is a result, and exits with 0; so is a training that ends
-    elsewhere than the one seed it is compared with. Missing one of our own reference numbers is a
-    failed check of this machine or this code: 3.
-    """
+    """Write ``<root>/reports/fiedler-<preset>/``: the page, its tables (.csv, .md), its figures."""
     folder = root / "reports" / f"fiedler-{preset}"
-    folder.mkdir(parents=True, exist_ok=True)
     claims = evidence.judged_claims(runs, command=command)
     rows = result_rows(runs)
-    sections = pictures.sections(runs, rows, folder / "figures")
-    page = render(
+    return report.write_report(
+        folder,
         f"Fiedler regularisation: preset {preset}",
         summary=answer(claims, runs),
-        sections=sections,
         claims=claims,
+        sections=pictures.sections(runs, rows, folder / "figures"),
+        results=rows,
         provenance={"command": command, **_provenance(runs)},
+        as_json=as_json,
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    write_table(folder / "claims", [dataclasses.asdict(claim) for claim in claims])
-    write_table(folder / "results", rows)
-    if as_json:
-        print(
-            json.dumps(
-                {"claims": [dataclasses.asdict(claim) for claim in claims], "results": rows},
-                indent=2,
-            )
-        )
-    else:
-        print_claims(claims)
-    print(f"report: {folder / 'report.html'}", file=sys.stderr)
-    missed = [c for c in claims if c.origin == "our reference" and c.verdict == "MISMATCH"]
-    return CHECK_FAILED if missed else DONE
 
 
 def result_rows(runs: Runs) -> list[dict[str, str]]:
@@ -75,7 +51,7 @@ def result_rows(runs: Runs) -> list[dict[str, str]]:
         {
             "protocol": protocol,
             "arm": arm,
-            **{name: _cell(measure(run)) for name, measure in columns.items()},
+            **{name: cell(measure(run)) for name, measure in columns.items()},
             "seeds": str(len(final(run, "test/accuracy"))),
             "diverged": str(len(run.summary["diverged_seeds"])),
             "collapsed": str(len(run.summary["collapsed_seeds"])),
@@ -87,15 +63,13 @@ def result_rows(runs: Runs) -> list[dict[str, str]]:
 
 def answer(claims: list[Judged], runs: Runs) -> str:
     """The page's first paragraph (HTML): what a reader who reads nothing else should know."""
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
-    tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    lines = [f"Of {len(claims)} claims: {tally}."]
+    lines = [tally(claims)]
     main: Mapping[str, Run] = runs.get("mnist") or runs.get("digits") or {}
     if {"fiedler", "none"} <= set(main):
         gain = evidence.accuracy(main["fiedler"]) - evidence.accuracy(main["none"])
         lines.append(
             "At the released strength (delta = 0.01) Fiedler regularisation changes test accuracy "
-            f"by {_cell(gain)} percentage points against no penalty, paired by seed."
+            f"by {cell(gain)} percentage points against no penalty, paired by seed."
         )
     tuned = evidence.tuned_arms(runs.get("fair", {}))
     spectral = [name for name in evidence.SPECTRAL if name in tuned]
@@ -106,7 +80,7 @@ def answer(claims: list[Judged], runs: Runs) -> str:
         lines.append(
             f"Tuned alike on few, noisy samples, the best spectral method "
             f"({evidence.SPECTRAL[best]}) differs from the best ordinary one ({baseline}) "
-            f"by {_cell(gain)} points."
+            f"by {cell(gain)} points."
         )
     return " ".join(escape(line) for line in lines)
 
@@ -115,23 +89,8 @@ def _provenance(runs: Runs) -> dict[str, str]:
     """The runs' own origin where there are runs, else this process's."""
     first = next((run for arms in runs.values() for run in arms.values()), None)
     facts = first.provenance if first else provenance.session()
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return {
-        "commit": str(facts["git"]["commit"]) + (" (with changes)" if facts["git"]["diff"] else ""),
-        "versions": versions,
-        "device": f"{facts['device']}, {facts['cpus']} CPUs, {facts['dtype']}",
-        "platform": facts["platform"],
-        "threads": str(facts["threads"]),
-        "seeds trained": str(facts.get("seed_axis", "")),
-    }
+    return {**origin(facts), "seeds trained": str(facts.get("seed_axis", ""))}
 
 
 def _if_recorded(run: Run, metric: str) -> np.ndarray:
     return final(run, metric) if metric in run.history() else np.array([np.nan])
-
-
-def _cell(values: np.ndarray) -> str:
-    mean, half, count = (float(part) for part in t_interval(values))
-    if not count:
-        return ""
-    return f"{mean:.4g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.4g}"
