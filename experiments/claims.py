@@ -109,7 +109,7 @@ def _verdict(claim: Claim, evidence: Any) -> tuple[Verdict, str, str]:
 
 def _published(claim: Claim) -> str:
     if claim.value is not None:
-        return f"{claim.value:g}{claim.unit} ± {claim.tolerance:g}"
+        return f"{claim.value:.9g}{claim.unit} ± {claim.tolerance:g}"
     return {1: "positive", -1: "negative", 0: ""}[claim.direction]
 
 

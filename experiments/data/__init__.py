@@ -66,7 +66,7 @@ def load(name: str, *, preprocessing: str = "standard", split: str = "stratified
     if preprocessing != "unit":
         return spec.load(files, preprocessing=preprocessing, split=split)
     dataset = spec.load(files, preprocessing="raw", split=split)
-    return dataset._replace(scale=np.float32(1 / dataset.train_x.max()))
+    return dataset._replace(scale=np.asarray(1 / dataset.train_x.max(), np.float32))
 
 
 def fetch(name: str) -> list[Path]:

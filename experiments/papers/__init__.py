@@ -12,7 +12,11 @@ from types import ModuleType
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 
-PAPERS = {"fiedler": "experiments.papers.fiedler", "farms": "experiments.papers.farms"}
+PAPERS = {
+    "fiedler": "experiments.papers.fiedler",
+    "farms": "experiments.papers.farms",
+    "rmt_svd": "experiments.papers.rmt_svd",
+}
 
 
 def load(name: str) -> ModuleType:
