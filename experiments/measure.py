@@ -42,7 +42,7 @@ class Measurement:
         if self._config.train.spectra == "tails":
             metrics, vectors = self._tails(state, seed_axis), {}
         elif self._config.train.spectra == "bulk":
-            metrics, vectors = bulks(state.params, seed_axis)
+            metrics, vectors = bulks(state.params)
         else:
             layout = self._network.layout
             metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
@@ -122,8 +122,8 @@ def tail_exponents(
     return over_seeds(one, seed_axis)(params)
 
 
-@partial(jax.jit, static_argnums=1)
-def bulks(params: Any, seed_axis: SeedAxis) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+@jax.jit
+def bulks(params: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The Marchenko-Pastur fit of every kernel, for every seed, and the singular values it is of.
 
     ``sigma/<layer>`` is the noise per entry, ``edge/<layer>`` the singular value at which it ends,
@@ -131,10 +131,14 @@ def bulks(params: Any, seed_axis: SeedAxis) -> tuple[dict[str, jax.Array], dict[
     """
 
     def one(params: Any) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        metrics, values = {}, {}
+        metrics: dict[str, jax.Array] = {}
+        values: dict[str, jax.Array] = {}
         for name, kernel in weights.matrices(params, conv="flattened").items():
             m, n = kernel.matrix.shape
-            values[name] = svdvals(kernel.matrix)
+            # One after the other, and seeds in turn: LAPACK calls that run at once can wait for
+            # each other for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
+            matrix, values = jax.lax.optimization_barrier((kernel.matrix, values))
+            values[name] = svdvals(matrix)
             fit = rmt.fit_marchenko_pastur(values[name] ** 2 / max(m, n), (m, n))
             metrics[f"sigma/{name}"] = jnp.sqrt(fit.variance)
             metrics[f"edge/{name}"] = fit.threshold
@@ -142,7 +146,7 @@ def bulks(params: Any, seed_axis: SeedAxis) -> tuple[dict[str, jax.Array], dict[
             metrics[f"ks/{name}"] = fit.ks
         return metrics, values
 
-    return over_seeds(one, seed_axis)(params)
+    return jax.lax.map(one, params)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

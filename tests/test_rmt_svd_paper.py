@@ -16,6 +16,7 @@ from experiments.papers.rmt_svd.protocols import PRESETS, PUBLISHED
 from experiments.papers.rmt_svd.training import Member, make_task
 from experiments.runs import Run
 from spectral_jax import optim, plots
+from spectral_jax.optim import surgery
 from spectral_jax.plots import bulks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -98,7 +99,8 @@ def test_a_dead_class_is_counted(task, drawn):
 def test_factors_padded_with_zeros_train_as_the_ranks_that_they_are(task, trained):
     """Alone in its program a member of rank 3 has factors of rank 3; beside a larger one, not."""
     wide = {LAYER: np.array([3, 11])}
-    params = loop._truncate(trained.params, {LAYER: jnp.asarray(wide[LAYER])})
+    kernel = jax.vmap(surgery.truncate)(loop.leaf(trained.params, LAYER), jnp.asarray(wide[LAYER]))
+    params = loop.replaced(trained.params, {LAYER: kernel})
     both, costs = loop.in_factors(trained, params, wide)
     assert loop.leaf(both.params, LAYER)["u"].shape == (2, 64, 12)
     np.testing.assert_array_equal(costs[LAYER], [3 * 88, 11 * 88])

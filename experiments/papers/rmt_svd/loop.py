@@ -9,9 +9,9 @@ from seed to seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,7 +23,7 @@ import optax
 
 from experiments import data as datasets
 from experiments.loop import TrainState
-from experiments.papers.rmt_svd.training import Member, Task, Tree, make_task
+from experiments.papers.rmt_svd.training import Member, Task, Tree, in_turn, make_task
 from experiments.runs import Run
 from experiments.study import study
 from spectral_jax import optim, rmt
@@ -136,7 +136,8 @@ def measure(
             state = task.train(state, before + after if arm.untrained else after)
             numbers |= task.assess(state)
             for layer, row in fits(state.params, layers).items():
-                numbers |= {f"ks after/{layer}": row.ks, f"spikes after/{layer}": row.spikes}
+                numbers[f"ks after/{layer}"] = np.asarray(row.ks)
+                numbers[f"spikes after/{layer}"] = np.asarray(row.spikes)
             shape = len(rates), len(CELLS), seeds
             run.save_array(name, **{key: np.reshape(v, shape) for key, v in numbers.items()})
             run.log(f"loop: {name} is trained")
@@ -216,7 +217,7 @@ def _cut_params(
     """The kernels as cut, in their shapes, and the ranks that are left."""
     if arm.policy is not None:
         fit = gavish_donoho if arm.gavish_donoho else None
-        pruned = _prune(state.params, state.key, arm.policy, tuple(layers), fit)
+        pruned = in_turn(_pruning(arm.policy, tuple(layers), fit), state.params, state.key)
         return pruned.params, {layer: np.asarray(pruned.report[layer].rank) for layer in layers}
     assert like is not None
     shapes = {layer: leaf(state.params, layer).shape[1:] for layer in layers}
@@ -232,7 +233,11 @@ def _cut_params(
         spent = sum(like[f"parameters/{layer}"] for layer in layers)
         common = spent // sum(map(sum, shapes.values()))
         ranks = {layer: np.minimum(common, min(shape)) for layer, shape in shapes.items()}
-    return _truncate(state.params, {k: jnp.asarray(v) for k, v in ranks.items()}), ranks
+    cut = {
+        layer: in_turn(surgery.truncate, leaf(state.params, layer), jnp.asarray(rank))
+        for layer, rank in ranks.items()
+    }
+    return replaced(state.params, cut), ranks
 
 
 def in_factors(
@@ -254,8 +259,11 @@ def in_factors(
         padded[layer] = min(-(-int(max(rank)) // step) * step, most)
     if not padded:
         return state._replace(params=params), costs
-    kept = {layer: jnp.asarray(ranks[layer]) for layer in padded}
-    factors = _factor(params, kept, tuple(padded.items()))
+    split = {
+        layer: in_turn(_splitting(rank), leaf(params, layer), jnp.asarray(ranks[layer]))
+        for layer, rank in padded.items()
+    }
+    factors = replaced(params, split)
     opt_state = _carry(state.opt_state, state.params, factors)
     return state._replace(params=factors, opt_state=opt_state), costs
 
@@ -285,31 +293,21 @@ def replaced(params: Tree, leaves: Mapping[str, Any]) -> Tree:
     )
 
 
-@partial(jax.jit, static_argnums=1)
 def fits(params: Tree, layers: Sequence[str]) -> dict[str, optim.LayerReport]:
     """The fit of every member's layers, their factors multiplied; changes nothing."""
+    return in_turn(_fits(tuple(layers)), params)
+
+
+@cache
+def _fits(layers: tuple[str, ...]) -> Callable[[Tree], dict[str, optim.LayerReport]]:
     policies = dict.fromkeys(layers, Policy())
-
-    def one(params: Tree) -> dict[str, optim.LayerReport]:
-        return optim.prune_spectra(optim.recombine_all(params), policies).report
-
-    return jax.vmap(one)(params)
+    return lambda params: optim.prune_spectra(optim.recombine_all(params), policies).report
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
-def _prune(params: Tree, keys: jax.Array, policy: Policy, layers: Sequence[str], fit: Any):
+@cache
+def _pruning(policy: Policy, layers: tuple[str, ...], fit: Any) -> Callable[..., optim.Pruning]:
     policies = dict.fromkeys(layers, policy)
-
-    def one(params, key):
-        return optim.prune_spectra(params, policies, fit=fit, key=key)
-
-    return jax.vmap(one)(params, keys)
-
-
-@jax.jit
-def _truncate(params: Tree, ranks: Mapping[str, jax.Array]) -> Tree:
-    cut = {layer: surgery.truncate(leaf(params, layer), rank) for layer, rank in ranks.items()}
-    return replaced(params, cut)
+    return lambda params, key: optim.prune_spectra(params, policies, fit=fit, key=key)
 
 
 @jax.jit
@@ -321,23 +319,16 @@ def _largest_entries(params: Tree, shares: Mapping[str, jax.Array]) -> Tree:
     return replaced(params, cut)
 
 
-@partial(jax.jit, static_argnums=2)
-def _factor(params: Tree, ranks: Mapping[str, jax.Array], padded: Sequence[tuple[str, int]]):
+@cache
+def _splitting(padded: int) -> Callable[[jax.Array, jax.Array], Tree]:
     """Factors of a common rank; what a member's own rank does not reach is exactly 0."""
 
-    def one(params, ranks):
-        factors = optim.factorize(params, dict(padded))
-        for layer, rank in ranks.items():
-            *path, last = layer.split("/")
-            node = factors
-            for name in path:
-                node = node[name]
-            inside = surgery.first(node[last]["v"][:, 0], rank)
-            u, v = node[last]["u"] * inside, node[last]["v"] * inside[:, None]
-            node[last] = {"u": u, "v": v}
-        return factors
+    def split(kernel, rank):
+        factors = surgery.split(kernel, padded)
+        inside = surgery.first(factors["v"][:, 0], rank)
+        return {"u": factors["u"] * inside, "v": factors["v"] * inside[:, None]}
 
-    return jax.vmap(one)(params, ranks)
+    return split
 
 
 @jax.jit

@@ -14,7 +14,7 @@ import numpy as np
 from experiments import data as datasets
 from experiments.claims import Claim, Judged, judge
 from experiments.loop import normalise
-from experiments.papers.rmt_svd.training import on_device
+from experiments.papers.rmt_svd.training import in_turn, on_device
 from experiments.report import Picture, Section, Table, cell
 from experiments.runs import Run
 from experiments.study import study
@@ -30,7 +30,7 @@ NOTEBOOK = {
     45: 98.26, 50: 98.21, 55: 98.22, 60: 98.23, 95: 98.32,
 }  # fmt: skip
 SHEET = "shared sheet rmt_svd.md, section 4: two seeds, 10,000 digits"
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "MP edge": {},
     "MP edge, as released": {
         "alpha": 0.25, "beta": 0.1,
@@ -59,11 +59,13 @@ def measure(run: Run, *, runs: Mapping[str, str], dataset: str) -> dict[str, Any
         stored = Run(run.path.parents[2] / path).load_array("parameters")
         assert stored is not None
         params = {name: jnp.asarray(leaf) for name, leaf in stored.items()}
-        accuracy, dead = _by_rank(params, data, jnp.array([*RANKS, 10_000]), arm == "relu-logits")
+        wanted = jnp.array([*RANKS, 10_000])
+        relu = arm == "relu-logits"
+        accuracy, dead = jax.block_until_ready(_by_rank(params, data, wanted, relu))
         w = params[LAYER]
-        fits = {rule: _fit(w, tuple(options.items())) for rule, options in RULES.items()}
+        fits = {rule: in_turn(partial(_fit, **options), w) for rule, options in RULES.items()}
         numbers = {f"rank/{rule}": fit.spikes for rule, fit in fits.items()}
-        numbers["rank/Gavish-Donoho"] = _above_threshold(w)
+        numbers["rank/Gavish-Donoho"] = in_turn(_above_threshold, w)
         fit = fits["MP edge"]
         initial = 1 / (3 * w.shape[1])  # of U(-1/sqrt(m), 1/sqrt(m))
         numbers |= {"ks": fit.ks, "variance ratio": fit.variance / initial}
@@ -107,19 +109,16 @@ def _by_rank(
     return accuracy.T, dead.T
 
 
-@partial(jax.jit, static_argnums=1)
-def _fit(w: jax.Array, options: tuple) -> rmt.MPFit:
-    _, m, n = w.shape
+def _fit(w: jax.Array, **options: Any) -> rmt.MPFit:
+    m, n = w.shape
     eigenvalues = jnp.linalg.svd(w, compute_uv=False) ** 2 / max(m, n)
-    return rmt.fit_marchenko_pastur(eigenvalues, (m, n), **dict(options))
+    return rmt.fit_marchenko_pastur(eigenvalues, (m, n), **options)
 
 
-@jax.jit
 def _above_threshold(w: jax.Array) -> jax.Array:
-    _, m, n = w.shape
+    m, n = w.shape
     values = jnp.linalg.svd(w, compute_uv=False)
-    threshold = rmt.hard_threshold((m, n), singular_values=values)
-    return jnp.sum(values > threshold[:, None], axis=-1)
+    return jnp.sum(values > rmt.hard_threshold((m, n), singular_values=values))
 
 
 def claims(run: Run, command: str) -> list[Judged]:

@@ -11,7 +11,7 @@ common rank train as the smaller ones that they are: whatever the ranks, program
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from operator import itemgetter
@@ -134,6 +134,20 @@ def make_task(
     )
     program = Program(net.apply, optimizer, batch_size, len(splits.train_y))
     return Task(net, program, data, found.sha256, seed_axis)
+
+
+def in_turn(function: Callable[..., Tree], *trees: Tree) -> Tree:
+    """``function`` of every member, one after the other, and done when this returns.
+
+    For whatever calls LAPACK: side by side, as under ``vmap``, such calls can wait for each other
+    for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
+    """
+    return jax.block_until_ready(_in_turn(function, trees))
+
+
+@partial(jax.jit, static_argnums=0)
+def _in_turn(function: Callable[..., Tree], trees: tuple[Tree, ...]) -> Tree:
+    return jax.lax.map(lambda given: function(*given), trees)
 
 
 def on_device(dataset: datasets.Dataset, x: np.ndarray, y: np.ndarray) -> Data:
