@@ -17,6 +17,7 @@ from spectral_jax.linalg import svdvals
 from spectral_jax.tails import (
     FitStatus,
     debiased_alpha,
+    farms_alphas,
     farms_eigenvalues,
     farms_windows,
     hill_alpha,
@@ -26,6 +27,7 @@ from spectral_jax.tails import (
     marchenko_pastur_quantile,
     null_alpha,
     null_zscore,
+    power_law_fit,
     spectral_metrics,
 )
 from spectral_jax.weights import matrices
@@ -383,6 +385,28 @@ def test_gram_matrices_are_enough_for_the_upper_half():
     assert ((fast == 0) | (fast > 4e-7 * fast[:, -1:])).all()
     with pytest.raises(ValueError, match="method='qr'"):
         farms_eigenvalues(w, window=64, method="qr")
+
+
+@pytest.mark.parametrize("rule", ["median", "peak"])
+def test_layers_of_many_shapes_have_the_exponents_of_each_alone(rule, monkeypatch):
+    shapes = [(9, 16, 16), (40, 50), (3, 16, 24), (16, 60), (9, 16, 16)]
+    layers = [gaussian(*shape, seed=i) for i, shape in enumerate(shapes)]
+    # The first two fill a batch, the second alone is more than one.
+    monkeypatch.setattr("spectral_jax.tails.layers.CHUNK", 9 * 16 * 16)
+    found = farms_alphas(layers, window=16, samples=3, xmin=rule)
+    for w, alpha in zip(layers, found, strict=True):
+        stack = w.reshape(-1, *w.shape[-2:])
+        corners = [np.unique(np.arange(3) * (n - 16) // 2) for n in stack.shape[1:]]
+        cut = [s[i : i + 16, j : j + 16] for s in stack for i in corners[0] for j in corners[1]]
+        values = np.linalg.svd(np.array(cut), compute_uv=False).ravel() ** 2
+        spectrum = jnp.asarray(np.pad(values, (512 - len(values), 0)))
+        alone = power_law_fit(spectrum, xmin=rule).alpha
+        assert alpha == pytest.approx(float(alone), abs=5e-3)
+
+
+def test_layers_without_windows_are_named():
+    with pytest.raises(ValueError, match="matrices is empty"):
+        farms_alphas([], window=16)
 
 
 @pytest.mark.parametrize("n", [512, 768, 1024])

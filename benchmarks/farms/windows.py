@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.farms import networks
+from benchmarks.farms import networks, released
 from benchmarks.harness import (
     NOTHING,
     Table,
@@ -21,7 +21,7 @@ from benchmarks.harness import (
     row,
     with_first,
 )
-from spectral_jax.tails import farms_eigenvalues, hill_alpha, power_law_fit
+from spectral_jax.tails import farms_alphas
 from spectral_jax.weights import plan
 
 PER_AXIS = 9
@@ -50,77 +50,51 @@ def windows(size: Size) -> Table:
     with one_core():
         for name, matrices in cases.items():
             for rule, target in TARGETS.items():
-                rows.append(_row(name, rule, matrices, size, target))
+                rows += _rows(name, rule, matrices, size, target)
     if network is None:
         rows.append(row(f"{size.network}: no such file on this machine", NOTHING))
     note = (
         f"Windows of {size.window} rows and columns or less, {PER_AXIS} along either side, over "
-        "each kernel position; one pooled exponent per layer. The loop cuts and decomposes one "
-        "window at a time (NumPy) and then tries one candidate at a time, as the released code "
-        "does; both sides start from the weights and end with the exponents. Ours: one program "
-        "per shape, equal shapes together, spectra padded with zeros to few lengths. Median: "
-        "from Gram matrices. Where alphas differ, a layer has dead directions, whose rounding the "
-        "loop fits and we leave out. Peak: the released rule "
-        "(`peak_log10`), in which nearly every eigenvalue below the peak is a candidate."
+        "each kernel position; one exponent per layer (`tails.farms_alphas`: windows of one size "
+        "together, spectra padded with zeros to few lengths). The loop repeats the released rule "
+        "on the same windows, one window and then one candidate at a time (NumPy). The released "
+        f"code (PyTorch; {released.state()}) "
+        "is its whole estimator: the same windows of a matrix but for its rounded steps, of a "
+        "kernel disjoint blocks, which are fewer. All start from the weights and end with the "
+        "exponents. Median: from Gram matrices. Where alphas differ, a layer has dead directions, "
+        "whose rounding the loop fits and we leave out. Peak: the released rule (`peak_log10`), in "
+        "which nearly every eigenvalue below the peak is a candidate."
     )
     return Table("FARMS, weights to exponents", note, rows)
 
 
-def _row(name: str, rule: str, matrices: Sequence[np.ndarray], size: Size, target: Target):
+def _rows(name: str, rule: str, matrices: Sequence[np.ndarray], size: Size, target: Target):
     on_device = [jnp.asarray(matrix) for matrix in matrices]
     calls: dict[str, Callable[[], Any]] = {
         "ours": partial(ours, on_device, rule, size.window),
         "loop": partial(looped, matrices, rule, size.window),
     }
+    theirs = released.estimator(matrices, rule, size.window, PER_AXIS)
+    if theirs is not None:
+        calls["released code"] = theirs
     times = interleaved(calls, repeats=size.repeats)
-    apart = np.max(np.abs(np.asarray(calls["ours"]()) - calls["loop"]()))
-    return row(
-        f"{name}, {rule} ({len(matrices)} layers, alphas within {apart:.0e})",
-        with_first(times["ours"]),
-        times["loop"],
-        ratio_text(times["loop"], times["ours"]),
-        target,
-        ratio_of(times["loop"], times["ours"]),
-    )
+    apart = np.max(np.abs(calls["ours"]() - calls["loop"]()))
+    for peer in list(calls)[1:]:
+        named = peer != "loop"
+        what = peer if named else f"{len(matrices)} layers, alphas within {apart:.0e}"
+        yield row(
+            f"{name}, {rule} ({what})",
+            with_first(times["ours"]),
+            times[peer],
+            ratio_text(times[peer], times["ours"]),
+            target if named else None,
+            ratio_of(times[peer], times["ours"]),
+        )
 
 
-def ours(matrices: Sequence[jax.Array], rule: str, window: int) -> jax.Array:
-    spectra: list[Any] = [None] * len(matrices)
-    # A program per shape: several batched LAPACK calls in one program can wait for each other for
-    # ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
-    for shape in {matrix.shape for matrix in matrices}:
-        same = [i for i, matrix in enumerate(matrices) if matrix.shape == shape]
-        pooled = np.asarray(_pooled(tuple(matrices[i] for i in same), rule, window))
-        for i, spectrum in zip(same, pooled, strict=True):
-            spectra[i] = spectrum
-    alphas = np.zeros(len(matrices))
-    # Few lengths, so that no layer is padded to more than twice its size.
-    for length in {_length(spectrum) for spectrum in spectra}:
-        group = [i for i, spectrum in enumerate(spectra) if _length(spectrum) == length]
-        padded = np.stack([np.pad(spectra[i], (length - len(spectra[i]), 0)) for i in group])
-        alphas[group] = _exponents(padded, rule)
-    return jnp.asarray(alphas)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _pooled(matrices: Sequence[jax.Array], rule: str, window: int) -> jax.Array:
-    # The peak's histogram reaches down to the smallest eigenvalue, which a Gram matrix loses.
-    method: Literal["svd", "gram"] = "gram" if rule == "median" else "svd"
-    cut = partial(farms_eigenvalues, window=window, samples=PER_AXIS, method=method)
-    return jax.vmap(cut)(jnp.stack(matrices))
-
-
-def _length(spectrum: np.ndarray) -> int:
-    return 1 << (len(spectrum) - 1).bit_length()
-
-
-@partial(jax.jit, static_argnums=1)
-def _exponents(spectra: jax.Array, rule: str) -> jax.Array:
-    if rule == "median":
-        return hill_alpha(spectra)
-    # One after another: together, each search would be as long as the longest.
-    peak = partial(power_law_fit, xmin="peak", paper_compat="peak_log10")
-    return jax.lax.map(lambda spectrum: peak(spectrum).alpha, spectra)
+def ours(matrices: Sequence[jax.Array], rule: Literal["peak", "median"], window: int) -> np.ndarray:
+    compat: Literal["peak_log10"] | None = "peak_log10" if rule == "peak" else None
+    return farms_alphas(matrices, window=window, samples=PER_AXIS, xmin=rule, paper_compat=compat)
 
 
 def looped(matrices: Sequence[np.ndarray], rule: str, window: int) -> np.ndarray:

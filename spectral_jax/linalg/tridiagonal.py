@@ -11,8 +11,9 @@ def tridiagonal_eigvals(
     """All eigenvalues, ascending, with absolute error of a few ``eps ||T||``.
 
     The number of eigenvalues below ``x`` is the number of negative pivots in ``T - x = L D L^T``
-    (Sylvester). Every eigenvalue of every matrix is bisected at once, one lane each, so the work is
-    ``n`` fused steps over ``n * batch`` lanes for each bit of the dtype.
+    (Sylvester). Counts at ``n`` points or a few more give every eigenvalue its first bracket; then
+    all of them, of every matrix, are bisected at once, one lane each, so the work is ``n`` fused
+    steps over ``n * batch`` lanes for each bit of the dtype beyond the first ``log2 n``.
 
     Works under ``jit`` and ``vmap``; has no useful derivative (the callers bring their own). NaN or
     inf in a matrix gives NaN for that matrix only.
@@ -36,17 +37,22 @@ def tridiagonal_eigvals(
 
 def _bisect(d: Float[Array, "n b"], e_squared: Float[Array, "n b"]) -> Float[Array, "n b"]:
     """Eigenvalues in ``[-1, 1]``; ``e_squared[0]`` has no row above it and is zero."""
-    index = jnp.arange(d.shape[0], dtype=jnp.int32)[:, None]
+    n, batch = d.shape
+    index = jnp.arange(n, dtype=jnp.int32)[:, None]
     # Kept from 0, so that a vanishing pivot gives an infinite one next and never 0 / 0.
     e_squared = jnp.maximum(e_squared, jnp.finfo(d.dtype).tiny)
+    bits = (n - 1).bit_length()
+    points = jnp.linspace(-1, 1, 2**bits, endpoint=False, dtype=d.dtype)[:, None]
+    counts = _count_below(d, e_squared, jnp.broadcast_to(points, (2**bits, batch)))
+    cell = jnp.sum(counts[1:, None] <= index, axis=0, dtype=jnp.int32)
 
     def halve(_, bracket):
         low, width = bracket
         middle = low + width
         return jnp.where(_count_below(d, e_squared, middle) <= index, middle, low), width / 2
 
-    start = -jnp.ones_like(d), jnp.ones((), d.dtype)
-    low, width = jax.lax.fori_loop(0, jnp.finfo(d.dtype).nmant + 2, halve, start)
+    start = points[cell, 0], jnp.asarray(0.5**bits, d.dtype)
+    low, width = jax.lax.fori_loop(0, jnp.finfo(d.dtype).nmant + 1 - bits, halve, start)
     return low + width
 
 

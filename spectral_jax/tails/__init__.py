@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spectral_jax.tails.debias import debiased_alpha, null_zscore
     from spectral_jax.tails.goodness import Goodness, goodness_of_fit
     from spectral_jax.tails.hill import HillFit, hill_alpha, hill_fit
+    from spectral_jax.tails.layers import farms_alphas
     from spectral_jax.tails.metrics import SpectralMetrics, layer_metrics, spectral_metrics
     from spectral_jax.tails.power_law import PowerLawFit, power_law_fit
     from spectral_jax.tails.support import FitStatus
@@ -39,6 +40,7 @@ __all__ = [
     "SpectralMetrics",
     "TailAlternatives",
     "debiased_alpha",
+    "farms_alphas",
     "farms_eigenvalues",
     "farms_windows",
     "goodness_of_fit",
@@ -65,6 +67,7 @@ _NEEDS_JAX = {
     "HillFit": "hill",
     "hill_alpha": "hill",
     "hill_fit": "hill",
+    "farms_alphas": "layers",
     "SpectralMetrics": "metrics",
     "layer_metrics": "metrics",
     "spectral_metrics": "metrics",

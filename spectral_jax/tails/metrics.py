@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -12,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from spectral_jax.linalg import svdvals
-from spectral_jax.tails.hill import hill_alpha, hill_fit
+from spectral_jax.tails.hill import hill_fit
+from spectral_jax.tails.layers import farms_alphas
 from spectral_jax.tails.null import marchenko_pastur_quantile, null_alpha
 from spectral_jax.tails.support import FitStatus, number, support
-from spectral_jax.tails.windows import farms_eigenvalues
 from spectral_jax.weights import WeightMatrix, matrices
 
 Conv = Literal["positions", "flattened", "channels"]
@@ -132,10 +131,8 @@ def layer_metrics(
     table["status"] = [FitStatus(code).name for code in table["status"]]
     table |= _against_noise(table["alpha"], shapes)
     if window is not None:
-        spectrum = partial(
-            farms_eigenvalues, window=window, cols_per_row=cols_per_row, samples=samples
-        )
-        table["alpha_farms"] = [float(hill_alpha(spectrum(array))) for array in arrays]
+        farms = farms_alphas(arrays, window=window, cols_per_row=cols_per_row, samples=samples)
+        table["alpha_farms"] = farms.tolist()
     return table
 
 

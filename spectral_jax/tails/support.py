@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -43,3 +44,23 @@ def support(
 def number(where: Bool[Array, "*batch N"], dtype: jnp.dtype) -> Int[Array, "*batch"]:
     """How many hold. Exact up to 2^24: XLA compiles a sum of floats three times as fast."""
     return jnp.sum(where.astype(dtype), axis=-1).astype(jnp.int32)
+
+
+def kth_largest(
+    values: Float[Array, "*batch N"], k: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The ``k``-th largest, from 1 on, of values none of which is negative; 0 beyond the last.
+
+    Such numbers are ordered like their bits, which are found from the first to the last by
+    counting: ``O(N)``, where a sort in XLA takes ten times as long.
+    """
+    width = 8 * values.dtype.itemsize
+    whole = jnp.dtype(f"int{width}")
+    bits = jax.lax.bitcast_convert_type(values, whole)
+
+    def refine(i, found):
+        larger = found | (jnp.ones((), whole) << (width - 2 - i))
+        return jnp.where(number(bits >= larger[..., None], values.dtype) >= k, larger, found)
+
+    found = jax.lax.fori_loop(0, width - 1, refine, jnp.zeros(k.shape, whole))
+    return jnp.max(jnp.where(bits <= found[..., None], values, 0), axis=-1, initial=0)

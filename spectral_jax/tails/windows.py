@@ -110,7 +110,7 @@ def farms_eigenvalues(
     if method not in ("svd", "gram"):
         raise ValueError(f"method={method!r}: choose 'svd' or 'gram'")
     if "conv_blocks" in paper_compat:
-        values = _squares(_conv_blocks(w, cols_per_row), method)
+        values = squares(_conv_blocks(w, cols_per_row), method)
         return jnp.sort(values.reshape(values.shape[0], -1), axis=-1)
     corners, size = _place(w.shape, *options)
     return _spectrum(w, corners, size, pooled, method)
@@ -127,17 +127,17 @@ def _spectrum(w: Array, corners: Array, size: tuple[int, int], pooled: bool, met
     stack = w.reshape(-1, *w.shape[-2:])
     together = max(1, CHUNK // (size[0] * size[1]))
     if len(corners) <= together:
-        values = _squares(_cut(stack, corners, size), method)
+        values = squares(_cut(stack, corners, size), method)
     else:
         values = jax.lax.map(
-            lambda corner: _squares(_cut(stack, corner[None], size), method)[0],
+            lambda corner: squares(_cut(stack, corner[None], size), method)[0],
             corners,
             batch_size=together,
         )
     return jnp.sort(values.ravel()) if pooled else values
 
 
-def _squares(windows: Array, method: str) -> Array:
+def squares(windows: Array, method: str) -> Array:
     """Squared singular values, ascending."""
     if method == "svd":
         return svdvals(windows)[..., ::-1] ** 2
