@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse.linalg
 
 from spectral_jax.linalg import (
     SymmetricOperator,
@@ -111,6 +112,33 @@ def test_finds_every_copy_of_a_repeated_value_in_a_small_problem():
     for n_pairs in (2, 3, 4):
         found = eigsh(dense_operator(jnp.asarray(a)), n_pairs, tol=1e-12)
         np.testing.assert_allclose(found.values, [-2, -2, -2, 0][:n_pairs], atol=1e-12)
+
+
+CLOSE = {"even": np.linspace(1, 2, 400), "geometric": np.geomspace(1, 10, 400)}
+
+
+@pytest.mark.parametrize("spectrum", CLOSE)
+@pytest.mark.parametrize("copies", [2, 4])
+def test_finds_the_copies_of_a_value_close_to_others(spectrum, copies):
+    values = CLOSE[spectrum].copy()
+    values[-copies + 1 :] = values[2]
+    a, _ = rotated(values)
+    found = eigsh(dense_operator(jnp.asarray(a)), 5, max_matvecs=5000)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, best(a, 5, "SA"), atol=1e-8)
+    assert_honest(a, found, atol=1e-12)
+
+
+@pytest.mark.parametrize("spectrum", CLOSE)
+def test_a_simple_spectrum_takes_no_more_products_than_arpack(spectrum):
+    a, _ = rotated(CLOSE[spectrum])
+    counted = []
+    operator = scipy.sparse.linalg.LinearOperator(
+        a.shape, matvec=lambda x: counted.append(1) or a @ x, dtype=a.dtype
+    )
+    scipy.sparse.linalg.eigsh(operator, 5, which="SA", tol=1e-8, v0=np.ones(len(a)))
+    found = eigsh(dense_operator(jnp.asarray(a)), 5, tol=1e-8, max_matvecs=5000)
+    assert found.converged.all() and found.matvecs <= len(counted)
 
 
 def test_auto_is_lobpcg_for_one_pair_from_a_start_and_lanczos_for_more():

@@ -35,7 +35,8 @@ def eigsh(
 
     A pair has converged when ``||A v - theta v|| <= tol |theta|``, or when that residual is at the
     rounding floor of the dtype (which is how an eigenvalue 0 converges). Pairs are sought in the
-    orthogonal complement of ``deflate``.
+    orthogonal complement of ``deflate``. For ``k > 1`` ``lanczos`` ends with a look for further
+    copies of repeated eigenvalues, with a chance of 1e-4 to overlook one, whatever the spectrum.
 
     Args:
       v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one

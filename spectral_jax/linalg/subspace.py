@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Int
@@ -75,6 +76,21 @@ def off_rows(x: Array, basis: Array) -> Array:
     return x
 
 
+def off_rows_checked(x: Array, basis: Array) -> tuple[Array, Array]:
+    """``x`` (``[n]``) minus its part along orthonormal rows, and the coordinates of that part.
+
+    One pass does where ``x`` keeps half of its length, and where it does not ("twice is enough",
+    Daniel et al. 1976) more follow.
+    """
+    coordinates = mm(basis, x)
+    rest = x - mm(coordinates, basis)
+    return jax.lax.cond(
+        jnp.linalg.norm(rest) < 0.5 * jnp.linalg.norm(x),
+        lambda: (off_rows(rest, basis), coordinates + mm(basis, rest)),
+        lambda: (rest, coordinates),
+    )
+
+
 def orthonormal_rows(x: Array, basis: Array) -> Array:
     """Orthonormal rows for the part of ``x`` outside ``basis``; dependent rows become zero.
 
@@ -113,13 +129,14 @@ def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
     return values[:k], jnp.where(valid[:, None], coordinates[:, :k], 0)
 
 
-def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int = 0) -> Array:
+def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array, ""] = 0) -> Array:
     """``k`` fixed vectors with entries scattered over ``[-1, 1)``: a start that favours nothing.
 
     An integer hash of the position (the finaliser of MurmurHash3) rather than ``jax.random``: the
     generator would take longer to compile than the solver that starts from it.
     """
-    x = jnp.arange(n * k, dtype=jnp.uint32) + jnp.uint32(0x9E3779B9 * (stream + 1) % 2**32)
+    x = jnp.arange(n * k, dtype=jnp.uint32)
+    x += jnp.uint32(0x9E3779B9) * jnp.asarray(stream + 1).astype(jnp.uint32)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     x = (x ^ (x >> 16)) >> 8
