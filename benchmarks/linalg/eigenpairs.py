@@ -62,13 +62,13 @@ def eigenpairs(size: Size) -> Table:
         "equidistant in [1, 2]; outliers: half a semicircle in [2, 4] and 2 k or more values "
         "spread over [1, 1.9]; geometric: from 1 to 10. Peers: SciPy `eigsh` (ARPACK, `SA`) and "
         "SciPy `lobpcg` (block of k, at most 400 iterations; ! did not reach the tolerance). The "
-        "target of matvecs is the better peer that converged; ours include, for k > 1, the look for "
-        "repeated eigenvalues that no peer takes (some 13, 45 and 65 products), and one product "
-        "that confirms the residuals. Without a look nothing tells a single value from a repeated "
-        "one: of 4,523 random problems with repeated values, an earlier look of fixed length "
-        "passed 270 wrong answers, this one none (of 10,339). Bound: a product reads the matrix, "
-        f"{8 * size.n**2 / 1e6:.0f} MB; ours takes the products that the count says, and 4 to 8 % "
-        "more for everything else, so that the ratio of times is that of the counts."
+        "target of matvecs is the better peer that converged; ours include, for k > 1, the look "
+        "for repeated eigenvalues that no peer takes (some 13, 45 and 65 products), and one "
+        "product that confirms the residuals. Without a look nothing tells a single value from a "
+        "repeated one: of 4,523 random problems with repeated values, an earlier look of fixed "
+        "length passed 270 wrong answers, this one none (of 10,339). Bound: a product reads the "
+        f"matrix, {8 * size.n**2 / 1e6:.0f} MB; ours takes the products that the count says, and 4 "
+        "to 8 % more for everything else, so that the ratio of times is that of the counts."
     )
     return Table("Eigenpairs to eight digits, one core", note, rows)
 
