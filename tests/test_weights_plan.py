@@ -51,6 +51,7 @@ def reasons(found):
         ("fc/kernel", "io,i->o"),
         ("fc/w", "io,i->o"),
         ("a/vars/0", "io,i->o"),
+        ("vars/0", "io,i->o"),
     ],
 )
 def test_a_dense_layer_maps_inputs_to_outputs(name, equation):
@@ -203,9 +204,18 @@ def test_fused_attention_whose_parts_are_unknown_is_not_split(line, reason):
     assert view.kind == "attention" and view.shape[0] == 32 and reason in view.note
 
 
-def test_heads_of_flax_attention_are_folded():
+@pytest.mark.parametrize(
+    "query, output",
+    [
+        ("a/query/kernel", "a/out/kernel"),
+        ("attention/query_dense/vars/0", "attention/output_dense/vars/0"),
+        ("attention/_query_dense/vars/0", "attention/_output_dense/vars/0"),
+    ],
+    ids=["flax", "keras", "keras, private"],
+)
+def test_heads_of_attention_are_folded(query, output):
     q, out, x = normal(0, 8, 2, 3), normal(1, 2, 3, 8), normal(2, 8)
-    from_model, to_model = plan({"a/query/kernel": q.shape, "a/out/kernel": out.shape}).views
+    from_model, to_model = plan({query: q.shape, output: out.shape}).views
     heads = np.einsum("d,dhk->hk", x, q)
     np.testing.assert_allclose(x @ read(from_model, q), heads.ravel())
     np.testing.assert_allclose(
@@ -224,6 +234,14 @@ RECURRENT = {
     "torch LSTM cell": (["c.weight_ih 20 3", "c.weight_hh 20 5"], "ifgo", [3, 5]),
     "keras LSTM": (["lstm/kernel 3 20", "lstm/recurrent_kernel 5 20"], "ifco", [3, 5]),
     "keras GRU": (["gru/kernel 3 15", "gru/recurrent_kernel 5 15"], "zrh", [3, 5]),
+    "keras 3 GRU": (
+        [
+            "bidirectional/forward_layer/cell/vars/0 3 15",
+            "bidirectional/forward_layer/cell/vars/1 5 15",
+        ],
+        "zrh",
+        [3, 5],
+    ),
     "keras 3 LSTM": (["lstm/cell/vars/0 3 20", "lstm/cell/vars/1 5 20"], "ifco", [3, 5]),
     "tf LSTM": (["rnn/lstm_cell/kernel:0 8 20"], "ijfo", [8]),
     "tf basic LSTM": (["rnn/basic_lstm_cell/kernel 8 20"], "ijfo", [8]),

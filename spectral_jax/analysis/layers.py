@@ -11,7 +11,7 @@ import numpy as np
 
 from spectral_jax import weights
 
-ROWS = 1024  # of a matrix that are held in float64 at a time
+ENTRIES = 2**22  # of a matrix that are held in float64 at a time: 32 MB
 
 
 @runtime_checkable
@@ -99,11 +99,16 @@ def eigenvalues(matrix: np.ndarray) -> np.ndarray:
 def _gram(tall: np.ndarray) -> np.ndarray:
     """``tall^T tall`` in float64, a block of rows at a time: a copy of all of it may not fit."""
     *_, m, n = tall.shape
-    gram = np.zeros((*tall.shape[:-2], n, n))
-    for start in range(0, m, ROWS):
-        rows = tall[..., start : start + ROWS, :].astype(np.float64)
-        gram += np.swapaxes(rows, -2, -1) @ rows
+    together = max(1, ENTRIES // n)
+    gram = _product(tall[..., :together, :])
+    for start in range(together, m, together):
+        gram += _product(tall[..., start : start + together, :])
     return gram
+
+
+def _product(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float64)
+    return np.swapaxes(rows, -2, -1) @ rows  # of one array: NumPy computes half of it
 
 
 def _float(array: Any) -> np.ndarray:

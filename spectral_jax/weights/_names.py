@@ -119,8 +119,11 @@ def parts(name: str) -> tuple[str, ...]:
     path = tuple(part for part in re.split(r"[/.]", re.sub(r":\d+$", "", name)) if part)
     if len(path) > 1 and path[-1] in ("value", "raw_value"):  # nnx.Variable
         path = path[:-1]
-    if len(path) > 2 and path[-2] == "vars" and path[-1].isdecimal():
-        path = (*path[:-2], _keras_variable(path[-3], int(path[-1])))
+    if len(path) > 1 and path[-2] == "vars" and path[-1].isdecimal():
+        *layer, _, index = path
+        # A layer that is saved by itself has no name; one that it keeps to itself a private one.
+        layer = [part.removeprefix("_") for part in layer]
+        path = (*layer, _keras_variable(layer[-1] if layer else "", int(index)))
     return path or (name,)
 
 

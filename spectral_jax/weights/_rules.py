@@ -103,6 +103,8 @@ def _factors(
     return None
 
 
+# In the order of their columns (PyTorch: rows), as the cells of torch.nn, flax.nnx, keras.layers,
+# haiku and tf.compat.v1.nn.rnn_cell split them.
 _GATES = {
     "torch": {4: "ifgo", 3: "rzn"},
     "flax": {4: "ifgo", 3: "rzn"},
