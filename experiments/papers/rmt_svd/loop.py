@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -249,7 +250,8 @@ def in_factors(
     """
     costs, padded = {}, {}
     for layer, rank in ranks.items():
-        m, n = leaf(params, layer).shape[1:]
+        *inputs, n = leaf(params, layer).shape[1:]
+        m = prod(inputs)
         costs[layer] = rank * (m + n)
         if optim.split_refusal((m, n), int(max(rank))):
             costs[layer] = np.full(len(rank), m * n)
@@ -325,7 +327,7 @@ def _splitting(padded: int) -> Callable[[jax.Array, jax.Array], Tree]:
 
     def split(kernel, rank):
         factors = surgery.split(kernel, padded)
-        inside = surgery.first(factors["v"][:, 0], rank)
+        inside = jnp.arange(padded) < rank
         return {"u": factors["u"] * inside, "v": factors["v"] * inside[:, None]}
 
     return split
