@@ -10,12 +10,13 @@ import pytest
 
 from experiments.config import ExperimentConfig
 from experiments.papers import rmt_svd
-from experiments.papers.rmt_svd import evidence, loop, pictures, ranks
+from experiments.papers.rmt_svd import cnn, evidence, fashion, loop, pictures, ranks, resnet
 from experiments.papers.rmt_svd.counts import parameters_of
 from experiments.papers.rmt_svd.protocols import PRESETS, PUBLISHED
 from experiments.papers.rmt_svd.training import Member, make_task
 from experiments.runs import Run
 from spectral_jax import optim, plots
+from spectral_jax.compress import compress
 from spectral_jax.optim import surgery
 from spectral_jax.plots import bulks
 
@@ -136,6 +137,22 @@ def test_arms_of_equal_parameters_have_equal_parameters(trained):
     )
 
 
+def test_one_rank_for_all_layers_has_no_fewer_parameters():
+    two = make_task(**{**TASK, "hidden": (24, 40)}).start([Member(0, 0.05), Member(1, 0.05)])
+    layers = (LAYER, "layers/1/kernel")
+    like = {
+        f"rank/{layer}": np.array([rank, 2 * rank])
+        for layer, rank in zip(layers, (2, 5), strict=True)
+    }
+    costs = np.array([2 * 88 + 5 * 64, 4 * 88 + 10 * 64])
+    like |= {f"parameters/{layer}": costs // 2 for layer in layers}
+    made = loop.cut_at(loop.ARMS["edge-fixed"], two, layers, like).numbers
+    ranks_of = [made[f"rank/{layer}"] for layer in layers]
+    np.testing.assert_array_equal(ranks_of[0], ranks_of[1])
+    spent = sum(made[f"parameters/{layer}"] for layer in layers)
+    assert np.all(spent >= costs) and np.all(spent < costs + 88 + 64)
+
+
 def test_where_factors_would_not_save_the_kernel_stays_whole(trained):
     numbers = loop.cut_at(
         loop.Arm("all", optim.Policy(keep_below=1.0)), trained, (LAYER,), None
@@ -151,6 +168,84 @@ def test_rates_are_tried_on_the_same_members(drawn):
     np.testing.assert_array_equal(
         jax.random.key_data(copies.key[:2]), jax.random.key_data(copies.key[2:])
     )
+
+
+# The other studies
+
+
+def test_a_study_that_was_not_run_says_what_it_would_cost():
+    for study in (fashion, cnn, resnet):
+        assert study.run("smoke", root="nowhere") is None
+        judged = study.claims(None, "a command")
+        assert judged and {claim.verdict for claim in judged} == {"NOT RUN"}
+        assert all("small" in claim.note for claim in judged)
+
+
+class Shelf:
+    """What a study needs of a run, kept in memory."""
+
+    def __init__(self):
+        self.arrays, self.summary = {}, {}
+
+    def save_array(self, name, **arrays):
+        self.arrays[name] = arrays
+
+    def load_array(self, name):
+        return self.arrays.get(name)
+
+    def restore_checkpoint(self, like):
+        return None
+
+    def save_checkpoint(self, step, state):
+        pass
+
+
+def test_repeated_pruning_touches_the_arms_that_are_pruned(tmp_path):
+    run = Shelf()
+    options = {**TASK, "hidden": (24,), "epochs": 2, "every": 1, "keep": 1, "rate": 0.05}
+    run.summary = fashion.measure(run, **options, seeds=2)
+    spikes = run.arrays["arms"]["spikes"]
+    assert spikes.shape == (len(fashion.LOGITS), len(fashion.ARMS), 2)
+    judged = {claim.id: claim for claim in fashion.claims(run, "a command")}
+    assert judged["fashion-mp-relu"].verdict in ("TREND", "MISMATCH")
+    section = fashion.section(run, tmp_path)
+    assert len(section.tables[0].rows) == 10 and (tmp_path / "fashion-dead-classes.svg").exists()
+    params = {
+        "layers": {"0": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 24)))}}
+    }
+    prune = fashion._pruning((LAYER,), 2)
+    for flag in (True, False):
+        after = prune(params, jnp.array(flag), jnp.array(1))["layers"]["0"]["kernel"]
+        rank = np.linalg.matrix_rank(np.asarray(after), tol=1e-3)
+        assert (rank == 12) == flag
+
+
+def test_convolutions_are_split_where_their_gate_is_open():
+    task = make_task("digits", train_limit=320, batch_size=32, model="lenet", seed_axis="stepwise")
+    state = task.start([Member(0, 0.01), Member(1, 0.01)])
+    split, numbers = cnn.cut_at(state, cnn.ARMS["MP edge"])
+    kernels = loop.leaf(split.params, "convs/1/kernel")
+    rank = numbers["rank/convs/1/kernel"]
+    assert kernels["u"].shape[1:4] == (5, 5, 6) and kernels["v"].shape[1:3] == (1, 1)
+    assert np.all(np.asarray(kernels["u"])[0, ..., rank[0] :] == 0)
+    counted = [np.count_nonzero(leaf[0]) for leaf in jax.tree.leaves(split.params)]
+    assert sum(counted) == numbers["parameters"][0]
+    shut = optim.Policy(gate=0.0)
+    kept, numbers = cnn.cut_at(state, (shut, shut))
+    assert not any(map(optim.is_factored, kept.params["convs"].values()))
+    assert set(numbers["parameters"]) == {
+        sum(leaf[0].size for leaf in jax.tree.leaves(state.params))
+    }
+
+
+def test_factors_of_a_compressed_network_are_multiplied_out():
+    rng = np.random.default_rng(0)
+    params = {"conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 8, 16)), jnp.float32),
+                       "bias": jnp.zeros(16)}}  # fmt: skip
+    cut = compress(params, rank="4", framework="flax")
+    whole = resnet.multiplied_out(params, cut.tensors)["conv"]["kernel"]
+    expected = surgery.truncate(params["conv"]["kernel"].reshape(72, 16), 4)
+    np.testing.assert_allclose(whole.reshape(72, 16), expected, atol=1e-5)
 
 
 # Counting

@@ -113,13 +113,15 @@ def accuracy_by_parameters(
     arms: Mapping[str, tuple[Num[np.ndarray, " s"], Float[np.ndarray, " s"]]],
     *,
     order: Sequence[str] = (),
+    unit: str = "seeds",
     ylabel: str = "test accuracy (%)",
 ) -> Figure:
-    """Each arm at its number of parameters (their mean): mean and 95 % interval over seeds.
+    """Each arm at its number of parameters (their mean): mean and 95 % interval over samples.
 
     Args:
         arms: parameters and accuracies, [s] each.
         order: all arms of the experiment in order, so that an arm looks the same in every figure.
+        unit: what the samples are.
     """
     figure = Figure(figsize=(style.PAGE, 3.8), layout="constrained")
     ax = figure.subplots()
@@ -134,7 +136,9 @@ def accuracy_by_parameters(
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter("{x:,.0f}" if _within_a_decade(ax) else NullFormatter())
     ax.set(xlabel="parameters", ylabel=ylabel)
-    style.arm_legend(figure, ax, [np.size(values) for _, values in arms.values()])
+    samples = max(np.size(values) for _, values in arms.values())
+    legend = style.arm_legend(figure, ax, [samples])
+    legend.set_title(f"mean and 95 % t-interval, {samples} {unit}")
     return figure
 
 

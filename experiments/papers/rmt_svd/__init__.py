@@ -2,7 +2,8 @@
 
 Prune the singular values below the edge of a layer's noise, and factor the layer, while training.
 `ranks` asks how many values a trained layer needs, `loop` splits networks while they train and
-holds them against every control there is, `counts` counts the published parameters.
+holds them against every control there is, `counts` counts the published parameters; `fashion`
+prunes a deep network again and again, `cnn` splits convolutions, `resnet` compresses a trained one.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ COSTS = {
 }
 
 # Modules here that measure something of their own besides Fig. 5 and the loop:
-# `run(preset, root=...) -> Run`, `claims(run, command)`, `section(run, folder)`.
-STUDIES: tuple[str, ...] = ()
+# `run(preset, root=...) -> Run`, None where the preset has none, `claims(run, command)`,
+# `section(run, folder)`.
+STUDIES = ("fashion", "cnn", "resnet")
 
 
 def reproduce(
@@ -53,7 +55,8 @@ def reproduce(
         module = import_module(f"{__name__}.{name}")
         run = module.run(preset, root=root)
         claims += module.claims(run, command)
-        sections.append(module.section(run, folder / "figures"))
+        if run is not None:
+            sections.append(module.section(run, folder / "figures"))
     return write_report(
         claims, sections, split, preset, folder=folder, command=command, as_json=as_json
     )

@@ -232,7 +232,8 @@ def _cut_params(
     ranks = {layer: like[f"rank/{layer}"] for layer in layers}
     if arm.by == "equal":
         spent = sum(like[f"parameters/{layer}"] for layer in layers)
-        common = spent // sum(map(sum, shapes.values()))
+        # Rounded up: this arm never has fewer parameters than the one it is held against.
+        common = -(-spent // sum(map(sum, shapes.values())))
         ranks = {layer: np.minimum(common, min(shape)) for layer, shape in shapes.items()}
     cut = {
         layer: in_turn(surgery.truncate, leaf(state.params, layer), jnp.asarray(rank))
