@@ -203,7 +203,7 @@ def edge_sums(magnitudes: Sequence[Array]) -> list[EdgeSums]:
 
 
 def pulls(
-    sums: Sequence[EdgeSums], heights: Sequence[Array | float], edges: Edges, sizes: Sequence[int]
+    sums: Sequence[EdgeSums], heights: Float[Array, " L"], edges: Edges, sizes: Sequence[int]
 ) -> Array:
     """``L h`` for ``h`` constant in each group, from the sums alone."""
     parts = [jnp.zeros(size, sums[0].sent.dtype) for size in sizes]

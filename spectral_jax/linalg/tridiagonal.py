@@ -57,8 +57,8 @@ def _bisect(d: Float[Array, "n b"], e_squared: Float[Array, "n b"]) -> Float[Arr
 
 
 def _count_below(
-    d: Float[Array, "n b"], e_squared: Float[Array, "n b"], x: Float[Array, "n b"]
-) -> Int[Array, "n b"]:
+    d: Float[Array, "n b"], e_squared: Float[Array, "n b"], x: Float[Array, "p b"]
+) -> Int[Array, "p b"]:
     def next_pivot(carry, row):
         pivot, count = carry
         pivot = row[0] - x - row[1] / pivot
