@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from spectral_jax import laws
 from spectral_jax.plots import style
@@ -131,20 +131,16 @@ def accuracy_by_parameters(
         mean, half_width, _ = t_interval(accuracy)
         look = looks[name]._replace(linestyle="none")._asdict()
         # Arms of equal parameters stand a little beside each other.
-        place = np.mean(parameters) * 1.03 ** (number - len(arms) / 2)
+        place = np.mean(parameters) * 1.008 ** (number - len(arms) / 2)
         ax.errorbar(place, mean, yerr=np.nan_to_num(half_width), capsize=2, label=name, **look)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.xaxis.set_minor_formatter("{x:,.0f}" if _within_a_decade(ax) else NullFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="parameters", ylabel=ylabel)
     samples = max(np.size(values) for _, values in arms.values())
     legend = style.arm_legend(figure, ax, [samples])
     legend.set_title(f"mean and 95 % t-interval, {samples} {unit}")
     return figure
-
-
-def _within_a_decade(ax: Axes) -> bool:
-    low, high = ax.get_xlim()
-    return high < 8 * low
 
 
 @style.styled

@@ -160,13 +160,16 @@ def _dead(run: Run) -> list[tuple[Claim, Any]]:
             dead["ReLU"] - dead["linear"] if on_mnist else None,
         ),
     ]
-    slope = sheet(
+    slope = Claim(
         id="loop-dead-cost",
         text="ReLU logits, all arms: test accuracy lost with each dead class",
-        value=9.8,
+        source=f"{SHEET}: a line through its eight seeds",
+        origin="one seed of ours",
+        value=9.5,
         tolerance=1.2,
         unit=" points",
         cost="preset small",
+        difference="another network; a class answered now and then is not counted as dead",
     )
     rows.append((slope, _cost_of_a_dead_class(found["ReLU"]) if on_mnist else None))
     return rows
