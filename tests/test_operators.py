@@ -17,6 +17,7 @@ from spectral_jax.linalg import SymmetricOperator, dense_operator, eigsh
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.operators import (
+    LinearOperator,
     diagonal_operator,
     function_gram,
     gram,
@@ -45,6 +46,10 @@ def product(op, x):
     return op @ x
 
 
+def transposed_matmul(t, y):
+    return t.T @ y
+
+
 def tall_product(a, x):
     return a @ x
 
@@ -59,6 +64,10 @@ COMPOSITIONS = {
     "diagonal": (lambda a, b, d, *_: diagonal_operator(d), np.diag(D)),
     "low rank": (lambda a, b, d, t, v, w: low_rank_operator(v, w), V * VALUES @ V.T),
     "gram": (lambda a, b, d, t, *_: gram(t), TALL.T @ TALL),
+    "operator's gram": (
+        lambda a, b, d, t, *_: gram(LinearOperator(jnp.matmul, transposed_matmul, t, t.shape)),
+        TALL.T @ TALL,
+    ),
     "function's gram": (
         lambda a, b, d, t, *_: function_gram(tall_product, t, N),
         TALL.T @ TALL,

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_jax.linalg import orthonormal
+from spectral_jax.linalg.operators import LinearOperator
 from spectral_jax.linalg.orthonormal import orthonormal_basis
-from spectral_jax.linalg.randomized import LinearOperator, randomized_svd
+from spectral_jax.linalg.randomized import randomized_svd
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 M, N, RANK = 70, 50, 6

@@ -63,7 +63,7 @@ def eigenpairs(size: Size) -> Table:
         "spread over [1, 1.9]; geometric: from 1 to 10. Peers: SciPy `eigsh` (ARPACK, `SA`) and "
         "SciPy `lobpcg` (block of k, at most 400 iterations; ! did not reach the tolerance). The "
         "target of matvecs is the better peer that converged; ours include, for k > 1, the look "
-        "for repeated eigenvalues that no peer takes (some 13, 45 and 65 products), and one "
+        "for repeated eigenvalues that no peer takes (15 to 90 products), and one "
         "product that confirms the residuals. Without a look nothing tells a single value from a "
         "repeated one: of 4,523 random problems with repeated values, an earlier look of fixed "
         "length passed 270 wrong answers, this one none (of 10,339). Bound: a product reads the "

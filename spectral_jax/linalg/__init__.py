@@ -6,6 +6,7 @@ from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.eigsh import eigsh
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
 from spectral_jax.linalg.operators import (
+    LinearOperator,
     SymmetricOperator,
     dense_operator,
     diagonal_operator,
@@ -13,7 +14,7 @@ from spectral_jax.linalg.operators import (
     gram,
     low_rank_operator,
 )
-from spectral_jax.linalg.randomized import LinearOperator, SVDResult, randomized_svd
+from spectral_jax.linalg.randomized import SVDResult, randomized_svd
 from spectral_jax.linalg.subspace import EigResult, generic_vectors, unit
 from spectral_jax.linalg.trace import Estimate, diagonal, trace
 from spectral_jax.linalg.values import eigvalsh, svdvals

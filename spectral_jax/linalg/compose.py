@@ -14,9 +14,8 @@ from spectral_jax.linalg.operators import (
     SymmetricOperator,
     as_scalar,
     low_rank_operator,
-    transposed_product,
 )
-from spectral_jax.linalg.subspace import mm
+from spectral_jax.linalg.subspace import outside
 
 
 def shift(op: SymmetricOperator, mu: ArrayLike) -> SymmetricOperator:
@@ -110,8 +109,4 @@ def _folded_matvec(shifted: SymmetricOperator, x: Array) -> Array:
 
 def _projected_matvec(data: tuple[Array, SymmetricOperator], x: Array) -> Array:
     vectors, op = data
-    return _outside(vectors, op @ _outside(vectors, x))
-
-
-def _outside(vectors: Array, x: Array) -> Array:
-    return x - mm(vectors, transposed_product(vectors, x))
+    return outside(op @ outside(x, vectors), vectors)

@@ -2,21 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from spectral_jax.linalg.operators import floating_dtype
-from spectral_jax.linalg.orthonormal import inner, orthonormal_basis
+from spectral_jax.linalg.operators import LinearOperator, transposed_product
+from spectral_jax.linalg.orthonormal import orthonormal_basis
 from spectral_jax.linalg.subspace import mm
 
 PROBES = 10
-PANEL = 512
 
 
 class SVDResult(NamedTuple):
@@ -33,42 +31,6 @@ class SVDResult(NamedTuple):
     error: Float[Array, ""]
     rank: Int[Array, ""]
     converged: Bool[Array, ""]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LinearOperator:
-    """A real ``m x n`` operator: ``matvec(data, x)`` of ``[n]``, ``rmatvec(data, y)`` of ``[m]``.
-
-    The rectangular sibling of ``SymmetricOperator``: arrays in ``data`` (a pytree, traced), code
-    static and hashable. That ``rmatvec`` is the transpose is the caller's promise.
-
-    >>> op = LinearOperator(lambda d, x: d * x[:2], lambda d, y: jnp.pad(d * y, (0, 1)),
-    ...                     jnp.array([2.0, 3.0]), (2, 3))
-    >>> (op @ jnp.ones(3)).tolist(), (op.T @ jnp.ones(2)).tolist()
-    ([2.0, 3.0], [2.0, 3.0, 0.0])
-    """
-
-    matvec: Callable[[Any, Array], Array] = dataclasses.field(metadata={"static": True})
-    rmatvec: Callable[[Any, Array], Array] = dataclasses.field(metadata={"static": True})
-    data: Any
-    shape: tuple[int, int] = dataclasses.field(metadata={"static": True})
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The floating dtype of the arrays in ``data``; vectors should have it too."""
-        return floating_dtype(self.data)
-
-    @property
-    def T(self) -> "LinearOperator":
-        """The transpose."""
-        return LinearOperator(self.rmatvec, self.matvec, self.data, self.shape[::-1])
-
-    def __matmul__(self, x: Array) -> Array:
-        """Apply to a vector ``[n]`` or to the columns of a block ``[n, k]``."""
-        if x.ndim == 1:
-            return self.matvec(self.data, x)
-        return jax.vmap(self.matvec, in_axes=(None, 1), out_axes=1)(self.data, x)
 
 
 @partial(jax.jit, static_argnames=("rank", "oversample", "power_iterations", "method"))
@@ -168,7 +130,7 @@ def _krylov(op: LinearOperator, q: Array, iterations: int) -> tuple[Array, Array
 
 def _project(q: Array, image: Array, p: Array, rank: int) -> tuple[Array, Array, Array]:
     """The leading triplets of ``Q image^T = Q (P^T image)^T P^T``, which is ``Q Q^T A``."""
-    x, s, yt = jnp.linalg.svd(inner(p, image))
+    x, s, yt = jnp.linalg.svd(transposed_product(p, image))
     u, vt = mm(q, yt[:rank].T), mm(p, x[:, :rank]).T
     largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)[0]
     sign = jnp.where(largest < 0, -1, 1).astype(u.dtype)
@@ -216,20 +178,7 @@ def _dense(a: Array) -> LinearOperator:
         raise ValueError(
             f"a is {a.dtype}{list(a.shape)}: pass a real floating matrix [m, n] (vmap for a batch)"
         )
-    return LinearOperator(mm, _dense_rmatvec, a, (a.shape[0], a.shape[1]))
-
-
-def _dense_rmatvec(a: Array, y: Array) -> Array:
-    """``A^T y`` by panels of rows on a CPU, where XLA's product repacks the whole of ``A``."""
-    if a.shape[0] % PANEL or a.shape[0] == PANEL:
-        return mm(y, a)
-
-    def by_panels(a, y):
-        panels = y.reshape(-1, PANEL), a.reshape(-1, PANEL, a.shape[1])
-        start = jnp.zeros(a.shape[1], a.dtype)
-        return jax.lax.scan(lambda total, panel: (total + mm(*panel), None), start, panels)[0]
-
-    return jax.lax.platform_dependent(a, y, cpu=by_panels, default=lambda a, y: mm(y, a))
+    return LinearOperator(mm, transposed_product, a, (a.shape[0], a.shape[1]))
 
 
 def _norm(x: Array) -> Array:

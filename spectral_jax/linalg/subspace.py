@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
 
 
 class EigResult(NamedTuple):
@@ -63,6 +63,11 @@ class Search(NamedTuple):
 def orthogonalise(x: Array, basis: Array) -> Array:
     """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns; see ``off_rows``."""
     return off_rows(x.T, basis.T).T
+
+
+def outside(x: Array, basis: Array) -> Array:
+    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns, once."""
+    return x - mm(basis, transposed_product(basis, x))
 
 
 def off_rows(x: Array, basis: Array) -> Array:
