@@ -19,7 +19,7 @@ __all__ = ["COSTS", "PRESETS", "STUDIES", "TITLE", "reproduce"]
 TITLE = "RMT-SVD: pruning by the Marchenko-Pastur edge"
 COSTS = {
     "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
-    "small": "about 20 minutes on one CPU core; MNIST",
+    "small": "about 20 minutes on one CPU core; MNIST, Fashion-MNIST, CIFAR-10",
     "paper": "an estimated 120 hours on two CPU cores, a few on a GPU: the published networks, "
     "unpruned, and the loop on all of MNIST",
 }

@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data as datasets
 from experiments.claims import Claim, Judged, judge
 from experiments.loop import TrainState
-from experiments.papers.rmt_svd.training import Member, in_turn, make_task
+from experiments.papers.rmt_svd.training import Member, in_turn, make_task, trained_study
 from experiments.report import Picture, Row, Section, Table, cell
 from experiments.runs import Run
-from experiments.study import study
 from spectral_jax import optim, plots
 from spectral_jax.optim import Policy
 from spectral_jax.plots import bulks as figures
@@ -61,11 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def run(preset: str, *, root: str | Path) -> Run | None:
     """All arms of a preset, trained or found; None where the preset has none."""
-    if preset not in OPTIONS:
-        return None
-    options = OPTIONS[preset]
-    sha256 = datasets.load(options["dataset"], preprocessing="unit").sha256
-    return study("rmt_svd/fashion", measure, options=options, root=root, data_sha256=sha256)
+    return trained_study("fashion", measure, OPTIONS[preset], root) if preset in OPTIONS else None
 
 
 def measure(

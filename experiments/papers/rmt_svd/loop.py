@@ -22,11 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import data as datasets
 from experiments.loop import TrainState
-from experiments.papers.rmt_svd.training import Member, Task, Tree, in_turn, make_task
+from experiments.papers.rmt_svd.training import (
+    Member,
+    Task,
+    Tree,
+    in_turn,
+    make_task,
+    trained_study,
+)
 from experiments.runs import Run
-from experiments.study import study
 from spectral_jax import optim, rmt
 from spectral_jax.optim import Policy, surgery
 
@@ -105,8 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def run(preset: str, *, root: str | Path) -> Run:
     """Every arm of a preset, trained or found."""
     options = {**OPTIONS[preset], "rate": RATE, "rates": RATES}
-    sha256 = datasets.load(options["dataset"], preprocessing="unit").sha256
-    return study("rmt_svd/loop", measure, options=options, root=root, data_sha256=sha256)
+    return trained_study("loop", measure, options, root)
 
 
 def measure(

@@ -24,6 +24,8 @@ import optax
 
 from experiments import data as datasets
 from experiments.loop import Apply, Data, Program, SeedAxis, TrainState, accuracy, normalise
+from experiments.runs import Run
+from experiments.study import study
 from models import Network
 from models.factored import factored
 from spectral_jax import optim
@@ -134,6 +136,14 @@ def make_task(
     )
     program = Program(net.apply, optimizer, batch_size, len(splits.train_y))
     return Task(net, program, data, found.sha256, seed_axis)
+
+
+def trained_study(
+    name: str, measure: Callable[..., Mapping[str, Any]], options: Mapping[str, Any], root: Any
+) -> Run:
+    """A study of networks that it trains on ``options["dataset"]``, made or found."""
+    sha256 = datasets.load(options["dataset"], preprocessing="unit").sha256
+    return study(f"rmt_svd/{name}", measure, options=options, root=root, data_sha256=sha256)
 
 
 def in_turn(function: Callable[..., Tree], *trees: Tree) -> Tree:
