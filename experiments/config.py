@@ -59,7 +59,8 @@ def _require_count(name: str, value: int, *, least: int) -> None:
 class DataConfig:
     """The data set; `validation` examples are split off the training set, the rest is limited.
 
-    `test_limit` is for networks whose evaluation would cost as much as their training.
+    `test_limit` is for networks whose evaluation would cost as much as their training; `augment`
+    changes what is trained on, anew every time it is seen.
     """
 
     name: str = "mnist"
@@ -70,6 +71,7 @@ class DataConfig:
     label_noise: float = 0.0
     preprocessing: Literal["standard", "unit", "raw"] = "standard"
     split: Literal["stratified", "released"] = "stratified"
+    augment: Literal["none", "crop_flip"] = "none"
 
     def __post_init__(self) -> None:
         _require_count("batch_size", self.batch_size, least=1)

@@ -51,13 +51,15 @@ class Program:
     """One arm's training program. Static: equal programs share compiled code.
 
     A chunk must not cross an epoch's end: ``steps_per_epoch`` says where that is (the remainder of
-    an epoch that does not fill a batch is dropped; batches are drawn anew each epoch).
+    an epoch that does not fill a batch is dropped; batches are drawn anew each epoch). ``augment``
+    changes the raw examples of a batch by a key.
     """
 
     apply: Apply
     optimizer: optax.GradientTransformation
     batch_size: int
     train_size: int
+    augment: Callable[[Array, Array], Array] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,9 +123,12 @@ class Program:
 
     def _step(self, data: Data, dropout_key: Array, state: TrainState, rows: Array):
         key = jax.random.fold_in(dropout_key, state.step)
+        raw = data.x[rows]
+        if self.augment is not None:
+            raw = self.augment(jax.random.fold_in(key, 1), raw)
 
         def objective(params):
-            x, y = normalise(data, data.x[rows]), data.y[rows]
+            x, y = normalise(data, raw), data.y[rows]
             logits, new_state = self.apply(params, state.model_state, x, train=True, key=key)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
             return loss, (new_state, accuracy(logits, y).mean())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data as datasets
+from experiments.augmentation import AUGMENTATIONS
 from experiments.config import ExperimentConfig
 from experiments.data.splits import Splits, stratified_order
 from experiments.errors import FAILED, UserError
@@ -189,6 +190,7 @@ class _Trainer:
             ),
             batch_size=batch_size,
             train_size=train_size,
+            augment=AUGMENTATIONS.get(self.config.data.augment),
         )
 
     def _faster_axis(self) -> SeedAxis:
@@ -295,6 +297,11 @@ def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) ->
         raise UserError(
             f"data.batch_size = {batch_size} but there are {examples} training examples: "
             "lower it, or raise data.train_limit"
+        )
+    if config.data.augment != "none" and splits.train_x.ndim < 3:
+        raise UserError(
+            f"data.augment = {config.data.augment} moves pixels, but {config.data.name} is no set "
+            "of images: leave it at none"
         )
     optimizer_of(config, net, steps_per_epoch=examples // batch_size, axis_name=None)
 

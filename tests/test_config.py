@@ -179,7 +179,8 @@ def test_every_key_changes_the_hash():
     changes = [
         "name=other", "data.name=digits", "data.batch_size=7", "data.train_limit=7",
         "data.test_limit=7", "data.validation=7", "data.label_noise=0.7", "data.preprocessing=raw",
-        "data.split=released", "model.name=lenet", "model.hidden=[7]", "model.dropout=0.7",
+        "data.split=released", "data.augment=crop_flip",
+        "model.name=lenet", "model.hidden=[7]", "model.dropout=0.7",
         "model.depth=7", "model.width=7", "model.stem=cifar",
         "optimizer.name=adam", "optimizer.learning_rate=0.7", "optimizer.momentum=0.7",
         "optimizer.schedule=cosine", "optimizer.weight_decay=0.7",

@@ -1,5 +1,6 @@
 """A chunk of compiled steps is a plain training loop, for every seed on its own."""
 
+import dataclasses
 from functools import cache, partial
 
 import jax
@@ -252,3 +253,16 @@ def test_dropout_stays_on_only_when_asked():
     again = evaluated(other_keys, data, dropout=True)
     assert (np.abs(again["loss"] - on["loss"]) > 1e-3).all()
     assert_same(evaluated(other_keys, data), off)
+
+
+def blackened(key, x):
+    assert x.dtype == jnp.uint8  # what the network sees scaled later
+    return jnp.zeros_like(x)
+
+
+def test_augmentation_changes_raw_examples_and_nothing_else():
+    augmented = dataclasses.replace(PROGRAM, augment=blackened)
+    black = DATA._replace(x=jnp.zeros_like(DATA.x))
+    ours, _ = chunks(initial(0), 2, program=augmented)
+    theirs, _ = chunks(initial(0), 2, data=black)
+    assert_same(ours, theirs, rtol=1e-6, atol=1e-7)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,13 @@ def assert_same_run(ours, theirs):
 
 
 # A run
+
+
+def test_pixels_are_not_moved_where_there_are_none():
+    config = change("data", augment="crop_flip")
+    text = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros(99))
+    with pytest.raises(UserError, match="data.augment = crop_flip moves pixels, but digits is no"):
+        trainer._refuse_what_cannot_train(config, None, text)
 
 
 def test_a_run_evaluates_the_weights_it_keeps(whole):
