@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectral_jax import rmt
@@ -111,9 +112,6 @@ def prune_spectra(
     report: dict[str, LayerReport] = {}
     for (_, _, policy), names in groups.items():
         stack = jnp.stack([_matrix(leaves[name]) for name in names])
-        # One group after the other: batched LAPACK calls that run at once can wait for each other
-        # for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
-        stack, report = jax.lax.optimization_barrier((stack, report))
         keys = jnp.stack([jax.random.fold_in(key, list(chosen).index(name)) for name in names])
         one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
         matrices, rows = jax.vmap(one)(stack, keys)
@@ -182,7 +180,7 @@ def _prune_matrix(
 ) -> tuple[Array, LayerReport]:
     shape = (w.shape[0], w.shape[1])
     n = max(shape)
-    spectral = surgery.spectrum(w)
+    spectral = _spectrum(w)
     found = fit(spectral.values[::-1] ** 2 / n, shape)
     edge, sigma = jnp.sqrt(n * found.edge), jnp.sqrt(found.variance)
     status = _status(policy, spectral, found, keep_below)
@@ -193,6 +191,24 @@ def _prune_matrix(
     spikes, ks = jnp.asarray(found.spikes, jnp.int32), jnp.asarray(found.ks, w.dtype)
     row = LayerReport(sigma, edge, spikes, ks, rank, status)
     return jnp.where(ready, edited, w), row
+
+
+@custom_vmap
+def _spectrum(w: Array) -> Spectrum:
+    return surgery.spectrum(w)
+
+
+@_spectrum.def_vmap
+def _spectra(axis_size: int, in_batched: list[bool], w: Array) -> tuple[Spectrum, Spectrum]:
+    """One matrix after the other on a CPU, whatever the nesting of ``vmap``.
+
+    Batched LAPACK calls that run at once can wait for each other for ever on jaxlib's thread pool
+    (seen with 0.10.2 within 10 calls; cf. jax#36927); calls for single matrices do not use it.
+    """
+    del axis_size, in_batched
+    in_turn = partial(jax.lax.map, _spectrum)
+    found = jax.lax.platform_dependent(w, cpu=in_turn, default=surgery.spectrum)
+    return found, Spectrum(True, True)  # type: ignore[arg-type]
 
 
 def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> Int[Array, ""]:
