@@ -66,7 +66,7 @@ def eigenpairs(size: Size) -> Table:
         "for repeated eigenvalues that no peer takes (15 to 90 products), and one "
         "product that confirms the residuals. Without a look nothing tells a single value from a "
         "repeated one: of 4,523 random problems with repeated values, an earlier look of fixed "
-        "length passed 270 wrong answers, this one none (of 10,339). Bound: a product reads the "
+        "length passed 270 wrong answers, this one none (of 11,347). Bound: a product reads the "
         f"matrix, {8 * size.n**2 / 1e6:.0f} MB; ours takes the products that the count says, and 4 "
         "to 8 % more for everything else, so that the ratio of times is that of the counts."
     )

@@ -55,9 +55,9 @@ def speed(size: Size) -> Table:
         "time. Where a loop target is missed, LAPACK's Householder reduction (`sytrd`, row "
         "`reduction alone`) is what is left: half of its flops are matrix-vector products, which "
         "read the trailing matrix once a column whatever the batch; the rate of its 4/3 n^3 flops "
-        "is given, and that of matrix products in the table of the randomised SVD. Square matrices "
-        "keep to "
-        "LAPACK's `gesdd`, which computes no vectors either: their Gram matrix loses the hard edge."
+        "is given, and that of matrix products in the table of the randomised SVD. Square "
+        "matrices keep to LAPACK's `gesdd`, which computes no vectors either: their Gram matrix "
+        "loses the hard edge."
     )
     return Table("Values of batches of matrices, one core", note, rows)
 
