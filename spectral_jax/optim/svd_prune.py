@@ -206,9 +206,13 @@ def _spectra(axis_size: int, in_batched: list[bool], w: Array) -> tuple[Spectrum
     (seen with 0.10.2 within 10 calls; cf. jax#36927); calls for single matrices do not use it.
     """
     del axis_size, in_batched
+    return _in_turn_on_cpus(w), Spectrum(True, True)  # type: ignore[arg-type]
+
+
+@jax.jit
+def _in_turn_on_cpus(stack: Array) -> Spectrum:
     in_turn = partial(jax.lax.map, _spectrum)
-    found = jax.lax.platform_dependent(w, cpu=in_turn, default=surgery.spectrum)
-    return found, Spectrum(True, True)  # type: ignore[arg-type]
+    return jax.lax.platform_dependent(stack, cpu=in_turn, default=surgery.spectrum)
 
 
 def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> Int[Array, ""]:
