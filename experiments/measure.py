@@ -19,6 +19,7 @@ from experiments.regularise import (
 from models import Network
 from spectral_jax import graphs, optim, rmt, weights
 from spectral_jax.linalg import svdvals
+from spectral_jax.linalg.lapack import after
 
 # A weight below this is counted as gone (sheet fiedler.md, section 4.3).
 SMALL_WEIGHT = 1e-3
@@ -110,14 +111,14 @@ def tail_exponents(
         for name, kernel in weights.matrices(params).items():
             if kernel.matrix.size // max(kernel.matrix.shape[-2:]) >= min_eigenvalues:
                 shapes.setdefault(kernel.matrix.shape, {})[name] = kernel.matrix
-        return {
-            f"{kind}/{name}": alpha
-            for named in shapes.values()
-            for kind, metric in metrics.items()
-            for name, alpha in zip(
-                named, jax.vmap(metric)(jnp.stack(list(named.values()))), strict=True
-            )
-        }
+        alphas: dict[str, jax.Array] = {}
+        last = jnp.zeros(())
+        for named in shapes.values():
+            for kind, metric in metrics.items():
+                found = jax.vmap(metric)(after(last, jnp.stack(list(named.values()))))
+                last = found[-1]
+                alphas |= {f"{kind}/{name}": a for name, a in zip(named, found, strict=True)}
+        return alphas
 
     return over_seeds(one, seed_axis)(params)
 

@@ -323,12 +323,3 @@ def test_a_change_that_costs_more_than_allowed_is_taken_back(after, accepted):
     assert result.state == ("new" if accepted else "old")
     with pytest.raises(ValueError, match="max_drop=-1"):
         attempt("old", str, len, max_drop=-1)
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the thread pool of CPUs is meant")
-def test_under_vmap_a_cpu_decomposes_one_matrix_at_a_time():
-    # Batched calls of LAPACK side by side have waited for each other for ever.
-    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), PARAMS)
-    program = jax.jit(jax.vmap(lambda params: prune_spectra(params, Policy()).params))
-    shapes = re.findall(r"syevd.*: \(tensor<([\dx]+)xf\d+>\)", program.lower(seeds).as_text())
-    assert shapes and all(shape.count("x") == 1 for shape in shapes)

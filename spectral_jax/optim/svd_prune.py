@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
+from spectral_jax.linalg.lapack import each
 from spectral_jax.optim import surgery
 from spectral_jax.optim.policies import Policy, policy_of
 from spectral_jax.optim.surgery import Spectrum
@@ -202,17 +203,15 @@ def _spectrum(w: Array) -> Spectrum:
 def _spectra(axis_size: int, in_batched: list[bool], w: Array) -> tuple[Spectrum, Spectrum]:
     """One matrix after the other on a CPU, whatever the nesting of ``vmap``.
 
-    Batched LAPACK calls that run at once can wait for each other for ever on jaxlib's thread pool
-    (seen with 0.10.2 within 10 calls; cf. jax#36927); calls for single matrices do not use it.
+    However many threads: there is a call for every layer (``linalg.lapack``).
     """
     del axis_size, in_batched
-    return _in_turn_on_cpus(w), Spectrum(True, True)  # type: ignore[arg-type]
+    return _in_turn(w), Spectrum(True, True)  # type: ignore[arg-type]
 
 
 @jax.jit
-def _in_turn_on_cpus(stack: Array) -> Spectrum:
-    in_turn = partial(jax.lax.map, _spectrum)
-    return jax.lax.platform_dependent(stack, cpu=in_turn, default=surgery.spectrum)
+def _in_turn(stack: Array) -> Spectrum:
+    return each(_spectrum, stack, split=False)
 
 
 def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> Int[Array, ""]:

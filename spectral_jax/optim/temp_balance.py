@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
+from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
 from spectral_jax.optim.ownership import owners
@@ -193,12 +194,11 @@ class _Control(NamedTuple):
         for name, matrix in matrices.items():
             groups.setdefault((matrix.shape, matrix.dtype), []).append(name)
         alphas: dict[str, Array] = {}
+        last = jnp.zeros(())
         for names in groups.values():
-            batch = jnp.stack([matrices[name] for name in names])
-            # One group after the other: batched LAPACK calls that run at once can wait for each
-            # other for ever on jaxlib's CPU thread pool (seen with 0.10.2; cf. jax#36927).
-            batch, alphas = jax.lax.optimization_barrier((batch, alphas))
+            batch = after(last, jnp.stack([matrices[name] for name in names]))
             alphas.update(zip(names, jax.vmap(self.metric)(batch), strict=True))
+            last = alphas[names[-1]]
         values = jnp.stack([alphas[name] for name in matrices])
         if self.shuffle_key is not None:
             values = jax.random.permutation(self.shuffle_key, values)

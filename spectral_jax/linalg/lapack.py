@@ -1,0 +1,53 @@
+"""Stacks of matrices through LAPACK on a CPU, without the deadlock of jaxlib's thread pool."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# jaxlib (seen with 0.10.2; cf. jax#36927) splits a batched LAPACK call over its thread pool and
+# blocks the calling thread, itself one of the pool, until all parts are done. As soon as every
+# thread is such a caller, no part is ever run. With more threads than this it takes more calls at
+# once than a program usually has, and splitting the batch gains more than it risks.
+FEW_THREADS = 4
+
+Result = TypeVar("Result")
+
+
+def each(
+    function: Callable[[Array], Result], stack: Float[Array, "b m n"], *, split: bool | None = None
+) -> Result:
+    """``function(stack)``, which must treat matrices apart; on a CPU one after the other.
+
+    A LAPACK call for a single matrix does not touch the thread pool; on two threads it is as fast.
+    With ``split``, by default where the process has more than ``FEW_THREADS`` threads, and on other
+    backends, it is one batched call. A ``vmap`` would batch the calls again: join the batch before
+    (``custom_vmap``). Works under ``jit``; as differentiable as ``function``.
+    """
+    if split is None:
+        split = not few_threads()
+    if split or len(stack) == 1:
+        return function(stack)
+    in_turn = partial(jax.lax.map, function)
+    return jax.lax.platform_dependent(stack, cpu=in_turn, default=function)
+
+
+def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """``x``, not before ``known`` is: one batched call after the other in a program of several.
+
+    A dependence of data, at the cost of reading ``known``: XLA drops an ``optimization_barrier``
+    before it schedules.
+    """
+    never = jnp.isnan(known) & jnp.isinf(known)
+    return jnp.where(never, 0, x)
+
+
+def few_threads() -> bool:
+    """Whether every thread could easily be waiting in a batched LAPACK call."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) <= FEW_THREADS
+    return (os.cpu_count() or 1) <= FEW_THREADS
