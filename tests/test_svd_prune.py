@@ -1,7 +1,6 @@
 """Pruning finds the planted spikes, touches what its policy names, and can be taken back."""
 
 import math
-import re
 from functools import cache, partial
 from typing import NamedTuple
 
