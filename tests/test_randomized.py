@@ -63,12 +63,19 @@ def assert_orthonormal(q, *, atol):
 
 
 @pytest.mark.parametrize(
-    "method, dtype", [("krylov", "float32"), ("krylov", "float64"), ("power", "float64")]
+    "method, options, dtype",
+    [
+        ("krylov", {}, "float32"),
+        ("krylov", {}, "float64"),
+        ("krylov", {"block": 2, "power_iterations": 4}, "float32"),
+        ("krylov", {"block": 1, "power_iterations": RANK}, "float64"),
+        ("power", {}, "float64"),
+    ],
 )
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_is_a_projection_of_the_matrix_whatever_the_spectrum(method, spectrum, dtype):
+def test_is_a_projection_of_the_matrix_whatever_the_spectrum(method, options, spectrum, dtype):
     a = rotated(SPECTRA[spectrum])
-    result = solver(method)(jax.random.key(1), jnp.asarray(a, dtype))
+    result = solver(method, **options)(jax.random.key(1), jnp.asarray(a, dtype))
     rounding = 100 * np.finfo(dtype).eps
     assert {x.dtype for x in (result.u, result.s, result.vt, result.error)} == {jnp.dtype(dtype)}
     assert_orthonormal(result.u, atol=rounding)
@@ -106,6 +113,22 @@ def test_krylov_beats_power_at_the_same_number_of_products():
     a = jnp.asarray(rotated(SPECTRA["flat"]))
     found = {m: solver(m)(jax.random.key(0), a).s for m in METHODS}
     assert (found["krylov"] > found["power"] + 1e-4).all()
+
+
+@pytest.mark.parametrize("spectrum", ["decaying", "polynomial", "flat"])
+def test_a_small_block_is_more_accurate_at_the_same_number_of_columns(spectrum):
+    a = jnp.asarray(rotated(SPECTRA[spectrum]))
+    columns = {1: 11, 2: 5, 6: 1}
+    captured = [
+        np.mean(
+            [
+                np.sum(solver("krylov", block=b, power_iterations=q)(jax.random.key(i), a).s ** 2)
+                for i in range(8)
+            ]
+        )
+        for b, q in columns.items()
+    ]
+    assert captured == sorted(captured, reverse=True)
 
 
 def test_power_iterations_do_not_lose_what_is_small():
@@ -279,6 +302,9 @@ def test_vectors_and_error_refuse_to_be_differentiated(part):
         ((5, 4), {"rank": 1, "oversample": -1}, "oversample=-1"),
         ((5, 4), {"rank": 1, "power_iterations": -1}, "power_iterations=-1"),
         ((5, 4), {"rank": 1, "method": "lanczos"}, "method='lanczos'"),
+        ((5, 4), {"rank": 4, "block": 1, "power_iterations": 1}, "choose block >= 2 or more iter"),
+        ((5, 4), {"rank": 1, "block": 0}, "block=0"),
+        ((5, 4), {"rank": 1, "block": 2, "method": "power"}, "use oversample"),
         ((2, 5, 4), {"rank": 1}, "vmap for a batch"),
     ],
 )

@@ -33,7 +33,7 @@ class SVDResult(NamedTuple):
     converged: Bool[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("rank", "oversample", "power_iterations", "method"))
+@partial(jax.jit, static_argnames=("rank", "oversample", "power_iterations", "method", "block"))
 def randomized_svd(
     key: Key[Array, ""],
     a: Float[Array, "m n"] | LinearOperator,
@@ -42,6 +42,7 @@ def randomized_svd(
     oversample: int = 10,
     power_iterations: int = 2,
     method: Literal["krylov", "power"] = "krylov",
+    block: int | None = None,
     tol: float | None = None,
 ) -> SVDResult:
     """The ``rank`` leading singular triplets of ``a``: ``u [m, rank]``, ``s``, ``vt [rank, n]``.
@@ -56,6 +57,10 @@ def randomized_svd(
         ``q + 1`` of them. Both make ``2 q + 2`` products of ``a`` with ``b`` columns and Krylov is
         always the more accurate, at ``q + 1`` times the memory for ``Q``.
       oversample: extra columns; Krylov does without (``0``) when ``q >= 1``.
+      block: columns of a product, instead of ``rank + oversample``; Krylov only. A smaller block
+        and more iterations reach the same error with fewer columns multiplied in all (two thirds
+        at a quarter of the rank), as long as ``block (q + 1) >= rank`` and a product is worth its
+        call: 16 or 32 columns for a dense matrix. As large as the most repeated singular value.
       tol: keep the smallest rank with ``||A - u diag(s) vt||_F <= tol ||A||_F``, at most ``rank``.
         Shapes stay static: what is beyond ``result.rank`` is zero.
 
@@ -72,7 +77,7 @@ def randomized_svd(
     Raises ``ValueError`` for an impossible ``rank``, option or shape, and ``NotImplementedError``
     for derivatives of anything but ``s``.
     Sources: Halko, Martinsson & Tropp 2011 (algorithm 4.4, error estimate of section 4.3); Musco &
-    Musco 2015 (block Krylov).
+    Musco 2015 (block Krylov); Meyer, Musco & Musco 2024 (arXiv 2305.02535: why small blocks do).
 
     >>> a = jnp.outer(jnp.arange(4.0), jnp.ones(9))
     >>> result = randomized_svd(jax.random.key(0), a, 2)
@@ -80,8 +85,8 @@ def randomized_svd(
     (11.225, 1)
     """
     op = a if isinstance(a, LinearOperator) else _dense(a)
-    _check(op, rank, oversample, power_iterations, method)
-    width = min(rank + oversample, *op.shape)
+    _check(op, rank, oversample, power_iterations, method, block)
+    width = min(rank + oversample if block is None else block, *op.shape)
     draws = jax.random.normal(key, (op.shape[1], width + PROBES), op.dtype)
     return _triplets(_Options(rank, power_iterations, method), op, draws, tol)
 
@@ -94,11 +99,11 @@ class _Options(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _triplets(options, op, draws, tol) -> SVDResult:
-    images = op @ draws
-    sketch, seen = images[:, :-PROBES], images[:, -PROBES:]
+    # Two products: XLA's is up to twice as slow at widths that are not powers of two.
+    sketch, probes = op @ draws[:, :-PROBES], draws[:, -PROBES:]
     find = _krylov if options.method == "krylov" else _power
     u, s, vt = _project(*find(op, orthonormal_basis(sketch), options.iterations), options.rank)
-    unseen = seen - mm(u * s, mm(vt, draws[:, -PROBES:]))
+    unseen = op @ probes - mm(u * s, mm(vt, probes))
     return _truncate(u, s, vt, _norm(unseen) / math.sqrt(PROBES), tol)
 
 
@@ -188,7 +193,7 @@ def _norm(x: Array) -> Array:
     return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
 
 
-def _check(op, rank, oversample, power_iterations, method) -> None:
+def _check(op, rank, oversample, power_iterations, method, block) -> None:
     if not 1 <= rank <= min(op.shape):
         raise ValueError(f"rank={rank}: choose 1 <= rank <= min(m, n) = {min(op.shape)}")
     if oversample < 0:
@@ -197,3 +202,12 @@ def _check(op, rank, oversample, power_iterations, method) -> None:
         raise ValueError(f"power_iterations={power_iterations}: choose 0 or more")
     if method not in ("krylov", "power"):
         raise ValueError(f"method={method!r}: choose 'krylov' or 'power'")
+    if block is None:
+        return
+    if method != "krylov":
+        raise ValueError(f"block={block} is of method='krylov': use oversample")
+    if block < 1 or min(block, *op.shape) * (power_iterations + 1) < rank:
+        raise ValueError(
+            f"block={block} and power_iterations={power_iterations} span fewer than rank={rank} "
+            f"columns: choose block >= {-(-rank // (power_iterations + 1))} or more iterations"
+        )
