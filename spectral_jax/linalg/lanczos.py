@@ -89,14 +89,22 @@ def three_term(
     Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode.
     """
 
-    def step(front, _):
+    # The image is carried, not the vector that becomes of it: within one step XLA would compute a
+    # product of cheap operations once for each of its uses.
+    def step(carry, _):
+        image, alpha, scale, q, beta, last = carry
+        rest = image - alpha * q - beta * last
+        front = _Front(q, rest, jnp.linalg.norm(rest), scale)
         q, beta, valid = _next(front)
-        rest, alpha, scale = _image(op, q, beta, front)
-        return _Front(q, rest, jnp.linalg.norm(rest), scale), (alpha, beta, valid)
+        image = op @ q
+        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
+        # The norm of the image where it matters: where little is left of it.
+        scale = jnp.maximum(scale, jnp.hypot(alpha, beta))
+        return (image, alpha, scale, q, beta, front.last), (alpha, beta, valid)
 
-    length = jnp.linalg.norm(v0)
-    front = _Front(jnp.zeros_like(v0), v0, length, length)
-    _, (alpha, beta, valid) = jax.lax.scan(step, front, length=steps)
+    none, zero = jnp.zeros_like(v0), jnp.zeros((), v0.dtype)
+    start = v0, zero, jnp.linalg.norm(v0), none, zero, none
+    _, (alpha, beta, valid) = jax.lax.scan(step, start, length=steps)
     return alpha, beta[1:], valid.sum()
 
 
