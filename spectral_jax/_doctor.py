@@ -13,8 +13,8 @@ from spectral_jax import __version__
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # jaxlib 0.10.0 to 0.11.0 runs batched LAPACK over XLA's thread pool while OpenBLAS threads too
-# (jax#39292, jax#36927); which later release carries the fix is not verified.
-LAST_JAXLIB_KNOWN_TO_NEST_THREADS = (0, 11, 0)
+# (jax#39292, jax#36927). From 0.11.1 on (watched to 0.12.0.1) one thread takes the whole batch.
+LAST_JAXLIB_TO_NEST_THREADS = (0, 11, 0)
 
 
 class Finding(NamedTuple):
@@ -127,11 +127,14 @@ def _lapack_threads(facts: dict[str, Any]) -> Finding | None:
     if threads["OPENBLAS_NUM_THREADS"] == "1" or (threads["cores"] or 1) == 1:
         return None
     release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdigit())
-    known = release <= LAST_JAXLIB_KNOWN_TO_NEST_THREADS
+    nested = release <= LAST_JAXLIB_TO_NEST_THREADS
     return Finding(
-        "batched eigenvalues and singular values on the CPU may be many times slower than need be",
-        f"jaxlib {jaxlib} {'runs' if known else 'may run (not verified)'} batched LAPACK over "
-        "XLA's threads while OpenBLAS starts its own (jax#36927; on large hosts jax#39292)",
+        "batched eigenvalues and singular values on the CPU may be "
+        f"{'many times ' if nested else ''}slower than need be",
+        f"jaxlib {jaxlib} runs batched LAPACK over XLA's threads while OpenBLAS starts its own "
+        "(jax#36927; on large hosts jax#39292)"
+        if nested
+        else "OpenBLAS starts its own threads for each matrix of a batch, beside those of XLA",
         "export OPENBLAS_NUM_THREADS=1 before Python starts",
     )
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# jaxlib (seen with 0.10.2; cf. jax#36927) splits a batched LAPACK call over its thread pool and
-# blocks the calling thread, itself one of the pool, until all parts are done. As soon as every
-# thread is such a caller, no part is ever run. With more threads than this it takes more calls at
-# once than a program usually has, and splitting the batch gains more than it risks.
+# jaxlib up to 0.11.0 (cf. jax#36927) splits a batched LAPACK call over its thread pool and blocks
+# the calling thread, itself one of the pool, until all parts are done. As soon as every thread is
+# such a caller, no part is ever run. With more threads than this it takes more calls at once than
+# a program usually has, and splitting the batch gains more than it risks.
 FEW_THREADS = 4
 
 Result = TypeVar("Result")
