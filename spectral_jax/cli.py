@@ -12,7 +12,7 @@ from typing import NoReturn
 EXAMPLES = """\
 examples:
   spectral-jax analyze model.safetensors             what each layer's spectrum says
-  spectral-jax analyze last.npz --compare first.npz  two checkpoints side by side
+  spectral-jax analyze first.npz --compare last.npz  two checkpoints side by side
   spectral-jax analyze model.pt --report out.html    a page with figures
   spectral-jax analyze model.pt --metrics all --json every metric as one JSON object
   spectral-jax compress model.pt --rank mp --out small.safetensors
@@ -21,6 +21,9 @@ examples:
   spectral-jax doctor --json                         the same as one JSON object
 
 """
+
+
+FAILED, BAD_INPUT, MISSING, INTERRUPTED = 1, 2, 4, 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -39,7 +42,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0 done, 2 wrong usage."""
+    """Run the command line and return its exit code: 0 done, 2 wrong usage or a bad file.
+
+    4 is a checkpoint that is not there, 1 too little memory, 130 an interruption; each is one line
+    on stderr.
+    """
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
@@ -66,7 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         known = commands.choices[words[0]].format_help()
         parser.unknown(unknown[0], re.findall(r"--[a-z]+", known))
-    return options.run(options)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()  # a reader that has gone is found here, not when the interpreter ends
+        return code
+    except BrokenPipeError:  # the reader of stdout, say `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
+    except KeyboardInterrupt:
+        message, code = "interrupted", INTERRUPTED
+    except FileNotFoundError as error:
+        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
+    except (ValueError, OSError, ImportError) as error:
+        message, code = str(error), BAD_INPUT
+    except MemoryError as error:
+        message, code = f"{options.path}: not enough memory: {error}", FAILED
+    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -146,10 +147,10 @@ def test_what_needs_attention_comes_first(table):
 
 def test_the_summary_counts_names_and_says_how_sure_it_is(table):
     rows = table.reset_index().to_dict("records")
-    text = summarise(rows, skipped=1, total=sum(a.size for a in NETWORK.values()))
-    assert "7 layers" in text and "1 tensors were left out" in text
-    assert "2 of 7 (noise/kernel, conv/kernel)" in text or "2 of 7 (conv/kernel, noise/" in text
-    assert "chance alone would name" in text
+    text = " ".join(summarise(rows, skipped=1, total=sum(a.size for a in NETWORK.values())))
+    assert "7 layers" in text and "1 tensor was left out" in text
+    assert "2 of 7, noise/kernel, conv/kernel." in text or "2 of 7, conv/kernel, noise/" in text
+    assert "3 standard deviations of random matrices" in text
 
 
 # The table
@@ -205,7 +206,16 @@ def test_columns_of_the_terminal_line_up():
 
 @pytest.mark.parametrize(
     "value, text",
-    [(None, "-"), (math.nan, "-"), (3, "3"), (0.0, "0"), (12.345, "12.3"), (1e-7, "1e-07")],
+    [
+        (None, "-"),
+        (math.nan, "-"),
+        (3, "3"),
+        (0.0, "0"),
+        (12.345, "12.3"),
+        (1e-7, "1e-07"),
+        (-9.996, "-10.0"),
+        (1234.5, "1234"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
@@ -229,7 +239,21 @@ def test_a_comparison_pairs_layers_by_name():
     assert rows["noise/kernel"]["log_norm_change"] == pytest.approx(math.log10(4), rel=1e-6)
     assert rows["noise/kernel"]["z_change"] == pytest.approx(0, abs=1e-6)
     assert "log_norm_change" not in rows["new/kernel"]
-    assert rows["new/kernel"]["verdict"].startswith("not before")
+    assert rows["new/kernel"]["verdict"] == "no layer -> like random"
+
+
+def test_a_layer_that_died_came_or_went_is_first_in_a_comparison():
+    before = analyse(Arrays(NETWORK)).rows
+    changed = NETWORK | {
+        "noise/kernel": noise(96, 64, seed=7),
+        "heavy/kernel": np.zeros((96, 64), np.float32),
+        "new/kernel": noise(30, 20),
+    }
+    del changed["conv/kernel"]
+    after = analyse(Arrays(changed)).rows
+    rows = compare(before, after, ["z", "log_norm"])
+    assert {row["layer"] for row in rows[:3]} == {"heavy/kernel", "conv/kernel", "new/kernel"}
+    assert rows[3]["layer"] == "noise/kernel"
 
 
 def test_networks_without_a_common_layer_are_not_compared():
@@ -256,6 +280,21 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "model.safetensors"
     save_safetensors(path, NETWORK)
     return path
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def having(self, attribute):
+        return [attrs[attribute] for _, attrs in self.found if attribute in attrs]
 
 
 def run(capsys, *words):
@@ -306,7 +345,38 @@ def test_two_checkpoints_side_by_side(checkpoint, tmp_path, capsys):
     save_safetensors(other, NETWORK | {"noise/kernel": heavy(96, 64)})
     code, out, _ = run(capsys, checkpoint, "--compare", other, "--report", page)
     assert code == 0 and "like random -> structured" in out.splitlines()[1]
-    assert "Side by side" in page.read_text()
+    assert "Before (model.safetensors): 7 layers" in " ".join(out.split())
+    text = page.read_text()
+    assert "Side by side" in text and "After (other.safetensors)" in text
+    assert "z_change" in text and "alpha_null_change" not in text  # the shapes are the same
+
+
+def test_pages_of_files_of_one_name_have_ids_of_their_own(tmp_path, capsys):
+    paths, page = [tmp_path / step / "model.safetensors" for step in "12"], tmp_path / "out.html"
+    for path in paths:
+        path.parent.mkdir()
+        save_safetensors(path, NETWORK)
+    assert run(capsys, paths[0], "--compare", paths[1], "--report", page)[0] == 0
+    tags = Tags(page.read_text())
+    assert len(tags.having("id")) == len(set(tags.having("id"))) > 0
+
+
+def test_the_page_is_read_without_eyes_mouse_or_script(checkpoint, tmp_path, capsys):
+    page = tmp_path / "out.html"
+    assert run(capsys, checkpoint, "--report", page)[0] == 0
+    tags = Tags(page.read_text())
+    figures = [attributes for tag, attributes in tags.found if tag == "svg"]
+    assert [figure["role"] for figure in figures] == ["img", "img"]
+    exponents, spectra = (figure["aria-label"] for figure in figures)
+    assert "4 layers" in exponents and "1 left of the bar of chance, 3 within" in exponents
+    assert "Farthest left: heavy/kernel" in exponents
+    assert "noise" in spectra and "heavy" in spectra
+    scrolled = [attributes for _, attributes in tags.found if attributes.get("class") == "wide"]
+    assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
+    links = [link[1:] for link in tags.having("href") if link.startswith("#column-")]
+    assert "column-z" in links and set(links) <= set(tags.having("id"))
+    assert not any(tag == "script" or "onclick" in attributes for tag, attributes in tags.found)
+    assert "z -" in page.read_text()  # what a verdict was read from, not in a tooltip
 
 
 def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys):
@@ -328,13 +398,33 @@ def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys)
         (["{model}", "--layers", "nope*"], 2, "match nothing"),
         (["{model}", "--kind", "dense"], 2, "GLOB=KIND"),
         (["{model}", "--report", "{tmp}/no/such/out.html"], 2, "no folder"),
+        (["{model}", "--compare", "{tmp}/absent.npz"], 4, "absent.npz: there is no such"),
+        (["{tmp}/empty.npz"], 2, "empty"),
+        (["{tmp}/cut.safetensors"], 2, "cut.safetensors"),
     ],
 )
 def test_wrong_input_is_one_line_and_an_exit_code(checkpoint, tmp_path, capsys, words, code, hint):
     (tmp_path / "garbage.npz").write_bytes(b"not a checkpoint at all")
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:-100])
     found, out, err = run(capsys, *(w.format(tmp=tmp_path, model=checkpoint) for w in words))
     assert (found, out) == (code, "")
     assert hint in err and err.count("\n") == 1
+
+
+def test_two_tables_do_not_go_to_one_stdout(checkpoint, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["analyze", str(checkpoint), "--json", "--csv"])
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(checkpoint):
+    command = f"{sys.executable} -m spectral_jax.cli analyze {checkpoint} --json | head -c 1; "
+    done = subprocess.run(
+        ["bash", "-c", command + "exit ${PIPESTATUS[0]}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
 
 
 def test_columns_are_explained_on_demand(capsys):

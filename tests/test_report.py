@@ -96,7 +96,9 @@ def test_references_inside_the_figures_resolve(html):
 
 
 def test_figures_have_words_for_those_who_cannot_see_them(html):
-    labels = [attrs["aria-label"] for tag, attrs in Tags(html).found if tag == "figure"]
+    figures = [attrs for tag, attrs in Tags(html).found if tag == "svg"]
+    assert all(figure["role"] == "img" for figure in figures)
+    labels = [figure["aria-label"] for figure in figures]
     assert [label[:7] for label in labels] == ["curve 0", "curve 1"]
 
 

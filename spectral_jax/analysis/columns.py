@@ -33,7 +33,7 @@ COLUMNS: tuple[Column, ...] = (
             "eigenvalues": "how many there are: slices x min(m, n)",
             "rank": "eigenvalues above (max(m, n) eps)^2 of the largest, eps of float32",
             "note": "what had to be assumed to read the weights; empty where nothing was in doubt",
-            "verdict": "what stands out, most urgent first: see spectral_jax.analysis.verdicts",
+            "verdict": "what stands out in the layer, a reading of the other columns",
             "reason": "the numbers behind the verdict",
         },
     ),

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from spectral_jax.analysis import columns
-from spectral_jax.analysis.comparison import IDENTITY, compare
+from spectral_jax.analysis.comparison import IDENTITY, compare, titles
 from spectral_jax.analysis.engine import Analysis, analyse, check_groups
 from spectral_jax.analysis.text import align, render
 from spectral_jax.analysis.verdicts import by_urgency
-
-FAILED, BAD_INPUT, MISSING = 1, 2, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     option = parser.add_argument
     option("path", nargs="?", metavar="PATH", help="a checkpoint: file or folder")
-    option("--compare", metavar="OTHER", help="a second one, side by side with the first")
+    option("--compare", metavar="LATER", help="a second one: PATH is before, LATER is after")
     option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
     option(
         "--metrics",
@@ -40,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
     option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
-    option("--json", action="store_true", help="one JSON object on stdout")
-    option("--csv", action="store_true", help="every column as CSV on stdout")
+    stdout = parser.add_mutually_exclusive_group()
+    stdout.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    stdout.add_argument("--csv", action="store_true", help="every column as CSV on stdout")
     option("--parquet", metavar="FILE", help="every column as a Parquet file")
     option("--report", metavar="FILE", help="a page with figures, for example out.html")
     option("--force", action="store_true", help="overwrite these files")
@@ -50,20 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do as asked; whatever is wrong with the input is one line on stderr."""
-    try:
-        return _run(options)
-    except FileNotFoundError as error:
-        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
-    except (ValueError, OSError, ImportError) as error:
-        message, code = str(error), BAD_INPUT
-    except MemoryError as error:
-        message, code = f"{options.path}: not enough memory: {error}", FAILED
-    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def _run(options: argparse.Namespace) -> int:
+    """Do as asked; what is wrong with the input is raised, and said by `cli.main`."""
     if options.columns:
         print("\n".join(align([(each.name, each.group, each.meaning) for each in columns.COLUMNS])))
         return 0
@@ -80,9 +66,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.report:
         from spectral_jax.analysis.page import write_page
 
-        write_page(Path(options.report), paths, analyses, rows, names)
+        write_page(Path(options.report), paths, analyses, rows)
         print(f"report: {options.report}", file=sys.stderr)
-    _print(rows, names, analyses, options)
+    _print(rows, names, paths, analyses, options)
     return 0
 
 
@@ -123,6 +109,7 @@ def _table(
 def _print(
     rows: Sequence[dict[str, Any]],
     names: Sequence[str],
+    paths: Sequence[str],
     analyses: Sequence[Analysis],
     options: argparse.Namespace,
 ) -> None:
@@ -135,8 +122,9 @@ def _print(
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(render(rows, colour=colour))
-        for analysis in analyses:
-            print("", _wrapped(analysis.summary), sep="\n")
+        for title, analysis in zip(titles(paths), analyses, strict=True):
+            named = f"{title}: " if options.compare else ""
+            print("", _wrapped(named + analysis.summary), sep="\n")
         if options.skipped:
             print("", *_skipped_lines(analyses), sep="\n")
 

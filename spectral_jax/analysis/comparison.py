@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -10,11 +11,23 @@ IDENTITY = ("layer", "kind", "m", "n", "slices")
 _SIDES = ("before", "after")
 
 
+def titles(paths: Sequence[str]) -> list[str]:
+    """What to call each checkpoint: its file, and which of two it is.
+
+    >>> titles(["runs/1/model.npz", "runs/9/model.npz"])
+    ['Before (model.npz)', 'After (model.npz)']
+    """
+    files = [Path(path).name for path in paths]
+    if len(files) == 1:
+        return files
+    return [f"{side.capitalize()} ({file})" for side, file in zip(_SIDES, files, strict=True)]
+
+
 def compare(before: Sequence[Row], after: Sequence[Row], columns: Sequence[str]) -> list[dict]:
     """A row per layer of either: ``column_before``, ``column_after``, ``column_change``.
 
     Layers are matched by name; one that only one side has keeps its half, and ``verdict`` says so.
-    Sorted by how far z moved, then the squared norm.
+    Sorted by how far z moved, then the squared norm; layers that came, went or lost z first.
     """
     sides = [{row["layer"]: row for row in rows} for rows in (before, after)]
     names = dict.fromkeys([*sides[0], *sides[1]])
@@ -31,9 +44,7 @@ def compare(before: Sequence[Row], after: Sequence[Row], columns: Sequence[str])
 def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[str, Any]:
     known = next(row for row in pair if row is not None)
     row: dict[str, Any] = {column: known[column] for column in IDENTITY}
-    words = [
-        each["verdict"] if each else f"not {side}" for each, side in zip(pair, _SIDES, strict=True)
-    ]
+    words = [each["verdict"] if each else "no layer" for each in pair]
     row["verdict"] = words[0] if words[0] == words[1] else " -> ".join(words)
     for column in columns:
         values = [None if each is None else each.get(column) for each in pair]
@@ -46,6 +57,14 @@ def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[
 
 
 def _movement(row: Row) -> tuple[float, float]:
-    moved = [row.get("z_change"), row.get("log_norm_change")]
-    z, norm = (-abs(x) if x is not None and math.isfinite(x) else 0.0 for x in moved)
-    return z, norm
+    z, norm = (_distance(row, column) for column in ("z", "log_norm"))
+    return -z, -norm
+
+
+def _distance(row: Row, column: str) -> float:
+    known = [
+        value
+        for value in (row.get(f"{column}_{side}") for side in _SIDES)
+        if value is not None and math.isfinite(value)
+    ]
+    return abs(known[1] - known[0]) if len(known) == 2 else math.inf if known else 0.0

@@ -16,12 +16,17 @@ SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
 
 
 class Analysis(NamedTuple):
-    """Rows in the network's order, the spectra behind them, what was left out, and the gist."""
+    """Rows in the network's order, their spectra, what was left out, and the gist in sentences."""
 
     rows: list[dict[str, Any]]
     layers: list[Layer]
     skipped: tuple[weights.Skipped, ...]
-    summary: str
+    gist: list[str]
+
+    @property
+    def summary(self) -> str:
+        """The gist as one paragraph."""
+        return " ".join(self.gist)
 
 
 def analyse(

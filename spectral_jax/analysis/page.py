@@ -1,7 +1,8 @@
 """The table as a page that stands alone: gist, figures, every column, what was skipped."""
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -11,16 +12,19 @@ import numpy as np
 
 from spectral_jax import __version__
 from spectral_jax.analysis import columns
+from spectral_jax.analysis.comparison import IDENTITY, titles
 from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
 from spectral_jax.analysis.text import SHOWN, number, short_names
-from spectral_jax.analysis.verdicts import VERDICTS, by_urgency
+from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, by_urgency
 from spectral_jax.plots import page
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 
 Row = Mapping[str, Any]
 
 PANELS = 6
+_COLUMN = "column-"
+_MEANINGS = {column.name: column.meaning for column in columns.COLUMNS}
 
 
 def write_page(
@@ -28,15 +32,20 @@ def write_page(
     paths: Sequence[str],
     analyses: Sequence[Analysis],
     rows: Sequence[Row],
-    names: Sequence[str],
 ) -> None:
     """Write the page of one analysis, or of two side by side, all at once or not at all."""
-    parts = [f"<p class='lead'>{escape(analysis.summary)}</p>" for analysis in analyses]
-    if len(analyses) == 2:
-        parts += ["<h2>Side by side</h2>", _table("Most changed first.", rows, names)]
-    for path, analysis in zip(paths, analyses, strict=True):
-        parts += _sections(Path(path).name, analysis)
-    parts += ["<h2>Columns</h2>", page.definitions(_meanings(names))]
+    named = list(zip(titles(paths), analyses, strict=True))
+    meanings = _meanings(analyses)
+    parts = []
+    for title, analysis in named:
+        parts += [f"<h2>{escape(title)}</h2>"] * (len(named) == 2)
+        parts.append(f"<ul class='lead'>{''.join(map(_item, analysis.gist))}</ul>")
+    if len(named) == 2:
+        caption = "Most changed first. Columns that are equal in both are left out."
+        parts += ["<h2>Side by side</h2>", _table(caption, rows, _changed(meanings, rows))]
+    for title, analysis in named:
+        parts += _sections(title, analysis)
+    parts += ["<h2>Columns</h2>", page.definitions(meanings, anchor=_COLUMN)]
     parts += ["<h2>Verdicts</h2>", page.definitions({v.word: v.meaning for v in VERDICTS.values()})]
     parts += ["<h2>Provenance</h2>", page.definitions(_provenance(paths))]
     title = "Spectra of " + " and ".join(Path(path).name for path in paths)
@@ -49,46 +58,75 @@ def write_page(
         partial.unlink(missing_ok=True)
 
 
-def _sections(name: str, analysis: Analysis) -> list[str]:
+def _item(sentence: str) -> str:
+    return f"<li>{escape(sentence)}</li>"
+
+
+def _sections(title: str, analysis: Analysis) -> list[str]:
     rows = by_urgency(analysis.rows)
-    known = [column.name for column in columns.COLUMNS if any(row.get(column.name) for row in rows)]
-    first = [name for name in SHOWN if name in known]
-    present = [*first, *(name for name in known if name not in (*first, "reason"))]
-    parts = [f"<h2>Layers of {escape(name)}</h2>"]
-    if "z" in present:
-        parts.append(page.picture(_alphas(analysis.rows), _ALPHAS, name=f"{name}-alphas"))
-    parts.append(_table("What needs attention first.", rows, present))
+    parts = [f"<h2>Layers: {escape(title)}</h2>"]
+    judged = [row for row in analysis.rows if math.isfinite(row.get("z", math.nan))]
+    if judged:
+        figure, name = _alphas(judged), f"{title}-alphas"
+        parts.append(page.picture(figure, _ALPHAS, name=name, alternative=_where(judged)))
+    parts.append(_table("What needs attention first.", rows, list(_meanings([analysis]))))
     if panels := _panels(analysis):
-        parts.append(page.picture(tails(panels), _TAILS, name=f"{name}-tails"))
+        figure, name = tails(panels), f"{title}-tails"
+        words = ", ".join(f"{panel.name} (alpha {number(panel.alpha)})" for panel in panels)
+        alternative = f"{_TAILS} Drawn are {words}."
+        parts.append(page.picture(figure, _TAILS, name=name, alternative=alternative))
     if analysis.skipped:
         head = ("tensor", "shape", "why it was not analysed")
         cells = [
             (escape(each.name), "x".join(map(str, each.shape)) or "scalar", escape(each.reason))
             for each in analysis.skipped
         ]
-        count = f"{len(cells)} tensors were not analysed."
-        parts.append(f"<details><summary>{count}</summary>{page.table('', head, cells)}</details>")
+        count = "1 tensor was" if len(cells) == 1 else f"{len(cells)} tensors were"
+        listed = page.table("Left out, and why.", head, cells)
+        parts.append(f"<details><summary>{count} not analysed</summary>{listed}</details>")
     return parts
 
 
+def _where(judged: Sequence[Row]) -> str:
+    """The figure of the exponents in words."""
+    left = [row for row in judged if row["z"] < -DISTINCT]
+    right = [row for row in judged if row["z"] > DISTINCT]
+    within = len(judged) - len(left) - len(right)
+    parts = [
+        f"Hill exponents of {len(judged)} layers against random matrices of the same shape: "
+        f"{len(left)} left of the bar of chance, {within} within, {len(right)} right of it."
+    ]
+    for side, rows in (("left", left), ("right", right)):
+        if rows:
+            row = max(rows, key=lambda row: abs(row["z"]))
+            where = f"{number(row['alpha_hill'])} against {number(row['alpha_null'])}"
+            parts.append(f"Farthest {side}: {row['layer']}, {where}.")
+    return " ".join(parts)
+
+
 def _table(caption: str, rows: Sequence[Row], names: Sequence[str]) -> str:
-    meanings = _meanings(names)
-    head = [f"<abbr title='{escape(meanings.get(n, ''))}'>{escape(n)}</abbr>" for n in names]
+    head = [
+        f"<a href='#{_COLUMN}{escape(_base(name))}' title='{escape(_MEANINGS[_base(name)])}'>"
+        f"{escape(name)}</a>"
+        for name in names
+    ]
     cells = [[_cell(name, row) for name in names] for row in rows]
-    return page.table(caption, head, cells)
+    numeric = [
+        i for i, name in enumerate(names) if not any(isinstance(row.get(name), str) for row in rows)
+    ]
+    return page.table(caption, head, cells, numeric=numeric)
 
 
 def _cell(name: str, row: Row) -> str:
-    value = row.get(name)
     if name != "verdict":
-        return escape(number(value))
-    urgency = VERDICTS[value].urgency if value in VERDICTS else 7
-    title = escape(row.get("reason", ""))
-    return f"<span class='badge urgency-{urgency}' title='{title}'>{escape(str(value))}</span>"
+        return escape(number(row.get(name)))
+    verdict = str(row["verdict"])
+    newest = verdict.rpartition(" -> ")[-1]
+    urgency = VERDICTS[newest].urgency if newest in VERDICTS else 7
+    return f"<span class='badge urgency-{urgency}'>{escape(verdict)}</span>"
 
 
-def _alphas(rows: Sequence[Row]) -> Any:
-    judged = [row for row in rows if np.isfinite(row["z"])]
+def _alphas(judged: Sequence[Row]) -> Any:
     alpha, null, z = (
         np.array([row[name] for row in judged], float) for name in ("alpha_hill", "alpha_null", "z")
     )
@@ -122,16 +160,29 @@ def _panel(name: str, row: Row, layer: Layer) -> Tail:
     return Tail(name, layer.eigenvalues, null, alpha, xmin)
 
 
-def _meanings(names: Sequence[str]) -> dict[str, str]:
-    known = {column.name: column.meaning for column in columns.COLUMNS}
-    return {name: known.get(name, _compared(name, known)) for name in names}
+def _meanings(analyses: Sequence[Analysis]) -> dict[str, str]:
+    """What the columns say that hold anything, in the order of the page."""
+    rows = [row for analysis in analyses for row in analysis.rows]
+    filled = [name for name in _MEANINGS if any(row.get(name) not in (None, "") for row in rows)]
+    first = [name for name in ("layer", "verdict", *IDENTITY, *SHOWN) if name in filled]
+    order = dict.fromkeys([*first, *(name for name in filled if name != "reason"), "reason"])
+    return {name: _MEANINGS[name] for name in order}
 
 
-def _compared(name: str, known: Mapping[str, str]) -> str:
-    base, _, side = name.rpartition("_")
-    if base not in known:
-        return ""
-    return f"{known[base]} ({'after minus before' if side == 'change' else side})"
+def _changed(names: Iterable[str], rows: Sequence[Row]) -> list[str]:
+    """The columns of a comparison that differ in any row, before, after and change together."""
+    found = ["layer", "verdict", *(name for name in IDENTITY if name != "layer")]
+    for name in names:
+        # As text: of two numbers that are NaN, neither changed.
+        if any(str(row.get(f"{name}_before")) != str(row.get(f"{name}_after")) for row in rows):
+            triple = [f"{name}_{side}" for side in ("before", "after", "change")]
+            found += [each for each in triple if any(each in row for row in rows)]
+    return found
+
+
+def _base(name: str) -> str:
+    """The column that a column of a comparison is of."""
+    return name if name in _MEANINGS else name.rpartition("_")[0]
 
 
 def _provenance(paths: Sequence[str]) -> dict[str, str]:
@@ -153,6 +204,9 @@ _BADGES = """
 .urgency-0, .urgency-1 { background: #a63a00; } .urgency-2, .urgency-4 { background: #7d4a72; }
 .urgency-3 { background: #8a5a00; } .urgency-5 { background: #0b5a8a; }
 .urgency-6 { background: #00694b; } td { white-space: nowrap; }
-abbr { text-decoration: none; cursor: help; }
+th { white-space: nowrap; } th a { color: inherit; text-decoration-style: dotted; }
+@media (max-width: 40rem) {
+  th[scope=row] { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+}
 details { margin: 1rem 0; } summary { cursor: pointer; }
 """

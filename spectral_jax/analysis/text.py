@@ -15,7 +15,7 @@ SHOWN = (
     "alpha", "sigma", "alpha_farms", "alpha_hill", "alpha_null", "z", "stable_rank", "rank",
     "log_norm", "exponential_ratio", "truncated_ratio", "p_value",
     "alpha_before", "alpha_after", "alpha_farms_before", "alpha_farms_after", "z_before", "z_after",
-    "rank_before", "rank_after", "log_norm_before", "log_norm_after",
+    "z_change", "rank_before", "rank_after", "log_norm_before", "log_norm_after",
 )  # fmt: skip
 _ANSI = {0: "1;31", 1: "31", 2: "35", 3: "33", 4: "35", 5: "36", 6: "32", 7: "2"}
 
@@ -67,7 +67,8 @@ def number(value: Any) -> str:
         return str(value)
     if value == 0 or not math.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2g}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+    text = f"{value:#.3g}"  # rounded first: 9.996 is 10.0, not 10.00
+    return f"{value:.0f}" if "e" in text else text.rstrip(".")
 
 
 def short_names(names: Sequence[str]) -> list[str]:

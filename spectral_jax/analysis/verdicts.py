@@ -32,11 +32,15 @@ VERDICTS = {
         Verdict("not finite", 0, "weights are NaN or infinite"),
         Verdict("zero", 0, "all weights are zero"),
         Verdict("collapsed", 1, "less than half of the possible rank is used"),
-        Verdict("one direction", 2, "the largest eigenvalue holds most of the weight"),
-        Verdict("like random", 3, "no different from a random matrix of its shape"),
-        Verdict("very heavy", 4, "a tail exponent below 2: a few directions rule"),
-        Verdict("flat", 5, "eigenvalues more equal than chance: orthogonal or normalised weights"),
-        Verdict("structured", 6, "a heavier tail than chance gives: trained, nothing stands out"),
+        Verdict("one direction", 2, "over two thirds of the squared norm lie in one direction"),
+        Verdict("like random", 3, "not told apart from a random matrix of the same shape"),
+        Verdict(
+            "very heavy", 4, "alpha is below 2 by two standard errors, tail heavier than chance"
+        ),
+        Verdict(
+            "flat", 5, "upper half of the eigenvalues more equal than chance, as if orthogonal"
+        ),
+        Verdict("structured", 6, "tail heavier than chance, and nothing else stands out"),
         Verdict("too small", 7, "too few eigenvalues to read a tail"),
         Verdict("not judged", 7, "no metric was asked for that a verdict needs"),
     )
@@ -83,24 +87,26 @@ def by_urgency(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=key)
 
 
-def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, total: int) -> str:
-    """One paragraph: what was read, what stands out, and how sure that is."""
+def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, total: int) -> list[str]:
+    """The sentences of a paragraph: what was read, what stands out, and how sure that is."""
     read = sum(row["parameters"] for row in rows)
-    layers = "1 layer" if len(rows) == 1 else f"{len(rows)} layers"
-    parts = [f"{layers}, {_count(read)} weights ({_percent(read, total)} of all numbers in it)."]
+    share = _percent(read, total)
+    parts = [f"{_layers(len(rows))}, {_count(read)} weights ({share} of the numbers stored)."]
     if skipped:
-        parts.append(f"{skipped} tensors were left out, each for a reason that is listed.")
+        tensors = "1 tensor was" if skipped == 1 else f"{skipped} tensors were"
+        parts.append(f"{tensors} left out; the list of what was skipped says why.")
     for verdict in sorted(VERDICTS.values(), key=lambda verdict: verdict.urgency):
         if found := [row for row in rows if row["verdict"] == verdict.word]:
             parts.append(_finding(verdict, found, len(rows)))
-    return " ".join([*parts, *_certainty(rows)])
+    return [*parts, *_certainty(rows)]
 
 
 def _finding(verdict: Verdict, found: Sequence[dict[str, Any]], layers: int) -> str:
     names = ", ".join(row["layer"] for row in by_urgency(found)[:3])
-    rest = " and others" if len(found) > 3 else ""
-    word = verdict.word.capitalize()
-    return f"{word}, which means {verdict.meaning}: {len(found)} of {layers} ({names}{rest})."
+    rest = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"{verdict.word.capitalize()} ({verdict.meaning}): {len(found)} of {layers}, {names}{rest}."
+    )
 
 
 def _certainty(rows: Sequence[Row]) -> list[str]:
@@ -109,17 +115,21 @@ def _certainty(rows: Sequence[Row]) -> list[str]:
     if judged:
         chance = len(judged) * math.erfc(DISTINCT / math.sqrt(2))
         parts.append(
-            f"A layer is called different beyond {DISTINCT:g} standard deviations of random "
-            f"matrices of its shape; among {len(judged)}, chance alone would name {chance:.2f}."
+            f"A layer is told apart beyond {DISTINCT:g} standard deviations of random matrices of "
+            f"its shape; of {len(judged)} random ones, {chance:.2f} would pass that by chance."
         )
     short = [row for row in rows if row.get("fit") == "ok" and row["tail"] < 50]
     if short:
         worst = max(row["sigma"] for row in short)
         parts.append(
-            f"alpha rests on fewer than 50 eigenvalues in {len(short)} of them (standard error up "
+            f"In {_layers(len(short))} alpha rests on fewer than 50 eigenvalues (standard error up "
             f"to {worst:.2f}): do not rank layers by it."
         )
     return parts
+
+
+def _layers(number: int) -> str:
+    return "1 layer" if number == 1 else f"{number} layers"
 
 
 def _count(number: int) -> str:

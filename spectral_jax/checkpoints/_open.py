@@ -1,5 +1,6 @@
 """Which format a path holds, judged by its content, and the one reader for all of them."""
 
+import errno
 import importlib
 import os
 import stat
@@ -125,7 +126,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     with ExitStack() as resources:
         with one_line(path):
             file = _file_of_directory(path) if path.is_dir() else path

@@ -13,7 +13,6 @@ from typing import Any
 from spectral_jax.analysis.text import align, number
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
-FAILED, BAD_INPUT, MISSING = 1, 2, 4
 SHOWN = ("sigma", "edge", "spikes", "ks", "rank", "error")
 
 
@@ -45,21 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do as asked; whatever is wrong with the input is one line on stderr."""
-    try:
-        _run(options)
-        return 0
-    except FileNotFoundError as error:
-        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
-    except (ValueError, OSError, ImportError) as error:
-        message, code = str(error), BAD_INPUT
-    except MemoryError as error:
-        message, code = f"{options.path}: not enough memory: {error}", FAILED
-    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
-    return code
-
-
-def _run(options: argparse.Namespace) -> None:
+    """Do as asked; what is wrong with the input is raised, and said by `cli.main`."""
     from spectral_jax.checkpoints import save_safetensors
 
     out = Path(options.out)
@@ -83,6 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         print("\n".join(_table(result.rows)))
         print("", _summary(result.rows, totals, options.rank), sep="\n")
     print(f"written: {out}", file=sys.stderr)
+    return 0
 
 
 def _check_target(out: Path, *, force: bool) -> None:

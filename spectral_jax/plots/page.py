@@ -5,7 +5,7 @@ captions and facts are plain text.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 from matplotlib.figure import Figure
@@ -19,31 +19,61 @@ def page(title: str, parts: Sequence[str], *, style: str = "") -> str:
     return _PAGE.format(title=escape(title), style=_STYLE + style, body=body)
 
 
-def picture(figure: Figure, caption: str, *, name: str) -> str:
-    """A figure as inline SVG above the sentence a screen reader says; ``name`` is unique."""
-    text = escape(caption)
+def picture(figure: Figure, caption: str, *, name: str, alternative: str = "") -> str:
+    """A figure as inline SVG above its caption; ``name`` is unique on the page.
+
+    ``alternative`` says what is to be seen there to those who cannot see it: the caption unless
+    given. Where the page is narrow the figure scrolls sideways, as its letters would be too small.
+    """
+    image = _inline(figure, name).replace(
+        "<svg", f"<svg role='img' aria-label='{escape(alternative or caption)}'", 1
+    )
     return (
-        f"<figure role='img' aria-label='{text}'>{_inline(figure, name)}"
-        f"<figcaption>{text}</figcaption></figure>"
+        f"<figure><div class='wide' tabindex='0' role='group' aria-label='figure'>{image}</div>"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that scrolls sideways where the page is narrow."""
-    heading = "".join(f"<th scope='col'>{cell}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+def table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Collection[int] = (),
+) -> str:
+    """A table that scrolls sideways where the page is narrow, with the ``numeric`` columns right.
+
+    The first cell of a row is what the row is about: it stays in sight.
+    """
+    side = {column: " class='number'" for column in numeric}
+    heading = "".join(
+        f"<th scope='col'{side.get(column, '')}>{cell}</th>" for column, cell in enumerate(head)
+    )
+    body = "".join(f"<tr>{_row(row, side)}</tr>" for row in rows)
     return (
-        f"<div class='wide' tabindex='0'><table><caption>{escape(caption)}</caption>"
+        f"<div class='wide' tabindex='0' role='group' aria-label='{escape(caption)}'><table>"
+        f"<caption>{escape(caption)}</caption>"
         f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
-def definitions(facts: Mapping[str, str]) -> str:
-    """A list of names and what they are."""
+def _row(cells: Sequence[str], side: Mapping[int, str]) -> str:
+    first, *rest = cells
+    others = (f"<td{side.get(i, '')}>{cell}</td>" for i, cell in enumerate(rest, start=1))
+    return f"<th scope='row'{side.get(0, '')}>{first}</th>{''.join(others)}"
+
+
+def definitions(facts: Mapping[str, str], *, anchor: str = "") -> str:
+    """A list of names and what they are; a link to ``anchor`` and the name leads there."""
     rows = (
-        f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()
+        f"<dt{_target(anchor, name)}>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+        for name, value in facts.items()
     )
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def _target(anchor: str, name: str) -> str:
+    return f" id='{escape(anchor + name)}'" if anchor else ""
 
 
 def _inline(figure: Figure, name: str) -> str:
@@ -80,19 +110,25 @@ _STYLE = """
 body { margin: 0; color: var(--text); background: var(--back);
   font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.lead { font-size: 1.1rem; max-width: 48rem; }
+h1, h2 { overflow-wrap: anywhere; line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.lead { font-size: 1.1rem; max-width: 48rem; overflow-wrap: anywhere; }
+ul.lead { padding-left: 1.2rem; } ul.lead li { margin: .3rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); }
-td { font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; } .number { text-align: right; }
+th[scope=row] { font-weight: inherit; position: sticky; left: 0; background: var(--back); }
 .badge { display: inline-block; padding: .05rem .45rem; border-radius: .7rem; font-size: .75rem;
   font-weight: 600; white-space: nowrap; color: #fff; background: #666; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1.5rem 0; }
+figure svg { display: block; width: 100%; min-width: 40rem; max-width: 56rem; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .85rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-@media print { .wide { overflow: visible; } figure, tr { break-inside: avoid; } }
+@media print {
+  figure svg { min-width: 0; } .wide { overflow: visible; } figure, tr { break-inside: avoid; }
+}
 """

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from spectral_jax.plots.style import OKABE_ITO, PAGE, styled
 
 _BLACK, _BLUE, _RED = OKABE_ITO[:3]
+_TITLE = 32  # letters that fit above a panel
 _NAMED_LAYERS = 60  # beyond which names would overlap: the axis counts layers instead
 
 
@@ -94,5 +96,23 @@ def _tail(ax, panel: Tail) -> None:
         ax.plot(tail, line, "-", color=_RED, label="fitted power law")
     ax.set(xscale="log", yscale="log", ylim=(0.5 / len(values), 1.5))
     ax.set_xlim(left=max(values[0], values[-1] * 1e-5))
+    _few_ticks(ax)
     fit = f"\n$\\alpha$ = {panel.alpha:.2f}" if np.isfinite(panel.alpha) else ""
-    ax.set_title(f"{panel.name[-36:]}{fit}", fontsize=7.5)
+    ax.set_title(f"{_shortened(panel.name)}{fit}", fontsize=7.5)
+
+
+def _shortened(name: str) -> str:
+    """The name without its middle: where it begins and how it ends tell layers apart."""
+    half = _TITLE // 2
+    return name if len(name) <= _TITLE else f"{name[:half]}…{name[1 - half :]}"
+
+
+def _few_ticks(ax) -> None:
+    """Labels that do not touch: powers of ten, or plain numbers where there is hardly one."""
+    left, right = ax.get_xlim()
+    if right < 10 * left:
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+    ax.xaxis.set_minor_formatter(NullFormatter())
