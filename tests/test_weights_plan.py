@@ -223,6 +223,44 @@ def test_heads_of_attention_are_folded(query, output):
     )
 
 
+def test_outputs_on_two_axes_are_told_by_their_bias():
+    w, x = normal(0, 6, 2, 3), normal(1, 6)
+    (view,) = views("layers/einsum_dense/vars/0 6 2 3", "layers/einsum_dense/vars/1 2 3").values()
+    assert view.kind == "attention" and "bias" in view.note
+    np.testing.assert_allclose(x @ read(view, w), np.einsum("d,dhk->hk", x, w).ravel())
+
+
+@pytest.mark.parametrize(
+    "kernel, bias",
+    [
+        ("4 6 3", "4 3"),  # experts or stacked networks: [n, in, out]
+        ("3 3 5", "3 5"),  # either
+        ("4 4 4", "4 4"),
+        ("4 6 3", "3"),  # merged heads, or split ones with one bias for all
+        ("4 6 3", "4 6"),
+        ("6 1 3", "1 3"),
+    ],
+)
+def test_an_einsum_that_its_bias_does_not_tell_is_not_guessed(kernel, bias):
+    found = plan(
+        shaped("fc/kernel 3 2", f"einsum_dense/kernel {kernel}", f"einsum_dense/bias {bias}")
+    )
+    assert "equation is not stored" in reasons(found)["einsum_dense/kernel"]
+
+
+def test_a_kernel_of_many_axes_is_read_as_told():
+    w = normal(0, 2, 3, 8)
+    shapes = {"einsum_dense/kernel": w.shape}
+    for kind, fold in (("attention", (2, 24)), ("attention:1", (2, 24)), ("attention:2", (6, 8))):
+        (view,) = plan(shapes, kinds={"einsum*": kind}).views
+        np.testing.assert_array_equal(read(view, w), w.reshape(fold))
+    for kind in ("attention:3", "attention:0"):
+        with pytest.raises(ValueError, match="cannot be"):
+            plan(shapes, kinds={"einsum*": kind})
+    with pytest.raises(ValueError, match="cannot be"):
+        plan({"fc/kernel": (6, 18)}, kinds={"fc/kernel": "attention:2"})
+
+
 RECURRENT = {
     "torch LSTM": (["weight_ih_l0 20 3", "weight_hh_l0 20 5"], "ifgo", [3, 5]),
     "torch LSTM, reverse": (

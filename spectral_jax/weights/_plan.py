@@ -16,6 +16,7 @@ from spectral_jax.weights._rules import (
     convolution_views,
     depthwise_views,
     equal_parts,
+    folded_view,
     kernel_axes,
     table_view,
 )
@@ -61,7 +62,8 @@ def plan(
         vote. Naming one also overrules leaf names (``weight``, ``kernel``) and biases.
       kinds: glob of names to kind, first match wins, overrules everything: a kind of ``View``
         (``low_rank`` aside, which takes two tensors), ``"grouped:4"`` for four groups,
-        ``"recurrent:4"`` for four gates, or ``"skip"``.
+        ``"recurrent:4"`` for four gates, ``"attention:2"`` for a kernel of three axes or more of
+        which the first two are inputs (one, unless said), or ``"skip"``.
       dtypes: NumPy names of dtypes; integer, boolean and complex tensors are then skipped.
 
     What cannot be known is not guessed silently: see ``View.note`` and ``Skipped.reason``. Tied
@@ -112,7 +114,7 @@ def classify(
         else:
             found = _by_rule(tensor, network, conv)
         if found is None:
-            reasons[tensor.name] = _unknown(tensor.shape)
+            reasons[tensor.name] = _unknown(tensor)
         views.extend(found or ())
     skipped = [
         Skipped(t.name, t.shape, reasons[t.name]) for t in network.tensors if t.name in reasons
@@ -146,12 +148,18 @@ def _by_rule(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | N
     return next((views for views in answers if views is not None), None)
 
 
-def _unknown(shape: tuple[int, ...]) -> str:
-    if math.prod(shape) == max(shape):
+def _unknown(tensor: Tensor) -> str:
+    axes = len(tensor.shape)
+    if math.prod(tensor.shape) == max(tensor.shape):
         return "one vector"
+    if "einsum" in tensor.module:
+        doubt = f"an einsum of {axes} axes whose equation is not stored"
+    else:
+        doubt = f"{axes} axes and a name that tells no layer"
     return (
-        f"{len(shape)} axes and a name that tells no layer; say which with kinds={{name: 'conv'}}, "
-        "or 'dense' for a stack of matrices; for stacked networks use jax.vmap"
+        f"{doubt}; say which with kinds={{name: 'attention'}} if the first axis is the inputs, "
+        "'attention:2' if the first two are, 'dense' for a stack of matrices, or 'conv'; for "
+        "stacked networks use jax.vmap"
     )
 
 
@@ -172,7 +180,8 @@ def _told_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
 
 def _as_told(tensor: Tensor, network: Network, conv: Conv, told: str) -> Sequence[View]:
     kind, _, number = told.partition(":")
-    if bool(number) != (kind == "grouped") and not (kind == "recurrent" and number.isdecimal()):
+    optional = kind in ("recurrent", "attention") and number.isdecimal()
+    if bool(number) != (kind == "grouped") and not optional:
         raise ValueError(f"kinds: {told!r} for {tensor.name!r}: write 'grouped:4' for four groups")
     views = _MAKERS[kind](tensor, network, conv, int(number or 1))
     if not views:
@@ -212,7 +221,13 @@ def _embedding(tensor: Tensor, network: Network, conv: Conv, number: int) -> Seq
 
 
 def _attention(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:
-    return equal_parts(tensor, network, "attention", tuple("qkv"))
+    axes = len(tensor.shape)
+    if axes == 2 and number == 1:
+        return equal_parts(tensor, network, "attention", tuple("qkv"))
+    if not 1 <= number < axes:
+        return ()
+    inputs, outputs = tensor.shape[:number], tensor.shape[number:]
+    return folded_view(tensor, (math.prod(inputs), math.prod(outputs)))
 
 
 def _recurrent(tensor: Tensor, network: Network, conv: Conv, number: int) -> Sequence[View]:

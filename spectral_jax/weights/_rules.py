@@ -231,9 +231,29 @@ def attention(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | 
     a, b, c = tensor.shape
     for names, fold in ((_FROM_MODEL, (a, b * c)), (_TO_MODEL, (a * b, c))):
         if names.fullmatch(tensor.module):
-            read = partial(_read.columns, fold=fold)
-            return [View(tensor.name, (tensor.name,), "attention", fold, read)]
-    return None
+            return folded_view(tensor, fold)
+    return _biased_outputs(tensor, network)
+
+
+def _biased_outputs(tensor: Tensor, network: Network) -> Sequence[View] | None:
+    """A projection ``[in, a, b]`` with a bias ``[a, b]``, which says that both are outputs.
+
+    Experts and stacked networks, ``[n, in, out]`` with ``[n, out]``, look the same where n = in.
+    """
+    bias = network.sibling(tensor, "bias")
+    if bias is None or len(bias.shape) != 2 or 1 in bias.shape:
+        return None
+    a, b, c = tensor.shape
+    if bias.shape != (b, c) or bias.shape in ((a, b), (a, c)):
+        return None
+    note = "two axes of outputs, those of the bias"
+    return folded_view(tensor, (a, b * c), note=note)
+
+
+def folded_view(tensor: Tensor, fold: tuple[int, int], *, note: str = "") -> Sequence[View]:
+    """The view of a projection whose inputs or outputs have several axes."""
+    read = partial(_read.columns, fold=fold)
+    return [View(tensor.name, (tensor.name,), "attention", fold, read, note)]
 
 
 def _queries_keys_values(tensor: Tensor, network: Network, name: str) -> Sequence[View]:
