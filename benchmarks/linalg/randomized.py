@@ -185,6 +185,7 @@ def _torch(a: np.ndarray, rank: int, width: int):
     import torch
 
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     u, s, v = torch.svd_lowrank(torch.from_numpy(a), q=width, niter=2)
     return u[:, :rank].numpy(), s[:rank].numpy(), v[:, :rank].numpy().T
 
