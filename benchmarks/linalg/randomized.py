@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -32,12 +32,13 @@ class Size(NamedTuple):
     n: int
     rank: int
     repeats: int
+    seeds: int
     blocks: tuple[int, ...]  # that we try
     widest: int  # Krylov space that we try, in ranks
 
 
-FULL = Size(4096, 64, 7, (64, 32, 16), 6)
-SMOKE = Size(128, 8, 1, (8, 4), 2)
+FULL = Size(4096, 64, 7, 3, (64, 32, 16), 6)
+SMOKE = Size(128, 8, 1, 1, (8, 4), 2)
 
 
 class Errors(NamedTuple):
@@ -64,10 +65,11 @@ def low_rank(size: Size) -> Table:
         f"is block Krylov at the fastest of the block sizes {size.blocks}, each with the fewest "
         f"power iterations q whose errors are no larger than the peer's, up to {size.widest} k "
         "columns of Krylov space, and includes the error estimate that peers lack. Errors are "
-        "residual norms over the best possible ones; where ours stay larger, the target counts as "
-        "missed. Bound: 2 n^2 flops for each column multiplied by the matrix or its transpose, at "
-        f"the {rate / 1e9:.0f} GFlop/s of a product with {size.rank} columns in this run (NumPy's "
-        "or XLA's); the time that takes is given. What ours takes beyond it is that products "
+        f"residual norms over the best possible ones, mean over {size.seeds} seeds; where ours "
+        "stay larger, the target counts as missed. Bound: 2 n^2 flops for each column multiplied "
+        f"by the matrix or its transpose, at the {rate / 1e9:.0f} GFlop/s of a product with "
+        f"{size.rank} columns in this run (NumPy's or XLA's); the time that takes is given. What "
+        "ours takes beyond it is that products "
         "with 16 columns are bound by reading the matrix, and the orthonormalisation."
     )
     return Table("Randomised SVD at equal error, one core", note, rows)
@@ -107,15 +109,20 @@ def _rows(
     name: str, a: np.ndarray, values: np.ndarray, size: Size, rate: float
 ) -> list[tuple[str, ...]]:
     rows, on_device = [], jnp.asarray(a)
+
+    @cache
+    def mine_at(settings: Settings) -> Errors:
+        return mean_errors(a, values, partial(_ours, on_device, settings, size), size.seeds)
+
     for peer, (call, passes) in _peers(a, size).items():
         what = f"{name}: {peer}"
         if call is None:
             rows.append(row(what, NOTHING, "not installed"))
             continue
-        theirs = errors(a, values, *call())
-        settings, mine = _fastest(a, on_device, values, theirs, size)
-        ours = partial(_ours, on_device, settings, size)
-        times = interleaved({"ours": ours, "peer": call}, repeats=size.repeats)
+        theirs = mean_errors(a, values, call, size.seeds)
+        settings = _fastest(mine_at, on_device, theirs, size)
+        ours, mine = partial(_ours, on_device, settings, size, 0), mine_at(settings)
+        times = interleaved({"ours": ours, "peer": partial(call, 0)}, repeats=size.repeats)
         columns = 2 * settings.block * (settings.iterations + 1) + 10
         bound = 2e3 * a.size * columns / rate
         rows.append(
@@ -138,32 +145,28 @@ class Settings(NamedTuple):
     iterations: int
 
 
-def _ours(a: jax.Array, settings: Settings, size: Size):
+def _ours(a: jax.Array, settings: Settings, size: Size, seed: int):
     block, iterations = settings
-    key = jax.random.key(0)
-    return randomized_svd(key, a, size.rank, block=block, power_iterations=iterations)
+    key = jax.random.key(seed)
+    return randomized_svd(key, a, size.rank, block=block, power_iterations=iterations)[:3]
 
 
-def _fastest(a, on_device, values, theirs: Errors, size: Size) -> tuple[Settings, Errors]:
+def _fastest(mine_at: Callable, on_device: jax.Array, theirs: Errors, size: Size) -> Settings:
     """Of the settings that do as well, the fastest; of none, the one that came closest."""
-    enough = [_enough(a, on_device, values, theirs, size, block) for block in size.blocks]
-    good = [pair for pair in enough if _no_worse(pair[1], theirs)]
+    enough = [_enough(mine_at, theirs, size, block) for block in size.blocks]
+    good = [settings for settings in enough if _no_worse(mine_at(settings), theirs)]
     if not good:
-        return min(enough, key=lambda pair: max(np.subtract(pair[1], theirs)))
-    calls = {str(i): partial(_ours, on_device, good[i][0], size) for i in range(len(good))}
+        return min(enough, key=lambda settings: max(np.subtract(mine_at(settings), theirs)))
+    calls = {str(settings): partial(_ours, on_device, settings, size, 0) for settings in good}
     times = interleaved(calls, repeats=3)
-    return good[min(range(len(good)), key=lambda i: times[str(i)].median)]
+    return min(good, key=lambda settings: times[str(settings)].median)
 
 
-def _enough(a, on_device, values, theirs: Errors, size: Size, block: int):
+def _enough(mine_at: Callable, theirs: Errors, size: Size, block: int) -> Settings:
     """The fewest power iterations with this block that do as well, or the most that we try."""
-    rank = size.rank
-    for iterations in range(rank // block, size.widest * rank // block):
-        settings = Settings(block, iterations)
-        mine = errors(a, values, *map(np.asarray, _ours(on_device, settings, size)[:3]))
-        if _no_worse(mine, theirs):
-            break
-    return settings, mine
+    depths = range(size.rank // block, size.widest * size.rank // block)
+    tried = (Settings(block, iterations) for iterations in depths)
+    return next((s for s in tried if _no_worse(mine_at(s), theirs)), Settings(block, depths[-1]))
 
 
 def _no_worse(mine: Errors, theirs: Errors) -> bool:
@@ -173,7 +176,7 @@ def _no_worse(mine: Errors, theirs: Errors) -> bool:
 def _peers(a: np.ndarray, size: Size) -> dict[str, tuple[Callable | None, int]]:
     width = size.rank + 10
     peers: dict[str, tuple[Callable | None, int]] = {
-        "scikit-learn": (partial(sklearn_svd, a, size.rank, random_state=0), 16 * width),
+        "scikit-learn": (partial(_sklearn, a, size.rank), 16 * width),
         "torch.svd_lowrank": (None, 6 * width),
     }
     if importlib.util.find_spec("torch") is not None:
@@ -181,13 +184,23 @@ def _peers(a: np.ndarray, size: Size) -> dict[str, tuple[Callable | None, int]]:
     return peers
 
 
-def _torch(a: np.ndarray, rank: int, width: int):
+def _sklearn(a: np.ndarray, rank: int, seed: int):
+    return sklearn_svd(a, rank, random_state=seed)
+
+
+def _torch(a: np.ndarray, rank: int, width: int, seed: int):
     import torch
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     u, s, v = torch.svd_lowrank(torch.from_numpy(a), q=width, niter=2)
     return u[:, :rank].numpy(), s[:rank].numpy(), v[:, :rank].numpy().T
+
+
+def mean_errors(a: np.ndarray, values: np.ndarray, call: Callable, seeds: int) -> Errors:
+    """Over seeds: the spectral norm of what is left is largely the luck of the draw."""
+    drawn = [errors(a, values, *map(np.asarray, call(seed))) for seed in range(seeds)]
+    return Errors(*np.mean(drawn, axis=0).tolist())
 
 
 def errors(a: np.ndarray, values: np.ndarray, u, s, vt) -> Errors:
