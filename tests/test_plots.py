@@ -23,10 +23,18 @@ def figures():
             np.array([0.0, 0.1, 1.0]), {"l1": rng.normal(size=(3, 4))}, baseline=rng.normal(size=4)
         ),
         "alphas_by_layer": plots.alphas_by_layer(
-            ["a", "b"], np.array([2.0, 3.0]), np.array([2.1, 3.5]), np.array([0.05, 0.1])
+            ["a", "b"],
+            np.array([2.0, 3.0]),
+            np.array([2.1, 3.5]),
+            np.array([2.0, 3.0]),
+            np.array([2.2, np.inf]),
         ),
         "alphas_of_many_layers": plots.alphas_by_layer(
-            [str(i) for i in range(90)], np.full(90, 2.0), np.full(90, 2.1), np.full(90, 0.1)
+            [str(i) for i in range(90)],
+            np.full(90, 2.0),
+            np.full(90, 2.1),
+            np.full(90, 2.0),
+            np.full(90, np.inf),
         ),
         "tails": plots.tails(
             [

@@ -140,10 +140,27 @@ def test_the_ratio_form_has_the_same_spread_for_every_shape_but_the_difference_h
 def test_zscore_and_debiasing_are_read_off_the_null():
     null = null_alpha((9, 64, 128))
     alpha = jnp.array([null.mean, null.mean + 2 * null.deviation])
-    assert np.allclose(null_zscore(alpha, (9, 64, 128)), [0, 2], atol=1e-4)
+    shrunk = 2 * (null.mean - 1) / (null.mean - 1 + 2 * null.deviation)  # of 1 / (alpha - 1)
+    assert np.allclose(null_zscore(alpha, (9, 64, 128)), [0, shrunk], atol=1e-4)
     assert np.allclose(debiased_alpha(alpha, (9, 64, 128)), [0, 2 * null.deviation], atol=1e-6)
     ratio = debiased_alpha(alpha, (9, 64, 128), form="ratio")
     assert np.allclose(ratio, (alpha - 1) / (null.mean - 1))
+
+
+def test_an_exponent_is_found_again_from_its_zscore():
+    null = null_alpha((64, 10))
+    for z in (-3.0, 0.0, 1.5):
+        assert null.zscore(null.at(z)) == pytest.approx(z, abs=1e-9)
+    assert null.at(-3.0) < null.mean < null.at(3.0)
+    assert null_alpha((128, 8)).at(9.0) == math.inf
+
+
+@pytest.mark.parametrize("shape, most", [((24, 10), 0.03), ((20, 24), 0.02), ((64, 64), 0.008)])
+def test_noise_is_seldom_beyond_three_deviations_on_either_side(shape, most):
+    w = gaussian(2000, *shape, seed=3)
+    lam = np.linalg.svd(w, compute_uv=False) ** 2
+    z = np.asarray(null_zscore(hill_alpha(jnp.asarray(lam)), shape))
+    assert np.mean(z > 3) < most and np.mean(z < -3) < most
 
 
 def test_a_null_that_has_no_tail_to_cut_is_nan():

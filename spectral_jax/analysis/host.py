@@ -59,7 +59,7 @@ def hill(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> dict[str, float]:
     return {
         "alpha_hill": alpha,
         "alpha_null": null.mean,
-        "z": (alpha - null.mean) / null.deviation,
+        "z": null.zscore(alpha),
         "alpha_debiased": alpha - null.mean,
     }
 

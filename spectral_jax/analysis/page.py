@@ -127,13 +127,14 @@ def _cell(name: str, row: Row) -> str:
 
 
 def _alphas(judged: Sequence[Row]) -> Any:
-    alpha, null, z = (
-        np.array([row[name] for row in judged], float) for name in ("alpha_hill", "alpha_null", "z")
-    )
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = np.where(z == 0, 0.0, (alpha - null) / z)
+    from spectral_jax.tails.null import null_alpha
+
+    shapes = [(row["slices"], row["m"], row["n"])[row["slices"] == 1 :] for row in judged]
+    nulls = [null_alpha(shape) for shape in shapes]
+    low, high = (np.array([null.at(z) for null in nulls]) for z in (-DISTINCT, DISTINCT))
     names = short_names([row["layer"] for row in judged])
-    return alphas_by_layer(names, alpha, null, deviation)
+    alpha = np.array([row["alpha_hill"] for row in judged])
+    return alphas_by_layer(names, alpha, np.array([null.mean for null in nulls]), low, high)
 
 
 def _panels(analysis: Analysis) -> list[Tail]:

@@ -34,9 +34,15 @@ def alphas_by_layer(
     names: Sequence[str],
     alpha: Float[np.ndarray, " L"],
     null: Float[np.ndarray, " L"],
-    deviation: Float[np.ndarray, " L"],
+    low: Float[np.ndarray, " L"],
+    high: Float[np.ndarray, " L"],
 ) -> Figure:
-    """Each layer's Hill exponent beside what chance gives a matrix of its shape, ±3 deviations."""
+    """Each layer's Hill exponent beside what chance gives a matrix of its shape.
+
+    low, high: three standard deviations from `null`. What is far above all exponents is cut off.
+    """
+    right = 1.25 * max(alpha.max(), null.max())
+    high = np.minimum(high, 2 * right)
     count = len(names)
     named = count <= _NAMED_LAYERS
     figure = Figure(figsize=(PAGE, 1.1 + 0.19 * count if named else 5.0), layout="constrained")
@@ -44,20 +50,23 @@ def alphas_by_layer(
     place = np.arange(count)
     if named:
         ax.errorbar(
-            null, place, xerr=3 * deviation, fmt="|", color=_BLACK, elinewidth=4, alpha=0.35,
+            null, place, xerr=(null - low, high - null), fmt="|",
+            color=_BLACK, elinewidth=4, alpha=0.35,
             label="random matrix of this shape, ± 3 standard deviations",
         )  # fmt: skip
         ax.plot(alpha, place, "o", color=_RED, label="this network")
         ax.set(yticks=place, yticklabels=names, ylim=(count - 0.5, -0.5))
+        ax.set_xlim(right=min(right, ax.get_xlim()[1]))
         ax.set_xlabel("Hill exponent of the upper half of the spectrum")
     else:
         ax.fill_between(
-            place, null - 3 * deviation, null + 3 * deviation, color=_BLACK, alpha=0.25,
+            place, low, high, color=_BLACK, alpha=0.25,
             label="random matrix of this shape, ± 3 standard deviations", step="mid",
         )  # fmt: skip
         ax.plot(place, alpha, "o", color=_RED, label="this network")
         ax.set(xlabel="layer, in the network's order")
         ax.set_ylabel("Hill exponent of the upper half of the spectrum")
+        ax.set_ylim(top=min(right, ax.get_ylim()[1]))
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 

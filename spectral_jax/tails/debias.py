@@ -10,14 +10,15 @@ from spectral_jax.tails.null import null_alpha
 def null_zscore(
     alpha: Float[Array, "*batch"], shape: tuple[int, ...], *, fraction: float = 0.5
 ) -> Float[Array, "*batch"]:
-    """How many null deviations ``alpha`` lies above that of noise: ``(alpha - mean) / deviation``.
+    """How many null deviations ``alpha`` lies above that of noise, ``NullAlpha.zscore``.
 
-    Heavy tails make it negative. ``shape`` and errors as for ``null_alpha``. Works under ``jit``,
-    ``vmap`` and ``grad``. It tests for noise and does not measure training: any structure at all
-    moves a large matrix by many deviations.
+    With ``s = mean - 1``: ``(1 / s - 1 / (alpha - 1)) s^2 / deviation``. Heavy tails make it
+    negative. Beyond 3 lie .3 % of Gaussian matrices of 64 rows and columns, 1 % of 20, 2 % of 10
+    (measured), as the deviation is low there. ``shape`` and errors as for ``null_alpha``. Works
+    under ``jit``, ``vmap`` and ``grad``. It tests for noise and does not measure training: any
+    structure at all moves a large matrix by many deviations.
     """
-    null = null_alpha(shape, fraction=fraction)
-    return (alpha - null.mean) / null.deviation
+    return null_alpha(shape, fraction=fraction).zscore(alpha)
 
 
 def debiased_alpha(

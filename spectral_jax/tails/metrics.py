@@ -231,8 +231,6 @@ def _against_noise(alphas: Sequence[float], shapes: Sequence[tuple[int, ...]]) -
     return {
         "alpha_null": [null.mean for null in nulls],
         "alpha_deviation": [null.deviation for null in nulls],
-        "alpha_zscore": [
-            (a - null.mean) / null.deviation for a, null in zip(alphas, nulls, strict=True)
-        ],
+        "alpha_zscore": [null.zscore(a) for a, null in zip(alphas, nulls, strict=True)],
         "alpha_debiased": [a - null.mean for a, null in zip(alphas, nulls, strict=True)],
     }

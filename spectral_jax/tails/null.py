@@ -5,8 +5,8 @@ which is known before anything is compiled, so that the results are constants in
 """
 
 from functools import lru_cache
-from math import ceil
-from typing import NamedTuple
+from math import ceil, inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,21 @@ class NullAlpha(NamedTuple):
     """Expectation at this size: ``limit`` and its ``1/N`` correction."""
     deviation: float
     """Standard deviation at this size."""
+
+    def zscore(self, alpha: Any) -> Any:
+        """How many deviations ``alpha``, a number or an array, lies above this null.
+
+        Of ``1 / (alpha - 1)``, the mean that the estimator inverts: it is nearly normal, where
+        ``alpha`` is skewed. ``(1 / (mean - 1) - 1 / (alpha - 1)) (mean - 1)^2 / deviation``.
+        """
+        scale = self.mean - 1
+        return scale * (1 - scale / (alpha - 1)) / self.deviation
+
+    def at(self, zscore: float) -> float:
+        """The exponent of that z-score: infinite where noise has none as large."""
+        scale = self.mean - 1
+        rest = 1 - zscore * self.deviation / scale
+        return 1 + scale / rest if rest > 0 else inf
 
 
 def marchenko_pastur_alpha(q: float | int, *, fraction: float = 0.5) -> float:

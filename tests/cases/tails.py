@@ -150,7 +150,9 @@ register(
         name="tails.null_zscore",
         function=partial(null_zscore, shape=(32, 64)),
         make_inputs=spectra,
-        oracle=lambda alpha: (alpha - null.mean) / null.deviation,
+        oracle=lambda a: (
+            (1 / (null.mean - 1) - 1 / (a - 1)) * (null.mean - 1) ** 2 / null.deviation
+        ),
         leading=True,
     )
 )
