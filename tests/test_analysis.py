@@ -368,7 +368,7 @@ def test_the_page_is_read_without_eyes_mouse_or_script(checkpoint, tmp_path, cap
     figures = [attributes for tag, attributes in tags.found if tag == "svg"]
     assert [figure["role"] for figure in figures] == ["img", "img"]
     exponents, spectra = (figure["aria-label"] for figure in figures)
-    assert "4 layers" in exponents and "1 left of the bar of chance, 3 within" in exponents
+    assert "3 layers" in exponents and "1 left of the bar of chance, 2 within" in exponents
     assert "Farthest left: heavy/kernel" in exponents
     assert "noise" in spectra and "heavy" in spectra
     scrolled = [attributes for _, attributes in tags.found if attributes.get("class") == "wide"]

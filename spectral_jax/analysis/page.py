@@ -1,6 +1,5 @@
 """The table as a page that stands alone: gist, figures, every column, what was skipped."""
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from spectral_jax.analysis.comparison import IDENTITY, titles
 from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
 from spectral_jax.analysis.text import SHOWN, number, short_names
-from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, by_urgency
+from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, against_chance, by_urgency
 from spectral_jax.plots import page
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 
@@ -65,7 +64,7 @@ def _item(sentence: str) -> str:
 def _sections(title: str, analysis: Analysis) -> list[str]:
     rows = by_urgency(analysis.rows)
     parts = [f"<h2>Layers: {escape(title)}</h2>"]
-    judged = [row for row in analysis.rows if math.isfinite(row.get("z", math.nan))]
+    judged = against_chance(analysis.rows)
     if judged:
         figure, name = _alphas(judged), f"{title}-alphas"
         parts.append(page.picture(figure, _ALPHAS, name=name, alternative=_where(judged)))
@@ -195,7 +194,8 @@ def _provenance(paths: Sequence[str]) -> dict[str, str]:
 _ALPHAS = (
     "Hill exponent of each layer (dots) against that of random matrices of the same shape (bars: "
     "± 3 standard deviations). Left of the bar: a heavier tail than chance gives. Exponents of "
-    "layers of different shape compare by their distance from the bar, not by their value."
+    "layers of different shape compare by their distance from the bar, not by their value. Layers "
+    "that are too small to judge are not drawn."
 )
 _TAILS = (
     "Share of a layer's eigenvalues above a value, for the layers that need attention first: "

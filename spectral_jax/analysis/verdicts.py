@@ -90,6 +90,15 @@ def by_urgency(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=key)
 
 
+def against_chance(rows: Sequence[Row]) -> list[Row]:
+    """The rows whose z may be read."""
+    return [
+        row
+        for row in rows
+        if row["verdict"] != "too small" and math.isfinite(row.get("z", math.nan))
+    ]
+
+
 def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, total: int) -> list[str]:
     """The sentences of a paragraph: what was read, what stands out, and how sure that is."""
     read = sum(row["parameters"] for row in rows)
@@ -113,7 +122,7 @@ def _finding(verdict: Verdict, found: Sequence[dict[str, Any]], layers: int) -> 
 
 
 def _certainty(rows: Sequence[Row]) -> list[str]:
-    judged = [row for row in rows if math.isfinite(row.get("z") or math.nan)]
+    judged = against_chance(rows)
     parts = []
     if judged:
         chance = sum(map(_chance, judged))

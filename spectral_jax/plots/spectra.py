@@ -56,7 +56,7 @@ def alphas_by_layer(
         )  # fmt: skip
         ax.plot(alpha, place, "o", color=_RED, label="this network")
         ax.set(yticks=place, yticklabels=names, ylim=(count - 0.5, -0.5))
-        ax.set_xlim(right=min(right, ax.get_xlim()[1]))
+        ax.set_xlim(max(1, ax.get_xlim()[0]), min(right, ax.get_xlim()[1]))
         ax.set_xlabel("Hill exponent of the upper half of the spectrum")
     else:
         ax.fill_between(
