@@ -368,8 +368,8 @@ def test_the_page_is_read_without_eyes_mouse_or_script(checkpoint, tmp_path, cap
     figures = [attributes for tag, attributes in tags.found if tag == "svg"]
     assert [figure["role"] for figure in figures] == ["img", "img"]
     exponents, spectra = (figure["aria-label"] for figure in figures)
-    assert "3 layers" in exponents and "1 left of the bar of chance, 2 within" in exponents
-    assert "Farthest left: heavy/kernel" in exponents
+    assert "3 layers" in exponents and "1 below the range of chance, 2 within" in exponents
+    assert "Farthest below: heavy/kernel" in exponents
     assert "noise" in spectra and "heavy" in spectra
     scrolled = [attributes for _, attributes in tags.found if attributes.get("class") == "wide"]
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
@@ -398,6 +398,7 @@ def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys)
         (["{model}", "--layers", "nope*"], 2, "match nothing"),
         (["{model}", "--kind", "dense"], 2, "GLOB=KIND"),
         (["{model}", "--report", "{tmp}/no/such/out.html"], 2, "no folder"),
+        (["{model}", "--report", "{tmp}", "--force"], 2, "is a folder"),
         (["{model}", "--compare", "{tmp}/absent.npz"], 4, "absent.npz: there is no such"),
         (["{tmp}/empty.npz"], 2, "empty"),
         (["{tmp}/cut.safetensors"], 2, "cut.safetensors"),

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("analyze needs the PATH of a checkpoint; see spectral-jax analyze --help")
     groups = check_groups(options.metrics.split(","))
     for target in filter(None, (options.parquet, options.report)):
-        _check_target(Path(target), force=options.force)
+        check_target(Path(target), force=options.force)
     paths = [path for path in (options.path, options.compare) if path]
     analyses = [_open_and_analyse(path, groups, options) for path in paths]
     rows, names = _table(analyses, groups)
@@ -82,12 +82,13 @@ def _open_and_analyse(path: str, groups: Sequence[str], options: argparse.Namesp
             layers=options.layers,
             conv=options.conv,
             framework=options.framework,
-            kinds=dict(map(_kind, options.kind)),
+            kinds=dict(map(glob_and_kind, options.kind)),
             label=Path(path).name,
         )
 
 
-def _kind(word: str) -> tuple[str, str]:
+def glob_and_kind(word: str) -> tuple[str, str]:
+    """The two sides of ``GLOB=KIND``."""
     pattern, equals, kind = word.rpartition("=")
     if not equals:
         raise ValueError(f"--kind {word!r} is not GLOB=KIND, as in '*.proj=dense'")
@@ -159,7 +160,10 @@ def _skipped_lines(analyses: Sequence[Analysis]) -> list[str]:
     return align([("not analysed", "shape", "why"), *lines])
 
 
-def _check_target(target: Path, *, force: bool) -> None:
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse, before anything is computed, a file that cannot or must not be written."""
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name a file")
     if target.exists() and not force:
         raise ValueError(f"{target} exists: name another file, or add --force to overwrite it")
     if not target.absolute().parent.is_dir():

@@ -88,14 +88,14 @@ def _sections(title: str, analysis: Analysis) -> list[str]:
 
 def _where(judged: Sequence[Row]) -> str:
     """The figure of the exponents in words."""
-    left = [row for row in judged if row["z"] < -DISTINCT]
-    right = [row for row in judged if row["z"] > DISTINCT]
-    within = len(judged) - len(left) - len(right)
+    below = [row for row in judged if row["z"] < -DISTINCT]
+    above = [row for row in judged if row["z"] > DISTINCT]
+    within = len(judged) - len(below) - len(above)
     parts = [
         f"Hill exponents of {len(judged)} layers against random matrices of the same shape: "
-        f"{len(left)} left of the bar of chance, {within} within, {len(right)} right of it."
+        f"{len(below)} below the range of chance, {within} within, {len(above)} above it."
     ]
-    for side, rows in (("left", left), ("right", right)):
+    for side, rows in (("below", below), ("above", above)):
         if rows:
             row = max(rows, key=lambda row: abs(row["z"]))
             where = f"{number(row['alpha_hill'])} against {number(row['alpha_null'])}"
@@ -193,9 +193,9 @@ def _provenance(paths: Sequence[str]) -> dict[str, str]:
 
 _ALPHAS = (
     "Hill exponent of each layer (dots) against that of random matrices of the same shape (bars: "
-    "± 3 standard deviations). Left of the bar: a heavier tail than chance gives. Exponents of "
-    "layers of different shape compare by their distance from the bar, not by their value. Layers "
-    "that are too small to judge are not drawn."
+    "± 3 standard deviations). Smaller than its bar: a heavier tail than chance gives. Exponents "
+    "of layers of different shape compare by their distance from the bar, not by their value. "
+    "Layers that are too small to judge are not drawn."
 )
 _TAILS = (
     "Share of a layer's eigenvalues above a value, for the layers that need attention first: "

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_jax.analysis.command import check_target, glob_and_kind
 from spectral_jax.analysis.text import align, number
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
@@ -48,14 +49,14 @@ def run(options: argparse.Namespace) -> int:
     from spectral_jax.checkpoints import save_safetensors
 
     out = Path(options.out)
-    _check_target(out, force=options.force)
+    check_target(out, force=options.force)
     result = compress(
         options.path,
         rank=options.rank,
         gate=options.gate,
         layers=options.layers,
         framework=options.framework,
-        kinds=dict(map(_kind, options.kind)),
+        kinds=dict(map(glob_and_kind, options.kind)),
         label=Path(options.path).name,
     )
     ranks = {row["layer"]: row["rank"] for row in result.rows if row["outcome"] == "factored"}
@@ -69,22 +70,6 @@ def run(options: argparse.Namespace) -> int:
         print("", _summary(result.rows, totals, options.rank), sep="\n")
     print(f"written: {out}", file=sys.stderr)
     return 0
-
-
-def _check_target(out: Path, *, force: bool) -> None:
-    if out.is_dir():
-        raise ValueError(f"{out} is a folder: name a file")
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists: name another file, or add --force to overwrite it")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}")
-
-
-def _kind(word: str) -> tuple[str, str]:
-    pattern, equals, kind = word.rpartition("=")
-    if not equals:
-        raise ValueError(f"--kind {word!r} is not GLOB=KIND, as in '*.proj=dense'")
-    return pattern, kind
 
 
 def _totals(result: Compressed) -> dict[str, int]:

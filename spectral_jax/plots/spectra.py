@@ -59,10 +59,11 @@ def alphas_by_layer(
         ax.set_xlim(max(1, ax.get_xlim()[0]), min(right, ax.get_xlim()[1]))
         ax.set_xlabel("Hill exponent of the upper half of the spectrum")
     else:
-        ax.fill_between(
-            place, low, high, color=_BLACK, alpha=0.25,
-            label="random matrix of this shape, ± 3 standard deviations", step="mid",
+        ax.vlines(
+            place, low, high, color=_BLACK, linewidth=min(3, 270 / count), alpha=0.35,
+            label="random matrix of this shape, ± 3 standard deviations",
         )  # fmt: skip
+        ax.plot(place, null, "_", color=_BLACK, alpha=0.5, markersize=3)
         ax.plot(place, alpha, "o", color=_RED, label="this network")
         ax.set(xlabel="layer, in the network's order")
         ax.set_ylabel("Hill exponent of the upper half of the spectrum")
