@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from spectral_jax.optim import surgery
 from spectral_jax.optim.factoring import attempt, kept_ranks
 from spectral_jax.optim.policies import Policy, every_epochs, linear_keep, on_plateau
 from spectral_jax.optim.svd_prune import PruneStatus, prune_spectra, svd_prune
+from spectral_jax.optim.temp_balance import temp_balance
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -322,3 +324,24 @@ def test_a_change_that_costs_more_than_allowed_is_taken_back(after, accepted):
     assert result.state == ("new" if accepted else "old")
     with pytest.raises(ValueError, match="max_drop=-1"):
         attempt("old", str, len, max_drop=-1)
+
+
+def test_nnx_optimizer_runs_it_beside_the_layer_wise_learning_rates():
+    layers = [nnx.Linear(40, 60, rngs=nnx.Rngs(0)), nnx.Linear(60, 10, rngs=nnx.Rngs(1))]
+    model = nnx.Sequential(*layers)
+    balance = temp_balance(metric=jnp.max, refresh_every=1, min_eigenvalues=1)
+    prune = svd_prune({"layers/0/*": Policy()}, steps_per_epoch=2, every=1)
+    chain = optax.chain(optax.sgd(0.1), balance, prune)
+    optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss = nnx.grad(lambda model: jnp.square(model(jnp.ones((3, 40)))).mean())
+        optimizer.update(model, loss(model))
+
+    for _ in range(2):
+        step(model, optimizer)
+    assert list(optimizer.opt_state[-1].report) == ["layers/0/kernel"]
+    kept = int(optimizer.opt_state[-1].report["layers/0/kernel"].rank[...])
+    assert kept < 40
+    assert jnp.linalg.matrix_rank(model.layers[0].kernel[...], rtol=1e-4) == kept

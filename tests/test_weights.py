@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from spectral_jax.weights import Block, edges, graph_weights, layout, matrices
+from spectral_jax.weights import Block, edges, graph_weights, layout, matrices, named_leaves
 
 
 def normal(seed, *shape):
@@ -37,6 +38,14 @@ CONV_LAYOUT = (
 def test_layers_come_in_natural_order():
     params = chain(*[3] * 13)
     assert list(matrices(params)) == [f"layers/{i}/kernel" for i in range(12)]
+
+
+def test_a_variable_and_what_is_in_it_have_one_name():
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+    variables = nnx.state(model, nnx.Param)
+    names = ["layers/0/bias", "layers/0/kernel", "layers/1/bias", "layers/1/kernel"]
+    assert list(named_leaves(variables)) == list(named_leaves(nnx.as_pure(variables))) == names
+    assert list(named_leaves({"value": normal(0, 2, 2)})) == ["value"]
 
 
 def test_a_list_of_arrays_is_a_network_too():

@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.optim.surgery import recombine, split, split_refusal
 from spectral_jax.optim.svd_prune import LayerReport, PruneStatus
+from spectral_jax.weights import leaf_name
 
 T = TypeVar("T")
 
@@ -151,8 +152,3 @@ def _split_moment(moment: Array, kernel: Any, second: bool) -> Any:
 def _at(whole: Any, after: PyTree) -> list[Any]:
     """What stands in ``after`` in the place of each leaf of ``before``."""
     return whole.flatten_up_to(after)
-
-
-def leaf_name(path: Any) -> str:
-    """Where a leaf stands, as in ``layers/0/kernel``."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax.linalg.subspace import mm
+from spectral_jax.weights import leaf_name
 
 Sparsity = float | Float[Array, ""]
 
@@ -122,7 +123,7 @@ def prune(
     if method not in ("magnitude", "wanda", "sparsegpt"):
         raise ValueError(f"method={method!r}: choose 'magnitude', 'wanda' or 'sparsegpt'")
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    names = [leaf_name(path) for path, _ in leaves]
     unknown = sorted(set(sparsities) - set(names))
     if unknown:
         raise ValueError(f"sparsities: no leaf at {unknown[0]!r}; the leaves are {names}")

@@ -138,10 +138,12 @@ def svd_prune(
     Momentum is carried on. What is cut may grow again until the next time.
 
     Args:
+      policies, fit, key: as in `prune_spectra`; ``keep_below`` gets the epoch, counted in steps.
       axis_name: name of the ``vmap`` axis the step runs under. Without it the result is the same,
         but the spectra are computed at every step.
 
-    The state holds the last report. Works under ``jit``, ``scan`` and ``vmap``.
+    The state holds the last report: ``opt_state[-1].report`` of a chain. Works under ``jit``,
+    ``scan`` and ``vmap``.
     Raises ``ValueError`` as `prune_spectra` does, and for periods below 1 or missing ``params``.
     """
     if min(steps_per_epoch, every) < 1:
@@ -307,7 +309,7 @@ def _matrix(kernel: Array) -> Array:
 def _leaves(params: PyTree) -> dict[str, Array]:
     """The leaves by path, in the order of the tree."""
     found, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return {weights_of.leaf_name(path): leaf for path, leaf in found}
 
 
 def _unknown(shape: jax.ShapeDtypeStruct) -> Array:

@@ -221,7 +221,7 @@ class _Control(NamedTuple):
 def _named_leaves(params) -> dict[str, Array]:
     """The leaves by path, in the order of the tree."""
     found, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    return {weights_of.leaf_name(path): leaf for path, leaf in found}
 
 
 def _plan(leaves: Mapping[str, Array]) -> tuple[weights_of.View, ...]:
@@ -261,5 +261,6 @@ def _check(refresh_every: int, tuned: str, layout: Any) -> None:
         raise ValueError(f"tuned={tuned!r}: choose 'all', 'inner' or 'not_last'")
     if tuned != "all" and layout is None:
         raise ValueError(
-            f"tuned={tuned!r} needs layout=model.layout(): names do not tell first from last"
+            f"tuned={tuned!r} needs layout=model.layout(), or weights.layout(params) for a chain "
+            "of dense layers: names do not tell first from last"
         )

@@ -33,7 +33,13 @@ if TYPE_CHECKING:
         graph_weights,
         layout,
     )
-    from spectral_jax.weights._matrices import WeightMatrix, matrices, named_leaves, skipped
+    from spectral_jax.weights._matrices import (
+        WeightMatrix,
+        leaf_name,
+        matrices,
+        named_leaves,
+        skipped,
+    )
 
 __all__ = [
     "BATCH_NORM_EPSILON",
@@ -48,6 +54,7 @@ __all__ = [
     "edges",
     "graph_weights",
     "layout",
+    "leaf_name",
     "matrices",
     "named_leaves",
     "plan",
@@ -58,6 +65,7 @@ __all__ = [
 _NEEDS_JAX = {
     "WeightMatrix": "_matrices",
     "matrices": "_matrices",
+    "leaf_name": "_matrices",
     "named_leaves": "_matrices",
     "skipped": "_matrices",
     "BATCH_NORM_EPSILON": "_graph",

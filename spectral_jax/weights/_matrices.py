@@ -108,8 +108,23 @@ def _twins(leaves: Mapping[str, Any]) -> dict[str, str]:
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree by path, ``"layers/0/kernel"``, in natural order."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+    named = {leaf_name(path): leaf for path, leaf in found}
     return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """Where a leaf stands in a pytree, as in ``"layers/0/kernel"``, from its key path.
+
+    An ``nnx.State`` holds variables, and what is in a variable is its ``value``: that step is left
+    out, since ``nnx.Optimizer`` hands Optax variables at first and bare arrays at every update.
+
+    >>> tree = {"layers": [{"kernel": 1.0}]}
+    >>> [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    ['layers/0/kernel']
+    """
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _natural(path: str) -> Any:

@@ -115,6 +115,7 @@ register(
 exempt("weights.layout", "returns no arrays; tests/test_weights.py")
 exempt("weights.edges", "returns no arrays; tests/test_weights.py")
 exempt("weights.plan", "takes shapes, returns no arrays; tests/test_weights.py")
+exempt("weights.leaf_name", "returns a name; tests/test_weights.py and test_optim.py")
 exempt("weights.skipped", "returns no arrays; tests/test_weights.py")
 exempt(
     "weights.named_leaves", "returns the leaves themselves; tests/test_weights.py looks at names"
