@@ -25,6 +25,7 @@ from experiments.papers import load as load_paper
 
 COMMAND = "python -m experiments"
 DEFAULT_PRESET = "smoke"
+SHOWN_ARMS = 6
 # What `run` shows of a summary, and as what; all the rest is in summary.json and with --json.
 COLUMNS = {
     "test/accuracy": "test/accuracy %",
@@ -149,7 +150,7 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
         command.add_argument("--preset", help=f"smoke, small or paper (default {DEFAULT_PRESET})")
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
 
-    data = commands.add_parser("data", help="list, fetch or check data", examples=DATA_EXAMPLES)
+    data = commands.add_parser("data", help="list, fetch or verify data", examples=DATA_EXAMPLES)
     data.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "verify"))
     data.add_argument("dataset", nargs="?", help="the data set to fetch or check")
     data.set_defaults(command=data_command)
@@ -165,7 +166,7 @@ def list_command(options: argparse.Namespace) -> int:
         {
             "experiment": f"{name}/{protocol}",
             "preset": preset,
-            "arms": " ".join(arms),
+            "arms": " ".join(arms) if options.json else _some(list(arms)),
             "cost": _cost(paper, preset),
         }
         for name, paper in ((name, load_paper(name)) for name in PAPERS)
@@ -263,6 +264,13 @@ def _lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
         hint = did_you_mean(name, table) or f"; there are: {', '.join(table)}"
         raise UserError(f"no {what} {name!r}{hint}")
     return table[name]
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, so that a row of a table stays a line."""
+    shown = names if len(names) <= SHOWN_ARMS else names[: SHOWN_ARMS - 1]
+    rest = f" and {len(names) - len(shown)} more (--json)" if len(shown) < len(names) else ""
+    return " ".join(shown) + rest
 
 
 def _cost(paper: ModuleType, preset: str) -> str:

@@ -22,6 +22,11 @@ from spectral_jax.plots.intervals import t_interval
 
 Verdict = Literal["MATCH", "TREND", "MISMATCH", "NOT RUN", "UNDERSPECIFIED"]
 VERDICTS: tuple[Verdict, ...] = ("MATCH", "TREND", "MISMATCH", "NOT RUN", "UNDERSPECIFIED")
+LEGEND = (
+    "MATCH: our mean is within the tolerance. TREND: the direction holds, and the 95 % interval "
+    "over seeds is off zero. MISMATCH: neither; an interval that covers zero may only say that the "
+    "data and seeds are too few to tell, as they mostly are in the preset smoke."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def _verdict(claim: Claim, evidence: Any) -> tuple[Verdict, str, str]:
 
 def _published(claim: Claim) -> str:
     if claim.value is not None:
-        return f"{claim.value:.9g}{claim.unit} ± {claim.tolerance:g}"
+        return f"{claim.value:.9g} ± {claim.tolerance:g}{claim.unit}"
     return {1: "positive", -1: "negative", 0: ""}[claim.direction]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claims import VERDICTS, Judged
+from experiments.claims import LEGEND, VERDICTS, Judged
 from experiments.errors import CHECK_FAILED, DONE
 from spectral_jax.plots import page
 from spectral_jax.plots.intervals import t_interval
@@ -81,6 +81,7 @@ def write_report(
         print(json.dumps({"claims": rows, "results": list(results)}, indent=2))
     else:
         print_claims(claims)
+        print(LEGEND, file=sys.stderr)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
     missed = [c for c in claims if c.origin == "our reference" and c.verdict == "MISMATCH"]
     return CHECK_FAILED if missed else DONE
@@ -98,7 +99,13 @@ def cell(values: np.ndarray) -> str:
     mean, half, count = (float(part) for part in t_interval(values))
     if not count:
         return ""
-    return f"{mean:.4g} ± {half:.2g}" if np.isfinite(half) else f"{mean:.4g}"
+    if not np.isfinite(half):
+        return f"{mean:.4g}"
+    # No more digits of the mean than the two of the interval are worth.
+    decimals = int(1 - np.floor(np.log10(half))) if half > 0 else -1
+    if 0 <= decimals <= 6:
+        return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+    return f"{mean:.4g} ± {half:.2g}"
 
 
 def origin(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -165,8 +172,10 @@ def print_claims(claims: Sequence[Judged]) -> None:
 
 
 def _claims_table(claims: Sequence[Judged]) -> str:
+    """What was judged; then, folded away, what this preset does not run."""
     head = ("Verdict", "Claim", "Published", "Ours", "Protocol difference", "Source and note")
-    rows = []
+    done: list[list[str]] = []
+    rest: list[list[str]] = []
     for claim in claims:
         badge = claim.verdict.lower().replace(" ", "-")
         cells = [
@@ -178,11 +187,15 @@ def _claims_table(claims: Sequence[Judged]) -> str:
             f"{escape(claim.source)} ({claim.origin})"
             + (f"<br><em>{escape(claim.note)}</em>" if claim.note else ""),
         ]
-        rows.append(cells)
+        (rest if claim.verdict == "NOT RUN" else done).append(cells)
     counts = ", ".join(
         f"{sum(claim.verdict == verdict for claim in claims)} {verdict}" for verdict in VERDICTS
     )
-    return page.table(f"{counts}. Mean and 95 % interval over seeds.", head, rows)
+    table = page.table(f"{counts}. Mean and 95 % interval over seeds. {LEGEND}", head, done)
+    if not rest:
+        return table
+    waiting = page.table("Not run in this preset, and what each would cost.", head, rest)
+    return f"{table}<details><summary>{len(rest)} not run</summary>{waiting}</details>"
 
 
 def _section(section: Section) -> str:

@@ -13,7 +13,7 @@ def test_a_mean_within_the_tolerance_matches():
     judged = judge(VALUE, [96.0, 96.2, 96.4])
     assert judged.verdict == "MATCH"
     assert judged.ours == "96.20 ± 0.50 % (n=3)"
-    assert judged.published == "96.1 % ± 0.4"
+    assert judged.published == "96.1 ± 0.4 %"
 
 
 def test_a_mean_outside_it_does_not():

@@ -25,7 +25,7 @@ from experiments.study import study
 from spectral_jax import plots, tails, weights
 from spectral_jax.plots import farms as figures
 
-SHEET = "shared sheet farms.md, section 5"
+SHEET = "our measurement before this repository"
 PAPER = "arXiv 2506.06280"
 RELEASED = "HUST-AI-HYZ/FARMS@8e07c3f, one draw"
 

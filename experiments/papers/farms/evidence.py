@@ -14,7 +14,7 @@ from experiments.runs import Run
 
 PAPER = "arXiv 2506.06280"
 TEMPBALANCE = "arXiv 2312.00359"
-FAIR = "the paper's thesis, tested fairly (sheet farms.md, section 8)"
+FAIR = "the paper's thesis, tested fairly"
 
 # (method, other, whose claim): the method tests better, says its author or the paper's thesis.
 COMPARISONS = (

@@ -24,7 +24,7 @@ from experiments.study import study
 from spectral_jax import checkpoints, optim, tails
 from spectral_jax.linalg import svdvals
 
-SHEET = "shared sheet farms.md, section 5 (alphas shipped with HUST-AI-HYZ/FARMS)"
+SHEET = "our computation before this repository (alphas shipped with HUST-AI-HYZ/FARMS)"
 PAPER = "arXiv 2506.06280, abstract"
 LINEAR = re.compile(r"layers\.(\d+)\.(self_attn|mlp)\.\w+_proj\.weight$")
 MODELS = {"llama-7b": 10, "llama-13b": 15}  # windows per axis

@@ -19,7 +19,7 @@ from spectral_jax import graphs, weights
 PAPER = "arXiv 2003.00992"
 CODE = "edrictam/FiedlerRegularization@76408bf"
 PEER = "arXiv 2103.03386, results/clustering_factors_clust_grad.csv"
-OURS = "shared sheet fiedler.md"
+OURS = "our measurement before this repository"
 
 Evidence = Callable[[], np.ndarray | None]
 # The clusters in the peer's n-cut.
@@ -40,7 +40,7 @@ def accuracy(run: Run, split: str = "test") -> np.ndarray:
 
 def _initial() -> list[tuple[Claim, Evidence]]:
     """Connectivity of untrained nets: needs no data, so every preset checks it."""
-    claim = partial(Claim, source=f"{OURS}, section 4.2", origin="our reference")
+    claim = partial(Claim, source=OURS, origin="our reference")
     mnist, khan = (784, 500, 500, 500, 10), (2308, 50, 50, 50, 4)
     return [
         (
@@ -97,7 +97,7 @@ def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
     arms = runs.get("mnist", {})
     reference = partial(
         Claim,
-        source=f"{OURS}, section 4.3",
+        source=OURS,
         origin="one seed of ours",
         cost="6,000 steps a seed: preset small",
         difference="5 seeds instead of 1; held to two standard errors of a test set of 10,000",
@@ -158,7 +158,7 @@ def _released(runs: Runs) -> list[tuple[Claim, Evidence]]:
         id="strong-delta-costs",
         text=f"as a subgradient with a stale vector, delta = 100 costs accuracy "
         f"({where}: test accuracy minus that without penalty)",
-        source=f"{OURS}, section 4.3",
+        source=OURS,
         origin="our reference",
         direction=-1,
         unit=" points",

@@ -14,8 +14,8 @@ from experiments.papers.rmt_svd.protocols import PUBLISHED
 from experiments.runs import Run
 
 PAPER = "arXiv 2303.08986"
-FAIR = "the paper's thesis, tested fairly (shared sheet rmt_svd.md, section 8)"
-SHEET = "shared sheet rmt_svd.md, section 4"
+FAIR = "the paper's thesis, tested fairly"
+SHEET = "our measurement before this repository"
 
 
 class Result(NamedTuple):
