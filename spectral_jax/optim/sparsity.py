@@ -101,8 +101,14 @@ def layer_sparsities(
 ) -> dict[str, Float[Array, ""]]:
     """``alpha_pruning`` by name: the sparsity of each layer is that of its block.
 
-    ``sizes`` holds the number of weights of every layer named in ``alphas``.
-    Raises ``ValueError`` if one is missing, and as ``alpha_pruning`` does.
+    Args:
+      sizes: the number of weights of every layer named in ``alphas``.
+      sparsity: the share of all weights that is to go.
+      epsilon: how far blocks may part: before scaling, shares lie within ``1 - epsilon`` and
+        ``1 + epsilon``, the larger alpha the more.
+      block_of: a layer's name to its block, as in `block_means`.
+
+    Raises ``ValueError`` if a size is missing, and as ``alpha_pruning`` does.
 
     >>> ratios = layer_sparsities({"a": 2.0, "b": 4.0}, {"a": 10, "b": 10}, 0.5, epsilon=0.2)
     >>> [round(float(ratio), 2) for ratio in ratios.values()]
