@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from spectral_jax import __version__
+from spectral_jax.linalg.lapack import LAST_JAXLIB_TO_SPLIT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# jaxlib 0.10.0 to 0.11.0 runs batched LAPACK over XLA's thread pool while OpenBLAS threads too
-# (jax#39292, jax#36927). From 0.11.1 on (watched to 0.12.0.1) one thread takes the whole batch.
-LAST_JAXLIB_TO_NEST_THREADS = (0, 11, 0)
 
 
 class Finding(NamedTuple):
@@ -127,7 +125,7 @@ def _lapack_threads(facts: dict[str, Any]) -> Finding | None:
     if threads["OPENBLAS_NUM_THREADS"] == "1" or (threads["cores"] or 1) == 1:
         return None
     release = tuple(int(part) for part in jaxlib.split(".")[:3] if part.isdigit())
-    nested = release <= LAST_JAXLIB_TO_NEST_THREADS
+    nested = release <= LAST_JAXLIB_TO_SPLIT
     return Finding(
         "batched eigenvalues and singular values on the CPU may be "
         f"{'many times ' if nested else ''}slower than need be",

@@ -7,12 +7,15 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 from jaxtyping import Array, Float
 
-# jaxlib up to 0.11.0 (cf. jax#36927) splits a batched LAPACK call over its thread pool and blocks
-# the calling thread, itself one of the pool, until all parts are done. As soon as every thread is
-# such a caller, no part is ever run. With more threads than this it takes more calls at once than
-# a program usually has, and splitting the batch gains more than it risks.
+# Up to here jaxlib splits a batched LAPACK call over its thread pool and blocks the calling thread,
+# itself one of the pool, until all parts are done (cf. jax#36927). As soon as every thread is such
+# a caller, no part is ever run. Later releases (watched to 0.12.0.1) do not split.
+LAST_JAXLIB_TO_SPLIT = (0, 11, 0)
+# With more threads than this it takes more calls at once than a program usually has, and splitting
+# the batch gains more than it risks.
 FEW_THREADS = 4
 
 Result = TypeVar("Result")
@@ -24,12 +27,12 @@ def each(
     """``function(stack)``, which must treat matrices apart; on a CPU one after the other.
 
     A LAPACK call for a single matrix does not touch the thread pool; on two threads it is as fast.
-    With ``split``, by default where the process has more than ``FEW_THREADS`` threads, and on other
-    backends, it is one batched call. A ``vmap`` would batch the calls again: join the batch before
-    (``custom_vmap``). Works under ``jit``; as differentiable as ``function``.
+    With ``split``, by default where that `splitting_pays`, and on other backends, it is one batched
+    call. A ``vmap`` would batch the calls again: join the batch before (``custom_vmap``).
+    Works under ``jit``; as differentiable as ``function``.
     """
     if split is None:
-        split = not few_threads()
+        split = splitting_pays()
     if split or len(stack) == 1:
         return function(stack)
     in_turn = partial(jax.lax.map, function)
@@ -46,8 +49,13 @@ def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*
     return jnp.where(never, 0, x)
 
 
-def few_threads() -> bool:
-    """Whether every thread could easily be waiting in a batched LAPACK call."""
+def splitting_pays() -> bool:
+    """Whether jaxlib spreads a batched call over threads, and over so many that not all wait."""
+    release = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
+    return release <= LAST_JAXLIB_TO_SPLIT and _cpu_threads() > FEW_THREADS
+
+
+def _cpu_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) <= FEW_THREADS
-    return (os.cpu_count() or 1) <= FEW_THREADS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

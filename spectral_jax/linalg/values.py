@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from spectral_jax.linalg.lapack import each, few_threads
+from spectral_jax.linalg.lapack import each, splitting_pays
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
 
@@ -62,8 +62,9 @@ def svdvals(
         matrix of the batch has ``min(s) < max(s) / 32``, the batch goes to ``lapack``. Measured:
         docs/method-selection.md.
 
-    ``auto`` and ``lapack`` have an absolute error of a few ``eps max(s)``. Any scale will do; NaN
-    or inf in a matrix gives NaN for that matrix only; an empty matrix has no values.
+    ``lapack`` has an absolute error of a few ``eps max(s)``, ``auto`` at worst 32 times that, at
+    the smallest values only. Any scale will do; NaN or inf in a matrix gives NaN for that matrix
+    only; an empty matrix has no values.
     Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Derivatives are
     ``d s_i = u_i^T da v_i`` with vectors from ``jnp.linalg.svd``: exact at simple values, and at
     repeated or zero ones finite, for one choice of basis.
@@ -185,7 +186,7 @@ def _by_gram(method: str, a: Array) -> Array:
 def _gram_eigvals(a: Array) -> Array:
     if a.shape[-1] == 1:
         return _gram(a)[..., 0]
-    if a.shape[-1] >= STRIPED_GRAM and few_threads():
+    if a.shape[-1] >= STRIPED_GRAM and not splitting_pays():
         return tridiagonal_eigvals(*_each(lambda w: _tridiagonal(_lower_gram(w)), a))
     return tridiagonal_eigvals(*_each(_tridiagonal, _gram(a)))
 
