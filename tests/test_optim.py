@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from spectral_jax import graphs
+from spectral_jax import weights as weights_of
 from spectral_jax.optim import (
     PENALTIES,
     Penalty,
@@ -450,3 +451,13 @@ def test_misuse_names_the_argument_and_the_fix():
     penalty = spectral_penalty("l1", 1.0)
     with pytest.raises(ValueError, match=r"needs params: call update\(updates, state, params\)"):
         penalty.update(nothing(network()), penalty.init(network()))
+
+
+def test_layers_whose_names_do_not_sort_in_their_order_take_a_view():
+    params = {"head": {"kernel": jnp.ones((6, 3))}, "hidden": {"kernel": jnp.ones((8, 6))}}
+    with pytest.raises(ValueError, match="view=lambda params: weights.graph_weights"):
+        spectral_penalty("l1", 0.5).init(params)
+    layout = (weights_of.Block("hidden/kernel", 0, 1), weights_of.Block("head/kernel", 1, 2))
+    tx = spectral_penalty("l1", 0.5, view=lambda params: weights_of.graph_weights(params, layout))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert jnp.allclose(updates["head"]["kernel"], 0.5)

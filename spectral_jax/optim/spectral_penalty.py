@@ -82,7 +82,8 @@ def spectral_penalty(
       name: an entry of ``PENALTIES`` (``options`` go to it) or a ``Penalty``.
       view: ``params -> blocks``, a non-negative linear map of magnitudes to the graph's weight
         blocks (a selection of kernels, a norm over kernel positions); default: the chain of dense
-        kernels.
+        kernels, in the order of their names. Where that is not the order of the layers:
+        ``lambda params: weights.graph_weights(params, (Block("hidden/kernel", 0, 1), ...))``.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
       axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh
         is then computed for all members when any needs it, for a batched predicate would make
@@ -173,7 +174,12 @@ def _penalty(name: str | Penalty, options: dict[str, Any]) -> Penalty:
 def _blocks(view: View | None, params) -> tuple[Array, ...]:
     if view is not None:
         return tuple(view(params))
-    return weights_of.graph_weights(params, weights_of.layout(params))
+    try:
+        layout = weights_of.layout(params)
+    except ValueError as error:
+        hint = "view=lambda params: weights.graph_weights(params, layout)"
+        raise ValueError(f"{error} ({hint})") from None
+    return weights_of.graph_weights(params, layout)
 
 
 def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
