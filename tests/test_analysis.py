@@ -131,6 +131,12 @@ def test_verdicts_read_the_numbers_of_a_row():
     }
     for word, numbers in verdicts.items():
         assert judge(row | numbers)[0] == word
+    # Where no power law fits, its exponent says nothing; a fit that was not tested stands.
+    heavy = row | fitted | dict(z=-9.0, alpha=1.7)
+    verdict, reason = judge(heavy | dict(p_value=0.0))
+    assert verdict == "structured" and "no power law" in reason
+    for p_value in (0.4, np.nan):
+        assert judge(heavy | dict(p_value=p_value))[0] == "very heavy"
     # An exponent that may as well be above 2 is not called below it.
     assert judge(row | fitted | dict(z=-9.0, alpha=1.9, sigma=0.1))[0] == "structured"
 

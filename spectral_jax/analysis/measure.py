@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from spectral_jax._progress import progress
 from spectral_jax.analysis import host
 from spectral_jax.analysis.columns import names
 from spectral_jax.analysis.layers import Layer
@@ -17,7 +18,13 @@ DRAWS = 200  # bootstrap samples of goodness: a p-value to ± 0.03
 
 def measure(layers: Sequence[Layer], groups: Sequence[str]) -> list[dict[str, Any]]:
     """One row of metrics per layer; NaN where there is nothing to measure."""
-    return [_row(layer, groups) for layer in layers]
+    rows = []
+    # The bootstrap takes seconds a layer; nothing else is waited for.
+    with progress(len(layers), "metrics", show="goodness" in groups) as advance:
+        for layer in layers:
+            rows.append(_row(layer, groups))
+            advance(1, note=layer.view.name)
+    return rows
 
 
 def windowed_eigenvalues(matrix: np.ndarray) -> np.ndarray:

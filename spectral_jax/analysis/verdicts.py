@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 DISTINCT = 3.0  # standard deviations from a random matrix that are not chance
 COLLAPSED = 0.5  # share of the possible rank below which directions are dead
 DOMINATED = 1.5  # stable rank of a layer that is little more than one direction
+REFUTED = 0.1  # p_value below which Clauset, Shalizi and Newman rule a power law out
 HEAVY = 2.0  # exponent below which a power law has no mean: WeightWatcher's "over-trained"
 # The z of noise spreads by 1 + WIDER / min(m, n), by 1 where slices are pooled. Measured over 2000:
 # 1.37 for 8, 1.29 for 10, 1.15 for 20, 1.03 for 64; 0.98 for nine slices of 3 and of 16.
@@ -75,9 +76,11 @@ def judge(row: Row) -> tuple[str, str]:
         return "like random", against
     if z > 0:
         return "flat", against
-    if alpha + 2 * row.get("sigma", 0.0) < HEAVY:
-        return "very heavy", f"alpha {alpha:.2f} ± {row['sigma']:.2f}; {against}"
-    return "structured", against
+    if alpha + 2 * row.get("sigma", 0.0) >= HEAVY:
+        return "structured", against
+    if row.get("p_value", math.nan) < REFUTED:
+        return "structured", f"{against}; no power law, p_value {row['p_value']:.2g}"
+    return "very heavy", f"alpha {alpha:.2f} ± {row['sigma']:.2f}; {against}"
 
 
 def by_urgency(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
