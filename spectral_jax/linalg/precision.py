@@ -1,0 +1,52 @@
+"""The dtype and the scale in which spectra are computed, for every boundary of the library."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+WORKING = (jnp.float32, jnp.float64)
+
+
+def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
+    """``x`` in the dtype in which spectra are computed, under the ``name`` errors call it by.
+
+    float32 and float64 stay. bfloat16, float16 and float8 become float32, for no LAPACK is narrower
+    and an eigenvalue rounded at every step would not have the digits of its matrix. Integers and
+    booleans become the default float.
+
+    Works under ``jit``, ``vmap`` and ``grad`` (which comes back in the dtype of ``x``). Raises
+    ``ValueError`` for complex numbers, which would lose their imaginary part.
+
+    >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working([1, 2]).dtype
+    (dtype('float32'), dtype('float32'))
+    """
+    x = jnp.asarray(x)
+    if x.dtype in WORKING:
+        return x
+    if jnp.iscomplexobj(x):
+        raise ValueError(
+            f"{name} has the complex dtype {x.dtype}: pass real matrices (the real and the "
+            "imaginary part apart, or [[re, -im], [im, re]], which has each singular value twice)"
+        )
+    return x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else float)
+
+
+def power_of_two(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The power of two next above a ``size`` (a largest magnitude, a norm), to divide by exactly.
+
+    ``x / power_of_two(max|x|)`` rounds nothing and lies within [1/2, 1), so that squares, products
+    and their sums neither underflow nor overflow. 1 where ``size`` is 0, infinite or NaN. Near the
+    dtype's largest number the quotient may reach 4: a larger divisor would have a subnormal
+    inverse, which XLA on a CPU takes for 0.
+
+    Works under ``jit`` and ``vmap``; a constant to ``grad``, as a choice of unit is.
+
+    >>> power_of_two(jnp.array([0.75, 1.0, 5e30, 0.0])).tolist()
+    [1.0, 2.0, 5.070602400912918e+30, 1.0]
+    """
+    size = jax.lax.stop_gradient(size)
+    usable = (size > 0) & jnp.isfinite(size)
+    _, exponent = jnp.frexp(jnp.where(usable, size, 0.75))
+    most = -int(jnp.finfo(size.dtype).minexp)
+    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -most, most))
