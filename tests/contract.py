@@ -6,6 +6,8 @@ checked for it by ``tests/test_contract.py``. A case must hold
 * *oracle*      agree with a float64 NumPy or SciPy reference, in float32 and in float64;
 * *jit*         give the same eagerly as under ``jax.jit``;
 * *dtype*       keep the dtype it was given, with float64 enabled too, and without silent promotion;
+* *halves*      compute half types and integers in float32, and refuse complex numbers by name;
+* *scale*       follow its declared homogeneity, gradient included, from 1e-30 to 1e30 in float32;
 * *compiles*    compile nothing on a second call with new values of the same shapes;
 * *vmap*        give the same as a loop (and, with ``leading``, take leading batch axes itself);
 * *shard*       give the same with the batch sharded over eight devices;
@@ -58,6 +60,10 @@ class Case:
     ``select`` picks what is determined (a value, not a residual or the sign of a vector) for the
     oracle, equality and gradient clauses. ``tolerance`` is relative to the largest magnitude of
     each expected leaf, as spectra want it.
+    ``degree`` (a tree prefix of the selected result) says that inputs scaled by ``s`` scale it by
+    ``s ** degree``; ``units`` are the inputs' own exponents where not all are 1. A case without a
+    degree says in ``unscaled`` why. ``replaces`` marks results that take the place of weights, and
+    so come back in a half dtype; ``exact_dtype`` says why a half dtype or integers cannot be given.
     ``recompiles`` and ``unbatched`` hold the reason why that clause cannot apply.
     """
 
@@ -72,6 +78,11 @@ class Case:
     differentiable: bool = True
     gradient_tolerance: float = 1e-6
     degenerate: Mapping[str, Degenerate] = field(default_factory=dict)
+    degree: Tree = None
+    units: tuple[int, ...] = ()
+    unscaled: str = ""
+    replaces: bool = False
+    exact_dtype: str = ""
     leading: bool = False
     unbatched: str = ""
     recompiles: str = ""
@@ -89,6 +100,8 @@ class Case:
     def clauses(self) -> tuple[str, ...]:
         """Name the clauses that apply to this case."""
         absent = {
+            "halves": bool(self.exact_dtype),
+            "scale": self.degree is None,
             "compiles": bool(self.recompiles),
             "vmap": bool(self.unbatched),
             "shard": bool(self.unbatched),
@@ -197,6 +210,51 @@ def check_dtype(case: Case) -> None:
         assert found == {dtype}, f"{dtype} in, {sorted(found)} out"
 
 
+def check_halves(case: Case) -> None:
+    """Numbers about weights in float32; what replaces weights, in the dtype of the weights."""
+    for dtype in ("bfloat16", "float16"):
+        low = _cast(case.inputs("float32"), dtype)
+        result = jax.eval_shape(case.function, *low)
+        found = {str(x.dtype) for x in jax.tree.leaves(result) if jnp.isdtype(x.dtype, FLOATING)}
+        allowed = {"float32", dtype} if case.replaces else {"float32"}
+        assert found <= allowed, f"{dtype} in, {sorted(found)} out"
+    jax.eval_shape(case.function, *_cast(case.inputs("float32"), "int32"))
+    try:
+        jax.eval_shape(case.function, *_cast(case.inputs("float32"), "complex64"))
+    except ValueError as error:
+        assert "complex" in str(error), f"complex numbers: {error}"
+    else:
+        raise AssertionError("complex numbers were taken for real ones")
+    low = _cast(case.inputs("float32"), "bfloat16")
+    expected = case.select(program(case)(*_cast(low, "float32")))
+    rounding = float(jnp.finfo(jnp.bfloat16).eps) if case.replaces else 0.0
+    tolerance = max(case.tolerance["float32"], rounding)
+    assert_close(case.select(program(case)(*low)), expected, tolerance, "bfloat16 against float32")
+
+
+def check_scale(case: Case) -> None:
+    """``f(s A) = s^d f(A)``; the gradient, where all parts have one degree, ``s^(d - 1)``."""
+    inputs = case.inputs("float32")
+    units = case.units or (1,) * len(inputs)
+    plain = case.select(program(case)(*inputs))
+    degrees = _prefix(case.degree, plain)
+    with_gradient = case.differentiable and len(set(degrees)) == 1 and set(units) == {1}
+    slope = gradient_program(case)(inputs) if with_gradient else None
+    reach = 30 / max(map(abs, (1, *degrees, *units)))
+    for power in (-reach, -2 / 3 * reach, 2 / 3 * reach, reach):
+        s = float(np.float32(10**power))
+        factors = [np.float32(s**unit) for unit in units]
+        scaled = tuple(map(_times, inputs, factors))
+        result = case.select(program(case)(*scaled))
+        tolerance = case.tolerance["float32"]
+        assert_close(_divided(result, s, degrees), plain, tolerance, f"scale {s:.0e}")
+        if with_gradient:
+            found = _divided(
+                gradient_program(case)(scaled), s, [degrees[0] - 1] * len(jax.tree.leaves(slope))
+            )
+            assert_close(found, jax.tree.leaves(slope), 10 * tolerance, f"gradient at {s:.0e}")
+
+
 def check_compiles(case: Case) -> None:
     first, second = case.inputs("float32", seed=0), case.inputs("float32", seed=1)
     jax.block_until_ready(case.function(*first))
@@ -263,6 +321,8 @@ CLAUSES: dict[str, Callable[[Case], None]] = {
     "oracle": check_oracle,
     "jit": check_jit,
     "dtype": check_dtype,
+    "halves": check_halves,
+    "scale": check_scale,
     "compiles": check_compiles,
     "vmap": check_vmap,
     "shard": check_shard,
@@ -333,6 +393,27 @@ def _inner(a: Tree, b: Tree) -> float:
 
 def _float64(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def _cast(tree: Tree, dtype: str) -> Tree:
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), tree)
+
+
+def _times(tree: Tree, factor: np.float32) -> Tree:
+    return jax.tree.map(lambda x: x * factor, tree)
+
+
+def _prefix(degree: Tree, result: Tree) -> list[int]:
+    """The degree of each leaf of the result, from one for all or one for each part."""
+    if isinstance(degree, int):
+        return [degree] * len(jax.tree.leaves(result))
+    parts = zip(degree, result, strict=True)
+    return [d for part, below in parts for d in _prefix(part, below)]
+
+
+def _divided(result: Tree, s: float, degrees: list[int]) -> list[np.ndarray]:
+    leaves = jax.tree.leaves(result)
+    return [np.float64(leaf) / s**d for leaf, d in zip(leaves, degrees, strict=True)]
 
 
 def _finite(tree: Tree) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from spectral_jax.linalg.precision import working
 from tests.contract import CLAUSES, EXEMPT, Case, Degenerate, discover, public_functions
 
 CASES = discover()
@@ -38,13 +39,14 @@ def test_cases_and_exemptions_name_public_functions_once():
 
 SOUND = Case(
     name="toy.squared_norms",
-    function=lambda x: jnp.sum(x * x, axis=-1),
+    function=lambda x: jnp.sum(working(x) ** 2, axis=-1),
     make_inputs=lambda key, dtype: (jax.random.normal(key, (3, 4), dtype),),
     oracle=lambda x: np.einsum("ij,ij->i", x, x),
     degenerate={
         "empty": Degenerate((jnp.zeros((3, 0)),), lambda y: bool((y == 0).all())),
         "zero": Degenerate((jnp.zeros((3, 4)),), lambda y: bool((y == 0).all())),
     },
+    degree=2,
     leading=True,
 )
 
@@ -91,6 +93,8 @@ BROKEN = {
         "jit against eager: relative error",
     ),
     "dtype": (lambda x: x.astype("float32"), "float64 in, \\['float32'\\] out"),
+    "halves": (lambda x: jnp.sum(x * x, axis=-1), "bfloat16 in, \\['bfloat16'\\] out"),
+    "scale": (lambda x: jnp.sum(x * x, axis=-1) + 1e-12, "scale 1e-15: relative error"),
     "compiles": (lambda x: jax.jit(lambda y: 2 * y)(x), "1 compilations on a second call"),
     "vmap": (normalised_by_batch, "vmap against loop: relative error"),
     "shard": (summed_over_shards, "sharded against loop: relative error"),
@@ -110,6 +114,18 @@ def test_implicit_promotion_fails_the_dtype_clause():
     mixed = replace(SOUND, function=lambda x: x * jnp.arange(4, dtype="float32"))
     with pytest.raises(ValueError, match="promotion path"):
         CLAUSES["dtype"](mixed)
+
+
+def test_complex_numbers_read_as_real_ones_fail_the_halves_clause():
+    real_part = replace(SOUND, function=lambda x: jnp.sum(jnp.real(x).astype("float32"), axis=-1))
+    with pytest.raises(AssertionError, match="taken for real"):
+        CLAUSES["halves"](real_part)
+
+
+def test_a_gradient_that_underflows_fails_the_scale_clause():
+    norm = replace(SOUND, function=lambda x: jnp.sqrt(jnp.sum(x * x, axis=-1) + 1e-30), degree=1)
+    with pytest.raises(AssertionError, match="scale 1e-30"):
+        CLAUSES["scale"](norm)
 
 
 def test_a_leading_axis_that_mixes_the_batch_fails_the_vmap_clause():

@@ -26,6 +26,7 @@ register(
         name="linalg.spectral_density",
         function=lambda a: spectral_density(dense_operator(a), KEY, probes=2, steps=N),
         make_inputs=positive,
+        degree=1,
         # With all steps the nodes of every probe are the eigenvalues.
         oracle=lambda a: np.stack([np.linalg.eigvalsh(a)] * 2),
         select=lambda density: density.nodes,
@@ -48,6 +49,7 @@ register(
     Case(
         name="linalg.logdet",
         function=lambda a: logdet(dense_operator(a), KEY, probes=2, steps=3),
+        unscaled="log(s^n det A) is a sum: tests/test_density.py",
         # One step is exact here, whatever the probe.
         make_inputs=multiple_of_the_identity,
         oracle=lambda a: np.linalg.slogdet(a)[1],

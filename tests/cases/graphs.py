@@ -80,6 +80,7 @@ for normalised in (False, True):
             name=f"graphs.laplacian: {kind}",
             function=lambda w, options=options: graphs.laplacian(w, **options).dense(),
             make_inputs=blocks,
+            degree=1 - normalised,
             oracle=lambda w, n=normalised: dense_laplacian(w, EDGES, normalised=n),
             degenerate={"no edges": Degenerate(NO_EDGES, lambda a: bool(jnp.isfinite(a).all()))},
         )
@@ -89,6 +90,8 @@ for normalised in (False, True):
             name=f"graphs.rayleigh_quotient: {kind}",
             function=lambda w, v, options=options: graphs.rayleigh_quotient(w, v, **options),
             make_inputs=blocks_and_vector,
+            degree=1 - normalised,
+            units=(1, 0),
             oracle=lambda w, v, n=normalised: expected_rayleigh(w, v, n),
             degenerate={
                 "zero vector": Degenerate((*ONES, jnp.zeros(10)), lambda value: value == 0),
@@ -101,6 +104,7 @@ for normalised in (False, True):
             name=f"graphs.layer_quotient: {kind}",
             function=lambda w, options=options: graphs.layer_quotient(w, **options).value,
             make_inputs=blocks,
+            degree=1 - normalised,
             oracle=lambda w, n=normalised: expected_quotient(w, n),
         )
     )
@@ -110,6 +114,7 @@ register(
         name="graphs.degrees",
         function=lambda w: graphs.degrees(w, edges=EDGES),
         make_inputs=blocks,
+        degree=1,
         oracle=lambda w: np.diag(dense_laplacian(w, EDGES, normalised=False)),
         degenerate={"no edges": Degenerate(NO_EDGES, lambda d: not d.any())},
     )
@@ -119,6 +124,8 @@ register(
         name="graphs.split",
         function=lambda x: graphs.split(x, SIZES),
         make_inputs=lambda key, dtype: (jax.random.normal(key, (10,), dtype),),
+        degree=1,
+        exact_dtype="slices keep the dtype of their vector",
         oracle=lambda x: np.split(x, (4, 7)),
     )
 )
@@ -127,6 +134,7 @@ register(
         name="graphs.largest_component",
         function=lambda w: graphs.largest_component(w, edges=EDGES).astype(w[0].dtype),
         make_inputs=blocks,
+        degree=0,
         oracle=lambda w: np.ones(10),
         differentiable=False,
         degenerate={"no edges": Degenerate(NO_EDGES, lambda mask: mask.sum() == 1)},
@@ -137,6 +145,7 @@ register(
         name="graphs.fiedler",
         function=lambda w: graphs.fiedler(w, edges=EDGES),
         make_inputs=blocks,
+        degree=0,
         oracle=lambda w: connectivity(w, EDGES, normalised=True)[0],
         select=lambda result: result.value,
         # The default tolerance is a residual of 1e-3, whose square bounds the error of the value.
@@ -153,6 +162,7 @@ register(
         name="graphs.fiedler_value",
         function=lambda w: graphs.fiedler_value(w, normalised=False, edges=EDGES),
         make_inputs=blocks,
+        degree=1,
         oracle=lambda w: connectivity(w, EDGES, normalised=False)[0],
         degenerate={
             "no edges": Degenerate(NO_EDGES, lambda value: value == 0),
@@ -166,6 +176,7 @@ register(
         name="graphs.fiedler_pairs",
         function=lambda w: graphs.fiedler_pairs(w, 3, edges=EDGES),
         make_inputs=blocks,
+        degree=0,
         oracle=lambda w: connectivity(w, EDGES, normalised=True, k=3),
         select=lambda result: result.values,
     )

@@ -48,6 +48,7 @@ register(
         name="linalg.eigsh: one pair",
         function=lambda a: eigsh(dense_operator(a), 1, v0=jnp.ones(N, a.dtype)),
         make_inputs=symmetric,
+        degree=1,
         oracle=lambda a: pairs("SA", 1)(a)[0],
         select=lambda result: result.values,
         tolerance={"float32": 1e-5, "float64": 1e-11},
@@ -59,6 +60,7 @@ register(
         name="linalg.eigsh: several pairs",
         function=lambda a: eigsh(dense_operator(a), 3, which="LA"),
         make_inputs=symmetric,
+        degree=(1, 0),
         oracle=pairs("LA", 3),
         select=values_and_projector,
         tolerance={"float32": 1e-4, "float64": 1e-6},
@@ -71,6 +73,7 @@ register(
         name="linalg.lanczos",
         function=lambda a, v: lanczos(dense_operator(a), v, N),
         make_inputs=matrix_and_vector,
+        degree=(1, 0),
         # All the way to the end T is similar to A, and the first vector is the start.
         oracle=lambda a, v: (np.linalg.eigvalsh(a), v / np.linalg.norm(v)),
         select=lambda t: (spectrum(t), t.basis[:, 0]),
@@ -85,6 +88,7 @@ register(
         name="linalg.dense_operator",
         function=lambda a: dense_operator(a).dense(),
         make_inputs=symmetric,
+        degree=1,
         oracle=lambda a: a,
     )
 )
@@ -93,6 +97,7 @@ register(
         name="linalg.unit",
         function=unit,
         make_inputs=lambda key, dtype: (jax.random.normal(key, (5, 3), dtype),),
+        degree=0,
         oracle=lambda x: x / np.linalg.norm(x, axis=0),
         degenerate={"zero": Degenerate((jnp.zeros((5, 3)),), lambda x: not x.any())},
     )

@@ -31,6 +31,7 @@ for name, (estimator, method, truth) in EXACT.items():
                 dense_operator(a), KEY, matvecs=2 * RANK + 4, method=m
             ),
             make_inputs=low_rank,
+            degree=1,
             oracle=truth,
             select=lambda result: result.value,
             tolerance={"float32": 1e-4, "float64": 1e-11},
@@ -50,6 +51,7 @@ register(
         name="linalg.trace: all products",
         function=lambda a: trace(dense_operator(a), KEY, matvecs=N),
         make_inputs=full_rank,
+        degree=1,
         oracle=np.trace,
         select=lambda result: result.value,
     )
@@ -59,6 +61,7 @@ register(
         name="linalg.diagonal: all products",
         function=lambda a: diagonal(dense_operator(a), KEY, matvecs=N),
         make_inputs=full_rank,
+        degree=1,
         oracle=np.diagonal,
         select=lambda result: result.value,
     )
@@ -67,6 +70,7 @@ register(
     Case(
         name="linalg.diagonal: hutchinson",
         function=lambda a: diagonal(dense_operator(a), KEY, matvecs=5, method="hutchinson"),
+        degree=1,
         # Signs see a diagonal matrix exactly.
         make_inputs=lambda key, dtype: (jnp.diag(jax.random.normal(key, (N,), dtype)),),
         oracle=np.diagonal,

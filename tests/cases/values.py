@@ -56,6 +56,7 @@ for method in ("auto", "lapack"):
             name=f"linalg.eigvalsh: {method}",
             function=partial(eigvalsh, method=method),
             make_inputs=matrices(N, N),
+            degree=1,
             oracle=symmetric_part_spectrum,
             degenerate=degenerate(N, N),
             leading=True,
@@ -67,6 +68,7 @@ for name, m, n in (("square", N, N), ("tall", 3 * N, N)):
             name=f"linalg.svdvals: {name}",
             function=svdvals,
             make_inputs=matrices(m, n),
+            degree=1,
             oracle=singular_values,
             degenerate=degenerate(m, n),
             leading=True,
@@ -77,6 +79,7 @@ register(
         name="linalg.svdvals: gram, wide",
         function=partial(svdvals, method="gram"),
         make_inputs=matrices(N, 5 * N),
+        degree=1,
         oracle=singular_values,
         leading=True,
     )

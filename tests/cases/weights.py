@@ -53,6 +53,7 @@ for conv_norm, order in (("l1", 1), ("l2", 2)):
                 params, LAYOUT, conv_norm=conv_norm, batch_stats=stats
             ),
             make_inputs=network,
+            unscaled="a normalisation adds its epsilon to the variance; an identity is 1",
             oracle=lambda params, stats, order=order: expected_graph(params, stats, order),
             degenerate={"zero kernels": Degenerate(zeros(), lambda w: not w[0].any())},
         )
@@ -65,6 +66,8 @@ register(
             name: found.matrix for name, found in matrices(params, conv="channels").items()
         },
         make_inputs=lambda key, dtype: network(key, dtype)[:1],
+        degree=1,
+        exact_dtype="a view keeps the dtype of its leaf, and leaves codes out",
         oracle=lambda params: {
             "stem": norms(params["stem"], 1),
             "body": norms(params["body"], 1),
@@ -108,6 +111,8 @@ register(
         name="weights.matrices: parts and products",
         function=lambda params: {name: found.matrix for name, found in matrices(params).items()},
         make_inputs=torch_network,
+        unscaled="LoRA multiplies two leaves; the others are read as they are",
+        exact_dtype="a view keeps the dtype of its leaf, and leaves codes out",
         oracle=expected_matrices,
     )
 )
