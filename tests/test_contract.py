@@ -1,5 +1,7 @@
 """Every public function keeps the shared contract, and the contract can fail."""
 
+import importlib
+import inspect
 from dataclasses import replace
 
 import jax
@@ -33,6 +35,18 @@ def test_cases_and_exemptions_name_public_functions_once():
     covered = {case.covers for case in CASES.values()}
     assert sorted((covered | set(EXEMPT)) - public_functions()) == []
     assert sorted(covered & set(EXEMPT)) == []
+
+
+def test_functions_of_one_name_share_their_argument_order():
+    """Swapping the ratio and the probability of a quantile gives a number, too."""
+    places: dict[tuple[str, str], set[int]] = {}
+    for dotted in public_functions():
+        room, name = dotted.split(".")
+        function = getattr(importlib.import_module(f"spectral_jax.{room}"), name)
+        for place, (argument, kind) in enumerate(inspect.signature(function).parameters.items()):
+            if kind.kind is not inspect.Parameter.KEYWORD_ONLY:
+                places.setdefault((name, argument), set()).add(place)
+    assert [key for key, found in places.items() if len(found) > 1] == []
 
 
 # The contract is itself under test: a sound toy passes, and each broken toy fails its clause.

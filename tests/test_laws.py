@@ -77,6 +77,12 @@ def test_the_median_is_that_of_the_table(ratio, median):
     assert marchenko_pastur_median(ratio) == pytest.approx(median, abs=1e-8)
 
 
+def test_the_median_of_square_noise_is_a_closed_form():
+    dottie = 0.7390851332151607  # cos(x) = x
+    root = math.sqrt(marchenko_pastur_quantile(0.5, 1))
+    assert root == pytest.approx(2 * math.sin(math.pi / 4 - dottie / 2), abs=1e-9)
+
+
 @given(ratio=st.floats(0.01, 0.99), place=st.floats(0.02, 0.98))
 @settings(max_examples=30, deadline=None)
 def test_the_cdf_is_the_closed_form_with_arcsines(ratio, place):

@@ -185,13 +185,13 @@ def test_spikes_move_the_trace_and_not_the_others():
 
 
 def test_the_demo_of_the_bema_authors_has_five_spikes():
-    """Covariance ``I + 5 B B^T``, ``B`` 100 x 5 orthonormal; alpha = beta = .1."""
+    """Covariance ``I + 5 B B^T``, ``B`` 100 x 5 orthonormal; trim = beta = .1."""
     rng, spectra = np.random.default_rng(3), []
     for _ in range(20):
         b = np.linalg.qr(rng.standard_normal((100, 5)))[0]
         x = rng.standard_normal((500, 100))
         spectra.append(eigenvalues(x + (6**0.5 - 1) * (x @ b) @ b.T))
-    fit = fit_marchenko_pastur(jnp.stack(spectra), (500, 100), alpha=0.1, beta=0.1)
+    fit = fit_marchenko_pastur(jnp.stack(spectra), (500, 100), trim=0.1, beta=0.1)
     assert fit.spikes.tolist() == [5] * 20
     interval = spike_interval(jnp.stack(spectra), (500, 100), fit.variance)
     assert (interval.low <= 5).all() and (interval.high >= 5).all()
@@ -267,7 +267,7 @@ def test_the_published_codes_cdf_above_the_edge_is_an_option():
     """Alpha small enough that the window of 10 values reaches past the bulk."""
     spectrum = jnp.asarray(exact_bulk(10, 20)).at[-2:].set(5).astype("float32")
     correct, coded = (
-        fit_marchenko_pastur(spectrum, (10, 20), method="median", alpha=0.1, paper_compat=compat)
+        fit_marchenko_pastur(spectrum, (10, 20), method="median", trim=0.1, paper_compat=compat)
         for compat in ((), ("cdf_zero_above_edge",))
     )
     assert float(correct.ks) < 0.2 and float(coded.ks) == pytest.approx(0.85)
@@ -409,8 +409,7 @@ def test_the_window_is_counted_exactly():
     """.07 * 100 is above 7 in binary: a window from 8 on would not see the seventh value."""
     spectrum = jnp.asarray(exact_bulk(100, 100), jnp.float32)
     fits = [
-        fit_marchenko_pastur(s, (100, 100), alpha=0.07)
-        for s in (spectrum, spectrum.at[6].set(0.02))
+        fit_marchenko_pastur(s, (100, 100), trim=0.07) for s in (spectrum, spectrum.at[6].set(0.02))
     ]
     assert fits[0].ks < 1e-3 < fits[1].ks
 
@@ -461,7 +460,7 @@ SPECTRUM = jnp.linspace(0.1, 1, 10)
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="mode"), "method='mode'"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="bema_gamma"), "pass key"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), plotting="k"), "plotting='k'"),
-        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), alpha=0.5), "alpha=0.5"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), trim=0.5), "trim=0.5"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), beta=0), "beta=0"),
         (
             lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), paper_compat="gof"),

@@ -60,7 +60,7 @@ def null_behaviour(size: Size) -> Table:
         for method, plotting in (*EXPECTED, *OTHERS):
             rows += _null_rows(spectra, shape, method, plotting)
     note = (
-        f"{size.draws} Gaussian matrices of each shape, alpha .2, beta .1 (the stated rate of "
+        f"{size.draws} Gaussian matrices of each shape, trim .2, beta .1 (the stated rate of "
         "false positives). 'Peer' is an independent float64 NumPy computation with 10,000 draws; "
         "targets are on the distance from it, and its own tolerances. The RMT-SVD sheet has the "
         "same numbers within its 2,000 draws, but for the false positives of clipping: .093-.098, "
@@ -104,8 +104,8 @@ def spike_recovery(size: Size) -> Table:
     return Table("Spikes: count and interval", note, rows)
 
 
-def _recovery(what: str, spectra, shape: Shape, spikes: int, alpha: float):
-    fit = fit_marchenko_pastur(spectra, shape, alpha=alpha)
+def _recovery(what: str, spectra, shape: Shape, spikes: int, trim: float):
+    fit = fit_marchenko_pastur(spectra, shape, trim=trim)
     right = float(np.mean(np.asarray(fit.spikes) == spikes))
     target = RECOVERED if spikes else Target(">=", 0.85)
     yield row(f"{what}: right count", f"{right:.3f}", NOTHING, NOTHING, target, right)

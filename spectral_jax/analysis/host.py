@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spectral_jax.tails.null import marchenko_pastur_quantile, null_alpha
+from spectral_jax.laws import marchenko_pastur_quantile
+from spectral_jax.tails.null import null_alpha
 
 # Eigenvalues below this share of the largest are the rounding of float32 weights.
 FLOOR = (16 * float(np.finfo(np.float32).eps)) ** 2
@@ -141,7 +142,7 @@ def _support(eigenvalues: np.ndarray) -> np.ndarray:
 
 def _bulk_edge(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> float:
     q = min(shape) / max(shape)
-    scale = float(np.median(_support(eigenvalues))) / marchenko_pastur_quantile(q, 0.5)
+    scale = float(np.median(_support(eigenvalues))) / marchenko_pastur_quantile(0.5, q)
     return scale * (1 + math.sqrt(q)) ** 2
 
 

@@ -150,11 +150,10 @@ def _panels(analysis: Analysis) -> list[Tail]:
 
 
 def _panel(name: str, row: Row, layer: Layer) -> Tail:
-    from spectral_jax.tails.null import marchenko_pastur_quantile
+    from spectral_jax.laws import marchenko_pastur_quantile
 
     q = min(row["m"], row["n"]) / max(row["m"], row["n"])
-    shares = (np.arange(200) + 0.5) / 200
-    quantiles = np.array([marchenko_pastur_quantile(q, share) for share in shares])
+    quantiles = marchenko_pastur_quantile((np.arange(200) + 0.5) / 200, q)
     null = quantiles * layer.eigenvalues.mean() / quantiles.mean()
     alpha, xmin = (float(row.get(name) or np.nan) for name in ("alpha", "xmin"))
     return Tail(name, layer.eigenvalues, null, alpha, xmin)

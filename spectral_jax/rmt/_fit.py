@@ -64,7 +64,7 @@ def fit_marchenko_pastur(
     shape: tuple[int, int],
     *,
     method: Method = "bema",
-    alpha: float = 0.2,
+    trim: float = 0.2,
     beta: float = 0.1,
     plotting: Plotting = "(k-1/2)/p",
     floor: float | None = None,
@@ -76,7 +76,7 @@ def fit_marchenko_pastur(
 
     For ``W`` of a ``shape`` with ``p, n = sorted(shape)``, its smaller side's ``p`` eigenvalues,
     quantiles ``q_k`` of the law of ratio ``p / n`` at the ``plotting`` positions, and the window
-    ``ceil(alpha p) <= k <= floor((1 - alpha) p)`` of the ascending order, the variance is, by
+    ``ceil(trim p) <= k <= floor((1 - trim) p)`` of the ascending order, the variance is, by
 
     ``"bema"``
         ``sum q_k l_k / sum q_k^2`` over the window;
@@ -115,7 +115,7 @@ def fit_marchenko_pastur(
     A sort and two dot products, but for ``bema_gamma`` (750 eigenvalue problems) and ``density``.
     Works under ``jit``, ``vmap`` and ``grad``; gradients of ``bema_gamma`` and ``density`` hold
     what they search for fixed. Raises ``ValueError`` for eigenvalues that do not fit the shape, an
-    unknown option, ``alpha`` out of [0, 1/2) and ``beta`` out of (0, 1). Warns if ``beta > 1/2``.
+    unknown option, ``trim`` out of [0, 1/2) and ``beta`` out of (0, 1). Warns if ``beta > 1/2``.
     Sources: arXiv 2006.00436 (BEMA), 2303.08986.
 
     >>> w = jax.random.normal(jax.random.key(0), (200, 300))
@@ -132,14 +132,14 @@ def fit_marchenko_pastur(
         raise ValueError(f"method={method!r}: choose one of {get_args(Method)}")
     if plotting not in BEFORE:
         raise ValueError(f"plotting={plotting!r}: choose one of {tuple(BEFORE)}")
-    if not 0 <= alpha < 0.5:
-        raise ValueError(f"alpha={alpha}: choose at least 0 and below 1/2")
+    if not 0 <= trim < 0.5:
+        raise ValueError(f"trim={trim}: choose at least 0 and below 1/2")
     if method == "bema_gamma" and key is None:
         raise ValueError("method='bema_gamma' simulates: pass key=jax.random.key(...)")
     check_compat(paper_compat)
     check_beta(beta)
     compat = tuple(paper_compat)
-    options = _Options((p, n), method, alpha, beta, BEFORE[plotting], compat, floor, assume_sorted)
+    options = _Options((p, n), method, trim, beta, BEFORE[plotting], compat, floor, assume_sorted)
     return _fit(eigenvalues, key, options)
 
 
@@ -156,7 +156,7 @@ def follows_marchenko_pastur(fit: MPFit, *, gof_cutoff: float) -> Bool[Array, "*
 class _Options(NamedTuple):
     shape: tuple[int, int]
     method: Method
-    alpha: float
+    trim: float
     beta: float
     before: int
     compat: tuple[str, ...]
@@ -180,7 +180,7 @@ def _fit(eigenvalues: Array, key: Array | None, options: _Options) -> MPFit:
     dtype = eigenvalues.dtype
     floor = rounding(dtype) ** 2 if options.floor is None else options.floor
     spectrum = ordered(eigenvalues, floor, assume_sorted=options.assume_sorted)
-    window = _window(spectrum, options.alpha)
+    window = _window(spectrum, options.trim)
     positions = (2 * jnp.arange(1, p + 1) - options.before).astype(dtype) / (2 * p)
     if options.method == "bema_gamma":
         bulk = _simulated(key, spectrum, window, positions, options)
@@ -232,9 +232,9 @@ def _result(spectrum: Spectrum, bulk: _Bulk, ks: Array, options: _Options) -> MP
     )
 
 
-def _window(spectrum: Spectrum, alpha: float) -> Bool[Array, "*batch p"]:
+def _window(spectrum: Spectrum, trim: float) -> Bool[Array, "*batch p"]:
     """The order statistics of the fit, in exact arithmetic: ``0.07 * 100`` is more than 7."""
-    share, rank = rational(alpha), spectrum.rank[..., None]
+    share, rank = rational(trim), spectrum.rank[..., None]
     below = share.numerator * rank
     first = -(-below // share.denominator)
     last = (rank * share.denominator - below) // share.denominator

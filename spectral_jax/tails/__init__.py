@@ -15,7 +15,6 @@ from spectral_jax._lazy import lazy
 from spectral_jax.tails.null import (
     NullAlpha,
     marchenko_pastur_alpha,
-    marchenko_pastur_quantile,
     null_alpha,
 )
 
@@ -48,7 +47,6 @@ __all__ = [
     "hill_fit",
     "layer_metrics",
     "marchenko_pastur_alpha",
-    "marchenko_pastur_quantile",
     "null_alpha",
     "null_zscore",
     "power_law_fit",

@@ -14,13 +14,13 @@ REPEATED = 64.0  # eps: a tail whose logarithms spread less, on average, is one 
 
 
 class HillFit(NamedTuple):
-    """A power law ``density ~ lam^-alpha`` above ``threshold``, and how far to trust it."""
+    """A power law ``density ~ lam^-alpha`` from ``xmin`` on, and how far to trust it."""
 
     alpha: Float[Array, "*batch"]
     """NaN unless ``status`` is ``OK`` or ``RANK_DEFICIENT``."""
     tail: Int[Array, "*batch"]
-    """Eigenvalues in the tail, the threshold included."""
-    threshold: Float[Array, "*batch"]
+    """Eigenvalues in the tail, ``xmin`` included."""
+    xmin: Float[Array, "*batch"]
     status: Int[Array, "*batch"]
     """A ``FitStatus``."""
     standard_error: Float[Array, "*batch"]

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from spectral_jax.laws import marchenko_pastur_quantile
 from spectral_jax.linalg import svdvals
 from spectral_jax.tails.hill import hill_fit
 from spectral_jax.tails.layers import farms_alphas
-from spectral_jax.tails.null import marchenko_pastur_quantile, null_alpha
+from spectral_jax.tails.null import null_alpha
 from spectral_jax.tails.support import FitStatus, number, support
 from spectral_jax.weights import WeightMatrix, matrices
 
@@ -140,7 +141,7 @@ def _of_shape(shape: tuple[int, ...]) -> tuple[float, float, float]:
     """What the metrics need to know of a shape: edge over median of noise, sides, full rank."""
     short, long = sorted(shape[-2:])
     q = short / long
-    edge = (1 + q**0.5) ** 2 / marchenko_pastur_quantile(q, 0.5)
+    edge = (1 + q**0.5) ** 2 / marchenko_pastur_quantile(0.5, q)
     return edge, float(long), float(prod(shape[:-2]) * short)
 
 

@@ -43,14 +43,15 @@ class NullAlpha(NamedTuple):
         return 1 + scale / rest if rest > 0 else inf
 
 
-def marchenko_pastur_alpha(q: float | int, *, fraction: float = 0.5) -> float:
-    """Hill exponent of the Marchenko-Pastur law of ratio ``q = min(m, n) / max(m, n)``.
+def marchenko_pastur_alpha(ratio: float | int, *, fraction: float = 0.5) -> float:
+    """Hill exponent of the Marchenko-Pastur law of ``ratio = min(m, n) / max(m, n)``.
 
-    With ``lam(t) = 1 + q + 2 sqrt(q) cos t``, ``dmu = 2 sin(t)^2 / (pi lam) dt`` and ``t_m`` such
-    that ``mu[0, t_m] = fraction``: ``alpha = 1 + 1 / (int_0^t_m ln(lam / lam(t_m)) dmu /
-    fraction)``. The exponent has no unit: the variance of the entries drops out.
+    With ``q`` the ratio, ``lam(t) = 1 + q + 2 sqrt(q) cos t``, ``dmu = 2 sin(t)^2 / (pi lam) dt``
+    and ``t_m`` such that ``mu[0, t_m] = fraction``:
+    ``alpha = 1 + 1 / (int_0^t_m ln(lam / lam(t_m)) dmu / fraction)``. The exponent has no unit: the
+    variance of the entries drops out.
 
-    Accurate to 1e-10 up to fractions of .95. Raises ``ValueError`` unless ``0 < q <= 1`` and
+    Accurate to 1e-10 up to fractions of .95. Raises ``ValueError`` unless ``0 < ratio <= 1`` and
     ``0 < fraction < 1``. Takes and gives Python numbers.
     Source: derived for this library (the FARMS sheet, section 5); arXiv 2506.06280 for the bias.
 
@@ -58,21 +59,7 @@ def marchenko_pastur_alpha(q: float | int, *, fraction: float = 0.5) -> float:
     (2.12168, 3.45459)
     """
     _check_fraction(fraction)
-    return _Bulk(_ratio(q), float(fraction)).alpha
-
-
-def marchenko_pastur_quantile(q: float | int, probability: float) -> float:
-    """The eigenvalue of the Marchenko-Pastur law below which ``probability`` of its mass lies.
-
-    Of ``W^T W / max(m, n)`` for ``W`` with independent entries of variance 1, without the zeros of
-    the long side. ``q = min / max``. Raises ``ValueError`` out of ``0 < q <= 1`` and
-    ``0 < probability < 1``. Takes and gives Python numbers.
-
-    >>> round(marchenko_pastur_quantile(1, 0.5), 10)
-    0.6527759416
-    """
-    _check_fraction(probability)
-    return laws.marchenko_pastur_quantile(float(probability), _ratio(q))
+    return _Bulk(_checked(ratio), float(fraction)).alpha
 
 
 def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
@@ -188,10 +175,10 @@ def _integral(function, upper: float) -> float:
     return half * float(WEIGHTS @ function(half * (NODES + 1)))
 
 
-def _ratio(q: float | int) -> float:
-    if not 0 < q <= 1:
-        raise ValueError(f"q={q}: pass min(m, n) / max(m, n), above 0 and at most 1")
-    return float(q)
+def _checked(ratio: float | int) -> float:
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio={ratio}: pass min(m, n) / max(m, n), above 0 and at most 1")
+    return float(ratio)
 
 
 def _check_fraction(fraction: float) -> None:

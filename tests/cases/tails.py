@@ -166,7 +166,7 @@ register(
     )
 )
 
-for name in ("marchenko_pastur_alpha", "marchenko_pastur_quantile", "null_alpha"):
+for name in ("marchenko_pastur_alpha", "null_alpha"):
     exempt(f"tails.{name}", "takes and gives Python numbers; tests/test_tails.py")
 exempt("tails.farms_alphas", "takes layers of many shapes, on the host; tests/test_tails.py")
 exempt("tails.layer_metrics", "makes a table of names and numbers; tests/test_tails.py")

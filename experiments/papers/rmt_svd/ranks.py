@@ -33,7 +33,7 @@ SHEET = "our measurement before this repository: two seeds, 10,000 digits"
 RULES: dict[str, dict[str, Any]] = {
     "MP edge": {},
     "MP edge, as released": {
-        "alpha": 0.25, "beta": 0.1,
+        "trim": 0.25, "beta": 0.1,
         "paper_compat": ("tw_quartic_over_3", "cdf_zero_above_edge"), "plotting": "(k-1)/p",
     },
 }  # fmt: skip
