@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import json
 import os
 import re
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
+    from spectral_jax.checkpoints import as_line
     from spectral_jax.compress import command as compress
 
     words = sys.argv[1:] if argv is None else argv
@@ -73,23 +75,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         known = commands.choices[words[0]].format_help()
         parser.unknown(unknown[0], re.findall(r"--[a-z]+", known))
+    code, message = _run(options)
+    if message:
+        print(f"spectral-jax: {as_line(message)}", file=sys.stderr)
+    return code
+
+
+def _run(options: argparse.Namespace) -> tuple[int, str]:
+    """The exit code, and what to say on stderr if the command failed."""
+    if sys.stderr is None:  # print would take stdout for it
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        return BAD_INPUT, "stdout is closed: send it to a file, or to /dev/null"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files and layers may hold what the terminal's encoding does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = options.run(options)
         sys.stdout.flush()  # a reader that has gone is found here, not when the interpreter ends
-        return code
+        return code, ""
     except BrokenPipeError:  # the reader of stdout, say `head`, has seen enough
         sys.stdout = open(os.devnull, "w")
-        return 0
+        return 0, ""
     except KeyboardInterrupt:
-        message, code = "interrupted", INTERRUPTED
+        return INTERRUPTED, "interrupted"
     except FileNotFoundError as error:
-        message, code = f"{error.filename or error}: there is no such checkpoint", MISSING
+        return MISSING, f"{error.filename or error}: there is no such checkpoint"
     except (ValueError, OSError, ImportError) as error:
-        message, code = str(error), BAD_INPUT
+        return BAD_INPUT, str(error)
     except MemoryError as error:
-        message, code = f"{options.path}: not enough memory: {error}", FAILED
-    print(f"spectral-jax: {' '.join(message.split())}", file=sys.stderr)
-    return code
+        return FAILED, f"{options.path}: not enough memory: {error}"
+    finally:
+        _let_go_of_stdout()
+
+
+def _let_go_of_stdout() -> None:
+    """What a full disk does not take now would fail once more when the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -400,6 +400,14 @@ def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys)
         (["{tmp}/absent.npz"], 4, "no such"),
         (["{tmp}/garbage.npz"], 2, "garbage.npz"),
         ([], 2, "PATH"),
+        ([""], 2, "path is empty"),
+        (["{model}", "--compare", ""], 2, "path is empty"),
+        (["{model}", "--report", ""], 2, "name a file"),
+        (["{model}", "--report", "/dev/null", "--force"], 2, "no regular file"),
+        (["{model}", "--parquet", "{tmp}/dangling", "--force"], 2, "no regular file"),
+        (["{model}", "--report", "{model}", "--force"], 2, "is what is to be read"),
+        (["{model}", "--report", "{tmp}/again", "--force"], 2, "is what is to be read"),
+        (["{tmp}", "--report", "{tmp}/empty.npz", "--force"], 2, "or in it"),
         (["{model}", "--metrics", "hil"], 2, "'hil' is unknown"),
         (["{model}", "--layers", "nope*"], 2, "match nothing"),
         (["{model}", "--kind", "dense"], 2, "GLOB=KIND"),
@@ -414,6 +422,8 @@ def test_wrong_input_is_one_line_and_an_exit_code(checkpoint, tmp_path, capsys, 
     (tmp_path / "garbage.npz").write_bytes(b"not a checkpoint at all")
     (tmp_path / "empty.npz").touch()
     (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:-100])
+    (tmp_path / "again").symlink_to(checkpoint)
+    (tmp_path / "dangling").symlink_to("nowhere")
     found, out, err = run(capsys, *(w.format(tmp=tmp_path, model=checkpoint) for w in words))
     assert (found, out) == (code, "")
     assert hint in err and err.count("\n") == 1
@@ -432,6 +442,43 @@ def test_a_reader_that_has_seen_enough_is_no_error(checkpoint):
         ["bash", "-c", command + "exit ${PIPESTATUS[0]}"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+
+
+@pytest.mark.parametrize(
+    "stdout, code, says",
+    [(">&-", 2, "stdout is closed"), ("> /dev/full", 2, "No space left")],
+)
+def test_a_table_that_goes_nowhere_is_one_line(checkpoint, stdout, code, says):
+    command = f"{sys.executable} -m spectral_jax.cli analyze {checkpoint} --csv {stdout}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_no_encoding_has_are_shown(encoding, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff\x1b[2J.npz"
+    np.savez(os.fsdecode(path), **{"größe.weight": noise(40, 30)})
+    page = tmp_path / "out.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "spectral_jax.cli", "analyze", path, "--report", page],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("größe" if encoding == "utf-8" else "gr\\xf6\\xdfe") in done.stdout.decode()
+    assert "??[2J.npz" in page.read_text(encoding="utf-8")
+    assert b"\x1b" not in done.stdout + done.stderr
+
+
+def test_a_spreadsheet_runs_no_name_as_a_formula(tmp_path, capsys):
+    names = ("=HYPERLINK(1)", "+1+1", "-cmd", "@SUM(A1)")
+    path = tmp_path / "model.npz"
+    np.savez(path, **{name: noise(40, 30) for name in names})
+    _, out, _ = run(capsys, path, "--csv", "--metrics", "norms,hill")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {row["layer"] for row in rows} == {f"'{name}" for name in names}
+    assert all(float(row["z"]) for row in rows)  # of either sign
 
 
 def test_columns_are_explained_on_demand(capsys):

@@ -359,6 +359,7 @@ def test_a_file_is_overwritten_only_by_force(checkpoint, tmp_path, capsys):
         (["{model}", "--out", "new", "--layers", "zzz"], 2, "match nothing"),
         (["{model}", "--out", "nowhere/new"], 2, "no folder"),
         (["{model}", "--out", "."], 2, "folder"),
+        (["{model}", "--out", "{model}", "--force"], 2, "is what is to be read"),
         (["{model}", "--out", "new", "--kind", "conv"], 2, "GLOB=KIND"),
         (["{broken}", "--out", "new"], 2, "broken"),
     ],

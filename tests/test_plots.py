@@ -98,3 +98,15 @@ def test_a_figure_is_saved_as_vector_and_as_pixels(tmp_path):
     svg, png = plots.save(figures()["paired_differences"], tmp_path / "figures" / "paired")
     assert svg.read_text().startswith("<?xml")
     assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_of_a_layer_is_no_formula():
+    name = "a$\nb^{$c"
+    ones = np.ones(1)
+    figures = [
+        plots.alphas_by_layer([name], 2 * ones, 2 * ones, ones, 3 * ones),
+        plots.tails([plots.Tail(name, np.arange(1.0, 9), np.arange(1.0, 7), 2.5, 4.0)]),
+    ]
+    assert all("<svg" in plots.to_svg(figure) for figure in figures)
+    (label,) = figures[0].axes[0].get_yticklabels()
+    assert label.get_text() == r"a\$\nb^{\$c"

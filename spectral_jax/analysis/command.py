@@ -17,6 +17,8 @@ from spectral_jax.analysis.engine import Analysis, analyse, check_groups
 from spectral_jax.analysis.text import align, render
 from spectral_jax.analysis.verdicts import by_urgency
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
@@ -56,9 +58,10 @@ def run(options: argparse.Namespace) -> int:
     if options.path is None:
         raise ValueError("analyze needs the PATH of a checkpoint; see spectral-jax analyze --help")
     groups = check_groups(options.metrics.split(","))
-    for target in filter(None, (options.parquet, options.report)):
-        check_target(Path(target), force=options.force)
-    paths = [path for path in (options.path, options.compare) if path]
+    paths = [path for path in (options.path, options.compare) if path is not None]
+    for target in (options.parquet, options.report):
+        if target is not None:
+            check_target(target, inputs=paths, force=options.force)
     analyses = [_open_and_analyse(path, groups, options) for path in paths]
     rows, names = _table(analyses, groups)
     if options.parquet:
@@ -119,7 +122,7 @@ def _print(
     elif options.csv:
         writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore", restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(render(rows, colour=colour))
@@ -128,6 +131,14 @@ def _print(
             print("", _wrapped(named + analysis.summary), sep="\n")
         if options.skipped:
             print("", *_skipped_lines(analyses), sep="\n")
+
+
+def _as_text(value: Any) -> Any:
+    """The cell of a CSV; text that a spreadsheet would run as a formula gets an apostrophe.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _document(
@@ -160,14 +171,23 @@ def _skipped_lines(analyses: Sequence[Analysis]) -> list[str]:
     return align([("not analysed", "shape", "why"), *lines])
 
 
-def check_target(target: Path, *, force: bool) -> None:
-    """Refuse, before anything is computed, a file that cannot or must not be written."""
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder: name a file")
-    if target.exists() and not force:
-        raise ValueError(f"{target} exists: name another file, or add --force to overwrite it")
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: there is no folder {target.parent}")
+def check_target(target: str, *, inputs: Sequence[str], force: bool) -> None:
+    """Refuse, before anything is computed, a file that cannot or must not be written.
+
+    ``force`` replaces an older result, never a device or a pipe, nor what is being read.
+    """
+    path = Path(target)
+    if not target or path.is_dir():
+        raise ValueError(f"{target!r} is a folder: name a file")
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path} is no regular file: name another one")
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists: name another file, or add --force to overwrite it")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    for place in (path, *path.resolve().parents) if path.exists() else ():
+        if any(os.path.exists(each) and place.samefile(each) for each in inputs):
+            raise ValueError(f"{path} is what is to be read, or in it: name another file")
 
 
 def _write_parquet(path: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_jax.checkpoints import as_line
+
 Row = Mapping[str, Any]
 
 IDENTITY = ("layer", "kind", "m", "n", "slices")
@@ -17,7 +19,7 @@ def titles(paths: Sequence[str]) -> list[str]:
     >>> titles(["runs/1/model.npz", "runs/9/model.npz"])
     ['Before (model.npz)', 'After (model.npz)']
     """
-    files = [Path(path).name for path in paths]
+    files = [as_line(Path(path).name) for path in paths]
     if len(files) == 1:
         return files
     return [f"{side.capitalize()} ({file})" for side, file in zip(_SIDES, files, strict=True)]

@@ -16,6 +16,7 @@ from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
 from spectral_jax.analysis.text import SHOWN, number, short_names
 from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, against_chance, by_urgency
+from spectral_jax.checkpoints import as_line
 from spectral_jax.plots import page
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 
@@ -47,7 +48,7 @@ def write_page(
     parts += ["<h2>Columns</h2>", page.definitions(meanings, anchor=_COLUMN)]
     parts += ["<h2>Verdicts</h2>", page.definitions({v.word: v.meaning for v in VERDICTS.values()})]
     parts += ["<h2>Provenance</h2>", page.definitions(_provenance(paths))]
-    title = "Spectra of " + " and ".join(Path(path).name for path in paths)
+    title = "Spectra of " + " and ".join(as_line(Path(path).name) for path in paths)
     text = page.page(title, parts, style=_BADGES)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -185,7 +186,7 @@ def _base(name: str) -> str:
 
 
 def _provenance(paths: Sequence[str]) -> dict[str, str]:
-    files = {f"file {i}": Path(path).name for i, path in enumerate(paths, start=1)}
+    files = {f"file {i}": as_line(Path(path).name) for i, path in enumerate(paths, start=1)}
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return files | {"spectral_jax": __version__, "numpy": np.__version__, "made": now}
 

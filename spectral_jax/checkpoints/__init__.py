@@ -11,7 +11,7 @@ safetensors Tensor(name='dense/kernel', shape=(2, 3), dtype='float32')
  [0. 1. 0.]]
 """
 
-from spectral_jax.checkpoints._base import CheckpointError, Tensor
+from spectral_jax.checkpoints._base import CheckpointError, Tensor, as_line
 from spectral_jax.checkpoints._open import FORMATS, Checkpoint, load, open_checkpoint
 from spectral_jax.checkpoints._safetensors import save_safetensors
 
@@ -20,6 +20,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Tensor",
+    "as_line",
     "load",
     "open_checkpoint",
     "save_safetensors",

@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -35,8 +35,13 @@ class CheckpointError(ValueError):
         super().__init__(path, problem)
 
     def __str__(self) -> str:
-        line = printable(" ".join(f"{self.args[0]}: {self.args[1]}".split()))
-        return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
+        return as_line(f"{self.args[0]}: {self.args[1]}")
+
+
+def as_line(text: str) -> str:
+    """The text as one line of bounded length, whatever names of others it quotes."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 
 
 def printable(text: str) -> str:
@@ -89,6 +94,32 @@ def declare(path: Path, tensors: dict[str, Tensor], name: Any, shape: Any, dtype
         raise CheckpointError(path, f"tensor {name!r:.80} has the impossible shape {shape!r:.80}")
     tensors[name] = Tensor(name, tuple(shape), dtype)
     return tensors[name]
+
+
+def beside(path: Path, name: Any) -> Path:
+    """The regular file that a checkpoint at ``path`` calls ``name``, in its folder or below.
+
+    Judged by the name alone: the caches of model hubs are symbolic links, which are followed, so
+    where a file really lies proves nothing.
+    """
+    if not stays_inside(name):
+        raise CheckpointError(path, f"names the file {name!r:.80}, which leaves its directory")
+    file = path.parent / name
+    if not file.is_file():
+        raise CheckpointError(path, f"the file {name!r:.80} beside it is missing")
+    return file
+
+
+def stays_inside(name: Any) -> bool:
+    """Whether ``name``, taken in a folder, can only be something in it, on any system.
+
+    >>> [stays_inside(name) for name in ("a.bin", "a/b:0", "//etc/passwd", "a/../../b", "C:x", "")]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(name, str) or not PurePath(name).parts:
+        return False
+    places: tuple[PurePath, ...] = (PurePosixPath(name), PureWindowsPath(name))
+    return not any(place.anchor or ".." in place.parts for place in places)
 
 
 def fill(stream: IO[bytes], count: int, dtype: np.dtype) -> np.ndarray:

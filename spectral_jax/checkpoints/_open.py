@@ -108,7 +108,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
     """Open a file or directory of weights; only names, shapes and dtypes are read.
 
     The format is told from the content, not from the suffix; ``format`` (a key of ``FORMATS``)
-    overrules. Nothing in a file is ever executed, and nothing outside its directory is opened.
+    overrules. Nothing in a file is ever executed, and no name in it leads out of its directory;
+    symbolic links are followed, as the caches of model hubs are made of them.
 
     - ``safetensors``: a file, a sharded index, or the directory that holds it;
     - ``npz``, ``npy``: arrays of numbers; object arrays are skipped, never unpickled;
@@ -122,6 +123,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
     Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
     one line) for anything that is not a sound checkpoint with at least one tensor.
     """
+    if not os.fspath(path):
+        raise ValueError("path is empty: name a file or a folder")
     path = Path(path)
     if format is not None and format not in FORMATS:
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")

@@ -1,5 +1,6 @@
 """Orbax checkpoints, read by orbax itself: the one module here that imports jax."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,8 +15,11 @@ from spectral_jax.checkpoints._base import (
     Tensor,
     any_failure,
     declare,
+    stays_inside,
     to_dtype,
 )
+
+MAX_METADATA = 100_000_000  # bytes of JSON, as for the header of safetensors
 
 
 def open_orbax(path: Path, resources: ExitStack) -> Source:
@@ -27,6 +31,8 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         raise CheckpointError(
             path, "is an Orbax checkpoint: pip install orbax-checkpoint"
         ) from error
+    _check_files(path)
+    _check_keys(path)
     with any_failure(path), _quiet():
         reader = resources.enter_context(ocp.PyTreeCheckpointer())
         tree = reader.metadata(path.absolute()).item_metadata.tree
@@ -57,6 +63,33 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         return np.asarray(value, to_dtype(tensors[name].dtype))
 
     return Source(tensors, read, skipped)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what a reader would wait for or read without end: pipes, devices, linked folders.
+
+    Links to files are followed, as everywhere; one to a folder may lead to any part of the disk.
+    """
+    pending = [folder]
+    while pending:
+        for each in pending.pop().iterdir():
+            if each.is_dir() and not each.is_symlink():
+                pending.append(each)
+            elif not each.is_file():
+                inside = str(each.relative_to(folder))
+                raise CheckpointError(folder, f"{inside!r:.80} in it is no regular file: refused")
+
+
+def _check_keys(folder: Path) -> None:
+    """Refuse keys that lead out of the folder, for orbax makes the names of files from them."""
+    file = folder / "_METADATA"
+    if not file.is_file() or file.stat().st_size > MAX_METADATA:
+        raise CheckpointError(folder, "has no _METADATA of its arrays, or one too long to be that")
+    leaves = json.loads(file.read_bytes())["tree_metadata"].values()
+    for leaf in leaves:
+        name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
+        if name and not stays_inside(name):
+            raise CheckpointError(folder, f"a key of it is {name!r:.80}, which leaves the folder")
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     """Do as asked; what is wrong with the input is raised, and said by `cli.main`."""
     from spectral_jax.checkpoints import save_safetensors
 
+    check_target(options.out, inputs=[options.path], force=options.force)
     out = Path(options.out)
-    check_target(out, force=options.force)
     result = compress(
         options.path,
         rank=options.rank,

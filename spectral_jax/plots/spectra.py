@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from spectral_jax.plots.style import OKABE_ITO, PAGE, styled
+from spectral_jax.plots.style import OKABE_ITO, PAGE, literal, styled
 
 _BLACK, _BLUE, _RED = OKABE_ITO[:3]
 _TITLE = 32  # letters that fit above a panel
@@ -55,7 +55,7 @@ def alphas_by_layer(
             label="random matrix of this shape, ± 3 standard deviations",
         )  # fmt: skip
         ax.plot(alpha, place, "o", color=_RED, label="this network")
-        ax.set(yticks=place, yticklabels=names, ylim=(count - 0.5, -0.5))
+        ax.set(yticks=place, yticklabels=[*map(literal, names)], ylim=(count - 0.5, -0.5))
         ax.set_xlim(max(1, ax.get_xlim()[0]), min(right, ax.get_xlim()[1]))
         ax.set_xlabel("Hill exponent of the upper half of the spectrum")
     else:
@@ -108,7 +108,7 @@ def _tail(ax, panel: Tail) -> None:
     ax.set_xlim(left=max(values[0], values[-1] * 1e-5))
     _few_ticks(ax)
     fit = f"\n$\\alpha$ = {panel.alpha:.2f}" if np.isfinite(panel.alpha) else ""
-    ax.set_title(f"{_shortened(panel.name)}{fit}", fontsize=7.5)
+    ax.set_title(f"{literal(_shortened(panel.name))}{fit}", fontsize=7.5)
 
 
 def _shortened(name: str) -> str:

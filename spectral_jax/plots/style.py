@@ -83,6 +83,16 @@ def wrap(label: str, width: int = 26) -> str:
     return "\n".join(textwrap.wrap(label, width)) or label
 
 
+def literal(name: str) -> str:
+    """A name as it is, where matplotlib would read ``$`` as mathematics and obey what is no letter.
+
+    >>> print(literal("a$\\nb^{$c"))
+    a\\$\\nb^{\\$c
+    """
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
+    return shown.replace("$", r"\$")
+
+
 def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
     """Logarithmic axis for non-negative values, which still shows zeros, at a tick that says 0.
 
