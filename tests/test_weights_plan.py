@@ -16,6 +16,7 @@ from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectral_jax import optim
 from spectral_jax.weights import matrices, plan, skipped
 
 
@@ -398,6 +399,9 @@ SKIPPED = {
     "visual.ln_pre.weight 4": "scale of a normalisation",
     "fno.spectral1.w 4 4 2 2": "weights of a spectral convolution (modes of a transform)",
     "conv0.weights1 4 4 2 2": "weights of a spectral convolution (modes of a transform)",
+    "rope_attention.rope.inv_freq 4": "rotary table",
+    "relative_attention_bias.weight 32 8": "position buffer",
+    "gru.bias_ih_l0 96": "bias",
 }
 
 
@@ -431,6 +435,51 @@ def test_numbers_that_are_not_real_are_no_weights(dtype, word):
     assert word in skipped(params)[0].reason
     shapes = {"fc/kernel": (2, 3), "table": (4, 5)}
     assert word in plan(shapes, dtypes={"table": dtype}).skipped[0].reason
+
+
+HARMLESS_WORDS = {
+    "spectral, of images": (["b.spectral_conv.weight 24 24 1 1 7"], "conv", (7, 24, 24)),
+    "spectral, two wide": (["spectral.weight 8 4 1 2 2", "spectral.bias 8"], "conv", (4, 4, 8)),
+    "spectral, further up": (["fourier_branch.0.weight 8 4 3 3"], "conv", (9, 4, 8)),
+    "spectral norm": (["spectral_norm.weight 8 4", "spectral_norm.bias 8"], "dense", (4, 8)),
+    "rope": (["rope_attention.q_proj.weight 8 4"], "dense", (4, 8)),
+    "rotary": (["rotary_block.0.fc.weight 8 4"], "dense", (4, 8)),
+    "relative positions": (["relative_position_mlp.fc.weight 8 4"], "dense", (4, 8)),
+    "bias": (["debiased_weight 8 4"], "dense", (4, 8)),
+    "mask": (["unmask.weight 8 4"], "dense", (4, 8)),
+    "Momentum": (["Momentum/fc/kernel 4 8"], "dense", (4, 8)),
+    "upconv, further up": (["a/gamma 2", "up_conv/conv2d/kernel 3 3 4 8"], "conv", (9, 4, 8)),
+    "a cell of Keras": (["excellent/vars/0 4 8", "excellent/vars/1 8"], "dense", (4, 8)),
+    "embedding": (["embedding.weight 8 4", "embedding.bias 8"], "dense", (4, 8)),
+}
+
+
+@pytest.mark.parametrize("lines, kind, shape", HARMLESS_WORDS.values(), ids=HARMLESS_WORDS)
+def test_a_word_in_a_name_does_not_outvote_what_the_layer_is(lines, kind, shape):
+    (view,) = views(*lines).values()
+    assert (view.kind, view.shape) == (kind, shape)
+
+
+@pytest.mark.parametrize("name", ["conversation/proj/kernel", "conv_stack/mixer/kernel"])
+def test_a_convolution_further_up_makes_no_convolution_of_three_axes(name):
+    assert "3 axes" in reasons(plan(shaped("fc/kernel 3 2", f"{name} 3 4 8")))[name]
+
+
+@pytest.mark.parametrize("read_by", ["temp_balance", "svd_prune"])
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
+def test_optimisers_leave_numbers_alone_that_are_not_real(read_by, dtype):
+    params = {"fc": {"kernel": jnp.ones((64, 64))}, "table": jnp.ones((64, 64), dtype)}
+    if read_by == "temp_balance":
+        measured = optim.temp_balance(refresh_every=1).init(params).alphas
+    else:
+        measured = optim.svd_prune(optim.Policy(), steps_per_epoch=1, every=1).init(params).report
+    assert list(measured) == ["fc/kernel"]
+
+
+def test_a_complex_matrix_in_two_arrays_is_not_two_matrices():
+    found = plan(shaped("fc/kernel 3 2", "modes/0/real 4 3 2", "modes/0/imag 4 3 2"))
+    assert [view.name for view in found.views] == ["fc/kernel"]
+    assert all("complex" in entry.reason for entry in found.skipped)
 
 
 def test_mu_is_the_name_of_a_layer_unless_nu_comes_with_it():

@@ -295,8 +295,7 @@ def _all(spectral: Spectrum) -> Array:
 
 def _kernels(leaves: Mapping[str, Array]) -> list[str]:
     """The leaves that are one dense layer or one convolution, factors of a split among them."""
-    shapes = {name: leaf.shape for name, leaf in leaves.items()}
-    views = weights_of.plan(shapes, framework="flax").views
+    views = weights_of.plan(leaves, framework="flax").views
     kinds = ("dense", "conv", "low_rank")
     sources = {source for view in views if view.kind in kinds for source in view.sources}
     return [name for name in leaves if name in sources]

@@ -225,7 +225,7 @@ def _named_leaves(params) -> dict[str, Array]:
 
 
 def _plan(leaves: Mapping[str, Array]) -> tuple[weights_of.View, ...]:
-    return weights_of.plan({name: leaf.shape for name, leaf in leaves.items()}).views
+    return weights_of.plan(leaves).views
 
 
 def _scaled(update: Array, scale: Array) -> Array:

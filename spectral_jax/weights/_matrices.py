@@ -78,13 +78,8 @@ def skipped(
 def _plan(
     leaves: Mapping[str, Any], conv: Conv, framework: str, kinds: Mapping[str, str] | None
 ) -> Plan:
-    found = classify(
-        {name: np.shape(leaf) for name, leaf in leaves.items()},
-        conv=conv,
-        framework=framework,
-        kinds=kinds,
-        dtypes={name: str(getattr(leaf, "dtype", "")) for name, leaf in leaves.items()},
-    )
+    arrays = {n: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for n, leaf in leaves.items()}
+    found = classify(arrays, conv=conv, framework=framework, kinds=kinds)
     read = {source for view in found.views for source in view.sources}
     twins = _twins({name: leaf for name, leaf in leaves.items() if name in read})
     views = tuple(view for view in found.views if not twins.keys() >= set(view.sources))

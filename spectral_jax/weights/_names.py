@@ -35,6 +35,7 @@ _VOTES: dict[str, tuple[str, ...]] = {
 
 _OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
 _INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights|.*MatMul.*")
+_COUNTED = re.compile(r"(layers?|blocks?|modules?)?_?\d*")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]
 
 
@@ -57,13 +58,18 @@ class Tensor(NamedTuple):
         return self.path[-2] if len(self.path) > 1 else ""
 
     @property
+    def layer(self) -> str:
+        """What the layer is called: the nearest part above the leaf that is more than a number.
+
+        Parts further up say what the layer is for ("conversation", "upsampling"), not what it is.
+        """
+        named = (part for part in reversed(self.path[:-1]) if not _COUNTED.fullmatch(part))
+        return next(named, "")
+
+    @property
     def parent(self) -> tuple[str, ...]:
         """The path of the layer."""
         return self.path[:-1]
-
-    def within(self, words: re.Pattern[str]) -> bool:
-        """Whether a part of the path matches."""
-        return any(words.search(part) for part in self.path)
 
 
 class Network(NamedTuple):
@@ -127,17 +133,22 @@ def parts(name: str) -> tuple[str, ...]:
     return path or (name,)
 
 
+# The last word of a layer's name, which Keras makes of the name of its class.
+_KERAS_VARIABLES: dict[str, list[str]] = {
+    r"embeddings?": ["embeddings"],
+    r"separable_conv[12]d": ["depthwise_kernel", "pointwise_kernel", "bias"],
+    r"depthwise_conv[12]d": ["depthwise_kernel", "bias"],
+    r"cell|lstm|gru|rnn": ["kernel", "recurrent_kernel", "bias"],
+}
+
+
 def _keras_variable(layer: str, index: int) -> str:
-    if "embedding" in layer:
-        order = ["embeddings"]
-    elif "separable" in layer:
-        order = ["depthwise_kernel", "pointwise_kernel", "bias"]
-    elif "depthwise" in layer:
-        order = ["depthwise_kernel", "bias"]
-    elif re.search(r"cell|lstm|gru|rnn", layer):
-        order = ["kernel", "recurrent_kernel", "bias"]
-    else:
-        order = ["kernel", "bias"]
+    kinds = (
+        order
+        for words, order in _KERAS_VARIABLES.items()
+        if re.fullmatch(rf"(.+_)?({words})(_\d+)?", layer)
+    )
+    order = next(kinds, ["kernel", "bias"])
     return order[index] if index < len(order) else f"vars{index}"
 
 

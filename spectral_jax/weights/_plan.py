@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from spectral_jax.weights import _read
 from spectral_jax.weights._names import FRAMEWORKS, Framework, Network, Tensor, outputs_first
@@ -38,8 +38,18 @@ class Plan(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+class Shaped(Protocol):
+    """An array, or what stands for one, as ``jax.ShapeDtypeStruct``."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+
 def plan(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[int] | Shaped],
     *,
     conv: Conv = "positions",
     framework: Framework | Literal["auto"] = "auto",
@@ -58,13 +68,15 @@ def plan(
     Two low-rank factors are one view, their product.
 
     Args:
+      shapes: by name, a shape, or an array (anything with a shape and a dtype).
       framework: whose layouts to expect where a name leaves it open; ``"auto"`` lets the tensors
         vote. Naming one also overrules leaf names (``weight``, ``kernel``) and biases.
       kinds: glob of names to kind, first match wins, overrules everything: a kind of ``View``
         (``low_rank`` aside, which takes two tensors), ``"grouped:4"`` for four groups,
         ``"recurrent:4"`` for four gates, ``"attention:2"`` for a kernel of three axes or more of
         which the first two are inputs (one, unless said), or ``"skip"``.
-      dtypes: NumPy names of dtypes; integer, boolean and complex tensors are then skipped.
+      dtypes: NumPy names of dtypes, where `shapes` has no arrays; integer, boolean and complex
+        tensors are skipped.
 
     What cannot be known is not guessed silently: see ``View.note`` and ``Skipped.reason``. Tied
     weights are one of these (`matrices` sees them); so is the number of groups of most grouped
@@ -87,7 +99,7 @@ def plan(
 
 
 def classify(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Mapping[str, Sequence[int] | Shaped],
     *,
     conv: Conv,
     framework: str,
@@ -97,12 +109,13 @@ def classify(
     """Do the work of `plan`, but let a network without matrices pass."""
     check_choice("conv", conv, get_args(Conv))
     check_choice("framework", framework, ("auto", *FRAMEWORKS))
-    network = Network.of(shapes, framework)
+    network = Network.of({name: _shape(shapes[name]) for name in shapes}, framework)
     told = _told_kinds(network, kinds or {})
+    stored = {name: str(getattr(shapes[name], "dtype", "")) for name in shapes} | dict(dtypes or {})
     reasons = {
         tensor.name: reason
         for tensor in network.tensors
-        if (reason := _reason(tensor, network, told, dtypes or {})) is not None
+        if (reason := _reason(tensor, network, told, stored)) is not None
     }
     network = network._replace(settled=frozenset({*told, *reasons}))
     views: list[View] = []
@@ -120,6 +133,10 @@ def classify(
         Skipped(t.name, t.shape, reasons[t.name]) for t in network.tensors if t.name in reasons
     ]
     return Plan(tuple(views), tuple(skipped))
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    return tuple(getattr(given, "shape", given))
 
 
 def require_views(found: Plan, argument: str) -> None:
@@ -140,7 +157,7 @@ def _reason(
 ) -> str | None:
     if tensor.name in told:
         return "skipped by kinds" if told[tensor.name] == "skip" else None
-    return skip(tensor, network, dtypes.get(tensor.name, ""))
+    return skip(tensor, network, dtypes[tensor.name])
 
 
 def _by_rule(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:

@@ -198,9 +198,11 @@ _TABLE = re.compile(
 
 
 def embedding(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
-    """A table with a row per token or position, whatever the framework."""
+    """A table with a row per token or position, whatever the framework; what has a bias is none."""
     named = tensor.module if tensor.leaf in ("weight", "w") else tensor.leaf
-    return table_view(tensor) if _TABLE.fullmatch(named) else None
+    if not _TABLE.fullmatch(named) or bias_axes(tensor, network):
+        return None
+    return table_view(tensor)
 
 
 def table_view(tensor: Tensor) -> Sequence[View] | None:
@@ -338,6 +340,9 @@ def convolution_views(
     return [View(tensor.name, (tensor.name,), kind, shapes[conv], read, note)]
 
 
+_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)  # no conversation
+
+
 def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tuple[int, ...] | None:
     """The order of axes that makes a kernel ``[*spatial, in, out]``; None if it is no kernel."""
     count = len(tensor.shape)
@@ -345,7 +350,7 @@ def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tupl
         return None
     first = outputs_first(tensor, network)
     torch_kernel = recognised(tensor) and first
-    named = torch_kernel or any("conv" in part.lower() for part in tensor.path)
+    named = torch_kernel or any(_CONVOLUTION.search(word) for word in (tensor.layer, tensor.leaf))
     if not (told or named or count == 4):
         return None  # 3 axes may as well be heads or a stack of networks
     spatial = range(2, count) if first else range(count - 2)
@@ -362,7 +367,7 @@ def _transposed(tensor: Tensor, network: Network, i: int, o: int) -> bool:
         by_bias = [axis for axis in bias_axes(tensor, network) if axis in (i, o)]
         if len(by_bias) == 1:  # the bias is as long as the outputs are many
             return by_bias == [i]
-    return tensor.within(_TRANSPOSED) and network.framework != "flax"
+    return bool(_TRANSPOSED.search(tensor.layer)) and network.framework != "flax"
 
 
 def _groups(tensor: Tensor, network: Network, axes: Sequence[int]) -> tuple[int, str]:

@@ -2,24 +2,29 @@
 
 import re
 
-from spectral_jax.weights._names import Network, Tensor
+from spectral_jax.weights._names import Network, Tensor, bias_axes
 
+# Whole parts of a path, and only the part whose word counts: a layer may be in a module that is
+# called after what it is for ("rope_attention", "spectral_branch", "unbiased").
 _OPTIMISER = re.compile(
-    r"^(opt_state|optimi[sz]er(_states?|_weights)?|exp_avg(_sq)?|max_exp_avg_sq|momentum_buffer"
-    r"|Adam(_\d+)?|adam_[mv]|Momentum|RMSProp(_\d+)?|Adagrad)$"
+    r"opt_state|optimi[sz]er(_states?|_weights)?|exp_avg(_sq)?|max_exp_avg_sq|momentum_buffer"
 )
-_ROTARY = re.compile(r"^(rotary.*|rope.*|inv_freq|cos_cached|sin_cached|freqs_c(is|os)|freqs_sin)$")
+_SLOT = re.compile(r"(Adam|RMSProp)(_\d+)?|adam_[mv]|Momentum|Adagrad")
+_ROTARY_TABLE = re.compile(r"inv_freq|(cos|sin)_cached|freqs(_c(is|os)|_sin)?")
+_ROTARY = re.compile(r"(rotary|rope)(_?(pos(ition)?_?)?emb(ed(ding)?)?s?)?")
 _SPECTRAL = re.compile(r"spectral(?!_?norm)|fourier", re.IGNORECASE)
 _NORM = re.compile(
-    r"^(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)"
-    r"(_?\d+|_f|_final|_pre|_post|_out)?$",
+    r"(.+_)?(ln|norm|bn|layer_?norm|group_?norm|batch_?norm|rms_?norm)"
+    r"(_?\d+|_f|_final|_pre|_post|_out)?",
     re.IGNORECASE,
 )
-_STATISTICS = re.compile(r"^((running|moving)_(mean|var|variance)|num_batches_tracked)$")
+_STATISTICS = re.compile(r"(running|moving)_(mean|var|variance)|num_batches_tracked")
 _POSITIONS = re.compile(
-    r"^(position_ids|token_type_ids|relative_position_.*|relative_attention_bias)$"
+    r"position_ids|token_type_ids"
+    r"|relative_(position|attention)_(bias|bias_table|table|index|bucket|embeddings?)"
 )
-_BIAS = re.compile(r"bias")
+_BIAS = re.compile(r"(.+_)?bias(es)?(_?\d+|_[ih]h\w*|_[kv])?")
+_MASK = re.compile(r"(.+_)?mask")
 _SHIFTS = ("b", "beta", "offset")  # a kernel may be called "b" as well, but has two axes
 
 
@@ -35,23 +40,51 @@ def skip(tensor: Tensor, network: Network, dtype: str) -> str | None:
 
 def _by_role(tensor: Tensor, network: Network) -> str | None:
     leaf, axes = tensor.leaf, len(tensor.shape)
-    if tensor.within(_OPTIMISER) or _adam_moment(tensor, network):
+    if (
+        any(_OPTIMISER.fullmatch(part) for part in tensor.path)
+        or _SLOT.fullmatch(leaf)
+        or _adam_moment(tensor, network)
+    ):
         return "optimiser state"
-    if tensor.within(_ROTARY):
+    if _ROTARY_TABLE.fullmatch(leaf) or _table_of(_ROTARY, tensor, network):
         return "rotary table"
-    if tensor.within(_POSITIONS):
+    if _POSITIONS.fullmatch(leaf) or _table_of(_POSITIONS, tensor, network):
         return "position buffer"
-    if _BIAS.search(leaf) or (axes == 1 and leaf in _SHIFTS):
+    if _BIAS.fullmatch(leaf) or (axes == 1 and leaf in _SHIFTS):
         return "bias" if axes < 3 else "bias or attention mask"
-    if leaf.endswith("mask"):
+    if _MASK.fullmatch(leaf):
         return "mask"
-    if _STATISTICS.search(leaf) or (axes == 1 and leaf in ("mean", "var")):
+    if _STATISTICS.fullmatch(leaf) or (axes == 1 and leaf in ("mean", "var")):
         return "batch-norm statistics"
-    if leaf in ("scale", "gamma") or (leaf == "weight" and _NORM.match(tensor.module)):
+    if leaf in ("scale", "gamma") or _norm_weight(tensor, network):
         return "scale of a normalisation"
-    if axes > 2 and (tensor.within(_SPECTRAL) or re.fullmatch(r"weights\d", leaf)):
+    twin = network.sibling(tensor, {"real": "imag", "imag": "real"}.get(leaf, ""))
+    if twin is not None and twin.shape == tensor.shape:
+        return "complex weights in two arrays, real and imag: not a real matrix"
+    if axes > 2 and _modes(tensor, network):
         return "weights of a spectral convolution (modes of a transform)"
     return None
+
+
+def _table_of(modules: re.Pattern[str], tensor: Tensor, network: Network) -> bool:
+    """A table is the only tensor of its module; what has a bias is a layer."""
+    return bool(modules.fullmatch(tensor.module)) and not bias_axes(tensor, network)
+
+
+def _norm_weight(tensor: Tensor, network: Network) -> bool:
+    """The scale of a norm has the shape of its bias."""
+    bias = network.sibling(tensor, "bias")
+    of_one_shape = bias is None or bias.shape == tensor.shape
+    return tensor.leaf == "weight" and bool(_NORM.fullmatch(tensor.module)) and of_one_shape
+
+
+def _modes(tensor: Tensor, network: Network) -> bool:
+    """Complex numbers in a real array, which has a last axis for their two parts.
+
+    The names alone fit convolutions as well: over the bands of hyperspectral images, for instance.
+    """
+    named = _SPECTRAL.search(tensor.module) or re.fullmatch(r"weights\d", tensor.leaf)
+    return bool(named) and tensor.shape[-1] == 2 and not bias_axes(tensor, network)
 
 
 def _adam_moment(tensor: Tensor, network: Network) -> bool:
