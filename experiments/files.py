@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -15,6 +16,8 @@ import numpy as np
 
 from experiments.errors import FAILED, UserError
 
+CHECKSUM = "checksum"  # the key of `write_json` for the digest of the other keys
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,6 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
             os.replace(temporary, path)
+            sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,9 +48,29 @@ def append_line(path: Path, line: str) -> None:
             stream.write(line.encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+            if size == 0:
+                sync_directory(path.parent)
         except OSError:
             os.truncate(path, size)
             raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in ``directory`` are on the disk: a file's own fsync leaves them out."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until ``directory`` is on the disk with everything in it."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with Path(folder, name).open("rb") as stream:
+                os.fsync(stream.fileno())
+        sync_directory(Path(folder))
 
 
 @contextmanager
@@ -70,19 +94,42 @@ def out_of_space(error: BaseException) -> bool:
     return full or "No space left" in str(error) or "quota exceeded" in str(error).lower()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no file."""
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """The object that `write_json` put into a file; empty if there is no file.
+
+    Raises `UserError` (2) with `remedy` where the file holds anything else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sound = isinstance(content, dict) and content.pop(CHECKSUM, None) == _checksum(content)
     except FileNotFoundError:
         return {}
-    except ValueError:
-        raise UserError(f"{path} is damaged; remove {path.parent} to start again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} is damaged or was edited; {remedy}")
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object that may hold arrays and NaN as JSON, whole or not at all."""
-    write_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+    """Write an object that may hold arrays and NaN as JSON, whole or not at all.
+
+    Its checksum goes with it: a changed digit would be as good a number as the right one.
+    """
+    body = plain(content)
+    text = json.dumps({**body, CHECKSUM: _checksum(body)}, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def sha256_of(path: Path) -> str | None:
+    """The digest of a file's content; None if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def plain(value: Any) -> Any:
@@ -94,3 +141,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return plain(np.asarray(value).tolist()) if hasattr(value, "dtype") else value
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

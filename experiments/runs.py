@@ -21,7 +21,7 @@ import platform
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -36,6 +36,7 @@ from experiments.files import (
     plain,
     read_json,
     replacing,
+    sha256_of,
     write_json,
     write_text,
 )
@@ -45,6 +46,8 @@ from experiments.provenance import code_hash, now, session, stamp
 __all__ = ["Run", "interruption", "open_run"]
 
 STATES = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
+# What a finished run is read for: status.json keeps the digests.
+RESULTS = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "arrays/*.npz")
 
 
 def open_run(
@@ -58,13 +61,15 @@ def open_run(
 
     The directory is `root/<config.name>/<utc>-<hash12>`. A finished one is returned with
     `complete` set and is not to be run again; an unfinished one has `resumed` set. Raises
-    `UserError` (2) while another process works on the same run.
+    `UserError` (2) while another process works on the same run, and where a file of the run is not
+    what was written: nothing is computed from it, and nothing is overwritten.
     """
     hashes = {"config": config_hash(config), "code": code_hash(), "data": data_sha256}
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     folder = Path(root) / config.name
     found = _latest(folder, key)
     if found is not None and _state(found) == "complete":
+        _refuse_changed_results(found)
         return Run(found)
     lock = _lock(folder, key)
     try:
@@ -95,12 +100,12 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What `finish` was given; empty before."""
-        return read_json(self.path / "summary.json")
+        return _read_object(self.path / "summary.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Hashes, git, versions, device and settings of the run, and of its resumptions."""
-        return read_json(self.path / "provenance.json")
+        return _read_object(self.path / "provenance.json")
 
     def annotate(self, **facts: Any) -> None:
         """Add facts only the trainer knows (say, whether seeds were vmapped) to the provenance."""
@@ -117,15 +122,14 @@ class Run:
 
     def history(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Each metric's `(steps [t], values [t, seeds])`; null reads as NaN."""
-        rows: dict[str, list[tuple[int, list[float]]]] = {}
-        for line in self._metric_lines():
-            for name, values in line["metrics"].items():
-                numbers = [math.nan if value is None else value for value in values]
-                rows.setdefault(name, []).append((line["step"], numbers))
-        return {
-            name: (np.array([step for step, _ in row]), np.array([v for _, v in row], float))
-            for name, row in rows.items()
-        }
+        path = self.path / "metrics.jsonl"
+        try:
+            return _series(path.read_text(encoding="utf-8") if path.exists() else "")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(
+                f"{path} is damaged or was edited; run the same command again to go on from the "
+                "last checkpoint, which has its own copy of these lines"
+            ) from None
 
     def save_array(self, name: str, **arrays: Any) -> Path:
         """Write `arrays/<name>.npz`, replacing an earlier one as a whole."""
@@ -138,34 +142,41 @@ class Run:
     def load_array(self, name: str) -> dict[str, np.ndarray] | None:
         """Read `arrays/<name>.npz` back; None if it was never saved."""
         path = self.path / "arrays" / f"{name}.npz"
-        if not path.exists():
+        try:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except FileNotFoundError:
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+        except Exception as error:  # whatever a damaged file makes NumPy say
+            raise UserError(_damaged(path, f"remove {self.path} to start again")) from error
 
     def save_checkpoint(self, step: int, tree: Any) -> None:
-        """Write the training state of `step`; the last two are kept."""
+        """Write the training state of `step` and the metrics up to it; the last two are kept."""
         from experiments import checkpoint  # imports Orbax
 
-        checkpoint.save(self.path / "checkpoints", int(step), tree)
+        checkpoint.save(
+            self.path / "checkpoints", int(step), tree, note=_content(self.path / "metrics.jsonl")
+        )
 
     def restore_checkpoint(self, like: Any) -> tuple[int, Any] | None:
-        """Read the newest checkpoint into the structure of `like`; None if there is none.
+        """Read the newest sound checkpoint into the structure of `like`; None if there is none.
 
-        Metrics recorded after it are dropped, so that the history goes on as if never cut.
+        The metrics become those of its step: later lines are dropped, and lines that were lost or
+        damaged come back, so that the history goes on as if never cut.
         """
         from experiments import checkpoint  # imports Orbax
 
-        found = checkpoint.restore(self.path / "checkpoints", like)
-        reached = found[0] if found else -1
         newest = max(checkpoint.steps(self.path / "checkpoints"), default=-1)
-        if reached < newest:
-            self.log(f"the checkpoint of step {newest} cannot be read; going on from {reached}")
-        elif found:
-            self.log(f"going on from step {reached}")
-        kept = [json.dumps(line) for line in self._metric_lines() if line["step"] <= reached]
-        write_text(self.path / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
-        return found
+        found = checkpoint.restore(self.path / "checkpoints", like)
+        if found is None:
+            self._set_metrics(b"", "the start")
+            return None
+        if found.step < newest:
+            self.log(f"the checkpoint of step {newest} cannot be read; going on from {found.step}")
+        else:
+            self.log(f"going on from step {found.step}")
+        self._set_metrics(found.note, f"step {found.step}")
+        return found.step, found.tree
 
     def log(self, message: str) -> None:
         """Say something on stderr and keep it, with the time, in log.txt."""
@@ -175,7 +186,9 @@ class Run:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json and mark the run complete."""
         write_json(self.path / "summary.json", summary)
-        self._set_status("complete", "", DONE)
+        results = {path for pattern in RESULTS for path in self.path.glob(pattern)}
+        digests = {path.relative_to(self.path).as_posix(): sha256_of(path) for path in results}
+        self._set_status("complete", "", DONE, sha256=digests)
         self._release()
 
     def fail(self, message: str, code: int = FAILED) -> None:
@@ -218,17 +231,20 @@ class Run:
             f"see {log}, then run the same command again"
         )
 
-    def _metric_lines(self) -> Iterator[dict[str, Any]]:
+    def _set_metrics(self, known: bytes, place: str) -> None:
+        """Make metrics.jsonl what it was at `place`, and say what that takes."""
         path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        # A line without its end was being written when the process was killed.
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+        there = _content(path)
+        if not there.startswith(known):
+            self.log(f"{path} was cut or damaged: its lines up to {place} are restored")
+        elif there != known:
+            self.log(f"{path}: dropping what is later than {place}; it will be recorded again")
+        with replacing(path) as temporary:
+            temporary.write_bytes(known)
 
-    def _set_status(self, state: str, message: str, exit_code: int | None) -> None:
+    def _set_status(self, state: str, message: str, exit_code: int | None, **more: Any) -> None:
         status = {"state": state, "message": message, "exit_code": exit_code, "updated": stamp()}
-        write_json(self.path / "status.json", status)
+        write_json(self.path / "status.json", {**status, **more})
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -245,9 +261,13 @@ def _describe(
     """Write what the run is; a resumption adds its command and its machine."""
     for folder in ("checkpoints", "arrays", "figures"):
         (run.path / folder).mkdir(parents=True, exist_ok=True)
+    before, this = run.provenance, session()
+    if not before and any((run.path / "checkpoints").iterdir()):
+        # It says which order of the seeds' sums was chosen: another one gives other last digits.
+        remedy = f"remove {run.path} to start again"
+        raise UserError(_damaged(run.path / "provenance.json", remedy))
     write_text(run.path / "config.yaml", dump_yaml(config))
     append_line(run.path / "command.txt", shlex.join(argv))
-    before, this = run.provenance, session()
     resumptions = [*before.get("resumed", []), this] if before else []
     first = before or {"sha256": dict(hashes), **this}
     write_json(run.path / "provenance.json", {**first, "resumed": resumptions})
@@ -290,7 +310,49 @@ def _lock(folder: Path, key: str) -> IO[str]:
 
 
 def _state(path: Path) -> str | None:
-    return read_json(path / "status.json").get("state")
+    return _status(path).get("state")
+
+
+def _status(path: Path) -> dict[str, Any]:
+    return read_json(
+        path / "status.json", remedy="remove that file to go on from the last checkpoint"
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    return read_json(path, remedy=f"remove {path.parent} to start again")
+
+
+def _damaged(path: Path, remedy: str) -> str:
+    return f"{path} is missing, damaged or was edited; {remedy}"
+
+
+def _refuse_changed_results(path: Path) -> None:
+    """`UserError` (2) unless a finished run's results are the ones it wrote."""
+    for name, digest in _status(path)["sha256"].items():
+        if sha256_of(path / name) != digest:
+            again = f"remove {path / 'status.json'} to end the run again from its last checkpoint"
+            raise UserError(_damaged(path / name, f"{again}, or {path} to start again"))
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _series(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The lines of a metrics.jsonl, metric by metric."""
+    rows: dict[str, list[tuple[int, list[float]]]] = {}
+    for line in text.splitlines(keepends=True):
+        if not line.endswith("\n"):
+            continue  # it was being written when the process was killed
+        record = json.loads(line)
+        for name, values in record["metrics"].items():
+            numbers = [math.nan if value is None else value for value in values]
+            rows.setdefault(name, []).append((record["step"], numbers))
+    return {
+        name: (np.array([step for step, _ in row]), np.array([v for _, v in row], float))
+        for name, row in rows.items()
+    }
 
 
 def _per_seed(name: str, value: Any) -> list[Any]:

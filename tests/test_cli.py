@@ -23,6 +23,7 @@ from experiments.errors import (
     USAGE,
     UserError,
 )
+from experiments.files import write_json
 from experiments.runs import Run
 
 REPOSITORY = Path(cli.__file__).parent.parent
@@ -66,7 +67,7 @@ def trained(monkeypatch, tmp_path):
         calls.append((config, root, argv))
         path = tmp_path / f"run-{len(calls)}"
         path.mkdir()
-        (path / "summary.json").write_text(json.dumps(SUMMARY))
+        write_json(path / "summary.json", SUMMARY)
         return Run(path)
 
     module = types.ModuleType("experiments.train")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -222,6 +223,126 @@ def test_a_run_cut_between_metrics_and_checkpoint_ends_as_if_never_cut(reopen):
         assert (run.path / "command.txt").read_text().count("\n") == 2
 
 
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda text: text + b"\0" * 50, "dropping what is later than step 3"),
+        (lambda text: text + b'{"step": 4, "epo', "dropping what is later than step 3"),
+        (lambda text: text.replace(b"0.", b"1.", 1), "was cut or damaged"),
+        (lambda text: text.replace(b"metrics", b"metrucs", 1), "was cut or damaged"),
+        (lambda text: text.split(b"\n")[0] + b"\n", "was cut or damaged"),
+        (lambda text: b"[1]\n\xff\n", "was cut or damaged"),
+        (lambda text: None, "was cut or damaged"),
+    ],
+)
+def test_a_damaged_history_comes_back_from_the_checkpoint(harm, said, reopen, capsys):
+    with reopen() as run:
+        train(run, 3)
+        metrics = run.path / "metrics.jsonl"
+        recorded = metrics.read_bytes()
+        harmed = harm(recorded)
+        metrics.unlink() if harmed is None else metrics.write_bytes(harmed)
+    with reopen() as run:
+        assert run.restore_checkpoint(make_state())[0] == 3
+        assert metrics.read_bytes() == recorded
+        assert said in capsys.readouterr().err
+
+
+def test_a_damaged_history_is_one_line_to_who_reads_it(reopen):
+    with reopen() as run:
+        run.record(0, 0, {"loss": 1.0})
+        for line in ("[1]", "5", '{"step": 1}', "\0", '{"step": 1, "metrics": {"loss": 2}}'):
+            (run.path / "metrics.jsonl").write_text(f"{line}\n")
+            with pytest.raises(UserError, match="metrics.jsonl is damaged or was edited; run the"):
+                run.history()
+
+
+DAMAGES = {
+    "list": b"[]",
+    "text": b'"complete"',
+    "no keys": b"{}",
+    "wrong types": b'{"state": 3, "sha256": [], "resumed": 5}',
+    "other state": b'{"state": "complete"}',
+    "NUL": b"\0" * 99,
+    "nested": b"[" * 100_000,
+    "not UTF-8": b"\xff",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_file_of_the_wrong_kind_is_one_line_and_nothing_is_overwritten(content, reopen):
+    with reopen() as run:
+        train(run, 1)
+    for name, remedy in (
+        ("status.json", "remove that file to go on from the last checkpoint"),
+        ("provenance.json", f"remove {run.path} to start again"),
+    ):
+        path = run.path / name
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+        with pytest.raises(UserError, match="is damaged or was edited; ") as failure:
+            reopen()
+        assert failure.value.exit_code == USAGE and failure.value.message.endswith(remedy)
+        assert before == {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+        path.write_bytes(whole)
+    with reopen() as run:
+        assert run.resumed
+
+
+def test_a_digit_that_changed_is_not_believed(reopen):
+    with reopen() as run:
+        run.annotate(threads=4)
+        path = run.path / "provenance.json"
+        path.write_text(path.read_text().replace('"threads": 4', '"threads": 8'))
+        with pytest.raises(UserError, match="provenance.json is damaged or was edited"):
+            run.annotate(seed_axis="vmap")
+
+
+def test_a_resumption_without_its_provenance_is_refused(reopen):
+    with reopen() as run:
+        train(run, 1)
+    (run.path / "provenance.json").unlink()
+    with pytest.raises(UserError, match="provenance.json is missing, damaged or was edited"):
+        reopen()
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "arrays/w.npz"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"{}\n")])
+def test_a_finished_run_whose_results_changed_is_not_read(name, harm, reopen):
+    with reopen() as run:
+        run.record(0, 0, {"loss": 1.0})
+        run.save_array("w", w=[1])
+        run.finish({"loss": [1.0]})
+    (run.path / "arrays" / "mine.npz").write_bytes(b"beside them")
+    assert reopen().complete
+    harm(run.path / name)
+    with pytest.raises(UserError, match=f"{name} is missing, damaged or was edited; remove .* to"):
+        reopen()
+
+
+def test_a_finished_run_without_its_status_goes_on_from_its_last_checkpoint(reopen):
+    with reopen() as run:
+        train(run, 2)
+        run.finish({"loss": 1.0})
+    (run.path / "status.json").unlink()
+    with reopen() as again:
+        assert again.path == run.path and again.restore_checkpoint(make_state())[0] == 2
+
+
+def test_a_damaged_array_is_one_line(reopen):
+    with reopen() as run:
+        path = run.save_array("w", w=np.arange(100))
+        content = path.read_bytes()
+        for harmed in (content[:-50], content.replace(b"\x07\0\0\0", b"\x08\0\0\0"), b""):
+            path.write_bytes(harmed)
+            with pytest.raises(UserError, match="w.npz is missing, damaged or was edited"):
+                run.load_array("w")
+        path.unlink()
+        assert run.load_array("w") is None
+
+
 def test_without_a_checkpoint_a_resumption_starts_over(reopen):
     with reopen() as run:
         run.record(1, 1, {"loss": 1.0})
@@ -263,7 +384,7 @@ def test_a_bug_becomes_one_line_and_its_traceback_is_kept(reopen):
 def test_a_checkpoint_gives_back_every_leaf_as_it_was(tmp_path):
     state = make_state(seed=3)
     checkpoint.save(tmp_path / "c", 7, state)
-    step, restored = checkpoint.restore(tmp_path / "c", make_state(seed=4))
+    step, restored, _ = checkpoint.restore(tmp_path / "c", make_state(seed=4))
     assert step == 7
     assert_same(restored, state)
     np.testing.assert_array_equal(
@@ -276,7 +397,7 @@ def test_a_checkpoint_comes_back_sharded_as_asked(tmp_path):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     like = jax.device_put(jnp.arange(16.0), sharding)
     checkpoint.save(tmp_path / "c", 0, {"w": jnp.arange(16.0)})
-    _, restored = checkpoint.restore(tmp_path / "c", {"w": like})
+    restored = checkpoint.restore(tmp_path / "c", {"w": like}).tree
     assert restored["w"].sharding == sharding
     np.testing.assert_array_equal(restored["w"], like)
 
@@ -285,7 +406,7 @@ def test_the_last_two_checkpoints_are_kept_in_order_of_steps(tmp_path):
     for step in (9, 10, 100):
         checkpoint.save(tmp_path / "c", step, {"step": step})
     assert checkpoint.steps(tmp_path / "c") == [10, 100]
-    assert checkpoint.restore(tmp_path / "c", {"step": 0}) == (100, {"step": 100})
+    assert checkpoint.restore(tmp_path / "c", {"step": 0}) == (100, {"step": 100}, b"")
 
 
 @pytest.mark.parametrize(
@@ -323,6 +444,34 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_replaced(reope
         assert "step 3 cannot be read; going on from 2" in capsys.readouterr().err
         run.save_checkpoint(3, make_state())
         assert run.restore_checkpoint(make_state())[0] == 3
+
+
+def test_one_flipped_bit_is_never_restored_as_another_state(tmp_path, capfd):
+    saved = {step: make_state(seed=step) for step in (1, 2)}
+    for step, state in saved.items():
+        checkpoint.save(tmp_path, step, state, note=b"what belongs to it")
+    whole = {path: path.read_bytes() for path in (tmp_path / "2").rglob("*") if path.is_file()}
+    draw, fell_back = random.Random(0), 0
+    for path in draw.choices(list(whole), weights=map(len, whole.values()), k=60):
+        bit = draw.randrange(8 * len(whole[path]))
+        changed = bytearray(whole[path])
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        step, restored, note = checkpoint.restore(tmp_path, make_state())
+        assert_same(restored, saved[step])
+        assert note == b"what belongs to it"
+        fell_back += step == 1
+        path.write_bytes(whole[path])
+    assert fell_back > 20
+    assert capfd.readouterr().err == ""  # Orbax's own words would fill the screen
+
+
+def test_a_save_drops_the_later_checkpoint_that_could_not_be_read(tmp_path):
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, {"step": step})
+    damage(tmp_path / "20")
+    checkpoint.save(tmp_path, 15, {"step": 15})
+    assert checkpoint.steps(tmp_path) == [10, 15]
 
 
 def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(reopen):
@@ -363,7 +512,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(tmp_path):
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert any("2" in path.name for path in (tmp_path / "c").iterdir())
-    step, restored = checkpoint.restore(tmp_path / "c", {"w": jnp.zeros((1500, 1000))})
+    step, restored, _ = checkpoint.restore(tmp_path / "c", {"w": jnp.zeros((1500, 1000))})
     assert step == 1
     np.testing.assert_array_equal(restored["w"], 1)
     assert os.listdir(tmp_path / "c") == ["1"]
