@@ -133,6 +133,26 @@ def test_parameters_and_errors_of_the_rows_are_those_of_the_tensors():
             assert row["error"] == pytest.approx(lost, rel=1e-9)
 
 
+def test_quantised_layers_are_copied_bit_for_bit():
+    codes = spiked(96, 64, 3).astype(ml_dtypes.float8_e4m3fn)
+    network = {
+        "a.weight": codes,
+        "a.weight_scale": np.exp(noise(96, 1)),
+        "b.qweight": np.ones((96, 64), "int32"),
+        "b.scales": spiked(96, 64, 3).astype("float16"),
+        "c.lora_down.weight": spiked(64, 96, 3),
+        "c.lora_up.weight": spiked(80, 64, 3),
+        "head.weight": spiked(96, 64, 3),
+    }
+    result = compress(network, rank="4")
+    factored = {row["layer"] for row in result.rows if row["outcome"] == "factored"}
+    assert factored == {"head.weight"}
+    assert "too narrow" in rows(result)["a.weight"]["reason"]
+    for name, array in network.items():
+        if name != "head.weight":
+            assert result.tensors[name].tobytes() == array.tobytes()
+
+
 def test_a_checkpoint_of_bfloat16_stays_one():
     kernel = spiked(60, 40, 3).astype(ml_dtypes.bfloat16)
     tensors = compress({"a/kernel": kernel}).tensors

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -320,6 +321,8 @@ def test_an_input_kernel_without_its_recurrent_kernel_is_not_split():
 
 
 LOW_RANK = {
+    "kohya": ("q.lora_down.weight 2 6", "q.lora_up.weight 5 2", lambda a, b: (b @ a).T),
+    "diffusers": ("q_lora.down.weight 2 6", "q_lora.up.weight 5 2", lambda a, b: (b @ a).T),
     "peft": ("q.lora_A.weight 2 6", "q.lora_B.weight 5 2", lambda a, b: (b @ a).T),
     "peft, named": ("q.lora_A.x.weight 2 6", "q.lora_B.x.weight 5 2", lambda a, b: (b @ a).T),
     "nnx": ("q/lora_a 6 2", "q/lora_b 2 5", lambda a, b: a @ b),
@@ -349,12 +352,196 @@ def test_two_layers_that_happen_to_be_called_u_and_v_are_no_pair():
     "options, word",
     [({"kinds": {"*lora_B": "skip"}}, "kinds"), ({"dtypes": {"q/lora_B": "int8"}}, "int8")],
 )
-def test_half_a_low_rank_pair_is_not_lost(options, word):
-    found = plan(shaped("q/lora_A 2 6", "q/lora_B 5 2"), **options)
-    assert [(view.name, view.kind) for view in found.views] == [("q/lora_A", "dense")]
+def test_half_an_adapter_is_listed_and_no_layer(options, word):
+    found = plan(shaped("fc/kernel 6 5", "q/lora_A 2 6", "q/lora_B 5 2"), **options)
+    assert [view.name for view in found.views] == ["fc/kernel"]
+    assert "part of an adapter (lora_A)" in reasons(found)["q/lora_A"]
     assert word in reasons(found)["q/lora_B"]
     told = plan(shaped("q/lora_A 2 6", "q/lora_B 5 2"), kinds={"q/lora_A": "dense"})
-    assert [view.kind for view in told.views] == ["dense", "dense"]
+    assert [view.name for view in told.views] == ["q/lora_A"]
+
+
+def test_half_of_what_may_be_two_layers_is_a_layer():
+    found = plan(shaped("q/u 6 2", "q/v 2 5"), kinds={"q/v": "skip"})
+    assert [(view.name, view.kind) for view in found.views] == [("q/u", "dense")]
+
+
+def test_the_factors_of_a_convolution_are_its_flattened_update():
+    lines = "c.lora_down.weight 2 3 3 3", "c.lora_up.weight 5 2 1 1"
+    down, up = (normal(i, *shape) for i, shape in enumerate(shaped(*lines).values()))
+    (view,) = plan(shaped(*lines)).views
+    kernel = np.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+    np.testing.assert_allclose(read(view, down, up), kernel.reshape(5, 27).T)
+
+
+def test_an_adapter_may_have_a_higher_rank_than_its_layer():
+    lines = "in.lora_A.weight 16 4", "in.lora_B.weight 32 16"
+    a, b = (normal(i, *shape) for i, shape in enumerate(shaped(*lines).values()))
+    (view,) = plan(shaped(*lines)).views
+    np.testing.assert_allclose(read(view, a, b), (b @ a).T)
+
+
+# Each name, its shape, and the update [out, in] as its authors define it.
+UPDATES = {
+    "LoHa": (
+        {"hada_w1_a": (5, 2), "hada_w1_b": (2, 6), "hada_w2_a": (5, 2), "hada_w2_b": (2, 6)},
+        lambda a, b, c, d: (a @ b) * (c @ d),
+    ),
+    "LoKr": ({"lokr_w1": (2, 3), "lokr_w2": (4, 5)}, np.kron),
+    "LoKr in factors": (
+        {"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)},
+        lambda w, a, b: np.kron(w, a @ b),
+    ),
+}
+
+
+@pytest.mark.parametrize("parts, update", UPDATES.values(), ids=UPDATES)
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_products_of_other_adapters_are_their_update(parts, update, array):
+    stored = [normal(i, *shape) for i, shape in enumerate(parts.values())]
+    expected = update(*stored).T
+    shapes = {f"q.{name}": shape for name, shape in reversed(parts.items())} | {"q.alpha": ()}
+    (view,) = plan(shapes).views
+    assert view.sources == tuple(f"q.{name}" for name in parts)
+    assert (view.kind, view.shape) == ("low_rank", expected.shape) and "scale" in view.note
+    np.testing.assert_allclose(read(view, *map(array, stored)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("q.lora_A.weight 2 6", "q.lora_B.weight 5 2", "q.lora_E.weight 2 1"),
+        ("q.lora_A.weight 2 6", "q.lora_B.weight 5 3"),
+        ("q.lora_down.weight 2 6 1 1", "q.lora_mid.weight 2 2 3 3", "q.lora_up.weight 5 3 1 1"),
+        ("q.hada_w1_a 5 2", "q.hada_w1_b 2 6", "q.hada_w2_a 5 2"),
+        ("q.lokr_w1 2 3", "q.lokr_w2_a 4 2", "q.lokr_w2_b 3 5"),
+        ("q.oft_r 4 8 8",),
+        ("q.dora_scale 6 1", "q.ia3_l 6 1"),
+        ("layers/q/lora_a 12 6 2", "layers/q/lora_b 12 2 5"),
+    ],
+)
+def test_an_adapter_of_another_form_is_listed_and_no_layer(lines):
+    found = plan(shaped("fc.weight 6 5", *lines))
+    assert [view.name for view in found.views] == ["fc.weight"]
+    assert all("adapter" in reason for reason in reasons(found).values())
+    assert len(found.skipped) == len(lines)
+
+
+# Quantised weights
+
+
+FLOAT8 = ml_dtypes.float8_e4m3fn
+SCALES = {
+    "blocks of 128, the last ones narrower": ("weight_scale_inv", (2, 3), (200, 300), 128),
+    "one": ("scale_weight", (), (4, 6), 4),
+    "one, in an axis": ("weight_scale", (1,), (4, 6), 4),
+    "a row": ("weight_scale", (4, 1), (4, 6), 4),
+    "an output": ("weight_scale", (4,), (4, 6), 4),
+    "32 columns": ("scale", (4, 2), (4, 64), 32),
+}
+
+
+@pytest.mark.parametrize("name, grid, shape, block", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_float8_with_scales_is_read_as_the_weights_that_it_stands_for(
+    name, grid, shape, block, array
+):
+    codes = normal(0, *shape).astype(FLOAT8)
+    scale = np.exp(normal(1, *grid)).astype("float32")
+    expected = np.empty(shape, "float32")
+    rows, columns = grid if len(grid) == 2 else (*grid, 1, 1)[:2]
+    row, column = (128, 128) if block == 128 else (-(-shape[0] // rows), -(-shape[1] // columns))
+    for i, j in np.ndindex(shape):
+        expected[i, j] = (
+            np.float32(codes[i, j]) * scale.reshape(rows, columns)[i // row, j // column]
+        )
+    shapes = {"fc.weight": shape, f"fc.{name}": grid, "fc.input_scale": ()}
+    found = plan(shapes, dtypes={"fc.weight": "float8_e4m3fn", f"fc.{name}": "float32"})
+    (view,) = found.views
+    assert (view.name, view.shape, view.note) == ("fc.weight", shape[::-1], "")
+    assert view.sources == ("fc.weight", f"fc.{name}")
+    assert list(reasons(found)) == ["fc.input_scale"]
+    np.testing.assert_array_equal(read(view, array(codes), array(scale)), expected.T)
+
+
+def test_float8_parameters_are_scaled_before_a_fused_kernel_is_split():
+    kernel, scale = normal(0, 12, 4).astype(FLOAT8), np.exp(normal(1, 12, 1)).astype("float32")
+    layer = {"weight": jnp.asarray(kernel), "weight_scale": jnp.asarray(scale)}
+    thirds = np.split(kernel.astype("float32") * scale, 3)
+    found = matrices({"c_attn": layer}, framework="torch")
+    for part, third in zip("qkv", thirds, strict=True):
+        np.testing.assert_array_equal(found[f"c_attn/weight:{part}"].matrix, third.T)
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [
+        {"weight_scale": (3, 2)},  # of 200 x 300: neither blocks of 128 nor equal ones
+        {"weight_scale": (300,)},
+        {"weight_scale": (), "weight_scale_2": ()},
+        {"weight_scale_inv": (2, 3, 1)},
+    ],
+)
+def test_float8_whose_scales_leave_a_doubt_is_left_out(scales):
+    shapes = {"fc.weight": (200, 300), "head.weight": (3, 4)}
+    shapes |= {f"fc.{name}": shape for name, shape in scales.items()}
+    found = plan(shapes, dtypes={"fc.weight": "float8_e4m3fn"})
+    assert [view.name for view in found.views] == ["head.weight"]
+    assert "does not tell how" in reasons(found)["fc.weight"]
+    assert len(found.skipped) == 1 + len(scales)
+
+
+def test_float8_without_a_scale_says_so():
+    (view,) = plan({"fc.weight": (3, 4)}, dtypes={"fc.weight": "float8_e5m2"}).views
+    assert view.note == "float8 without a scale: read as stored"
+
+
+# What quantised layers hold beside a bias, with the types that their writers give it.
+CODES = {
+    "GPTQ": {
+        "qweight 64 128": "int32",
+        "qzeros 4 16": "int32",
+        "scales 4 128": "float16",
+        "g_idx 512": "int32",
+    },
+    "AWQ": {"qweight 64 16": "int32", "qzeros 4 16": "int32", "scales 4 128": "float16"},
+    "MLX": {"weight 64 16": "uint32", "scales 64 4": "bfloat16", "biases 64 4": "bfloat16"},
+    "HQQ": {"W_q 64 32": "uint8", "scale 128 1": "float16", "zero 128 1": "float16"},
+    "HQQ, nested": {"W_q 64 32": "uint8", "meta.scale 1 9": "float16", "meta.zero 1 9": "float16"},
+    "bitsandbytes, 8 bits": {"weight 64 64": "int8", "SCB 64": "float32", "weight_format": "uint8"},
+    "bitsandbytes, 4 bits": {"weight 2048 1": "uint8", "weight.absmax 64": "float32"},
+    "compressed-tensors": {
+        "weight_packed 64 8": "int32",
+        "weight_scale 64 2": "bfloat16",
+        "weight_zero_point 8 2": "int32",
+    },
+    "NVFP4": {
+        "weight 64 32": "uint8",
+        "weight_scale 64 4": "float8_e4m3fn",
+        "weight_scale_2": "float32",
+    },
+    "AQLM": {"codes 8 4 1": "int8", "codebooks 1 256 1 8": "float16", "scales 8 1 1 1": "float16"},
+    "quanto": {"weight._data 64 64": "int8", "weight._scale 64 1": "float16"},
+    "SmoothQuant": {"weight 64 64": "int8", "weight_scale 64 1": "float32", "smooth 1 64": "float"},
+    "Keras": {"kernel 64 64": "int8", "kernel_scale 64 1": "float32"},
+}
+
+
+@pytest.mark.parametrize("layer", CODES.values(), ids=CODES)
+def test_codes_and_what_belongs_to_them_are_no_layers(layer):
+    shapes = shaped(*(f"fc.{line}" for line in layer)) | {"fc.bias": (64,), "head.weight": (8, 9)}
+    dtypes = dict(zip(shapes, layer.values(), strict=False))
+    found = plan(shapes, dtypes=dtypes)
+    assert [view.name for view in found.views] == ["head.weight"]
+    why = reasons(found)
+    assert set(why) == set(shapes) - {"head.weight"}
+    assert any("quantised" in reason for reason in why.values())
+
+
+def test_a_layer_beside_a_quantised_one_is_read():
+    shapes = shaped("q.weight 8 8", "q.lora_A.weight 2 8", "q.lora_B.weight 8 2", "k.weight 8 8")
+    found = plan(shapes, dtypes={"q.weight": "int8"})
+    assert [view.name for view in found.views] == ["q.lora_A.weight*lora_B", "k.weight"]
 
 
 def test_two_spellings_of_one_path_are_two_tensors():

@@ -8,6 +8,8 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from spectral_jax.weights import _read
+from spectral_jax.weights._codes import Codes
+from spectral_jax.weights._low_rank import low_rank
 from spectral_jax.weights._names import FRAMEWORKS, Framework, Network, Tensor, outputs_first
 from spectral_jax.weights._read import Conv
 from spectral_jax.weights._rules import (
@@ -112,10 +114,11 @@ def classify(
     network = Network.of({name: _shape(shapes[name]) for name in shapes}, framework)
     told = _told_kinds(network, kinds or {})
     stored = {name: str(getattr(shapes[name], "dtype", "")) for name in shapes} | dict(dtypes or {})
+    codes = Codes.of(network, stored)
     reasons = {
         tensor.name: reason
         for tensor in network.tensors
-        if (reason := _reason(tensor, network, told, stored)) is not None
+        if (reason := _reason(tensor, codes, told)) is not None
     }
     network = network._replace(settled=frozenset({*told, *reasons}))
     views: list[View] = []
@@ -123,15 +126,16 @@ def classify(
         if tensor.name in reasons:
             continue
         if tensor.name in told:
-            found: Sequence[View] | None = _as_told(tensor, network, conv, told[tensor.name])
+            found: Sequence[View] | str | None = _as_told(tensor, network, conv, told[tensor.name])
         else:
             found = _by_rule(tensor, network, conv)
-        if found is None:
-            reasons[tensor.name] = _unknown(tensor)
-        views.extend(found or ())
-    skipped = [
-        Skipped(t.name, t.shape, reasons[t.name]) for t in network.tensors if t.name in reasons
-    ]
+        if found is None or isinstance(found, str):
+            reasons[tensor.name] = found or _unknown(tensor)
+        else:
+            views.extend(map(codes.weights, found))
+    read = {source for view in views for source in view.sources}  # scales among them
+    left_out = [t for t in network.tensors if t.name in reasons and t.name not in read]
+    skipped = [Skipped(t.name, t.shape, reasons[t.name]) for t in left_out]
     return Plan(tuple(views), tuple(skipped))
 
 
@@ -152,17 +156,15 @@ def require_views(found: Plan, argument: str) -> None:
     )
 
 
-def _reason(
-    tensor: Tensor, network: Network, told: Mapping[str, str], dtypes: Mapping[str, str]
-) -> str | None:
+def _reason(tensor: Tensor, codes: Codes, told: Mapping[str, str]) -> str | None:
     if tensor.name in told:
         return "skipped by kinds" if told[tensor.name] == "skip" else None
-    return skip(tensor, network, dtypes[tensor.name])
+    return codes.reason(tensor) or skip(tensor, codes.network, codes.dtypes[tensor.name])
 
 
-def _by_rule(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
-    answers = (rule(tensor, network, conv) for rule in RULES)
-    return next((views for views in answers if views is not None), None)
+def _by_rule(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | str | None:
+    answers = (rule(tensor, network, conv) for rule in (low_rank, *RULES))
+    return next((answer for answer in answers if answer is not None), None)
 
 
 def _unknown(tensor: Tensor) -> str:

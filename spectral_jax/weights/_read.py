@@ -1,6 +1,6 @@
 """From a stored tensor to its matrix: pure functions that NumPy and jax arrays go through alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 Conv = Literal["positions", "flattened", "channels"]
@@ -56,11 +56,57 @@ def depthwise(x: Any, *, axes: Sequence[int], conv: Conv) -> Any:
 
 
 def product(a: Any, b: Any, *, transpose_a: bool = False, transpose_b: bool = False) -> Any:
-    """Multiply the two factors of a low-rank matrix, ``[m, k] [k, n] -> [m, n]``."""
+    """Multiply the two factors of a low-rank matrix, ``[m, k] [k, n] -> [m, n]``.
+
+    Those of a convolution, ``[k, in, h, w]`` and ``[out, k, 1, 1]``, have their last axes folded.
+    """
+    a, b = (x.reshape(x.shape[0], -1) for x in (a, b))
     a, b = (a.T if transpose_a else a), (b.T if transpose_b else b)
     space = a.__array_namespace__()
     options = {"precision": "highest"} if space.__name__.startswith("jax") else {}
     return space.matmul(a, b, **options)
+
+
+def hadamard(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """The update of LoHa, ``(a b) * (c d)`` as ``[out, in]``, inputs first."""
+    return (product(a, b) * product(c, d)).T
+
+
+def kronecker(*factors: Any, split: int) -> Any:
+    """The update of LoKr: two matrices ``[out, in]``, the first of ``split`` factors, inputs first.
+
+    Of a convolution, the last one has the window behind its inputs, and so has the update.
+    """
+    first, second = (
+        product(*each) if len(each) == 2 else each[0].reshape(each[0].shape[0], -1)
+        for each in (factors[:split], factors[split:])
+    )
+    return (
+        (first[:, None, :, None] * second[None, :, None, :])
+        .reshape(first.shape[0] * second.shape[0], -1)
+        .T
+    )
+
+
+def rescaled(
+    *arrays: Any,
+    read: Callable[..., Any],
+    layouts: Sequence[tuple[int, tuple[int, ...], tuple[int, ...]]],
+) -> Any:
+    """``read`` of weights that are stored as codes and scales.
+
+    ``layouts`` says, for each scale in order, which array it belongs to, its shape with as many
+    axes as that array, and how many entries of each axis share a scale. The scales come last.
+    """
+    count = len(arrays) - len(layouts)
+    stored, scales = list(arrays[:count]), arrays[count:]
+    for (at, grid, blocks), scale in zip(layouts, scales, strict=True):
+        scale = scale.astype("float32").reshape(grid)
+        for axis, (size, block) in enumerate(zip(stored[at].shape, blocks, strict=True)):
+            if grid[axis] not in (1, size):
+                scale = scale.repeat(block, axis)[(slice(None),) * axis + (slice(size),)]
+        stored[at] = stored[at].astype("float32") * scale
+    return read(*stored)
 
 
 def magnitude(x: Any) -> Any:

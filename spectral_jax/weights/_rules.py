@@ -1,7 +1,7 @@
 """One rule per kind of layer: which views a tensor has.
 
-A rule answers with the views, with none if another tensor's view covers this one, or with None if
-the tensor is not of its kind. The first rule that answers is the one that holds.
+A rule answers with the views, with none if another tensor's view covers this one, with the reason
+to leave the tensor out, or with None if it is not of its kind. The first answer holds.
 """
 
 import math
@@ -46,62 +46,7 @@ class View(NamedTuple):
     note: str = ""
 
 
-Rule: TypeAlias = Callable[[Tensor, Network, Conv], Sequence[View] | None]
-
-_PAIRS = {
-    "lora_A": "lora_B",
-    "lora_a": "lora_b",
-    "lora_embedding_A": "lora_embedding_B",
-    "kernel_a": "kernel_b",
-    "u": "v",
-}
-_PARTNERS = _PAIRS | {second: first for first, second in _PAIRS.items()}
-
-
-def low_rank(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
-    """Two factors whose inner dimension is smaller than both outer ones."""
-    # The last of several: a factor may be split again.
-    places = [i for i, part in enumerate(tensor.path) if part in _PARTNERS]
-    if not places:
-        return None
-    at = places[-1]
-    marker = tensor.path[at]
-    partner = (*tensor.path[:at], _PARTNERS[marker], *tensor.path[at + 1 :])
-    other = network.by_path.get(partner)
-    if other is None or other.name in network.settled or network.by_path[tensor.path] != tensor:
-        return None
-    if not len(tensor.shape) == len(other.shape) == 2:
-        return None
-    first, second = (tensor, other) if marker in _PAIRS else (other, tensor)
-    factors = _factors(first, second)
-    if factors is None:
-        return None
-    if marker not in _PAIRS:
-        return []
-    shape, sources, options = factors
-    name = f"{first.name}*{second.path[at]}"
-    note = "without the scale of the adapter" if marker.startswith("lora") else ""
-    return [View(name, sources, "low_rank", shape, partial(_read.product, **options), note)]
-
-
-def _factors(
-    a: Tensor, b: Tensor
-) -> tuple[tuple[int, int], tuple[str, str], dict[str, bool]] | None:
-    """The order and orientation in which two factors multiply to ``[in, out]``."""
-    torch = a.path[-1] == "weight" or "lora_A" in a.path or "lora_embedding_A" in a.path
-    (m, k), (p, n) = a.shape, b.shape
-    options = [
-        (k == p, k, (m, n), {}),
-        (m == n, m, (k, p), {"transpose_a": True, "transpose_b": True}),
-        (k == n, k, (m, p), {"transpose_b": True}),
-    ]
-    if torch:
-        options[0], options[1] = options[1], options[0]
-    for fits, rank, shape, transposes in options:
-        if fits and rank < min(shape):
-            return shape, (a.name, b.name), transposes
-    return None
-
+Rule: TypeAlias = Callable[[Tensor, Network, Conv], Sequence[View] | str | None]
 
 # In the order of their columns (PyTorch: rows), as the cells of torch.nn, flax.nnx, keras.layers,
 # haiku and tf.compat.v1.nn.rnn_cell split them.
@@ -431,7 +376,6 @@ def _slices(
 
 
 RULES: tuple[Rule, ...] = (
-    low_rank,
     recurrent,
     embedding,
     attention,
