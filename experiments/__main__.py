@@ -18,13 +18,14 @@ from typing import Any, NoReturn
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
 from experiments.data.files import cache
-from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, UserError
+from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, UserError, one_line
 from experiments.names import did_you_mean
 from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
 
 COMMAND = "python -m experiments"
 DEFAULT_PRESET = "smoke"
+CONFIG_FILES = (".yaml", ".yml")
 SHOWN_ARMS = 6
 # What `run` shows of a summary, and as what; all the rest is in summary.json and with --json.
 COLUMNS = {
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except Exception as error:
         message, code = _bug(error), FAILED
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 
@@ -182,6 +183,8 @@ def run_command(options: argparse.Namespace) -> int:
     configs = {
         arm: apply_overrides(config, options.settings) for arm, config in _choose(options).items()
     }
+    if not options.experiment.endswith(CONFIG_FILES):
+        _announce(load_paper(options.experiment.partition("/")[0]), _preset(options))
     from experiments.train import train
 
     argv = [*COMMAND.split(), *options.arguments]
@@ -209,10 +212,14 @@ def reproduce_command(options: argparse.Namespace) -> int:
     if options.paper and "=" in options.paper:
         settings, options.paper = [options.paper, *settings], None
     chosen = {name: load_paper(name) for name in ([options.paper] if options.paper else PAPERS)}
-    preset = options.preset or DEFAULT_PRESET
+    preset = _preset(options)
+    for paper in chosen.values():
+        # Every setting for every arm, before the first arm is trained for a minute.
+        for arms in _lookup(paper.PRESETS, preset, "preset").values():
+            for config in arms.values():
+                apply_overrides(config, settings)
     codes = []
     for paper in chosen.values():
-        _lookup(paper.PRESETS, preset, "preset")
         _announce(paper, preset)
         form = {"as_json": True} if options.json else {}
         codes.append(paper.reproduce(preset, root=options.runs, overrides=settings, **form))
@@ -234,29 +241,40 @@ def data_command(options: argparse.Namespace) -> int:
         if options.action == "fetch":
             data.fetch(options.dataset)
         rows = data.verify(options.dataset)
-        print(f"{options.dataset}: {len(rows)} files, all as published", file=sys.stderr)
+        print(_verified(options.dataset, rows), file=sys.stderr)
     _print_rows(rows, as_json=options.json)
     return DONE
 
 
+def _verified(dataset: str, rows: Sequence[Mapping[str, str]]) -> str:
+    """Which files were compared with the published digests, and where they lie."""
+    if not rows:
+        return f"{dataset}: comes with scikit-learn; there is no file to verify"
+    folders = ", ".join(sorted({os.path.dirname(row["path"]) for row in rows}))
+    names = ", ".join(row["file"] for row in rows)
+    return f"{dataset}: as published, by SHA-256: {names} in {folders}"
+
+
 def _choose(options: argparse.Namespace) -> Mapping[str, ExperimentConfig]:
     """The arms that `run EXPERIMENT --preset --arm` means."""
-    if options.experiment.endswith((".yaml", ".yml")):
+    if options.experiment.endswith(CONFIG_FILES):
         if options.arm or options.preset:
             raise UserError("a configuration file has no presets and arms: leave out the option")
         config = load_yaml(options.experiment)
         return {config.name: config}
     name, _, protocol = options.experiment.partition("/")
-    paper, preset = load_paper(name), options.preset or DEFAULT_PRESET
+    paper, preset = load_paper(name), _preset(options)
     protocols = _lookup(paper.PRESETS, preset, "preset")
     if not protocol and len(protocols) > 1:
         offered = ", ".join(f"{name}/{known}" for known in protocols)
         raise UserError(f"{name} has several protocols in preset {preset}; choose one: {offered}")
     protocol = protocol or next(iter(protocols))
     arms = _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
-    chosen = {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
-    _announce(paper, preset)
-    return chosen
+    return {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
+
+
+def _preset(options: argparse.Namespace) -> str:
+    return options.preset or DEFAULT_PRESET
 
 
 def _lookup(table: Mapping[str, Any], name: str, what: str) -> Any:

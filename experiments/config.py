@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,15 @@ PAPER_COMPAT = (
     "whole_graph",
 )
 
+# What no experiment here can mean: refused before anything is written or allocated.
+MOST = 10**9
+MOST_UNITS = 10**6
+MOST_SEEDS = 10**4
+SEEDS = 2**32  # a key is made of 32 bits: seed 2^32 would repeat seed 0
+LONGEST_NAME = 120
+LARGEST_FILE = 1 << 20
+DEEPEST = 16
+
 BalanceMetric = Literal[
     "none", "hill", "farms", "debiased", "shape_only", "shuffled", "random_windows"
 ]
@@ -48,11 +58,18 @@ BalanceMetric = Literal[
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{name} = {value!r}: expected {expected}")
+        raise ValueError(f"{name} = {_shown(value)}: expected {expected}")
 
 
-def _require_count(name: str, value: int, *, least: int) -> None:
-    _require(value >= least, name, value, f"an integer >= {least}")
+def _shown(value: Any) -> str:
+    """What was given, short enough to leave room for what was expected."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
+
+
+def _require_count(name: str, value: int, *, least: int, most: int = MOST) -> None:
+    _require(least <= value <= most, name, value, f"an integer >= {least} and <= {most:,}")
 
 
 @dataclass(frozen=True)
@@ -95,11 +112,11 @@ class ModelConfig:
     stem: Literal["imagenet", "cifar"] = "imagenet"
 
     def __post_init__(self) -> None:
-        sizes = all(width >= 1 for width in self.hidden)
-        _require(sizes, "hidden", list(self.hidden), "widths >= 1")
+        sizes = all(1 <= width <= MOST_UNITS for width in self.hidden)
+        _require(sizes, "hidden", list(self.hidden), f"widths >= 1 and <= {MOST_UNITS:,}")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= dropout < 1")
-        _require_count("depth", self.depth, least=1)
-        _require_count("width", self.width, least=1)
+        _require_count("depth", self.depth, least=1, most=1000)
+        _require_count("width", self.width, least=1, most=MOST_UNITS)
 
 
 @dataclass(frozen=True)
@@ -190,9 +207,10 @@ class TrainConfig:
     seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "seeds", "evaluate_every", "spectra_every"):
+        for name in ("epochs", "evaluate_every", "spectra_every"):
             _require_count(name, getattr(self, name), least=1)
-        _require_count("seed", self.seed, least=0)
+        _require_count("seeds", self.seeds, least=1, most=MOST_SEEDS)
+        _require_count("seed", self.seed, least=0, most=SEEDS - self.seeds)
 
 
 @dataclass(frozen=True)
@@ -211,7 +229,10 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         folder = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", self.name)
         _require(
-            folder is not None, "name", self.name, "letters, digits, '_', '-', '.' and '/' only"
+            folder is not None and len(self.name.encode()) <= LONGEST_NAME,
+            "name",
+            self.name,
+            f"letters, digits, '_', '-', '.' and '/' only, at most {LONGEST_NAME} bytes",
         )
         for option in self.paper_compat:
             _require(
@@ -247,14 +268,14 @@ def from_mapping(mapping: Mapping[str, Any], *, where: str) -> ExperimentConfig:
 def load_yaml(path: str | Path) -> ExperimentConfig:
     """Read a config file; exit code 4 if it is not there, 2 if it is not a config."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_small_text(Path(path))
     except FileNotFoundError:
         raise UserError(
             f"no file {path}: give the path of a configuration file, or an experiment that "
             "`python -m experiments list` shows",
             MISSING,
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
     return from_mapping(_parse_yaml(text, where=str(path)), where=str(path))
 
@@ -268,7 +289,7 @@ def apply_overrides(
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"{where}: {override!r} is not a setting; write key=value")
+            raise UserError(f"{where}: {_shown(override)} is not a setting; write key=value")
         if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{_suggest_key(key, known)}")
         *parents, last = key.split(".")
@@ -286,7 +307,7 @@ def to_mapping(config: ExperimentConfig | StudyConfig) -> dict[str, Any]:
 
 def dump_yaml(config: ExperimentConfig | StudyConfig) -> str:
     """The config as YAML; `load_yaml` reads an experiment's back to an equal config."""
-    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+    return yaml.dump(to_mapping(config), Dumper=_Dumper, sort_keys=False)
 
 
 def config_hash(config: ExperimentConfig | StudyConfig) -> str:
@@ -297,8 +318,32 @@ def config_hash(config: ExperimentConfig | StudyConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_small_text(path: Path) -> str:
+    """The text of a regular file of at most ``LARGEST_FILE`` bytes; a pipe or a device may hang."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE >> 20} MiB")
+    return content.decode()
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number (PyYAML wants 1.0e-3) and a key may appear only once."""
+    """Plain YAML: no aliases (nine lines of them make 10^9 items), no depth, a key only once."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise self._problem("aliases (*name) are not read: write the value out")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise self._problem(f"nested more than {DEEPEST} deep")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -310,12 +355,35 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep)
 
+    def _problem(self, problem: str) -> yaml.MarkedYAMLError:
+        return yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+"),
-    list("-+0123456789"),
-)
+
+# The plain values of YAML 1.2, and 1e-3. PyYAML follows 1.1, where 010 is 8, 1:30 is 90, `no` is
+# false, 2026-11-29 is a date and 1e-3 is text; here all but the last are text, so that what asks
+# for a number says so.
+_Loader.yaml_implicit_resolvers = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what looks like a number to this loader, as well as what does to YAML 1.1."""
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][\d_]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?((\d[\d_]*)?\.\d[\d_]*|\d[\d_]*\.)([eE][-+]?\d+)?|[-+]?\d[\d_]*[eE][-+]?\d+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    for _language in (_Loader, _Dumper):
+        _language.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first
+        )
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:
@@ -324,7 +392,7 @@ def _parse_yaml(text: str, *, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"{where}: not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -372,7 +440,7 @@ def _explain(message: str, mapping: Mapping[str, Any]) -> str:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         # A check in __post_init__ failed: its message already names the key inside this section.
         return ".".join([*keys, problem])
-    return f"{'.'.join(keys)} = {value!r}: expected {_describe(hint, value)}"
+    return f"{'.'.join(keys)} = {_shown(value)}: expected {_describe(hint, value)}"
 
 
 def _describe(hint: Any, value: Any) -> str:

@@ -9,6 +9,9 @@ PREEMPTED = 75  # stopped after saving; run again to go on
 INTERRUPTED = 130  # Ctrl-C
 
 
+LONGEST_LINE = 1200  # of a message: what a person typed may be a megabyte
+
+
 class UserError(Exception):
     """One line that says what is wrong and how to fix it; the command line prints it and exits."""
 
@@ -16,3 +19,12 @@ class UserError(Exception):
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
+
+
+def one_line(message: str) -> str:
+    """``message`` fit for a terminal: one line, no control characters, not longer than a screen.
+
+    A name in it may come from a file of somebody else's, and could move the cursor.
+    """
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 4]} ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -292,6 +293,11 @@ def _described(
 
 def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) -> None:
     """`UserError` (2) before anything is written."""
+    if splits.train_y.ndim != 1:
+        raise UserError(
+            f"data.name = {config.data.name} has no class per example, which this trainer needs: "
+            "choose a data set of classes (python -m experiments data)"
+        )
     examples, batch_size = len(splits.train_y), config.data.batch_size
     if examples < batch_size:
         raise UserError(
@@ -303,7 +309,21 @@ def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) ->
             f"data.augment = {config.data.augment} moves pixels, but {config.data.name} is no set "
             "of images: leave it at none"
         )
+    _refuse_what_memory_cannot_hold(config, net)
     optimizer_of(config, net, steps_per_epoch=examples // batch_size, axis_name=None)
+
+
+def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network) -> None:
+    """Parameters, gradients and momentum of all seeds, against this machine's memory."""
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
+    needed = 3 * config.train.seeds * sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
+        raise UserError(
+            f"model.hidden, model.width or train.seeds: {config.train.seeds} networks of "
+            f"{config.model.name} need {needed / 2**30:,.0f} GiB to train, this machine has "
+            f"{available / 2**30:,.0f}"
+        )
 
 
 def _refuse_total_divergence(config: ExperimentConfig, metrics, step: int) -> None:

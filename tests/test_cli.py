@@ -1,6 +1,7 @@
 """The experiments' door: data on stdout, one line per failure, the exit codes of the house."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -235,6 +236,24 @@ def test_reproduce_returns_the_worst_verdict_and_says_what_it_costs(paper, capsy
     assert out == "" and "A stub, preset small: an hour on two cores" in err
 
 
+@pytest.mark.parametrize("setting", ["nonsense.key=1", "train.epochs=0", "train.epochs=010"])
+@pytest.mark.parametrize("words", [["reproduce", "stub"], ["reproduce"], ["run", "stub"]])
+def test_a_wrong_setting_is_refused_before_anything_is_said_or_done(
+    paper, trained, setting, words, capsys
+):
+    paper.reproduce = lambda *_, **__: pytest.fail("it began")
+    assert cli.main([*words, setting]) == USAGE
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert not trained
+
+
+def test_a_message_cannot_move_the_cursor_or_fill_the_screen(paper, capsys):
+    assert cli.main(["run", "stub", "--arm", "\x1b[2J" + 10**5 * "x"]) == USAGE
+    _, err = capsys.readouterr()
+    assert "\\x1b[2J" in err and "\x1b" not in err and len(err) < 2000
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "message"),
     [
@@ -306,7 +325,14 @@ def test_data_lists_and_verifies(capsys):
     assert header.startswith("name") and first.startswith("digits")
     assert cli.main(["data", "verify", "digits"]) == DONE
     out, err = capsys.readouterr()
-    assert out == "" and err == "digits: 0 files, all as published\n"
+    assert out == "" and "comes with scikit-learn" in err
+
+
+@pytest.mark.skipif("SPECTRAL_JAX_DATA" not in os.environ, reason="SPECTRAL_JAX_DATA is not set")
+def test_data_verify_names_what_it_verified(capsys):
+    assert cli.main(["data", "verify", "mnist"]) == DONE
+    _, err = capsys.readouterr()
+    assert "t10k-labels-idx1-ubyte" in err and os.environ["SPECTRAL_JAX_DATA"] in err
 
 
 def test_a_reader_that_stops_early_is_no_failure():

@@ -1,6 +1,7 @@
 """A config says everything about an experiment, survives YAML, and refuses what it cannot mean."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -76,6 +77,22 @@ def test_exponents_are_numbers_even_where_yaml_1_1_says_text(read, text):
         ("name: !!python/object:os.system x", "not valid YAML: line 1"),
         ("{[1]: 2}", "not valid YAML: line 1"),
         ("- 1", "expected a mapping of keys, got list"),
+        ("a: &a [x]\nname: *a", "line 2: aliases (*name) are not read"),
+        ("name: " + 40 * "[" + 40 * "]", "nested more than 16 deep"),
+        ("name: " + 10**5 * "[", "nested more than 16 deep"),
+        (
+            "name: x\ntrain: {epochs: 2026-11-29}",
+            "train.epochs = '2026-11-29': expected int",
+        ),
+        ("name: x\ntrain: {epochs: 010}", "train.epochs = '010': expected int"),
+        ("name: x\ntrain: {epochs: 1:30}", "train.epochs = '1:30': expected int"),
+        ("name: x\0y", "not valid YAML: unacceptable character"),
+        ("name: " + 500 * "n", "at most 120 bytes"),
+        ("name: x\noptimizer: {learning_rate: .nan}", "learning_rate = nan: expected a finite"),
+        ("name: x\nmodel: {hidden: [1000000000]}", "hidden = [1000000000]: expected widths >= 1"),
+        ("name: x\ntrain: {seed: 4294967296, seeds: 1}", "seed = 4294967296: expected"),
+        ("name: x\ntrain: {seed: 4294967295, seeds: 2}", "seed = 4294967295: expected"),
+        ("name: x\ntrain: {epochs: " + 5000 * "9" + "}", "Exceeds the limit"),
         ("", "expected a mapping of keys, got NoneType"),
     ],
 )
@@ -86,6 +103,35 @@ def test_a_wrong_file_is_one_line_with_the_place_and_the_fix(read, text, message
     assert message in failure.value.message
     assert "experiment.yaml: " in failure.value.message
     assert "\n" not in failure.value.message
+
+
+def test_nine_lines_of_aliases_are_refused_at_once(read):
+    bomb = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 10)
+    )
+    with pytest.raises(UserError) as failure:
+        read(bomb)
+    assert len(failure.value.message) < 200
+
+
+def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "large.yaml").write_text("#" + 2**20 * "x")
+    for name, reason in (("pipe", "not a regular file"), ("large", "larger than 1 MiB")):
+        with pytest.raises(UserError, match=reason) as failure:
+            load_yaml(tmp_path / f"{name}.yaml")
+        assert failure.value.exit_code == USAGE
+
+
+@pytest.mark.parametrize("word", ["on", "no", "yes", "2026-11-29", "010"])
+def test_words_that_yaml_1_1_reads_as_something_else_are_text(read, word):
+    assert read(f"name: {word}").name == word
+
+
+@pytest.mark.parametrize("name", ["1e-3", "1.e5", "010", "no", "2026-11-29"])
+def test_a_name_that_looks_like_a_number_comes_back_as_text(read, name):
+    config = ExperimentConfig(name)
+    assert read(dump_yaml(config)) == config
 
 
 def test_a_missing_file_and_an_unreadable_one_differ(tmp_path):

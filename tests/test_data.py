@@ -55,10 +55,16 @@ def publish(monkeypatch):
 
 @pytest.fixture
 def server():
-    """A publisher on the loopback: `pages` maps paths to contents, `claims` to false lengths."""
+    """A publisher on the loopback: `pages` maps paths to contents, `claims` to false lengths,
+    `moved` to other addresses."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path in self.server.moved:
+                self.send_response(302)
+                self.send_header("Location", self.server.moved[self.path])
+                self.end_headers()
+                return
             page = self.server.pages.get(self.path)
             if page is None:
                 self.send_error(404)
@@ -72,7 +78,7 @@ def server():
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as publisher:
-        publisher.pages, publisher.claims = {}, {}
+        publisher.pages, publisher.claims, publisher.moved = {}, {}, {}
         publisher.url = f"http://127.0.0.1:{publisher.server_port}/"
         thread = threading.Thread(target=publisher.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -452,10 +458,10 @@ def test_an_unreadable_file_is_one_line(folder, publish, monkeypatch):
     for name, content in publish("mnist", mnist_contents()).items():
         put(folder, "mnist", name, content)
 
-    def denied(self):
+    def denied(self, *_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.Path, "read_bytes", denied)
+    monkeypatch.setattr(files.Path, "open", denied)
     assert "Permission denied" in refusal(USAGE, data.load, "mnist")
 
 
@@ -526,6 +532,59 @@ def test_a_connection_that_closes_early_is_a_network_failure(server, publish):
     message = refusal(MISSING, data.fetch, "mnist")
     assert "of 1000000 bytes" in message and "check the network" in message
     assert left_behind() == []
+
+
+def test_an_endless_body_is_cut_off(server, publish, monkeypatch):
+    serve_mnist(server, publish)
+    monkeypatch.setattr(files, "MOST_BYTES", 1000)
+    server.pages[f"/{idx.TRAIN_IMAGES}.gz"] = bytes(10**6)
+    assert "goes on after" in refusal(USAGE, data.fetch, "mnist")
+    assert left_behind() == []
+
+
+def test_a_small_body_that_inflates_to_a_large_one_is_not_inflated_to_its_end(
+    server, publish, monkeypatch
+):
+    serve_mnist(server, publish)
+    monkeypatch.setattr(files, "MOST_BYTES", 10**5)
+    server.pages[f"/{idx.TRAIN_IMAGES}.gz"] = gzip.compress(bytes(10**7))
+    assert "got more than" in refusal(USAGE, data.fetch, "mnist")
+    assert left_behind() == []
+
+
+def test_a_content_length_that_is_no_number_is_passed_over(server, publish):
+    serve_mnist(server, publish)
+    server.claims[f"/{idx.TRAIN_IMAGES}.gz"] = "plenty"
+    assert len(data.fetch("mnist")) == 4
+
+
+def test_only_https_is_read_from_other_machines(publish):
+    published = [url for spec in data.DATASETS.values() for url in spec.source.urls]
+    assert published and all(url.startswith("https://") for url in published)
+    publish("mnist", mnist_contents(), urls=("http://example.org/",))
+    assert "only https:" in refusal(MISSING, data.fetch, "mnist")
+
+
+def test_a_redirection_to_plain_http_is_not_followed(server, publish):
+    serve_mnist(server, publish)
+    server.moved[f"/{idx.TRAIN_IMAGES}.gz"] = "http://example.org/elsewhere"
+    assert "only https:" in refusal(MISSING, data.fetch, "mnist")
+
+
+def test_a_link_in_an_archive_that_leads_nowhere_is_passed_over(server, publish):
+    publish("cifar10", cifar_contents(), urls=(server.url,))
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            link = tarfile.TarInfo("nowhere")
+            link.type, link.linkname = kind, "absent"
+            archive.addfile(link)
+        for name, content in cifar_contents().items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    server.pages["/cifar-10-binary.tar.gz"] = stream.getvalue()
+    assert len(data.fetch("cifar10")) == len(cifar_contents())
 
 
 def test_a_refused_connection_is_one_line(publish):

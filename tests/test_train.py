@@ -103,6 +103,12 @@ def test_pixels_are_not_moved_where_there_are_none():
         trainer._refuse_what_cannot_train(config, None, text)
 
 
+def test_a_corpus_is_no_set_of_classes():
+    corpus = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros((99, 5), int))
+    with pytest.raises(UserError, match="has no class per example"):
+        trainer._refuse_what_cannot_train(CONFIG, None, corpus)
+
+
 def test_a_run_evaluates_the_weights_it_keeps(whole):
     kept, data = parameters(whole), load("digits")
     assert kept["layers/0/kernel"].shape == (3, 64, 8)
@@ -344,6 +350,7 @@ def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path, quick_
         ("penalty", {"name": "fidler"}, "penalty.name = 'fidler' .*; did you mean 'fiedler'?"),
         ("model", {"name": "mpl"}, "model: unknown model name 'mpl': did you mean 'mlp'?"),
         ("model", {"name": "resnet", "depth": 9}, "model: depth"),
+        ("model", {"hidden": (10**6, 10**6)}, "3 networks of mlp need .* GiB to train, this"),
         ("data", {"name": "digit"}, "unknown data set 'digit'; did you mean digits?"),
         ("data", {"batch_size": 81}, "batch_size = 81 but there are 80 training examples: lower"),
         ("data", {"validation": 5000}, "data.validation=5000 do not fit into the 1437 training"),

@@ -13,17 +13,17 @@ import hashlib
 import http.client
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,11 +34,15 @@ NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, http.cli
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile)
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 20
+# Above the largest published file and archive. What is longer is not ours, and is neither stored
+# nor inflated to its end: a gzip body of 1.5 MB can hold 1.5 GB.
+MOST_BYTES = 512 << 20
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-_DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda content: content,
-    ".gz": gzip.decompress,
-    ".xz": lzma.decompress,
+_OPEN: dict[str, Callable[[Path], Any]] = {
+    "": lambda path: path.open("rb"),
+    ".gz": lambda path: gzip.open(path, "rb"),
+    ".xz": lambda path: lzma.open(path, "rb"),
 }
 _VERDICTS: dict[tuple[str, int, int], str] = {}
 
@@ -197,7 +201,7 @@ def unpack(source: Source, archive: Path) -> None:
             if name in wanted:
                 with new_file(cache() / source.folder / name) as part:
                     with part.open("wb") as stream:
-                        shutil.copyfileobj(member, stream, CHUNK)
+                        _copy(member, stream, name)
                     _content(wanted.pop(name), part, "")
     except ARCHIVE_ERRORS as error:
         raise BadContent(f"unreadable archive ({error})") from error
@@ -256,21 +260,50 @@ def _get(source: Source, url: str, file: File | None) -> None:
 
 def _transfer(url: str, target: Path) -> None:
     """Copy an address to a file; a connection that closes early is an error, not a short file."""
+    _refuse_plain_http(url)
     request = urllib.request.Request(url, headers={"User-Agent": "spectral_jax"})
+    opener = urllib.request.build_opener(_OnlyToHttps)
     with (
-        urllib.request.urlopen(request, timeout=TIMEOUT) as response,
+        opener.open(request, timeout=TIMEOUT) as response,
         target.open("wb") as stream,
         _bar() as bar,
     ):
-        total = int(response.headers.get("Content-Length") or 0)
-        task = bar.add_task(url.rsplit("/", 1)[-1], total=total or None)
-        received = 0
-        while chunk := response.read(CHUNK):
-            stream.write(chunk)
-            received += len(chunk)
-            bar.update(task, completed=received)
+        announced = response.headers.get("Content-Length") or ""
+        total = int(announced) if announced.isdecimal() else 0
+        name = url.rsplit("/", 1)[-1]
+        task = bar.add_task(name, total=total or None)
+        received = _copy(response, stream, name, lambda done: bar.update(task, completed=done))
     if total and received != total:
         raise ConnectionError(f"the connection closed after {received} of {total} bytes")
+
+
+class _OnlyToHttps(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only to where the first request might have gone."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        _refuse_plain_http(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _refuse_plain_http(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise ConnectionError(f"{parts.scheme}: is not read from other machines, only https:")
+
+
+def _copy(
+    source: IO[bytes], target: IO[bytes], name: str, advance: Callable[[int], None] | None = None
+) -> int:
+    """Copy a stream that must end before ``MOST_BYTES``, and return its length."""
+    copied = 0
+    while chunk := source.read(CHUNK):
+        copied += len(chunk)
+        if copied > MOST_BYTES:
+            raise BadContent(f"{name} goes on after {MOST_BYTES >> 20} MiB, more than any data set")
+        target.write(chunk)
+        if advance is not None:
+            advance(copied)
+    return copied
 
 
 def _bar() -> Progress:
@@ -286,10 +319,13 @@ def _content(file: File, path: Path, suffix: str) -> tuple[bytes, str]:
     """Return the uncompressed content of `path` and its SHA-256, or raise `BadContent`."""
     expected = f"expected SHA-256 {file.sha256[0][:16]}..."
     try:
-        content = _DECOMPRESS[suffix](path.read_bytes())
+        with _OPEN[suffix](path) as stream:
+            content = stream.read(MOST_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         size = path.stat().st_size
         raise BadContent(f"{expected}, got {size} bytes of broken {suffix} ({error})") from error
+    if len(content) > MOST_BYTES:
+        raise BadContent(f"{expected}, got more than {MOST_BYTES >> 20} MiB")
     digest = _digest(path, content)
     if digest not in file.sha256:
         raise BadContent(f"{expected}, got {digest[:16]}... from {len(content)} bytes")
@@ -315,7 +351,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with tarfile.open(archive, "r:gz") as bundle:
         for member in bundle:
-            content = bundle.extractfile(member)
+            content = bundle.extractfile(member) if member.isfile() else None
             if content is not None:
                 yield Path(member.name).name, content
 

@@ -111,7 +111,7 @@ MNIST = Spec(
         ),
         urls=(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "http://yann.lecun.com/exdb/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
         ),
         suffix=".gz",
     ),
@@ -139,7 +139,7 @@ FASHION_MNIST = Spec(
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         ),
-        urls=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+        urls=("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",),
         suffix=".gz",
     ),
     load=load_fashion_mnist,
