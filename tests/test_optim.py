@@ -157,14 +157,6 @@ def test_a_view_says_which_weights_are_in_the_graph():
     np.testing.assert_array_equal(updates["1"]["kernel"], np.sign(params["1"]["kernel"]))
 
 
-def test_the_strength_is_read_from_the_state():
-    params, penalty = network(), spectral_penalty("l1", 1.0)
-    state = penalty.init(params)._replace(strength=jnp.asarray(3.0))
-    updates, after = jax.jit(penalty.update)(nothing(params), state, params)
-    np.testing.assert_array_equal(np.abs(updates["0"]["kernel"]), 3)
-    assert after.strength == 3
-
-
 # The proximal step
 
 
@@ -250,6 +242,7 @@ def counting(on_refresh=lambda total: None):
         init=lambda w: Seen(jnp.zeros((), jnp.int32), jnp.zeros((), w[0].dtype)),
         refresh=refresh,
         staleness=lambda w, state: jnp.abs(w[0].sum() - state.total) / state.total,
+        sees="magnitudes",
     )
 
 

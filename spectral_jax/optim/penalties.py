@@ -1,12 +1,12 @@
-"""The catalogue of penalties on weight magnitudes; a new one is one entry here.
+"""The catalogue of penalties on weights; a new one is one entry here.
 
 A penalty has an expensive part, refreshed now and then (eigenvectors, kept in ``state``), and a
-cheap part, its ``value`` as a function of the magnitudes ``|W|`` with that state held constant.
-Everything else (gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
+cheap part, its ``value`` as a function of the weights with that state held constant. Everything
+else (gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,30 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax import graphs
 
-Magnitudes = Sequence[Float[Array, "..."]]
+Blocks = Sequence[Float[Array, "..."]]
+Sees = Literal["matrices", "magnitudes"]
 
 
 class Penalty(NamedTuple):
     """``value(w, state)``, ``init(w)``, ``refresh(w, state) -> state``, ``staleness(w, state)``.
 
-    ``w`` are the magnitudes of the weight blocks; ``value`` must be differentiable in them.
+    ``w`` is a tuple of arrays, in float32 or float64, and ``value`` differentiable in them.
     ``staleness`` is the relative residual of the kept vectors for the current weights: what a
     refresh would repair. ``refresh`` is None for a penalty without state.
+
+    sees: what ``w`` is. ``"matrices"``, as signed as they are, for whatever is a function of
+      singular values; ``"magnitudes"``, ``|W|``, for a graph whose edges the weights are.
+    prox: ``(w, step, state) -> w``, the minimiser of ``step value(x) + ||x - w||^2 / 2``, which
+      ``mode="proximal"`` needs of a penalty on matrices. One on magnitudes is linear in them, or
+      made so: its step is a soft threshold at its slope.
     """
 
-    value: Callable[[Magnitudes, Any], Array]
-    init: Callable[[Magnitudes], Any] = lambda w: ()
-    refresh: Callable[[Magnitudes, Any], Any] | None = None
-    staleness: Callable[[Magnitudes, Any], Array] | None = None
+    value: Callable[[Blocks, Any], Array]
+    init: Callable[[Blocks], Any] = lambda w: ()
+    refresh: Callable[[Blocks, Any], Any] | None = None
+    staleness: Callable[[Blocks, Any], Array] | None = None
+    sees: Sees = "matrices"
+    prox: Callable[[Blocks, Array, Any], Blocks] | None = None
 
 
 class EigenState(NamedTuple):
@@ -44,12 +53,12 @@ class EigenState(NamedTuple):
 
 def l1() -> Penalty:
     """``sum |W_ij|``."""
-    return Penalty(value=lambda w, _: jnp.stack([jnp.sum(block) for block in w]).sum())
+    return Penalty(lambda w, _: jnp.stack([jnp.sum(x) for x in w]).sum(), sees="magnitudes")
 
 
 def l2() -> Penalty:
     """``sum W_ij^2 / 2``; its proximal mode is decoupled weight decay."""
-    return Penalty(value=lambda w, _: jnp.stack([jnp.sum(block**2) for block in w]).sum() / 2)
+    return Penalty(lambda w, _: jnp.stack([jnp.sum(x**2) for x in w]).sum() / 2, sees="magnitudes")
 
 
 def layer_quotient(*, edges: graphs.Edges | None = None, normalised: bool = False) -> Penalty:
@@ -58,7 +67,7 @@ def layer_quotient(*, edges: graphs.Edges | None = None, normalised: bool = Fals
     def value(w, _):
         return graphs.layer_quotient(w, normalised=normalised, edges=edges).value
 
-    return Penalty(value=value)
+    return Penalty(value, sees="magnitudes")
 
 
 def fiedler(
@@ -123,7 +132,7 @@ def fiedler(
     def value(w, state):
         return sign * jnp.mean(quotients(w, state))
 
-    return Penalty(value, init, refresh, staleness)
+    return Penalty(value, init, refresh, staleness, sees="magnitudes")
 
 
 PENALTIES: dict[str, Callable[..., Penalty]] = {

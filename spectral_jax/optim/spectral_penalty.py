@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax import weights as weights_of
+from spectral_jax.optim.hyperparameters import Strength, at, check_strength, injectable
 from spectral_jax.optim.penalties import PENALTIES, Penalty
+from spectral_jax.optim.sight import SIGHTS, View
 
-View = Callable[[optax.Params], tuple[Array, ...]]
+Mode = Literal["penalty", "proximal"]
 
 
 class Refresh(NamedTuple):
@@ -50,7 +51,7 @@ def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
 class SpectralPenaltyState(NamedTuple):
     """``step`` counts updates; ``penalty`` is the penalty's own state (warm start, diagnostics).
 
-    ``strength`` is here rather than in the code so that a sweep over strengths compiles once.
+    ``strength`` is that of the last update.
     """
 
     step: Int[Array, ""]
@@ -58,42 +59,53 @@ class SpectralPenaltyState(NamedTuple):
     penalty: Any
 
 
+@injectable("strength", "learning_rate", options_of=tuple(PENALTIES.values()))
 def spectral_penalty(
     name: str | Penalty,
-    strength: float | Float[Array, ""],
+    strength: Strength,
     *,
-    mode: Literal["penalty", "proximal"] = "penalty",
-    learning_rate: float | optax.Schedule | None = None,
+    mode: Mode = "penalty",
+    learning_rate: Strength | None = None,
     view: View | None = None,
     refresh: Refresh | None = None,
     axis_name: str | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Add ``strength * penalty(|W|)`` to the objective.
+    """Add ``strength * penalty(W)`` to the objective.
 
-    With ``c = d penalty / d|W|`` at the vectors of the last refresh, ``mode="penalty"`` adds
-    ``strength * c * sign(W)`` to the gradient (put it first in ``optax.chain``);
-    ``mode="proximal"`` shrinks each weight by ``learning_rate * strength * c`` after the step,
-    stopping at zero (put it last; under heavy-ball momentum ``m`` pass ``lr / (1 - m)`` for the
-    same strength). The proximal step cannot chatter across zero, which the penalty does at large
-    strengths. Weights on no edge (biases) are left alone.
+    ``mode="penalty"`` adds ``strength`` times the penalty's gradient, at the vectors of the last
+    refresh, to the gradient (put it first in ``optax.chain``). ``mode="proximal"`` makes the
+    penalty's proximal step, of size ``learning_rate * strength``, after the step (put it last;
+    under heavy-ball momentum ``m`` pass ``lr / (1 - m)`` for the same strength). Leaves that the
+    penalty does not see (biases, integers) are left alone; the others keep their dtype.
+
+    For a penalty on magnitudes, with ``c = d penalty / d|W|``, the gradient is ``c * sign(W)`` and
+    the proximal step shrinks each weight by ``learning_rate * strength * c``, stopping at zero: it
+    cannot chatter across zero, which the penalty does at large strengths.
 
     Args:
       name: an entry of ``PENALTIES`` (``options`` go to it) or a ``Penalty``.
-      view: ``params -> blocks``, a non-negative linear map of magnitudes to the graph's weight
-        blocks (a selection of kernels, a norm over kernel positions); default: the chain of dense
-        kernels, in the order of their names. Where that is not the order of the layers:
+      strength: a number, an array, or a function of the number of updates done; so too
+        ``learning_rate``.
+      view: ``params -> arrays``, what the penalty sees; the params are the floating leaves, with
+        None in the place of any other. By default a penalty on matrices sees those of
+        ``weights.plan``: dense, attention, embeddings, a convolution as ``[h w i, o]``, several in
+        one leaf as ``[stack, m, n]``. One on magnitudes sees the chain of dense kernels, in the
+        order of their names. Where that is not the order of the layers:
         ``lambda params: weights.graph_weights(params, (Block("hidden/kernel", 0, 1), ...))``.
+        A view of magnitudes is linear and keeps them non-negative (a selection of kernels, a norm
+        over kernel positions); before a proximal step on matrices it only moves entries.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
       axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh
         is then computed for all members when any needs it, for a batched predicate would make
         ``lax.cond`` run both branches each step; only those that need it take it, so that no
         member's course depends on the company it is in.
 
-    Works under ``jit``, ``vmap`` (with ``axis_name``) and ``scan``; the state is a pytree of
-    arrays. Raises ``ValueError`` for an unknown name or mode, a missing ``learning_rate`` or
-    ``params``.
-    Source: arXiv 2003.00992; proximal mode: ours.
+    Works under ``jit``, ``vmap`` (with ``axis_name``), ``scan`` and ``optax.inject_hyperparams``;
+    the state is a pytree of arrays. Raises ``ValueError`` for an unknown name or mode, a strength
+    that is negative or not finite, ``mode="proximal"`` with a penalty on matrices that has no
+    ``prox``, and a missing ``learning_rate`` or ``params``.
+    Source: arXiv 2003.00992; proximal mode on magnitudes: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
     >>> tx = optax.chain(spectral_penalty("l1", 0.5), optax.sgd(1.0))
@@ -102,50 +114,36 @@ def spectral_penalty(
     -0.5
     """
     penalty = _penalty(name, options)
-    if mode not in ("penalty", "proximal"):
-        raise ValueError(f"mode={mode!r}: choose 'penalty' or 'proximal'")
-    if mode == "proximal" and learning_rate is None:
-        raise ValueError(
-            "mode='proximal' needs learning_rate: pass the step size the shrinkage goes with"
-        )
+    _check(penalty, mode, strength, learning_rate)
+    sight = SIGHTS[penalty.sees](penalty, view)
     refresh = on_residual() if refresh is None else refresh
 
     def init(params):
-        blocks = _blocks(view, params)
-        step, factor = jnp.zeros((), jnp.int32), jnp.asarray(strength, blocks[0].dtype)
+        blocks, step = sight.blocks(params), jnp.zeros((), jnp.int32)
+        factor = jnp.asarray(at(strength, step), blocks[0].dtype)
         return SpectralPenaltyState(step, factor, penalty.init(blocks))
 
     def update(updates, state, params=None, **extra):
         del extra
         if params is None:
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
-        constants = jax.lax.stop_gradient(params)
-
-        def blocks():
-            """To be called where they are needed: magnitudes cost a pass over the weights."""
-            return _blocks(view, jax.tree.map(jnp.abs, constants))
-
+        # To be called where they are needed: they cost a pass over the weights.
+        blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
         kept = _refreshed(penalty, refresh, blocks, state, axis_name)
-        # The slope in |W|, not a subgradient: a weight at zero has one too, which keeps it there.
-        magnitudes = jax.tree.map(
-            lambda p: jnp.maximum(jnp.abs(p), jnp.finfo(p.dtype).tiny), params
-        )
-        pull = jax.grad(lambda m: penalty.value(_blocks(view, m), kept))(magnitudes)
+        factor = jnp.asarray(at(strength, state.step), state.strength.dtype)
         if mode == "penalty":
-            updates = jax.tree.map(
-                lambda u, p, c: u + state.strength * c * jnp.sign(p), updates, params, pull
-            )
+            updates = sight.pulled(updates, params, kept, factor)
         else:
-            rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
-            shrink = lambda u, p, c: _soft_threshold(p + u, rate * state.strength * c) - p  # noqa: E731
-            updates = jax.tree.map(shrink, updates, params, pull)
-        return updates, SpectralPenaltyState(state.step + 1, state.strength, kept)
+            size = factor * jnp.asarray(at(learning_rate, state.step), factor.dtype)
+            updates = sight.shrunk(updates, params, kept, size)
+        return updates, SpectralPenaltyState(state.step + 1, factor, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@injectable("delta", "learning_rate", options_of=spectral_penalty)
 def fiedler_decay(
-    delta: float | Float[Array, ""], *, normalised: bool = False, **options: Any
+    delta: Strength, *, normalised: bool = False, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Fiedler regularisation: ``delta * lambda_2``, or ``delta * nu_2`` if ``normalised``.
 
@@ -158,6 +156,7 @@ def fiedler_decay(
     >>> round(float(updates["b"]["kernel"][0, 0]), 3)
     0.134
     """
+    check_strength("delta", delta)
     return spectral_penalty("fiedler", delta, normalised=normalised, **options)
 
 
@@ -171,15 +170,24 @@ def _penalty(name: str | Penalty, options: dict[str, Any]) -> Penalty:
     return PENALTIES[name](**options)
 
 
-def _blocks(view: View | None, params) -> tuple[Array, ...]:
-    if view is not None:
-        return tuple(view(params))
-    try:
-        layout = weights_of.layout(params)
-    except ValueError as error:
-        hint = "view=lambda params: weights.graph_weights(params, layout)"
-        raise ValueError(f"{error} ({hint})") from None
-    return weights_of.graph_weights(params, layout)
+def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | None) -> None:
+    check_strength("strength", strength)
+    if penalty.sees not in SIGHTS:
+        raise ValueError(f"Penalty(sees={penalty.sees!r}): choose 'matrices' or 'magnitudes'")
+    if mode not in ("penalty", "proximal"):
+        raise ValueError(f"mode={mode!r}: choose 'penalty' or 'proximal'")
+    if mode == "penalty":
+        return
+    if rate is None:
+        raise ValueError(
+            "mode='proximal' needs learning_rate: pass the step size the shrinkage goes with"
+        )
+    check_strength("learning_rate", rate)
+    if penalty.sees == "matrices" and penalty.prox is None:
+        raise ValueError(
+            "mode='proximal' needs the proximal step of a penalty on matrices: pass "
+            "Penalty(..., prox=(w, step, state) -> w), or choose mode='penalty'"
+        )
 
 
 def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
@@ -207,7 +215,3 @@ def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenalt
         return solve_where(due & (stale | first))
 
     return jax.lax.cond(somewhere(due), look, lambda: state.penalty)
-
-
-def _soft_threshold(w: Array, threshold: Array) -> Array:
-    return jnp.sign(w) * jnp.maximum(jnp.abs(w) - threshold, 0)

@@ -1,0 +1,96 @@
+"""Numbers that move while training goes on: strengths, rates, and how Optax injects them."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+Strength: TypeAlias = float | Float[Array, ""] | optax.Schedule
+"""A number, an array (traced, in a sweep), or a function of the number of updates done."""
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def at(strength: Strength, step: Any) -> Any:
+    """The strength at that step."""
+    return strength(step) if callable(strength) else strength
+
+
+def check_strength(name: str, strength: Strength) -> None:
+    """Raise ``ValueError`` for a negative, infinite or NaN strength, where it is known by now."""
+    if callable(strength) or isinstance(strength, jax.core.Tracer):
+        return
+    values = np.asarray(strength, float)
+    if not np.all(np.isfinite(values) & (values >= 0)):
+        raise ValueError(f"{name}={strength}: choose a finite number >= 0, or a schedule")
+
+
+def injectable(
+    *numbers: str, options_of: Callable[..., Any] | tuple[Callable[..., Any], ...] = ()
+) -> Callable[[Factory], Factory]:
+    """Let ``optax.inject_hyperparams`` move these arguments of a factory, and only these.
+
+    Optax reads the signature, takes every function among the arguments for a schedule and traces
+    every integer, defaults included: a ``view``, a ``metric`` or a period would not survive that.
+    Here it gets all but ``numbers`` in a box that it hands on as it is, and nothing that the caller
+    left out. In the signature, the keywords of ``options_of`` stand in for ``**options``.
+    """
+    lenders = options_of if isinstance(options_of, tuple) else (options_of,)
+
+    def decorate(factory: Factory) -> Factory:
+        @functools.wraps(factory)
+        def build(*args: Any, **options: Any) -> Any:
+            return factory(*args, **{name: _opened(value) for name, value in options.items()})
+
+        parameters = _parameters(factory, numbers, lenders)
+        build.__signature__ = _InjectableSignature(parameters)  # type: ignore[attr-defined]
+        return build  # type: ignore[return-value]
+
+    return decorate
+
+
+class _Static(NamedTuple):
+    """Neither callable nor a number, so that Optax leaves it alone."""
+
+    value: Any
+
+
+def _opened(value: Any) -> Any:
+    return value.value if isinstance(value, _Static) else value
+
+
+class _Number(inspect.Parameter):
+    """An argument that may be injected."""
+
+
+class _InjectableSignature(inspect.Signature):
+    def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        given = super().bind(*args, **kwargs).arguments
+        known = {name: self.parameters[name] for name in given}
+        boxed = {
+            name: value if isinstance(known[name], _Number) else _Static(value)
+            for name, value in given.items()
+        }
+        # A signature of what was given alone: apply_defaults has nothing to add to it.
+        named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in known.values()]
+        return inspect.BoundArguments(inspect.Signature(named), boxed)  # type: ignore[arg-type]
+
+
+def _parameters(
+    factory: Callable, numbers: tuple[str, ...], lenders: tuple[Callable, ...]
+) -> list[inspect.Parameter]:
+    own = inspect.signature(factory).parameters.values()
+    found = {p.name: p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    for lender in lenders:
+        for p in inspect.signature(lender).parameters.values():
+            if p.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(p.name, p)
+    for name in numbers:
+        p = found[name]
+        found[name] = _Number(name, p.kind, default=p.default, annotation=p.annotation)
+    return list(found.values())

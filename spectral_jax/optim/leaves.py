@@ -1,0 +1,46 @@
+"""The leaves of a tree of parameters that spectra are about: floating ones, in a working dtype."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from spectral_jax.linalg.precision import working
+
+
+def floats(tree: PyTree) -> PyTree:
+    """Floating leaves in float32 or float64; None in the place of step counts, tables and keys."""
+    return jax.tree.map(lambda leaf: working(leaf) if _floating(leaf) else None, tree)
+
+
+def moved(params: PyTree, updates: PyTree) -> PyTree:
+    """Where updates lead: `floats` of the parameters they are added to."""
+
+    def one(parameter: Any, update: Any) -> Array | None:
+        if not _floating(parameter):
+            return None
+        start = working(parameter)
+        return start + jnp.asarray(update).astype(start.dtype)
+
+    return jax.tree.map(one, params, updates)
+
+
+def changed(change: Callable[..., Array], updates: PyTree, params: PyTree, by: PyTree) -> PyTree:
+    """``change(update, parameter, by)`` of every leaf that has a ``by``, which is None elsewhere.
+
+    Computed in the dtype of ``by`` and returned in that of the update, whatever the parameter's.
+    """
+
+    def one(update: Any, parameter: Any, amount: Array | None) -> Any:
+        if amount is None:
+            return update
+        pair = (jnp.asarray(x).astype(amount.dtype) for x in (update, parameter))
+        return change(*pair, amount).astype(jnp.result_type(update))
+
+    return jax.tree.map(one, updates, params, by)
+
+
+def _floating(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
