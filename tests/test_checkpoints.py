@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import ml_dtypes
@@ -22,6 +24,7 @@ from spectral_jax.checkpoints import (
     FORMATS,
     CheckpointError,
     Tensor,
+    _child,
     load,
     open_checkpoint,
     save_safetensors,
@@ -468,18 +471,16 @@ def test_the_newest_step_of_a_training_run_is_read(tmp_path):
         np.testing.assert_array_equal(checkpoint.read(name), np.full((2, 2), 10))
 
 
-@pytest.mark.parametrize(
-    "key", ["{outside}/w", "/{outside}/w", "../outside/w", "w/../../outside/w"]
-)
-def test_an_orbax_key_stays_in_its_folder(key, tmp_path):
-    write_orbax(tmp_path / "outside", {"w": np.eye(2)}, use_ocdbt=False)
+def test_an_orbax_key_stays_in_its_folder(tmp_path):
+    outside = write_orbax(tmp_path / "outside", {"w": np.eye(2)}, use_ocdbt=False)
     step = write_orbax(tmp_path / "step", {"w": np.eye(2)}, use_ocdbt=False)
     assert tolerable(step)
     metadata = json.loads((step / "_METADATA").read_text())
     (leaf,) = metadata["tree_metadata"].values()
-    leaf["key_metadata"][0]["key"] = key.format(outside=tmp_path / "outside")
-    (step / "_METADATA").write_text(json.dumps(metadata))
-    assert "leaves the folder" in refusal(step)
+    for key in (f"{outside}/w", f"/{outside}/w", "../outside/w", "w/../../outside/w"):
+        leaf["key_metadata"][0]["key"] = key
+        (step / "_METADATA").write_text(json.dumps(metadata))
+        assert "leaves the folder" in refusal(step)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
@@ -595,7 +596,8 @@ def test_importing_the_package_imports_no_heavy_library():
 
 
 def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "h5py.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)  # the process that reads has the same path
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     assert "pip install 'spectral-jax[hdf5]'" in refusal(tmp_path / "x.h5")
 
@@ -648,13 +650,87 @@ def test_damaged_hdf5_is_refused_in_one_line(kind, tmp_path):
     WRITERS[kind](path, SMALL)
     content = path.read_bytes()
     rng = np.random.default_rng(1)
-    for _ in range(60):
+    for _ in range(3):  # each starts a process; tests/fuzz.py makes thousands
         path.write_bytes(content[: rng.integers(len(content))])
         tolerable(path)
         damaged = bytearray(content)
         damaged[rng.integers(len(content))] = rng.integers(256)
         path.write_bytes(damaged)
         tolerable(path)
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "orbax"])
+def test_what_native_libraries_read_is_read_bit_for_bit(kind, tmp_path):
+    tensors = {
+        "narrow": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn),
+        "brain": np.arange(65536, dtype=np.uint16).view(ml_dtypes.bfloat16),
+        "large": RNG.integers(0, 2**32, 1 << 18, np.uint32).view(np.float32).reshape(2, -1),
+        "scalar": np.float64(np.pi),
+        "empty": np.zeros((0, 3), np.float32),
+        "mask": np.array([True, False]),
+    }
+    for missing in {"hdf5": ["narrow", "brain"], "orbax": ["empty"]}[kind]:
+        del tensors[missing]
+    {"hdf5": write_hdf5, "orbax": write_orbax}[kind](tmp_path / "x", tensors)
+    found = load(tmp_path / "x")
+    for name, array in tensors.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+        assert found[name].tobytes() == array.tobytes()
+
+
+LIBRARY = """
+import os, signal, sys
+import numpy as np
+from spectral_jax.checkpoints import _child
+from spectral_jax.checkpoints._base import Source, Tensor
+
+_child.SECONDS = 1
+
+def fault():
+    {fault}
+
+def open_it(path, resources):
+    print("a library talks", flush=True)
+    print("and complains", file=sys.stderr)
+    {at_open}
+    tensors = {{name: Tensor(name, (2,), "float32") for name in "ab"}}
+    return Source(tensors, lambda name: np.ones(2, "float32") if name == "a" else fault(), {{}})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other limits")
+@pytest.mark.parametrize(
+    "fault, says",
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
+        ("os.abort()", "ended by SIGABRT"),
+        ("os._exit(3)", "ended by exit code 3"),
+        ("sum(iter(int, 1))", "far longer to read"),
+        ("np.ones(1 << 40)", "does not fit in memory"),
+        ("np.ones(1 << 27)", "does not fit in memory"),
+        ("return np.ones(3, 'float32')", "'b' is not as it is declared"),
+        ("raise TypeError('no')", "corrupt: no"),
+    ],
+)
+@pytest.mark.parametrize("at", ["open", "read"])
+def test_a_library_that_dies_takes_nobody_with_it(at, fault, says, tmp_path, monkeypatch, capfd):
+    if at == "open" and "return" in fault:
+        return
+    (tmp_path / "library.py").write_text(
+        LIBRARY.format(fault=fault, at_open="fault()" if at == "open" else "")
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "x"
+    path.touch()
+    with ExitStack() as resources:
+        with pytest.raises(CheckpointError, match=says):
+            source = _child.open_apart("library", "open_it", path, resources)
+            np.testing.assert_array_equal(source.read("a"), [1, 1])
+            source.read("b")
+        if at == "read":
+            with pytest.raises(CheckpointError):
+                source.read("a")  # the process is no more
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -792,6 +868,18 @@ def test_a_zip_bomb_is_refused_before_it_is_inflated(tmp_path):
     assert declared in content
     (tmp_path / "x.npz").write_bytes(content.replace(declared, struct.pack("<I", 300 << 20)))
     assert "bomb" in refusal(tmp_path / "x.npz")
+
+
+def test_a_bomb_in_a_bomb_is_refused(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:  # a megabyte of which is one chunk, repeated
+        file.create_dataset("w", (1 << 27,), "f4", chunks=(1 << 18,), compression=1, fillvalue=0)
+        for start in range(0, 1 << 27, 1 << 18):
+            file["w"].id.write_direct_chunk((start,), zlib.compress(bytes(1 << 20)))
+    size = (tmp_path / "x.h5").stat().st_size
+    with zipfile.ZipFile(tmp_path / "x.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", (tmp_path / "x.h5").read_bytes() + bytes(10 * size))
+    assert "bomb" in refusal(tmp_path / "x.keras")
 
 
 def test_an_archive_that_lies_about_sizes_is_refused(tmp_path):
@@ -952,6 +1040,12 @@ def test_hdf5_stays_in_its_file(tmp_path):
     with open_checkpoint(tmp_path / "y.h5") as checkpoint:
         assert list(checkpoint.tensors) == ["w"]
         assert set(checkpoint.skipped) == {"optimizer/vars/0", "name"}
+    for depth, is_read in ((63, True), (64, False), (500, False)):
+        with h5py.File(tmp_path / "deep.h5", "w") as file:
+            file["itself"] = file["/"]
+            file["a/" * depth + "w"] = np.ones(2)
+        assert tolerable(tmp_path / "deep.h5") == is_read
+    assert "nested more than 64 deep" in refusal(tmp_path / "deep.h5")
     with h5py.File(tmp_path / "z.h5", "w") as file:
         file.create_dataset("w", (1 << 40,), "f8", chunks=(1 << 20,), compression="gzip")
     assert "bomb" in refusal(tmp_path / "z.h5")

@@ -1,8 +1,9 @@
-"""Keras weights in HDF5, read by h5py (the extra ``hdf5``)."""
+"""Keras weights in HDF5, read by h5py (the extra ``hdf5``), in a process of its own."""
 
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spectral_jax.checkpoints._base import (
 )
 
 OPTIMISER = ("optimizer", "optimizer_weights")
+MAX_DEPTH = 64
 
 
 def open_hdf5(path: Path, resources: ExitStack) -> Source:
@@ -45,20 +47,16 @@ def _open(path: Path, file: Any, resources: ExitStack) -> Source:
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
 
-    def visit(name: str, item: Any) -> None:  # of hard links only, so never of another file
-        if not isinstance(item, h5py.Dataset):
-            return
-        if name.split("/")[0] in OPTIMISER:
-            skipped[name] = "state of the optimiser"
-        elif item.shape is None or item.dtype.kind not in "biufc" or item.dtype.itemsize > 16:
-            skipped[name] = "not an array of numbers"
-        else:
-            _check_layout(path, name, item)
-            declare(path, tensors, name, item.shape, item.dtype.newbyteorder("=").name)
-
     with any_failure(path):
         opened = resources.enter_context(h5py.File(file, "r"))
-        opened.visititems(visit)
+        for name, item in _datasets(path, opened):
+            if name.split("/")[0] in OPTIMISER:
+                skipped[name] = "state of the optimiser"
+            elif item.shape is None or item.dtype.kind not in "biufc" or item.dtype.itemsize > 16:
+                skipped[name] = "not an array of numbers"
+            else:
+                _check_layout(path, name, item)
+                declare(path, tensors, name, item.shape, item.dtype.newbyteorder("=").name)
 
     def read(name: str) -> np.ndarray:
         with any_failure(path):
@@ -68,9 +66,35 @@ def _open(path: Path, file: Any, resources: ExitStack) -> Source:
     return Source(tensors, read, skipped)
 
 
+def _datasets(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
+    """Each dataset once, with its path in the file: of hard links only, never of another file."""
+    import h5py
+
+    seen: set[int] = set()
+
+    def walk(group: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        if len(place) == MAX_DEPTH:
+            raise CheckpointError(path, f"its groups are nested more than {MAX_DEPTH} deep")
+        for key in group:
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                continue
+            item, name = group[key], (*place, key)
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:  # a group may hold itself
+                continue
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                yield from walk(item, name)
+            elif isinstance(item, h5py.Dataset):
+                yield "/".join(name), item
+
+    return walk(root, ())
+
+
 def _check_layout(path: Path, name: str, item: Any) -> None:
     if item.external or item.is_virtual:
         raise CheckpointError(path, f"{name!r:.80} takes its data from another file: refused")
-    stored = item.id.get_storage_size()
+    # Not more than the file has: in an archive it may be compressed twice.
+    stored = min(item.id.get_storage_size(), path.stat().st_size)
     chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
     check_inflation(path, name, stored, max(item.nbytes, chunk))

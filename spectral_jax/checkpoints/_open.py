@@ -7,6 +7,7 @@ import stat
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from spectral_jax.checkpoints import _npz, _onnx, _safetensors
 from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line, printable
+from spectral_jax.checkpoints._child import open_apart
 
 # Format to module and function; modules load on use, as some bring a library with them.
 FORMATS = {
@@ -26,6 +28,9 @@ FORMATS = {
     "onnx": ("_onnx", "open_onnx"),
     "orbax": ("_orbax", "open_orbax"),
 }
+
+# Modules whose libraries a broken file can crash: they run in a process of their own.
+NATIVE = ("_hdf5", "_orbax")
 
 # What people point at by mistake, by its first bytes.
 STRANGERS = {
@@ -55,7 +60,8 @@ class Checkpoint:
     """Named tensors in a file: their shapes at once, their values one at a time.
 
     A context manager; after it no tensor can be read. Reading needs the memory of that tensor plus
-    a constant, whatever the size of the file. Not safe to share between threads.
+    a constant, whatever the size of the file; twice that for HDF5 and Orbax, whose libraries run in
+    a process of their own, as a damaged file can end it. Not safe to share between threads.
     """
 
     path: Path
@@ -117,8 +123,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
       anything that names other code than tensors need is refused;
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
     - ``onnx``: the initialisers of the main graph;
-    - ``orbax``: a checkpoint directory, or one of steps, of which the newest is read (imports
-      orbax, and jax with it).
+    - ``orbax``: a checkpoint directory, or one of steps, of which the newest is read (needs orbax,
+      which imports jax, in a process that leaves accelerators alone).
 
     Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
     one line) for anything that is not a sound checkpoint with at least one tensor.
@@ -203,4 +209,7 @@ def _file_of_directory(path: Path) -> Path:
 
 def _opener(format: str) -> Callable[[Path, ExitStack], Source]:
     module, function = FORMATS[format]
-    return getattr(importlib.import_module(f"spectral_jax.checkpoints.{module}"), function)
+    dotted = f"spectral_jax.checkpoints.{module}"
+    if module in NATIVE:
+        return partial(open_apart, dotted, function)
+    return getattr(importlib.import_module(dotted), function)

@@ -24,6 +24,8 @@ MAX_METADATA = 100_000_000  # bytes of JSON, as for the header of safetensors
 
 def open_orbax(path: Path, resources: ExitStack) -> Source:
     """The leaves of the pytree in a checkpoint directory, named by their keys with slashes."""
+    _check_files(path)
+    _check_keys(path)
     try:
         import jax
         import orbax.checkpoint as ocp
@@ -31,8 +33,6 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         raise CheckpointError(
             path, "is an Orbax checkpoint: pip install orbax-checkpoint"
         ) from error
-    _check_files(path)
-    _check_keys(path)
     with any_failure(path), _quiet():
         reader = resources.enter_context(ocp.PyTreeCheckpointer())
         tree = reader.metadata(path.absolute()).item_metadata.tree

@@ -1,0 +1,171 @@
+"""Readers that rest on native libraries, each in a process of its own.
+
+One changed byte of a file can make HDF5 or tensorstore end their process, ask for all the memory
+there is, or run without end. A child may do so: it has limits, and its end is one line. Between the
+processes go JSON and the bytes of arrays, so nothing that a broken one sends is ever unpickled.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from spectral_jax.checkpoints._base import (
+    CheckpointError,
+    Source,
+    Tensor,
+    any_failure,
+    fill,
+    to_dtype,
+)
+
+MEMORY = 512 << 20  # bytes beyond what is asked for: library buffers, threads
+COPIES = 4  # of what is asked for: compressed, whole, in order, and on its way
+SECONDS = 8  # of the processor, and for each byte asked for:
+BYTES_PER_SECOND = 4 << 20  # a tenth of what the slowest codec does
+
+# The child finds the packages where its parent did, whatever was done to the path since.
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from spectral_jax.checkpoints._child import serve; serve(*sys.argv[2:])"
+)
+
+
+def open_apart(module: str, function: str, path: Path, resources: ExitStack) -> Source:
+    """The source that ``function`` of ``module`` makes of ``path``, in a child process.
+
+    It costs the start of a Python with the library; a tensor takes its memory twice as it passes.
+    """
+    child = _Child(path, module, function)
+    resources.callback(child.end)
+    answer = child.answer()
+    tensors = {name: Tensor(name, tuple(shape), dtype) for name, shape, dtype in answer["tensors"]}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        child.ask(name)
+        child.answer()
+        return fill(child.output, tensor.size, to_dtype(tensor.dtype)).reshape(tensor.shape)
+
+    return Source(tensors, read, answer["skipped"])
+
+
+class _Child:
+    """The process, seen from its parent."""
+
+    def __init__(self, path: Path, *command: str):
+        self.path = path
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BOOT, json.dumps(sys.path), *command, path.absolute()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # the error says it all
+            bufsize=0,
+            # Reading needs no accelerator, whose memory the parent may have taken already.
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+        assert self.process.stdin and self.process.stdout
+        self.input = self.process.stdin
+        self.output = open(self.process.stdout.fileno(), "rb", closefd=False)
+
+    def ask(self, name: str) -> None:
+        """Request a tensor."""
+        try:
+            self.input.write(json.dumps(name).encode() + b"\n")
+        except BrokenPipeError as error:
+            raise CheckpointError(self.path, self.cause()) from error
+
+    def answer(self) -> Any:
+        """What the child says, once it says it; its failure is raised here."""
+        line = self.output.readline()
+        if not line:
+            raise CheckpointError(self.path, self.cause())
+        answer = json.loads(line)
+        if "problem" in answer:
+            raise CheckpointError(self.path, answer["problem"])
+        return answer
+
+    def cause(self) -> str:
+        """Why the child is no more."""
+        code = self.process.wait()
+        if code == -getattr(signal, "SIGXCPU", 0):
+            return "takes far longer to read than its size allows: corrupt, or made to"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return f"corrupt: the library that reads it ended by {how}"
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        self.process.kill()
+        with self.process:  # closes the pipes and waits
+            pass
+
+
+def serve(module: str, function: str, file: str) -> None:
+    """Be the child: describe the file on stdout, then send the tensors that stdin names."""
+    path = Path(file)
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    opener = getattr(importlib.import_module(module), function)
+    with ExitStack() as resources:
+        try:
+            with any_failure(path):
+                _limit(_stored(path))
+                source = opener(path, resources)
+            _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
+            for line in sys.stdin:
+                tensor = source.tensors[json.loads(line)]
+                with any_failure(path):
+                    _limit(tensor.nbytes)
+                    array = np.ascontiguousarray(source.read(tensor.name))
+                if array.nbytes != tensor.nbytes:
+                    raise CheckpointError(path, f"{tensor.name!r:.80} is not as it is declared")
+                _say(output, {})
+                output.write(array.reshape(-1).view(np.uint8).data)
+                output.flush()
+        except CheckpointError as error:
+            _say(output, {"problem": error.args[1]})
+
+
+def _say(output: IO[bytes], answer: dict[str, Any]) -> None:
+    output.write(json.dumps(answer).encode() + b"\n")
+    output.flush()
+
+
+def _stored(path: Path) -> int:
+    """The bytes of a file or a folder on the disk."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _limit(expected: int) -> None:
+    """From now on, die of memory or time out of proportion to the bytes that are asked for."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    _lower(resource.RLIMIT_CPU, int(time.process_time() + SECONDS + expected / BYTES_PER_SECOND))
+    _lower(resource.RLIMIT_DATA, _data() + MEMORY + COPIES * expected)
+
+
+def _lower(which: int, limit: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def _data() -> int:
+    """The bytes of private memory this process has, where Linux says so."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return int(status.partition("VmData:")[2].split()[0]) << 10
