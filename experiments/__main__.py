@@ -5,6 +5,11 @@ Nothing here imports jax before a command needs it; stdout is for data, stderr f
 
 from __future__ import annotations
 
+from experiments.interruption import meaning, stop_on_signals
+
+if __name__ == "__main__":
+    stop_on_signals()  # first: what follows takes a second or two to import
+
 import argparse
 import json
 import os
@@ -18,7 +23,7 @@ from typing import Any, NoReturn
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
 from experiments.data.files import cache
-from experiments.errors import CHECK_FAILED, DONE, FAILED, INTERRUPTED, UserError, one_line
+from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
 from experiments.names import did_you_mean
 from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
@@ -83,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except UserError as error:
         message, code = error.message, error.exit_code
-    except KeyboardInterrupt:
-        message, code = "interrupted; run the same command again to go on", INTERRUPTED
+    except KeyboardInterrupt as error:
+        word, code = meaning(error)
+        message = f"{word}; run the same command again to go on"
     except BrokenPipeError:  # the reader of stdout, say `head`, has seen enough
         sys.stdout = open(os.devnull, "w")
         return DONE

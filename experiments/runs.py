@@ -40,7 +40,7 @@ from experiments.files import (
     write_json,
     write_text,
 )
-from experiments.interruption import interruption
+from experiments.interruption import interruption, meaning
 from experiments.provenance import code_hash, now, session, stamp
 
 __all__ = ["Run", "interruption", "open_run"]
@@ -212,7 +212,7 @@ class Run:
         if isinstance(error, UserError):
             self.fail(error.message, error.exit_code)
         elif isinstance(error, KeyboardInterrupt):
-            self.fail("interrupted", INTERRUPTED)
+            self.fail(*meaning(error))
         elif isinstance(error, Exception):
             self.fail(f"{type(error).__name__}: {error}", FAILED)
             raise UserError(self._keep_traceback(error), FAILED) from error

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import __main__ as cli
 from experiments import papers
-from experiments.config import ExperimentConfig, TrainConfig, dump_yaml
+from experiments.config import ExperimentConfig, StudyConfig, TrainConfig, dump_yaml
 from experiments.errors import (
     CHECK_FAILED,
     DONE,
@@ -24,8 +24,9 @@ from experiments.errors import (
     USAGE,
     UserError,
 )
-from experiments.files import write_json
-from experiments.runs import Run
+from experiments.files import read_json, write_json
+from experiments.interruption import stop_on_signals
+from experiments.runs import Run, open_run
 
 REPOSITORY = Path(cli.__file__).parent.parent
 CONFIG = ExperimentConfig("stub", train=TrainConfig(epochs=1, seeds=2))
@@ -317,6 +318,58 @@ def test_a_preempted_run_exits_75_and_the_same_command_finishes_it(tmp_path):
     assert row["summary"] == {"w": [6.0, 6.0, 6.0]}
     steps, _ = Run(Path(row["run"])).history()["w"]
     assert steps.tolist() == [1, 2, 3, 4]
+
+
+JAX_THAT_SWALLOWS = """
+import time
+try:
+    print("importing", flush=True)
+    time.sleep(60)
+except BaseException:  # as callbacks of the import system do
+    pass
+import this_is_never_reached
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, PREEMPTED, "preempted")],
+)
+def test_a_signal_while_jax_is_imported_is_one_line_at_once(number, code, word, tmp_path):
+    (tmp_path / "jax.py").write_text(JAX_THAT_SWALLOWS)
+    (tmp_path / "experiment.yaml").write_text("name: toy")
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    command = [sys.executable, "-m", "experiments", "run", str(tmp_path / "experiment.yaml")]
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, f"error: {word}; run the same command again\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"),
+    [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, PREEMPTED, "preempted")],
+)
+def test_a_signal_outside_of_training_is_in_the_status(number, code, state, paper, tmp_path):
+    def reproduce(preset, *, root, overrides):
+        with open_run(StudyConfig("toy", {}), data_sha256="d", root=tmp_path, argv=[]):
+            os.kill(os.getpid(), number)
+
+    paper.reproduce = reproduce
+    before = {other: signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)}
+    stop_on_signals()
+    try:
+        assert cli.main(["reproduce", "stub"]) == code
+    finally:
+        for other, handler in before.items():
+            signal.signal(other, handler)
+    (status,) = tmp_path.glob("toy/*/status.json")
+    assert read_json(status, remedy="")["state"] == state
 
 
 def test_data_lists_and_verifies(capsys):
