@@ -20,7 +20,7 @@ from spectral_jax.analysis.comparison import compare
 from spectral_jax.analysis.layers import Arrays, eigenvalues, select
 from spectral_jax.analysis.text import align, number, render
 from spectral_jax.analysis.verdicts import VERDICTS, by_urgency, judge, summarise
-from spectral_jax.checkpoints import save_safetensors
+from spectral_jax.checkpoints import load, open_checkpoint, save_safetensors
 from spectral_jax.cli import main
 
 pytest.importorskip("pandas")
@@ -153,10 +153,21 @@ def test_what_needs_attention_comes_first(table):
 
 def test_the_summary_counts_names_and_says_how_sure_it_is(table):
     rows = table.reset_index().to_dict("records")
-    text = " ".join(summarise(rows, skipped=1, total=sum(a.size for a in NETWORK.values())))
-    assert "7 layers" in text and "1 tensor was left out" in text
+    text = " ".join(summarise(rows, skipped=1, share=0.5))
+    assert (
+        "7 layers" in text
+        and "(50 % of the numbers that can be read)" in text
+        and "1 tensor was left out" in text
+    )
     assert "2 of 7, noise/kernel, conv/kernel." in text or "2 of 7, conv/kernel, noise/" in text
     assert "3 standard deviations of random matrices" in text
+
+
+def test_the_share_that_was_read_is_that_of_the_tensors_not_of_their_product():
+    factors = {"q.lora_A.weight": noise(2, 60), "q.lora_B.weight": noise(80, 2)}
+    assert "(100 % of the numbers" in analyse(Arrays(factors)).summary
+    third = {"other.bias": np.zeros(140)}
+    assert "(66.7 % of the numbers" in analyse(Arrays(factors | third)).summary
 
 
 # The table
@@ -314,6 +325,30 @@ def test_the_command_prints_a_table_and_what_it_means(checkpoint, capsys):
     assert code == 0 and err == ""
     assert {line.split("  ")[0] for line in out.splitlines()[1:3]} == {"not finite", "zero"}
     assert "7 layers" in out and "dense/bias" in out
+
+
+@pytest.fixture
+def steps(tmp_path):
+    """A run of two steps whose only layer has its step on the diagonal."""
+    for step in (1, 2):
+        (tmp_path / "run" / str(step)).mkdir(parents=True)
+        path = tmp_path / "run" / str(step) / "model.safetensors"
+        save_safetensors(path, {"fc/kernel": step * np.eye(12, dtype="float32")})
+    return tmp_path / "run"
+
+
+def test_of_a_folder_of_steps_the_one_asked_for_is_analysed(steps, capsys):
+    for words, spectral_norm in (((), 4), (("--step", 1), 1), (("--step", 2), 4)):
+        code, out, err = run(capsys, steps, "--json", *words)
+        assert (code, err) == (0, "")
+        assert json.loads(out)["layers"][0]["spectral_norm"] == spectral_norm
+    code, _, err = run(capsys, steps, "--step", 3)
+    assert code == 2 and err == f"spectral-jax: {steps}: has no step 3: there is 2, 1\n"
+    with open_checkpoint(steps, step=1) as opened:
+        assert analyze(opened).spectral_norm.tolist() == [1.0]
+    small = steps / "small.safetensors"
+    assert main(["compress", str(steps), "--step", "1", "--rank", "3", "--out", str(small)]) == 0
+    np.testing.assert_allclose(np.linalg.norm(load(small)["fc/kernel/u"]), math.sqrt(3), rtol=1e-6)
 
 
 def test_json_is_strict_and_has_every_column(checkpoint, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -467,7 +468,7 @@ def test_the_newest_step_of_a_training_run_is_read(tmp_path):
         save(tmp_path, step, {"params": {"w": np.full((2, 2), step, "float32")}})
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.path == tmp_path / "10"
-        (name,) = checkpoint.tensors
+        (name,) = (name for name in checkpoint.tensors if "params" in name)
         np.testing.assert_array_equal(checkpoint.read(name), np.full((2, 2), 10))
 
 
@@ -497,6 +498,61 @@ def test_what_would_be_read_without_end_is_refused(tmp_path):
     assert "neither a file nor a directory" in refusal(tmp_path / "pipe")
 
 
+def test_what_a_manager_of_checkpoints_saves_is_read_from_its_folder(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    save, meta = ocp.args, ocp.args.JsonSave({"epoch": 3})
+    args = {
+        "standard": lambda tree: save.StandardSave(tree),
+        "pytree": lambda tree: save.PyTreeSave(tree),
+        "named": lambda tree: save.Composite(state=save.StandardSave(tree), meta=meta),
+    }
+    for kind, of in args.items():
+        with ocp.CheckpointManager(tmp_path / kind) as manager:
+            for step in (9, 10):
+                manager.save(step, args=of({"w": np.full((2, 2), step, "float32")}))
+            manager.wait_until_finished()
+        assert_same(load(tmp_path / kind), {"w": np.full((2, 2), 10, "float32")})
+        assert "no step 8: there is 10, 9" in refusal(tmp_path / kind, step=8)
+    assert_same(load(tmp_path / "named", step=9), {"w": np.full((2, 2), 9, "float32")})
+
+
+@pytest.fixture(scope="module")
+def orbax_item(tmp_path_factory):
+    return write_orbax(tmp_path_factory.mktemp("orbax") / "item", {"w": np.eye(2)})
+
+
+def test_what_is_called_like_a_step_and_holds_nothing_hides_no_step(orbax_item, tmp_path):
+    for place in ("5", "step_3/state", "10.orbax-checkpoint-tmp-17"):
+        shutil.copytree(orbax_item, tmp_path / place)
+    (tmp_path / "9").write_text("notes")
+    (tmp_path / "11").mkdir()
+    shutil.copytree(orbax_item / "d", tmp_path / "12" / "d")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path == tmp_path / "5"
+    with open_checkpoint(tmp_path, step=3) as checkpoint:
+        assert checkpoint.path == tmp_path / "step_3" / "state"
+    assert "no step 9: there is 5, 3" in refusal(tmp_path, step=9)
+    assert "it has no steps" in refusal(tmp_path / "5", step=9)
+    with pytest.raises(ValueError, match="step=5: .* leave step out"):
+        open_checkpoint(tmp_path / "9", step=5)
+
+
+def test_of_several_items_none_is_chosen(orbax_item, tmp_path):
+    for item in ("params", "opt_state"):
+        shutil.copytree(orbax_item, tmp_path / "7" / item)
+    line = refusal(tmp_path)
+    assert "7: holds 2 checkpoints: point at one of opt_state, params" in line
+    assert load(tmp_path / "7" / "params").keys() == {"w"}
+
+
+def test_steps_of_safetensors_are_steps_too(tmp_path):
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        path = tmp_path / f"checkpoint-{step}" / "model.safetensors"
+        save_safetensors(path, {"w": np.array([step])})
+    assert load(tmp_path)["w"] == 1000 and load(tmp_path, step=500)["w"] == 500
+
+
 def test_a_directory_stands_for_the_checkpoint_in_it(tmp_path):
     write_sharded(tmp_path / "model.safetensors.index.json", WEIGHTS)
     assert_same(load(tmp_path), WEIGHTS)
@@ -506,7 +562,41 @@ def test_a_directory_stands_for_the_checkpoint_in_it(tmp_path):
     write_safetensors(single / "some.safetensors", WEIGHTS)
     assert_same(load(single), WEIGHTS)
     write_safetensors(single / "other.safetensors", WEIGHTS)
-    assert "holds 2 safetensors files" in refusal(single)
+    assert "one of other.safetensors, some.safetensors" in refusal(single)
+
+
+@pytest.mark.parametrize("kind", ["torch", "legacy torch", "npz"])
+def test_shards_may_be_of_any_format(kind, tmp_path):
+    shards = {"a": {"dense.weight": WEIGHTS["dense.weight"]}, "b": {"steps": WEIGHTS["steps"]}}
+    for shard, tensors in shards.items():
+        WRITERS[kind](tmp_path / shard, tensors)
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.format == FORMAT.get(kind, kind)
+        assert list(checkpoint.tensors) == list(weight_map)
+        found = {name: checkpoint.read(name) for name in checkpoint.tensors}
+    assert_same(found, shards["a"] | shards["b"])
+
+
+def test_a_tensor_of_a_type_that_numpy_lacks_costs_only_itself(tmp_path):
+    header = {
+        "packed": entry([8], 0, 4, "F4"),
+        "fc.weight": entry([2], 4, 12),
+        "fc.scale": entry([3], 12, 15, "F8_E8M0"),
+    }
+    data = bytes(4) + np.ones(2, "float32").tobytes() + bytes([126, 127, 128])
+    path = raw_safetensors(tmp_path / "x.safetensors", header, data)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(header, path.name)})
+    )
+    for place in (path, tmp_path):
+        with open_checkpoint(place) as checkpoint:
+            assert list(checkpoint.tensors) == ["fc.weight", "fc.scale"]
+            assert checkpoint.skipped == {"packed": "of the type 'F4', which is not read"}
+            assert checkpoint.read("fc.weight").all()
+            np.testing.assert_array_equal(checkpoint.read("fc.scale").astype(float), [0.5, 1, 2])
 
 
 def test_the_trained_networks_open():
@@ -770,7 +860,7 @@ F32 = bytes(16)
         ({"w": entry([True], 0, 4)}, F32[:4], "impossible shape"),
         ({"w": entry([2**62 - 1, 2**62 - 1, 0], 0, 0)}, b"", "impossible shape"),
         ({"w": entry([1] * 100, 0, 4)}, F32[:4], "impossible shape"),
-        ({"w": entry([4], 0, 16, "F4")}, F32, "unknown type 'F4'"),
+        ({"w": entry([4], 0, 16, "F4")}, F32, "holds no tensors: 'w' is of the type 'F4'"),
         ({"w": entry([4], 0, "16")}, F32, "no offsets"),
         ({"w": [1, 2]}, F32, "does not describe a tensor"),
         ({"w\n\x1b[31m": entry([4], 0, 16)}, F32, "not printable"),
@@ -823,9 +913,9 @@ def test_shards_that_fail_are_named(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     save_safetensors(tmp_path / "here", {"v": np.ones(2)})
     for shard, says in {
-        "gone": "'gone' beside it is missing",
+        "gone": "its part 'gone' is missing",
         "here": "promises 'w' in 'here', which lacks it",
-        index.name: "not of safetensors",
+        index.name: "which is an index too",
     }.items():
         index.write_text(json.dumps({"weight_map": {"w": shard}}))
         assert says in refusal(tmp_path)

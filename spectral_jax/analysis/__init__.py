@@ -34,7 +34,7 @@ def analyze(
     ``attrs["summary"]`` is the gist in a paragraph, ``attrs["skipped"]`` what was left out and why.
 
     Args:
-      params: a pytree, a mapping of names to arrays, or the path of a checkpoint.
+      params: a pytree, a mapping of names to arrays, an open checkpoint, or the path of one.
       metrics: groups of columns: norms, hill, ks, farms, alternatives, goodness; or ``["all"]``.
       layers: shell patterns of the names to keep.
       conv: a convolution as a matrix per kernel position (``positions``), as one (``flattened``)
@@ -60,7 +60,7 @@ def analyze(
 
 def _analyse(params: Any, options: dict[str, Any]) -> Analysis:
     if not hasattr(params, "__fspath__") and not isinstance(params, str):
-        return analyse(Arrays(params), **options)
+        return analyse(params if hasattr(params, "read") else Arrays(params), **options)
     from spectral_jax.checkpoints import open_checkpoint
 
     with open_checkpoint(params) as checkpoint:

@@ -19,12 +19,15 @@ from spectral_jax.analysis.verdicts import by_urgency
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+STEP_HELP = "of a folder of steps, this one (default: the newest)"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the command."""
     option = parser.add_argument
     option("path", nargs="?", metavar="PATH", help="a checkpoint: file or folder")
     option("--compare", metavar="LATER", help="a second one: PATH is before, LATER is after")
+    option("--step", type=int, metavar="N", help=STEP_HELP)
     option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
     option(
         "--metrics",
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 def _open_and_analyse(path: str, groups: Sequence[str], options: argparse.Namespace) -> Analysis:
     from spectral_jax.checkpoints import open_checkpoint
 
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(path, step=options.step) as checkpoint:
         return analyse(
             checkpoint,
             metrics=groups,

@@ -58,8 +58,10 @@ def analyse(
     skipped = plan.skipped + tuple(
         weights.Skipped(name, (), why) for name, why in source.skipped.items()
     )
-    total = sum(map(prod, shapes.values()))
-    return Analysis(rows, read, skipped, summarise(rows, skipped=len(skipped), total=total))
+    # Of the tensors, not of the matrices: the product of two factors is larger than they are.
+    sources = {name for layer in read for name in layer.view.sources}
+    share = sum(prod(shapes[name]) for name in sources) / sum(map(prod, shapes.values()))
+    return Analysis(rows, read, skipped, summarise(rows, skipped=len(skipped), share=share))
 
 
 def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:

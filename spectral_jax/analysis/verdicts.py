@@ -102,11 +102,16 @@ def against_chance(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, total: int) -> list[str]:
-    """The sentences of a paragraph: what was read, what stands out, and how sure that is."""
-    read = sum(row["parameters"] for row in rows)
-    share = _percent(read, total)
-    parts = [f"{_layers(len(rows))}, {_count(read)} weights ({share} of the numbers stored)."]
+def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, share: float) -> list[str]:
+    """The sentences of a paragraph: what was read, what stands out, and how sure that is.
+
+    ``share`` is that of the analysed tensors in all numbers that can be read from the source.
+    """
+    read = _count(sum(row["parameters"] for row in rows))
+    parts = [
+        f"{_layers(len(rows))}, {read} weights ({100 * share:.3g} % of the numbers that can be "
+        "read)."
+    ]
     if skipped:
         tensors = "1 tensor was" if skipped == 1 else f"{skipped} tensors were"
         parts.append(f"{tensors} left out; the list of what was skipped says why.")
@@ -158,7 +163,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / max(whole, 1):.3g} %"

@@ -24,6 +24,7 @@ _EXTRA_DTYPES = (
     ml_dtypes.float8_e4m3fnuz,
     ml_dtypes.float8_e5m2,
     ml_dtypes.float8_e5m2fnuz,
+    ml_dtypes.float8_e8m0fnu,
 )
 EXTRA_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _EXTRA_DTYPES}
 
@@ -106,7 +107,7 @@ def beside(path: Path, name: Any) -> Path:
         raise CheckpointError(path, f"names the file {name!r:.80}, which leaves its directory")
     file = path.parent / name
     if not file.is_file():
-        raise CheckpointError(path, f"the file {name!r:.80} beside it is missing")
+        raise CheckpointError(path, f"its part {name!r:.80} is missing")
     return file
 
 

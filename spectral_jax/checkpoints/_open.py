@@ -13,9 +13,10 @@ from types import TracebackType
 
 import numpy as np
 
-from spectral_jax.checkpoints import _npz, _onnx, _safetensors
+from spectral_jax.checkpoints import _npz, _onnx, _safetensors, _sharded
 from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line, printable
 from spectral_jax.checkpoints._child import open_apart
+from spectral_jax.checkpoints._folders import checkpoint_in
 
 # Format to module and function; modules load on use, as some bring a library with them.
 FORMATS = {
@@ -46,14 +47,11 @@ STRANGERS = {
 
 # safetensors first: the length that it starts with may look like anyone's magic number.
 SIGNS: dict[str, Callable[[bytes], bool]] = {
-    "safetensors": lambda head: _safetensors.is_safetensors(head) or _safetensors.is_json(head),
+    "safetensors": _safetensors.is_safetensors,
     "npy": lambda head: head.startswith(_npz.MAGIC),
     "hdf5": lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"),
     "torch": lambda head: head[:1] == b"\x80" and 2 <= int.from_bytes(head[1:2]) <= 5,
 }
-
-DIRECTORY_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
-ORBAX_MARKS = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 
 class Checkpoint:
@@ -110,21 +108,25 @@ class Checkpoint:
         return f"<Checkpoint {self.path}: {self.format}, {len(self.tensors)} tensors>"
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, format: str | None = None, step: int | None = None
+) -> Checkpoint:
     """Open a file or directory of weights; only names, shapes and dtypes are read.
 
     The format is told from the content, not from the suffix; ``format`` (a key of ``FORMATS``)
-    overrules. Nothing in a file is ever executed, and no name in it leads out of its directory;
-    symbolic links are followed, as the caches of model hubs are made of them.
+    overrules. A JSON index stands for the shards that it names. Of a folder of steps (``10``,
+    ``step_10``, ``checkpoint-10``) the newest that holds a checkpoint is read, or ``step``. Nothing
+    in a file is ever executed, and no name in it leads out of its directory; symbolic links are
+    followed, as the caches of model hubs are made of them.
 
-    - ``safetensors``: a file, a sharded index, or the directory that holds it;
+    - ``safetensors``: tensors of a type that NumPy lacks are skipped;
     - ``npz``, ``npy``: arrays of numbers; object arrays are skipped, never unpickled;
     - ``torch``: a state dict, also one under ``state_dict``, ``model_state_dict`` or ``model``;
       anything that names other code than tensors need is refused;
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
     - ``onnx``: the initialisers of the main graph;
-    - ``orbax``: a checkpoint directory, or one of steps, of which the newest is read (needs orbax,
-      which imports jax, in a process that leaves accelerators alone).
+    - ``orbax``: a checkpoint folder, or that of a manager with one item (needs orbax, which
+      imports jax, in a process that leaves accelerators alone).
 
     Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
     one line) for anything that is not a sound checkpoint with at least one tensor.
@@ -136,20 +138,21 @@ def open_checkpoint(path: str | os.PathLike[str], *, format: str | None = None) 
         raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
+    if step is not None and not path.is_dir():
+        raise ValueError(f"step={step}: {path} is a file, which has no steps; leave step out")
     with ExitStack() as resources:
         with one_line(path):
-            file = _file_of_directory(path) if path.is_dir() else path
-            format = format or detect(file)
-            source = _opener(format)(file, resources)
+            file = checkpoint_in(path, step) if path.is_dir() else path
+            format, source = _open(file, resources, format)
         if not source.tensors:
             beside = "; ".join(f"{name!r:.40} is {why}" for name, why in source.skipped.items())
             raise CheckpointError(path, f"holds no tensors{beside and ': ' + beside}")
         return Checkpoint(file, format, source, resources.pop_all())
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint by name, in memory at once; errors as `open_checkpoint`."""
-    with open_checkpoint(path) as checkpoint:
+def load(path: str | os.PathLike[str], *, step: int | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint by name, in memory at once; as `open_checkpoint` otherwise."""
+    with open_checkpoint(path, step=step) as checkpoint:
         return {name: checkpoint.read(name) for name in checkpoint.tensors}
 
 
@@ -189,22 +192,16 @@ def _kind_of_zip(path: Path) -> str:
     raise CheckpointError(path, f"is a zip archive of {inside:.120}, not of weights")
 
 
-def _file_of_directory(path: Path) -> Path:
-    """The checkpoint in a directory: one of the usual names, or the directory itself for Orbax."""
-    for name in DIRECTORY_FILES:
-        if (path / name).is_file():
-            return path / name
-    steps = sorted((p for p in path.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
-    newest = steps[-1:]  # of a training run, which keeps a directory a step
-    for place in (path, path / "default", *newest, *(step / "default" for step in newest)):
-        if any((place / mark).exists() for mark in ORBAX_MARKS):
-            return place
-    found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CheckpointError(path, f"holds {len(found)} safetensors files: point at one of them")
-    raise CheckpointError(path, "is a directory without a checkpoint")
+def _open(path: Path, resources: ExitStack, format: str | None) -> tuple[str, Source]:
+    """The format and the content of a file or an Orbax folder."""
+    if path.is_file() and _sharded.is_index(path):
+        return _sharded.open_index(path, resources, partial(_open_one, format=format))
+    return _open_one(path, resources, format=format)
+
+
+def _open_one(path: Path, resources: ExitStack, *, format: str | None) -> tuple[str, Source]:
+    format = format or detect(path)
+    return format, _opener(format)(path, resources)
 
 
 def _opener(format: str) -> Callable[[Path, ExitStack], Source]:

@@ -14,10 +14,8 @@ from spectral_jax.checkpoints._base import (
     CheckpointError,
     Source,
     Tensor,
-    beside,
     declare,
     fill,
-    one_line,
     take,
     to_dtype,
 )
@@ -33,6 +31,7 @@ DTYPES = {
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E5M2": "float8_e5m2",
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
@@ -48,10 +47,16 @@ CODES = {name: code for code, name in DTYPES.items()}
 
 
 def open_safetensors(path: Path, resources: ExitStack) -> Source:
-    """One file, or the JSON index of a sharded one."""
-    with path.open("rb") as file:
-        head = file.read(16)
-    return (_open_index if is_json(head) else _open_file)(path, resources)
+    """One file; tensors of a type that NumPy lacks are left out."""
+    file = resources.enter_context(path.open("rb", buffering=0))
+    tensors, starts, skipped = _read_header(path, file)
+
+    def read(name: str) -> np.ndarray:
+        file.seek(starts[name])
+        tensor = tensors[name]
+        return fill(file, tensor.size, to_dtype(tensor.dtype)).reshape(tensor.shape)
+
+    return Source(tensors, read, skipped)
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -59,25 +64,10 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER
 
 
-def is_json(head: bytes) -> bool:
-    """Whether a file that starts with ``head`` may be an index."""
-    return head.lstrip()[:1] == b"{" and not is_safetensors(head)
-
-
-def _open_file(path: Path, resources: ExitStack) -> Source:
-    file = resources.enter_context(path.open("rb", buffering=0))
-    tensors, starts = _read_header(path, file)
-
-    def read(name: str) -> np.ndarray:
-        file.seek(starts[name])
-        tensor = tensors[name]
-        return fill(file, tensor.size, to_dtype(tensor.dtype)).reshape(tensor.shape)
-
-    return Source(tensors, read, {})
-
-
-def _read_header(path: Path, file: IO[bytes]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tensors in header order, and where in the file each begins."""
+def _read_header(
+    path: Path, file: IO[bytes]
+) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
+    """The tensors in header order, where in the file each begins, and what is no tensor."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(take(file, 8), "little")
@@ -88,16 +78,19 @@ def _read_header(path: Path, file: IO[bytes]) -> tuple[dict[str, Tensor], dict[s
     header = _parse_json(path, take(file, length))
     header.pop("__metadata__", None)
     tensors: dict[str, Tensor] = {}
+    skipped: dict[str, str] = {}
     starts, spans = {}, []
     for name, entry in header.items():
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
             raise CheckpointError(path, f"the header entry {name!r:.80} does not describe a tensor")
         code, offsets = entry["dtype"], entry["data_offsets"]
-        if not isinstance(code, str) or code not in DTYPES:
-            raise CheckpointError(path, f"tensor {name!r:.80} has the unknown type {code!r:.40}")
-        tensor = declare(path, tensors, name, entry["shape"], DTYPES[code])
         if not isinstance(offsets, list) or [type(at) for at in offsets] != [int, int]:
             raise CheckpointError(path, f"tensor {name!r:.80} lies at {offsets!r:.40}: no offsets")
+        if not isinstance(code, str) or code not in DTYPES:
+            skipped[name] = f"of the type {code!r:.40}, which is not read"
+            spans.append((*offsets, name))
+            continue
+        tensor = declare(path, tensors, name, entry["shape"], DTYPES[code])
         if offsets[1] - offsets[0] != tensor.nbytes:
             raise CheckpointError(
                 path, f"tensor {name!r:.80} needs {tensor.nbytes} bytes but lies at {offsets!r:.60}"
@@ -105,7 +98,7 @@ def _read_header(path: Path, file: IO[bytes]) -> tuple[dict[str, Tensor], dict[s
         starts[name] = 8 + length + offsets[0]
         spans.append((*offsets, name))
     _check_coverage(path, spans, size - 8 - length)
-    return tensors, starts
+    return tensors, starts, skipped
 
 
 def _check_coverage(path: Path, spans: list[tuple[int, int, str]], size: int) -> None:
@@ -131,34 +124,6 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise CheckpointError(path, "the header is not a table of tensors")
     return header
-
-
-def _open_index(path: Path, resources: ExitStack) -> Source:
-    if path.stat().st_size > MAX_HEADER:
-        raise CheckpointError(path, "is too long for the index of a sharded checkpoint")
-    weight_map = _parse_json(path, path.read_bytes()).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(path, "is JSON, but not the index of a sharded checkpoint")
-    shards: dict[str, Source] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise CheckpointError(path, f"the shard of {name!r:.80} is {shard!r:.80}, no file name")
-        if shard not in shards:
-            shards[shard] = _open_shard(path, shard, resources)
-        if name not in shards[shard].tensors:
-            raise CheckpointError(path, f"promises {name!r:.80} in {shard!r:.80}, which lacks it")
-        tensors[name] = shards[shard].tensors[name]
-    return Source(tensors, lambda name: shards[weight_map[name]].read(name), {})
-
-
-def _open_shard(index: Path, shard: str, resources: ExitStack) -> Source:
-    path = beside(index, shard)
-    with path.open("rb") as file:
-        if not is_safetensors(file.read(16)):
-            raise CheckpointError(path, "is a shard, but not of safetensors, or cut short")
-    with one_line(path):
-        return _open_file(path, resources)
 
 
 def save_safetensors(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_jax.analysis.command import check_target, glob_and_kind
+from spectral_jax.analysis.command import STEP_HELP, check_target, glob_and_kind
 from spectral_jax.analysis.text import align, number
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--out", required=True, metavar="NEW", help="the safetensors file to write")
     option("--force", action="store_true", help="overwrite it")
+    option("--step", type=int, metavar="N", help=STEP_HELP)
     option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
     option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
     option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
@@ -46,19 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do as asked; what is wrong with the input is raised, and said by `cli.main`."""
-    from spectral_jax.checkpoints import save_safetensors
+    from spectral_jax.checkpoints import open_checkpoint, save_safetensors
 
     check_target(options.out, inputs=[options.path], force=options.force)
     out = Path(options.out)
-    result = compress(
-        options.path,
-        rank=options.rank,
-        gate=options.gate,
-        layers=options.layers,
-        framework=options.framework,
-        kinds=dict(map(glob_and_kind, options.kind)),
-        label=Path(options.path).name,
-    )
+    with open_checkpoint(options.path, step=options.step) as checkpoint:
+        result = compress(
+            checkpoint,
+            rank=options.rank,
+            gate=options.gate,
+            layers=options.layers,
+            framework=options.framework,
+            kinds=dict(map(glob_and_kind, options.kind)),
+            label=Path(options.path).name,
+        )
     ranks = {row["layer"]: row["rank"] for row in result.rows if row["outcome"] == "factored"}
     metadata = {"spectral_jax.compress": json.dumps({"rank": options.rank, "ranks": ranks})}
     save_safetensors(out, result.tensors, metadata=metadata, force=options.force)
