@@ -296,7 +296,7 @@ def test_vectors_and_error_refuse_to_be_differentiated(part):
 @pytest.mark.parametrize(
     "shape, options, message",
     [
-        ((5, 4), {"rank": 5}, "rank=5: choose 1 <= rank <= min"),
+        ((5, 4), {"rank": 5}, "rank=5: choose 1 <= rank <= 4"),
         ((5, 4), {"rank": 0}, "rank=0"),
         ((0, 4), {"rank": 1}, "rank=1"),
         ((5, 4), {"rank": 1, "oversample": -1}, "oversample=-1"),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from spectral_jax.linalg.arguments import count
 from spectral_jax.linalg.lanczos import lanczos, three_term
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.trace import Estimate, average, sphere
@@ -115,10 +116,8 @@ def spectral_density(
     >>> bool((abs(share.value - jnp.array([0, 0.75, 1])) <= 3 * share.standard_error + 1e-6).all())
     True
     """
-    for name, number in dict(probes=probes, steps=steps, batch_size=batch_size).items():
-        if number < 1:
-            raise ValueError(f"{name}={number}: choose at least 1")
-    steps = min(steps, op.size)
+    probes, batch_size = count("probes", probes), count("batch_size", batch_size)
+    steps = min(count("steps", steps), op.size)
 
     def rule(start):
         if reorthogonalise:

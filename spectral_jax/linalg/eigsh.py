@@ -10,9 +10,19 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float
 
+from spectral_jax.linalg.arguments import count, tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.subspace import EigResult, Search, generic_vectors, mm, orthogonalise
+from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.scale import magnitude_of, relative
+from spectral_jax.linalg.subspace import (
+    EigResult,
+    Search,
+    generic_vectors,
+    mm,
+    orthogonalise,
+    unit,
+)
 from spectral_jax.linalg.thick_restart import thick_restart
 
 
@@ -64,7 +74,10 @@ def eigsh(
     vectors does not exist, and what values within ``tol`` of each other would pass on is masked,
     which is right for functions of the subspace. An eigenspace cut by ``k`` stays out of reach. NaN
     in the operator gives NaN values and ``converged = False``.
-    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method`` or start block.
+    Values scale as the operator does, ``op`` between 1e-30 and 1e30 in float32 (1e-300 and 1e300
+    in float64): beyond, its products lose digits to underflow or overflow, and do not converge.
+    Raises ``ValueError`` for an impossible ``k``, ``which``, ``method``, ``tol`` or start block,
+    and for ``max_matvecs`` that are not enough to start and to certify (``k + 2`` for ``lanczos``).
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
     Wu & Simon 2000 (thick-restart Lanczos).
 
@@ -73,8 +86,10 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
-    chosen = _check(op, k, which, v0, v0_images, deflate, preconditioner, method, probe_steps)
-    tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tol
+    k, chosen = _check(op, k, which, v0, v0_images, deflate, preconditioner, method)
+    max_matvecs = count("max_matvecs", max_matvecs, least=_least(k, chosen, v0, v0_images))
+    probe_steps = count("probe_steps", probe_steps)
+    tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
     probe = probe_steps if v0 is not None else 0
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
     start = None if v0 is None else (v0, v0_images)
@@ -108,6 +123,8 @@ def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | N
     if start is None:
         return noise, None
     v0, images = jax.tree.map(lambda x: x.reshape(op.size, -1).astype(op.dtype), start)
+    size = power_of_two(jnp.max(jnp.abs(v0), axis=0))
+    v0, images = jax.tree.map(lambda x: x / size, (v0, images))
     if v0.shape[1] >= k:
         return v0, images
     return jnp.concatenate([v0, noise[:, : k - v0.shape[1]]], axis=1), None
@@ -140,6 +157,10 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     ``A - values_j`` is definite.
     """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
+    magnitude = magnitude_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
+    op, values = relative(op, magnitude), values / magnitude
+    size = power_of_two(jnp.max(jnp.abs(cotangent), axis=0))
+    cotangent = cotangent / size
     known = jnp.concatenate([fixed, vectors], axis=1)
     apart = jnp.concatenate([jnp.sum(fixed * (op @ fixed), axis=0), values])[:, None] - values
     # Within an eigenspace no direction is determined: nothing is passed on.
@@ -155,18 +176,26 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
         )[0]
 
     right = -options.sign * orthogonalise(cotangent, known)
-    return jax.vmap(beyond, in_axes=(0, 1), out_axes=1)(values, right) - mm(known, parts)
+    solution = jax.vmap(beyond, in_axes=(0, 1), out_axes=1)(values, right) - mm(known, parts)
+    return solution * size / magnitude
 
 
 _pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)
 _compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 
-def _check(op, k, which, v0, v0_images, deflate, preconditioner, method, probe_steps) -> str:
+def _least(k: int, method: str, v0, v0_images) -> int:
+    """The products without which there is no answer: the start's, and those that certify."""
+    if method == "lanczos":
+        return k + 2
+    columns = 0 if v0 is None else v0.size // v0.shape[0]
+    return k + (max(k, columns) if v0_images is None else 0)
+
+
+def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tuple[int, str]:
     n = op.size
     free = n - (0 if deflate is None else deflate.shape[1])
-    if not 1 <= k <= free:
-        raise ValueError(f"k={k}: choose 1 <= k <= {free} (n = {n} less the deflated directions)")
+    k = count("k", k, most=free, why=f"n = {n} less the deflated directions")
     if which not in ("SA", "LA"):
         raise ValueError(f"which={which!r}: choose 'SA' (smallest) or 'LA' (largest)")
     if method not in ("auto", "lobpcg", "lanczos"):
@@ -182,12 +211,10 @@ def _check(op, k, which, v0, v0_images, deflate, preconditioner, method, probe_s
         raise ValueError("preconditioner is set but method='lanczos' cannot use it: use 'lobpcg'")
     if v0_images is not None and method == "lanczos":
         raise ValueError("v0_images is set but method='lanczos' cannot use it: use 'lobpcg'")
-    if probe_steps < 1:
-        raise ValueError(f"probe_steps={probe_steps}: choose at least 1")
     if method == "auto":
         informed = v0 is not None or preconditioner is not None
         method = "lobpcg" if k == 1 and informed else "lanczos"
-    return method
+    return k, method
 
 
 def _as_function(preconditioner) -> Callable[[Array], Array]:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from spectral_jax.linalg.arguments import count
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.subspace import mm, orthogonalise
+from spectral_jax.linalg.scale import seen
+from spectral_jax.linalg.subspace import mm, orthogonalise, unit
 
 STAGES = 5
 
@@ -29,12 +31,16 @@ class Tridiagonal(NamedTuple):
 
 
 class _Front(NamedTuple):
-    """Where the recurrence stands: the last vector, and what becomes the next one."""
+    """Where the recurrence stands: the last vector, and what becomes the next one.
+
+    Numbers are relative to the operator's ``magnitude``, which is 0 before the first product.
+    """
 
     last: Array
     candidate: Array
     length: Array
     scale: Array
+    magnitude: Array
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -62,11 +68,11 @@ def lanczos(
     >>> [round(float(x), 3) for x in t.alpha]
     [1.5, 1.5, 1.5, 1.5]
     """
-    if not 1 <= steps <= op.size:
-        raise ValueError(f"steps={steps}: choose 1 <= steps <= n = {op.size}")
+    steps = count("steps", steps, most=op.size, why="the size of op")
     fixed = jnp.zeros((op.size, 0), v0.dtype) if deflate is None else deflate
-    start = orthogonalise(v0, fixed)
-    front = _Front(jnp.zeros_like(v0), start, jnp.linalg.norm(start), jnp.linalg.norm(v0))
+    v0 = unit(v0)
+    start, unknown = orthogonalise(v0, fixed), jnp.zeros((), v0.dtype)
+    front = _Front(jnp.zeros_like(v0), start, jnp.linalg.norm(start), jnp.linalg.norm(v0), unknown)
     # The basis is read twice a step, and that is what a step costs. Vectors in rows are read at
     # the speed of memory; growing in stages, with static shapes, spares what is not yet filled.
     basis, parts = fixed.T, []
@@ -76,7 +82,8 @@ def lanczos(
         basis = jnp.concatenate([basis, rows])
         parts.append(part)
     alpha, beta, valid = (jnp.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    return Tridiagonal(alpha, beta[1:], basis[fixed.shape[1] :].T, front.candidate, valid.sum())
+    alpha, beta, rest = (x * front.magnitude for x in (alpha, beta[1:], front.candidate))
+    return Tridiagonal(alpha, beta, basis[fixed.shape[1] :].T, rest, valid.sum())
 
 
 def three_term(
@@ -92,20 +99,21 @@ def three_term(
     # The image is carried, not the vector that becomes of it: within one step XLA would compute a
     # product of cheap operations once for each of its uses.
     def step(carry, _):
-        image, alpha, scale, q, beta, last = carry
+        image, alpha, scale, magnitude, q, beta, last = carry
         rest = image - alpha * q - beta * last
-        front = _Front(q, rest, jnp.linalg.norm(rest), scale)
+        front = _Front(q, rest, jnp.linalg.norm(rest), scale, magnitude)
         q, beta, valid = _next(front)
-        image = op @ q
+        image, magnitude = seen(op, magnitude, q)
         alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
         # The norm of the image where it matters: where little is left of it.
-        scale = jnp.maximum(scale, jnp.hypot(alpha, beta))
-        return (image, alpha, scale, q, beta, front.last), (alpha, beta, valid)
+        scale = _larger(front, jnp.hypot(alpha, jnp.where(front.magnitude == 0, 0, beta)))
+        return (image, alpha, scale, magnitude, q, beta, front.last), (alpha, beta, valid)
 
+    v0 = unit(v0)
     none, zero = jnp.zeros_like(v0), jnp.zeros((), v0.dtype)
-    start = v0, zero, jnp.linalg.norm(v0), none, zero, none
-    _, (alpha, beta, valid) = jax.lax.scan(step, start, length=steps)
-    return alpha, beta[1:], valid.sum()
+    start = v0, zero, jnp.linalg.norm(v0), zero, none, zero, none
+    (_, _, _, magnitude, *_), (alpha, beta, valid) = jax.lax.scan(step, start, length=steps)
+    return alpha * magnitude, beta[1:] * magnitude, valid.sum()
 
 
 def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, height: int):
@@ -115,13 +123,22 @@ def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, hei
         rows, front = carry
         q, beta, valid = _next(front)
         rows = rows.at[j].set(q)
-        rest, alpha, scale = _image(op, q, beta, front, fixed)
+        image, magnitude = seen(op, front.magnitude, q)
+        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
+        scale = _larger(front, jnp.linalg.norm(image))
+        rest = orthogonalise(image, fixed) - alpha * q - beta * front.last
         rest = rest - mm(mm(older, rest), older) - mm(mm(rows, rest), rows)
-        return (rows, _Front(q, rest, jnp.linalg.norm(rest), scale)), (alpha, beta, valid)
+        front = _Front(q, rest, jnp.linalg.norm(rest), scale, magnitude)
+        return (rows, front), (alpha, beta, valid)
 
     rows = jnp.zeros((height, older.shape[1]), older.dtype)
     (rows, front), part = jax.lax.scan(step, (rows, front), jnp.arange(height))
     return rows, front, part
+
+
+def _larger(front: _Front, length: Array) -> Array:
+    """The largest image so far; before the first the scale is that of the start."""
+    return jnp.where(front.magnitude == 0, length, jnp.maximum(front.scale, length))
 
 
 def _next(front: _Front) -> tuple[Array, Array, Array]:
@@ -132,14 +149,3 @@ def _next(front: _Front) -> tuple[Array, Array, Array]:
     valid = ~(front.length <= tiny * front.scale)
     q = jnp.where(valid, front.candidate / jnp.where(valid, front.length, 1), 0)
     return q, jnp.where(valid, front.length, 0), valid
-
-
-def _image(
-    op: SymmetricOperator, q: Array, beta: Array, front: _Front, fixed: Array | None = None
-) -> tuple[Array, Array, Array]:
-    """``A q`` without its parts along the last two vectors, ``alpha``, and the scale so far."""
-    image = op @ q
-    alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
-    scale = jnp.maximum(front.scale, jnp.linalg.norm(image))
-    rest = image if fixed is None else orthogonalise(image, fixed)
-    return rest - alpha * q - beta * front.last, alpha, scale

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from spectral_jax.linalg.scale import known_magnitude, relative
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
@@ -17,6 +18,8 @@ from spectral_jax.linalg.subspace import (
     mm,
     off_rows,
     orthonormal_rows,
+    restored,
+    unit,
     whitener,
 )
 
@@ -75,14 +78,31 @@ def lobpcg(
     before ``probe_steps`` (0: no probe); while one finds a better value, the search goes on from
     there. No probe of a few steps can see an eigenvalue that is better by very little.
     """
+    op = search.op
+    spent = start.shape[1] if images is None else 0
+    images = op @ start if images is None else images
+    generic = generic_vectors(op.size, search.k, op.dtype, stream=1)
+    magnitude, products = known_magnitude(op, images, unit(generic[:, 0]))
+    search = search._replace(op=relative(op, magnitude))
+    basis, values = _best_guesses(search, start, images / magnitude)
+    result = _rounds(search, basis, values, generic.T, precondition, probe_steps, spent + products)
+    return restored(result, magnitude)
+
+
+def _rounds(
+    search: Search,
+    basis: _Basis,
+    values: Array,
+    generic: Array,
+    precondition: Callable[[Array], Array],
+    probe_steps: int,
+    spent: Array,
+) -> EigResult:
+    """From the best guesses: rounds that go on from an answer, or probe beyond it."""
     op, k = search.op, search.k
     probe = probe_steps > 0 and search.free_dimension > k
     # From here on blocks of vectors are rows.
-    fixed = search.fixed.T
-    spent = jnp.full((), start.shape[1] if images is None else 0, jnp.int32)
-    basis, values = _best_guesses(search, start, op @ start if images is None else images)
-    generic = generic_vectors(op.size, k, op.dtype, stream=1).T
-    nothing = jax.tree.map(jnp.zeros_like, basis)
+    fixed, nothing = search.fixed.T, jax.tree.map(jnp.zeros_like, basis)
     iterate = partial(_iterate, search, precondition=precondition)
 
     def one_round(state: _Round) -> _Round:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from spectral_jax.linalg.arguments import count, tolerance
 from spectral_jax.linalg.operators import LinearOperator, transposed_product
 from spectral_jax.linalg.orthonormal import orthonormal_basis
 from spectral_jax.linalg.subspace import mm
 
 PROBES = 10
+DEFAULT_OVERSAMPLE = 10
 
 
 class SVDResult(NamedTuple):
@@ -33,13 +35,12 @@ class SVDResult(NamedTuple):
     converged: Bool[Array, ""]
 
 
-@partial(jax.jit, static_argnames=("rank", "oversample", "power_iterations", "method", "block"))
 def randomized_svd(
     key: Key[Array, ""],
     a: Float[Array, "m n"] | LinearOperator,
     rank: int,
     *,
-    oversample: int = 10,
+    oversample: int | None = None,
     power_iterations: int = 2,
     method: Literal["krylov", "power"] = "krylov",
     block: int | None = None,
@@ -56,7 +57,7 @@ def randomized_svd(
       method: ``power`` keeps the last block, ``span (A A^T)^q A Omega``; ``krylov`` keeps all
         ``q + 1`` of them. Both make ``2 q + 2`` products of ``a`` with ``b`` columns and Krylov is
         always the more accurate, at ``q + 1`` times the memory for ``Q``.
-      oversample: extra columns; Krylov does without (``0``) when ``q >= 1``.
+      oversample: extra columns, 10 if None; Krylov does without (``0``) when ``q >= 1``.
       block: columns of a product, instead of ``rank + oversample``; Krylov only. A smaller block
         and more iterations reach the same error with fewer columns multiplied in all (two thirds
         at a quarter of the rank), as long as ``block (q + 1) >= rank`` and a product is worth its
@@ -85,10 +86,14 @@ def randomized_svd(
     (11.225, 1)
     """
     op = a if isinstance(a, LinearOperator) else _dense(a)
-    _check(op, rank, oversample, power_iterations, method, block)
-    width = min(rank + oversample if block is None else block, *op.shape)
+    options, width = _check(op, rank, oversample, power_iterations, method, block)
+    return _compiled(options, width, key, op, tol if tol is None else tolerance("tol", tol))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled(options: "_Options", width: int, key, op: LinearOperator, tol) -> SVDResult:
     draws = jax.random.normal(key, (op.shape[1], width + PROBES), op.dtype)
-    return _triplets(_Options(rank, power_iterations, method), op, draws, tol)
+    return _triplets(options, op, draws, tol)
 
 
 class _Options(NamedTuple):
@@ -193,21 +198,25 @@ def _norm(x: Array) -> Array:
     return scale * jnp.sqrt(jnp.sum((x / scale) ** 2))
 
 
-def _check(op, rank, oversample, power_iterations, method, block) -> None:
-    if not 1 <= rank <= min(op.shape):
-        raise ValueError(f"rank={rank}: choose 1 <= rank <= min(m, n) = {min(op.shape)}")
-    if oversample < 0:
-        raise ValueError(f"oversample={oversample}: choose 0 or more extra columns")
-    if power_iterations < 0:
-        raise ValueError(f"power_iterations={power_iterations}: choose 0 or more")
+def _check(op, rank, oversample, power_iterations, method, block) -> tuple[_Options, int]:
+    """The options as they are meant, and how many columns a product has."""
+    smaller = min(op.shape)
+    rank = count("rank", rank, most=smaller, why="min(m, n)")
+    iterations = count("power_iterations", power_iterations, least=0)
     if method not in ("krylov", "power"):
         raise ValueError(f"method={method!r}: choose 'krylov' or 'power'")
     if block is None:
-        return
+        extra = DEFAULT_OVERSAMPLE if oversample is None else oversample
+        columns = rank + count("oversample", extra, least=0)
+        return _Options(rank, iterations, method), min(columns, smaller)
     if method != "krylov":
         raise ValueError(f"block={block} is of method='krylov': use oversample")
-    if block < 1 or min(block, *op.shape) * (power_iterations + 1) < rank:
+    if oversample is not None:
+        raise ValueError(f"oversample={oversample} beside block={block}: they exclude each other")
+    block = count("block", block)
+    if min(block, smaller) * (iterations + 1) < rank:
         raise ValueError(
-            f"block={block} and power_iterations={power_iterations} span fewer than rank={rank} "
-            f"columns: choose block >= {-(-rank // (power_iterations + 1))} or more iterations"
+            f"block={block} and power_iterations={iterations} span fewer than rank={rank} "
+            f"columns: choose block >= {-(-rank // (iterations + 1))} or more iterations"
         )
+    return _Options(rank, iterations, method), min(block, smaller)

@@ -8,6 +8,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
+from spectral_jax.linalg.precision import power_of_two
 
 
 class EigResult(NamedTuple):
@@ -46,7 +47,8 @@ class Search(NamedTuple):
 
     def converged(self, values: Array, residuals: Array, scale: Array) -> Array:
         """Whether each pair is good enough."""
-        return residuals <= self.allowed(values, scale)
+        # An overflow would allow an infinite residual.
+        return jnp.isfinite(residuals) & (residuals <= self.allowed(values, scale))
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
         """Rayleigh quotients and residuals from fresh products, which have not drifted."""
@@ -58,6 +60,14 @@ class Search(NamedTuple):
         exists = jnp.sum(vectors**2, axis=0) > 0.5
         converged = exists & self.converged(values, residuals, scale)
         return EigResult(values, vectors, residuals, converged, spent + self.k)
+
+
+def restored(result: EigResult, magnitude: Array) -> EigResult:
+    """What was found for ``op / magnitude``, of ``op``; NaN and not converged on an overflow."""
+    values, residuals = (x * magnitude for x in (result.values, result.residuals))
+    known = jnp.isfinite(values) & jnp.isfinite(residuals)
+    values = jnp.where(known, values, jnp.nan)
+    return result._replace(values=values, residuals=residuals, converged=result.converged & known)
 
 
 def orthogonalise(x: Array, basis: Array) -> Array:
@@ -129,7 +139,8 @@ def inner_rows(x: Array, y: Array) -> Array:
 
 def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
     """Smallest eigenpairs of a projected matrix, empty (zero) basis vectors out of the running."""
-    ceiling = 2 * jnp.max(jnp.sum(jnp.abs(gram), axis=0)) + 1
+    most = jnp.max(jnp.sum(jnp.abs(gram), axis=0))
+    ceiling = jnp.where(most > 0, 2 * most, 1)
     values, coordinates = jnp.linalg.eigh(gram + jnp.diag(jnp.where(valid, 0, ceiling)))
     return values[:k], jnp.where(valid[:, None], coordinates[:, :k], 0)
 
@@ -149,15 +160,17 @@ def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array
 
 
 def unit(x: Array) -> Array:
-    """Columns scaled to length one; zero columns stay zero."""
+    """Columns of any size scaled to length one; zero columns stay zero."""
+    x = x / power_of_two(jnp.max(jnp.abs(x), axis=0, initial=0))
     squares = jnp.sum(x**2, axis=0)
     # The root is kept away from 0, where it has no slope.
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def unit_rows(x: Array) -> Array:
-    """Rows scaled to length one; zero rows stay zero."""
-    return unit(x.T).T
+    """Rows of an ordinary size scaled to length one; zero rows stay zero."""
+    squares = jnp.sum(x**2, axis=1, keepdims=True)
+    return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def mm(a: Array, b: Array) -> Array:

@@ -9,6 +9,7 @@ from jax.lax import Precision
 from jaxtyping import Array
 
 from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.scale import relative, seen
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
@@ -17,6 +18,7 @@ from spectral_jax.linalg.subspace import (
     mm,
     off_rows,
     off_rows_checked,
+    restored,
     unit_rows,
 )
 
@@ -36,12 +38,16 @@ OVERLOOKED = 1e-4
 
 
 class _Krylov(NamedTuple):
-    """Vectors are rows; the first ``filled`` of the basis have met the operator."""
+    """Vectors are rows; the first ``filled`` of the basis have met the operator.
+
+    Numbers are relative to the operator's ``magnitude``, which is 0 before the first product.
+    """
 
     basis: Array
     projected: Array
     filled: Array
     scale: Array
+    magnitude: Array
     matvecs: Array
 
 
@@ -126,9 +132,8 @@ class _Solver:
         first = jnp.zeros((self.size + 1, self.op.size), self.dtype)
         zero, scale = jnp.zeros((), jnp.int32), jnp.zeros((), self.dtype)
         projected = jnp.zeros((self.size + 1, self.size), self.dtype)
-        krylov = _Krylov(
-            first.at[0].set(self.outside(mixed, self.fixed)), projected, zero, scale, zero
-        )
+        first = first.at[0].set(self.outside(mixed, self.fixed))
+        krylov = _Krylov(first, projected, zero, scale, scale, zero)
         nothing, no = jnp.zeros(self.search.k, self.dtype), jnp.array(False)
         answer = _Answer(nothing, first[: self.search.k], nothing, first[0], no, no, ~no)
         krylov, answer = jax.lax.while_loop(
@@ -136,7 +141,8 @@ class _Solver:
             lambda state: self.one_round(state[0]),
             (krylov, answer),
         )
-        return _certify(self.search, answer, krylov)
+        search = self.search._replace(op=relative(self.op, krylov.magnitude))
+        return restored(_certify(search, answer, krylov), krylov.magnitude)
 
     def one_round(self, krylov: _Krylov) -> tuple[_Krylov, _Answer]:
         """Find pairs, and look beyond them. If that finds more, the next round begins there."""
@@ -193,8 +199,10 @@ class _Solver:
 
     def extended(self, krylov: _Krylov) -> _Krylov:
         """One more vector meets the operator; what is new comes next."""
-        basis, projected, j, scale, matvecs = krylov
-        q, image = basis[j], off_rows(self.op @ basis[j], self.fixed)
+        basis, projected, j, scale, magnitude, matvecs = krylov
+        q = basis[j]
+        image, magnitude = seen(self.op, magnitude, q)
+        image = off_rows(image, self.fixed)
         alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
         beta = projected[j, j - 1]
         # Beyond these two there is rounding, and after a restart what the kept vectors couple to.
@@ -218,6 +226,7 @@ class _Solver:
             projected.at[:, j].set(column),
             j + 1,
             scale,
+            magnitude,
             matvecs + 1,
         )
 
@@ -270,7 +279,8 @@ class _Solver:
         ``point`` add up to at most ``1 / (u^T g)^2`` for every eigenvector ``u`` of one: in the
         end ``u^T g`` would have to be improbably small.
         """
-        op, sign, krylov_next = self.op, self.search.sign, krylov.filled
+        op, sign = relative(self.op, krylov.magnitude), self.search.sign
+        krylov_next = krylov.filled
         following = krylov.basis[krylov_next]
         known = jnp.concatenate([self.fixed, krylov.basis.at[krylov_next].set(0)])
         drop = self.eliminated(krylov, point)
