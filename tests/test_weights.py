@@ -143,7 +143,10 @@ def test_a_layout_is_a_static_argument():
 MISUSES = {
     "no kernel": (lambda: matrices({"bias": normal(0, 3)}), "params: no leaf with two or more"),
     "unknown view": (lambda: matrices(CONV_NET, conv="rows"), "conv='rows' is unknown"),
-    "stacked": (lambda: matrices({"w": normal(0, 2, 3, 4)}), r"'w' has shape \(2, 3, 4\).*vmap"),
+    "stacked": (
+        lambda: matrices({"w": normal(0, 2, 3, 4)}),
+        r"'w' has shape \(2, 3, 4\).*'stacked'",
+    ),
     "chain of convolutions": (lambda: layout(CONV_NET), "'conv/kernel' is a convolution"),
     "widths do not chain": (
         lambda: layout({"a": normal(0, 3, 4), "b": normal(1, 5, 2)}),

@@ -162,6 +162,8 @@ def _not_a_layer(tensor: np.ndarray, views: Sequence[weights.View]) -> str:
     kind = views[0].kind
     if kind == "low_rank":
         return "factors already"
+    if views[0].at:
+        return f"a stack of {len(views)} layers in one tensor: store each by itself to factor it"
     if len(views) > 1:
         return "several matrices in one tensor; to factor them as one, say so: --kind 'NAME=dense'"
     if kind not in ("dense", "conv") or len(views[0].shape) != 2:

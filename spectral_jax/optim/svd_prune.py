@@ -87,7 +87,8 @@ def prune_spectra(
     """Prune the spectrum of every dense and convolution kernel that a policy names.
 
     A convolution ``[h, w, i, o]`` is the matrix ``[h w i, o]``; the factors of a split layer are
-    layers of their own. Layers of equal shape and policy go through one vmapped computation.
+    layers of their own, and so are those of a stack, ``"layers/fc/kernel:3"``. Layers of equal
+    shape and policy go through one vmapped computation.
 
     Args:
       policies: one for all layers, or by glob of the names (``"layers/*"``), first match wins;
@@ -101,23 +102,27 @@ def prune_spectra(
     Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
     """
     leaves = _leaves(params)
-    chosen = policy_of(_kernels(leaves), policies)
+    kernels = weights_of.places(leaves, kinds=("dense", "conv", "low_rank"))
+    chosen = policy_of(kernels, policies)
     if key is None and any(policy.edit == "random" for policy in chosen.values()):
         raise ValueError("key: edit='random' draws, so pass a jax.random.key")
     key = jax.random.key(0) if key is None else key
     fit = _fit_bulk if fit is None else fit
+    layers = {name: weights_of.entry(leaves[leaf], at) for name, (leaf, at) in kernels.items()}
     groups: dict[Any, list[str]] = {}
     for name, policy in chosen.items():
-        matrix = _matrix(leaves[name])
+        matrix = _matrix(layers[name])
         groups.setdefault((matrix.shape, matrix.dtype, policy), []).append(name)
     report: dict[str, LayerReport] = {}
     for (_, _, policy), names in groups.items():
-        stack = jnp.stack([_matrix(leaves[name]) for name in names])
+        stack = jnp.stack([_matrix(layers[name]) for name in names])
         keys = jnp.stack([jax.random.fold_in(key, list(chosen).index(name)) for name in names])
         one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
         matrices, rows = jax.vmap(one)(stack, keys)
         for i, name in enumerate(names):
-            leaves[name] = matrices[i].reshape(leaves[name].shape)
+            leaf, at = kernels[name]
+            layer = matrices[i].reshape(layers[name].shape)
+            leaves[leaf] = weights_of.with_entry(leaves[leaf], at, layer)
             report[name] = jax.tree.map(lambda x, i=i: x[i], rows)
     params = jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))
     return Pruning(params, {name: report[name] for name in chosen})
@@ -291,14 +296,6 @@ def _rank(spectral: Spectrum, cut: _Cut, policy: Policy) -> Array:
 
 def _all(spectral: Spectrum) -> Array:
     return jnp.asarray(len(spectral.values))
-
-
-def _kernels(leaves: Mapping[str, Array]) -> list[str]:
-    """The leaves that are one dense layer or one convolution, factors of a split among them."""
-    views = weights_of.plan(leaves, framework="flax").views
-    kinds = ("dense", "conv", "low_rank")
-    sources = {source for view in views if view.kind in kinds for source in view.sources}
-    return [name for name in leaves if name in sources]
 
 
 def _matrix(kernel: Array) -> Array:

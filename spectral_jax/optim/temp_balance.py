@@ -153,7 +153,7 @@ class _Control(NamedTuple):
             untuned = {"all": [], "inner": [order[0], order[-1]], "not_last": order[-1:]}[
                 self.tuned
             ]
-            found = [v for v in found if not set(v.sources) & set(untuned)]
+            found = [v for v in found if not {v.name, *v.sources} & set(untuned)]
         large = [v for v in found if _spectrum_size(v.shape) >= self.min_eigenvalues]
         if not large:
             raise ValueError(
@@ -210,12 +210,27 @@ class _Control(NamedTuple):
         views = _plan(leaves)
         owner = owners(leaves, {s for view in views for s in view.sources}, self.layout)
 
+        one = jnp.ones(())
+
         def scale(name):
-            """The mean over what is fused in the leaf, as queries, keys and values."""
-            own = [v.name for v in views if owner.get(name) in v.sources and v.name in scales]
-            return sum(scales[part] for part in own) / len(own) if own else jnp.ones(())
+            own = [v for v in views if owner.get(name) in v.sources]
+            return _spread([(v.at, scales.get(v.name, one)) for v in own], leaves[name].shape)
 
         return jax.tree.unflatten(jax.tree.structure(params), [scale(name) for name in leaves])
+
+
+def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...]) -> Array:
+    """A scale for each layer of a stack, along the axes that count layers; else one for all.
+
+    What is fused in a layer, as queries, keys and values, shares the mean.
+    """
+    layers: dict[weights_of.At, list[Array]] = {(): [jnp.ones(())]} if not scales else {}
+    for at, value in sorted(scales, key=lambda pair: sorted(pair[0])):
+        layers.setdefault(at, []).append(value)
+    means = jnp.stack([sum(values) / len(values) for values in layers.values()])
+    axes = {axis for axis, _ in next(iter(layers))}
+    along = [n if axis in axes else 1 for axis, n in enumerate(shape)]
+    return means.reshape(along) if axes and prod(along) == len(means) else means.mean()
 
 
 def _named_leaves(params) -> dict[str, Array]:

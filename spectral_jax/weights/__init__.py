@@ -14,7 +14,8 @@ kernels of this library's own models, dense ``[in, out]`` and convolution
 >>> edges(blocks)
 ((0, 1), (1, 2))
 
-Parameters stacked over seeds go through ``jax.vmap``: every function here reads one network.
+Layers that are stacked along an axis come one by one, ``"layers/fc/kernel:3"``; so do networks that
+are stacked over seeds, which ``jax.vmap`` reads with the names of one.
 """
 
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 from spectral_jax._lazy import lazy
 from spectral_jax.weights._names import Framework
 from spectral_jax.weights._plan import Plan, Skipped, plan
-from spectral_jax.weights._read import Conv
+from spectral_jax.weights._read import At, Conv, entry, with_entry
 from spectral_jax.weights._rules import Kind, View
 
 if TYPE_CHECKING:
@@ -34,31 +35,38 @@ if TYPE_CHECKING:
         layout,
     )
     from spectral_jax.weights._matrices import (
+        Place,
         WeightMatrix,
         leaf_name,
         matrices,
         named_leaves,
+        places,
         skipped,
     )
 
 __all__ = [
+    "At",
     "BATCH_NORM_EPSILON",
     "Block",
     "Conv",
     "Framework",
     "Kind",
+    "Place",
     "Plan",
     "Skipped",
     "View",
     "WeightMatrix",
     "edges",
+    "entry",
     "graph_weights",
     "layout",
     "leaf_name",
     "matrices",
     "named_leaves",
+    "places",
     "plan",
     "skipped",
+    "with_entry",
 ]
 
 # These need jax, which takes longer to import than a plan takes to make.
@@ -67,6 +75,8 @@ _NEEDS_JAX = {
     "matrices": "_matrices",
     "leaf_name": "_matrices",
     "named_leaves": "_matrices",
+    "Place": "_matrices",
+    "places": "_matrices",
     "skipped": "_matrices",
     "BATCH_NORM_EPSILON": "_graph",
     "Block": "_graph",

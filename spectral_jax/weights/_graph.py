@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from spectral_jax.weights._matrices import named_leaves
-from spectral_jax.weights._read import magnitude
+from spectral_jax.weights._matrices import named_leaves, places, skipped
+from spectral_jax.weights._read import entry, magnitude
+from spectral_jax.weights._skips import BIAS_OR_MASK
 
 # The epsilon of torch and Flax batch-norm; folding is exact only with the network's own value.
 BATCH_NORM_EPSILON = 1e-5
@@ -41,7 +42,7 @@ def layout(params: PyTree) -> tuple[Block, ...]:
         ValueError: two neighbouring widths disagree, or there is a convolution (its pooling,
             skips and norms are not in the parameters: pass the model's own layout).
     """
-    kernels = {path: leaf for path, leaf in named_leaves(params).items() if leaf.ndim > 1}
+    kernels = _kernels(named_leaves(params))
     if not kernels:
         raise ValueError("params: no leaf with two or more axes; pass the parameters of a network")
     for path, kernel in kernels.items():
@@ -93,6 +94,8 @@ def graph_weights(
     if conv_norm not in ("l1", "l2"):
         raise ValueError(f"conv_norm={conv_norm!r} is unknown: use 'l1' or 'l2'")
     leaves, stats = named_leaves(params), named_leaves(batch_stats)
+    if any(block.path is not None and ":" in block.path for block in layout):
+        leaves |= _kernels(leaves)
     weights = [_kernel_weights(block, leaves, stats, conv_norm) for block in layout]
     kernels = [weight for weight in weights if weight is not None]
     if not kernels:
@@ -102,6 +105,15 @@ def graph_weights(
         _identity(block, widths, dtype) if weight is None else weight
         for block, weight in zip(layout, weights, strict=True)
     )
+
+
+def _kernels(leaves: Mapping[str, Array]) -> dict[str, Array]:
+    """The kernels by name, those of a stack one by one."""
+    found = {name: entry(leaves[place.leaf], place.at) for name, place in places(leaves).items()}
+    for name, shape, reason in skipped(leaves):
+        if len(shape) > 2 and reason != BIAS_OR_MASK:
+            _kind(name, leaves[name])
+    return found
 
 
 def _kernel_weights(
@@ -137,7 +149,7 @@ def _kind(name: str, kernel: Array) -> Literal["dense", "conv"]:
         return "conv"
     raise ValueError(
         f"params: {name!r} has shape {kernel.shape}, which is neither a dense (2 axes) nor a "
-        "convolution kernel (4 axes); for stacked networks use jax.vmap"
+        "convolution kernel (4 axes); pass what stands in its place as a view of your own"
     )
 
 

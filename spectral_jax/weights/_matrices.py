@@ -1,8 +1,8 @@
 """The matrices of a pytree of parameters."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree
 
 from spectral_jax.weights._names import Framework
 from spectral_jax.weights._plan import Plan, Skipped, classify, require_views
-from spectral_jax.weights._read import Conv
+from spectral_jax.weights._read import At, Conv
 from spectral_jax.weights._rules import Kind
 
 
@@ -73,6 +73,33 @@ def skipped(
     (Skipped(name='dense/bias', shape=(3,), reason='bias'),)
     """
     return _plan(named_leaves(params), "positions", framework, kinds).skipped
+
+
+class Place(NamedTuple):
+    """Where a kernel is: a leaf, or a layer of one that is a stack."""
+
+    leaf: str
+    at: At = ()
+
+
+def places(
+    leaves: Mapping[str, Any], *, kinds: Collection[Kind] = get_args(Kind)
+) -> dict[str, Place]:
+    """Find the kernels of those kinds by name, in the order of the leaves and the layouts of Flax.
+
+    A kernel of fused parts is one, the two factors of a low-rank matrix are two.
+
+    >>> stack = {"fc/kernel": np.ones((2, 4, 3)), "fc/bias": np.ones((2, 3))}
+    >>> places(stack)["fc/kernel:1"]
+    Place(leaf='fc/kernel', at=((0, 1),))
+    """
+    found: dict[str, dict[str, Place]] = {leaf: {} for leaf in leaves}
+    for view in classify(leaves, conv="positions", framework="flax", kinds=None).views:
+        factors = view.sources if view.kind == "low_rank" else view.sources[:1]
+        for leaf in factors if view.kind in kinds else ():
+            name = ":".join([leaf, *(str(index) for _, index in view.at)])
+            found[leaf][name] = Place(leaf, view.at)
+    return {name: place for of_leaf in found.values() for name, place in of_leaf.items()}
 
 
 def _plan(

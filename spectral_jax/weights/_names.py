@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 Framework = Literal["flax", "torch", "keras", "haiku", "tf"]
 FRAMEWORKS: tuple[str, ...] = get_args(Framework)
@@ -33,10 +33,17 @@ _VOTES: dict[str, tuple[str, ...]] = {
     "offset": ("haiku",),
 }
 
+FROM_MODEL = re.compile(r"(query|key|value)(_dense)?|[qkv]_proj")
+TO_MODEL = re.compile(r"out|output|attention_output|o_proj|output_dense")
 _OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
 _INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights|.*MatMul.*")
+_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)  # no conversation
+_TRANSPOSED = re.compile(r"transpose|deconv|up_?conv", re.IGNORECASE)
 _COUNTED = re.compile(r"(layers?|blocks?|modules?)?_?\d*")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]
+
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Tensor(NamedTuple):
@@ -201,12 +208,30 @@ def output_axis(tensor: Tensor, network: Network) -> int:
     return by_name if network.forced or len(by_bias) != 1 else by_bias[0]
 
 
+def named_convolution(tensor: Tensor) -> bool:
+    """Whether the layer, or the leaf itself, is called a convolution."""
+    return any(_CONVOLUTION.search(word) for word in (tensor.layer, tensor.leaf))
+
+
+def transposed_by_name(tensor: Tensor) -> bool:
+    """Whether the layer is called a transposed convolution, which may swap the channel axes."""
+    return bool(_TRANSPOSED.search(tensor.layer))
+
+
+def bias_of(tensor: Tensor, network: Network) -> Tensor | None:
+    """The bias of the layer of which the tensor is the kernel."""
+    leaf = tensor.leaf
+    names = ("bias", "b", "biases", leaf.replace("weight", "bias"), f"{leaf}_bias")
+    for name in (*names, re.sub("^[wW]", "b", leaf)):
+        bias = None if name == leaf else network.sibling(tensor, name)
+        if bias is not None:
+            return bias
+    return None
+
+
 def bias_axes(tensor: Tensor, network: Network) -> list[int]:
     """The axes that are as long as the bias of the layer; none if it has no bias."""
-    leaf = tensor.leaf
-    names = ("bias", "b", "biases", leaf.replace("weight", "bias"), re.sub("^[wW]", "b", leaf))
-    for name in names:
-        bias = None if name == leaf else network.sibling(tensor, name)
-        if bias is not None and len(bias.shape) == 1:
-            return [axis for axis, n in enumerate(tensor.shape) if n == bias.shape[0]]
-    return []
+    bias = bias_of(tensor, network)
+    if bias is None or len(bias.shape) != 1:
+        return []
+    return [axis for axis, n in enumerate(tensor.shape) if n == bias.shape[0]]

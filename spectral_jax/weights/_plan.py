@@ -5,12 +5,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import product
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from spectral_jax.weights import _read
 from spectral_jax.weights._codes import Codes
 from spectral_jax.weights._low_rank import low_rank
-from spectral_jax.weights._names import FRAMEWORKS, Framework, Network, Tensor, outputs_first
+from spectral_jax.weights._names import (
+    FRAMEWORKS,
+    Framework,
+    Network,
+    Shape,
+    Tensor,
+    outputs_first,
+)
 from spectral_jax.weights._read import Conv
 from spectral_jax.weights._rules import (
     RULES,
@@ -23,6 +31,7 @@ from spectral_jax.weights._rules import (
     table_view,
 )
 from spectral_jax.weights._skips import skip
+from spectral_jax.weights._stacks import Stack, find_stacks
 
 
 class Skipped(NamedTuple):
@@ -69,6 +78,10 @@ def plan(
     queries, keys and values ``name:q``, ``name:k``, ``name:v``, an LSTM or GRU kernel gate by gate.
     Two low-rank factors are one view, their product.
 
+    Layers that are stacked along an axis, as ``nnx.vmap`` and ``nn.scan`` leave them, networks of
+    many seeds and experts come one by one, ``name:0``, ``name:1``. A bias or a norm of the same
+    module with that axis shows the stack; nothing shows it where there is neither.
+
     Args:
       shapes: by name, a shape, or an array (anything with a shape and a dtype).
       framework: whose layouts to expect where a name leaves it open; ``"auto"`` lets the tensors
@@ -76,7 +89,8 @@ def plan(
       kinds: glob of names to kind, first match wins, overrules everything: a kind of ``View``
         (``low_rank`` aside, which takes two tensors), ``"grouped:4"`` for four groups,
         ``"recurrent:4"`` for four gates, ``"attention:2"`` for a kernel of three axes or more of
-        which the first two are inputs (one, unless said), or ``"skip"``.
+        which the first two are inputs (one, unless said), ``"stacked"`` for layers along the
+        first axis (``"stacked:1"``: the second), each read by the rules, or ``"skip"``.
       dtypes: NumPy names of dtypes, where `shapes` has no arrays; integer, boolean and complex
         tensors are skipped.
 
@@ -111,16 +125,14 @@ def classify(
     """Do the work of `plan`, but let a network without matrices pass."""
     check_choice("conv", conv, get_args(Conv))
     check_choice("framework", framework, ("auto", *FRAMEWORKS))
-    network = Network.of({name: _shape(shapes[name]) for name in shapes}, framework)
-    told = _told_kinds(network, kinds or {})
-    stored = {name: str(getattr(shapes[name], "dtype", "")) for name in shapes} | dict(dtypes or {})
-    codes = Codes.of(network, stored)
-    reasons = {
-        tensor.name: reason
-        for tensor in network.tensors
-        if (reason := _reason(tensor, codes, told)) is not None
-    }
-    network = network._replace(settled=frozenset({*told, *reasons}))
+    stored = {name: _shape(given) for name, given in shapes.items()}
+    dtypes = {n: str(getattr(given, "dtype", "")) for n, given in shapes.items()} | dict(
+        dtypes or {}
+    )
+    told = _told_kinds(Network.of(stored, framework), kinds or {})
+    codes, reasons, stacks = _one_layer(stored, framework, told, dtypes)
+    told = {name: kind for name, kind in told.items() if not _is_stack(kind)}
+    network = codes.network._replace(settled=frozenset({*told, *reasons}))
     views: list[View] = []
     for tensor in network.tensors:
         if tensor.name in reasons:
@@ -131,16 +143,61 @@ def classify(
             found = _by_rule(tensor, network, conv)
         if found is None or isinstance(found, str):
             reasons[tensor.name] = found or _unknown(tensor)
-        else:
-            views.extend(map(codes.weights, found))
+            continue
+        for view in found:
+            views.extend(_entries(codes.weights(view), stored, stacks))
     read = {source for view in views for source in view.sources}  # scales among them
-    left_out = [t for t in network.tensors if t.name in reasons and t.name not in read]
-    skipped = [Skipped(t.name, t.shape, reasons[t.name]) for t in left_out]
+    left_out = [name for name in stored if name in reasons and name not in read]
+    skipped = [Skipped(name, stored[name], reasons[name]) for name in left_out]
     return Plan(tuple(views), tuple(skipped))
 
 
-def _shape(given: Any) -> tuple[int, ...]:
+def _shape(given: Any) -> Shape:
     return tuple(getattr(given, "shape", given))
+
+
+def _one_layer(
+    stored: Mapping[str, Shape], framework: str, told: Mapping[str, str], dtypes: Mapping[str, str]
+) -> tuple[Codes, dict[str, str], dict[str, Stack]]:
+    """The network with one layer of every stack, what is skipped of it, and the stacks."""
+    stacks = {
+        name: Stack((_stacked_axis(name, kind, stored[name]),))
+        for name, kind in told.items()
+        if _is_stack(kind) and stored[name]
+    }
+    while True:
+        shapes = {name: stacks.get(name, Stack()).entry(shape) for name, shape in stored.items()}
+        codes = Codes.of(Network.of(shapes, framework), dtypes)
+        reasons = {
+            tensor.name: reason
+            for tensor in codes.network.tensors
+            if (reason := _reason(tensor, codes, told)) is not None
+        }
+        found = find_stacks(codes.network, reasons, told)
+        if not found:
+            return codes, reasons, stacks
+        for name, entry in found.items():
+            stacks[name] = stacks.get(name, Stack()).then(entry, len(stored[name]))
+
+
+def _entries(
+    view: View, stored: Mapping[str, Shape], stacks: Mapping[str, Stack]
+) -> Iterable[View]:
+    """The view of every layer of a stack, numbered; the view itself where there is no stack."""
+    stack = stacks.get(view.sources[0])
+    if stack is None:
+        return [view]
+    axes = [stacks.get(source, Stack()).axes for source in view.sources]
+    indices = product(*(range(stored[view.sources[0]][axis]) for axis in stack.axes))
+    note = "; ".join(filter(None, (stack.note, view.note)))
+    return [_entry(view, axes, index)._replace(note=note) for index in indices]
+
+
+def _entry(view: View, axes: Sequence[tuple[int, ...]], index: tuple[int, ...]) -> View:
+    # What all layers share, as the scale of some float8, has no axes of a stack.
+    at = tuple(tuple(zip(each, index, strict=False)) for each in axes)
+    read = partial(_read.of_entry, read=view.read, at=at)
+    return view._replace(name=":".join([view.name, *map(str, index)]), read=read, at=at[0])
 
 
 def require_views(found: Plan, argument: str) -> None:
@@ -157,7 +214,7 @@ def require_views(found: Plan, argument: str) -> None:
 
 
 def _reason(tensor: Tensor, codes: Codes, told: Mapping[str, str]) -> str | None:
-    if tensor.name in told:
+    if tensor.name in told and not _is_stack(told[tensor.name]):
         return "skipped by kinds" if told[tensor.name] == "skip" else None
     return codes.reason(tensor) or skip(tensor, codes.network, codes.dtypes[tensor.name])
 
@@ -176,9 +233,8 @@ def _unknown(tensor: Tensor) -> str:
     else:
         doubt = f"{axes} axes and a name that tells no layer"
     return (
-        f"{doubt}; say which with kinds={{name: 'attention'}} if the first axis is the inputs, "
-        "'attention:2' if the first two are, 'dense' for a stack of matrices, or 'conv'; for "
-        "stacked networks use jax.vmap"
+        f"{doubt}; say which with kinds={{name: 'stacked'}} if the first axis counts layers, "
+        "'attention' if it is the inputs, 'attention:2' if the first two are, or 'conv'"
     )
 
 
@@ -186,7 +242,7 @@ def _told_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
     names = [tensor.name for tensor in network.tensors]
     for glob, kind in kinds.items():
-        check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "skip"))
+        check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "stacked", "skip"))
         matched = [name for name in names if fnmatchcase(name, glob)]
         if not matched:
             near = difflib.get_close_matches(glob, names, n=1)
@@ -195,6 +251,19 @@ def _told_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
         for name in matched:
             told.setdefault(name, kind)
     return told
+
+
+def _is_stack(kind: str) -> bool:
+    return kind.partition(":")[0] == "stacked"
+
+
+def _stacked_axis(name: str, kind: str, shape: Shape) -> int:
+    _, _, axis = kind.partition(":")
+    if axis and not (axis.isdecimal() and int(axis) < len(shape)):
+        raise ValueError(
+            f"kinds: {kind!r} for {name!r} of shape {shape}: write 'stacked:1' for the second axis"
+        )
+    return int(axis or 0)
 
 
 def _as_told(tensor: Tensor, network: Network, conv: Conv, told: str) -> Sequence[View]:

@@ -1,9 +1,11 @@
 """From a stored tensor to its matrix: pure functions that NumPy and jax arrays go through alike."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 Conv = Literal["positions", "flattened", "channels"]
+At: TypeAlias = tuple[tuple[int, int], ...]
+"""A layer of a stack: ``(axis, index)`` for every axis that counts layers, outermost first."""
 
 
 def columns(
@@ -18,6 +20,28 @@ def columns(
     x = x if fold is None else x.reshape(fold)
     x = x.T if transpose else x
     return x if (start, stop) == (0, None) else x[:, start:stop]
+
+
+def entry(x: Any, at: At) -> Any:
+    """One layer of a stack, given the axes that count layers and the index on each."""
+    return x[_index(x, at)]
+
+
+def with_entry(x: Any, at: At, value: Any) -> Any:
+    """The stack (a jax array) with one of its layers replaced; the value where it is no stack."""
+    return x.at[_index(x, at)].set(value) if at else value
+
+
+def _index(x: Any, at: At) -> tuple[Any, ...]:
+    index: list[Any] = [slice(None)] * x.ndim
+    for axis, i in at:
+        index[axis] = i
+    return tuple(index)
+
+
+def of_entry(*xs: Any, read: Callable[..., Any], at: Sequence[At]) -> Any:
+    """Read one layer of stacks as ``read`` reads tensors of one layer."""
+    return read(*(entry(x, of_x) for x, of_x in zip(xs, at, strict=True)))
 
 
 def stack(x: Any, *, transpose: bool = False) -> Any:

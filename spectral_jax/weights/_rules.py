@@ -12,15 +12,20 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from spectral_jax.weights import _read
 from spectral_jax.weights._names import (
+    FROM_MODEL,
+    TO_MODEL,
     Network,
     Tensor,
     bias_axes,
+    bias_of,
+    named_convolution,
     numberless,
     output_axis,
     outputs_first,
     recognised,
+    transposed_by_name,
 )
-from spectral_jax.weights._read import Conv
+from spectral_jax.weights._read import At, Conv
 
 Kind: TypeAlias = Literal[
     "dense", "conv", "depthwise", "grouped", "embedding", "attention", "recurrent", "low_rank"
@@ -36,6 +41,8 @@ class View(NamedTuple):
     shape: of what ``read`` returns, ``[m, n]`` or ``[positions, m, n]``; inputs before outputs.
     read: works on NumPy and on jax arrays, under jit, vmap and grad.
     note: what had to be assumed; empty where names and shapes leave no doubt.
+    at: where the sources are a stack of layers, the one that is read: ``(axis, index)``, outermost
+      first. Its number is the last part of the name, ``"layers/fc/kernel:3"``.
     """
 
     name: str
@@ -44,7 +51,10 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     read: Callable[..., Any]
     note: str = ""
+    at: At = ()
 
+
+LONGEST = 32  # window of a convolution that is read without a doubt
 
 Rule: TypeAlias = Callable[[Tensor, Network, Conv], Sequence[View] | str | None]
 
@@ -162,8 +172,6 @@ def table_view(tensor: Tensor) -> Sequence[View] | None:
 
 
 _THIRDS = re.compile(r"in_proj_weight|c_attn|(attn_)?qkv|Wqkv|to_qkv|qkv_proj|query_key_value")
-_FROM_MODEL = re.compile(r"(query|key|value)(_dense)?|[qkv]_proj")
-_TO_MODEL = re.compile(r"out|output|attention_output|o_proj|output_dense")
 
 
 def attention(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | None:
@@ -176,10 +184,25 @@ def attention(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | 
     if len(tensor.shape) != 3 or tensor.leaf != "kernel":
         return None
     a, b, c = tensor.shape
-    for names, fold in ((_FROM_MODEL, (a, b * c)), (_TO_MODEL, (a * b, c))):
+    for names, fold in ((FROM_MODEL, (a, b * c)), (TO_MODEL, (a * b, c))):
         if names.fullmatch(tensor.module):
-            return folded_view(tensor, fold)
+            return folded_view(tensor, fold, note=_doubt_of_heads(tensor, network))
     return _biased_outputs(tensor, network)
+
+
+def _doubt_of_heads(tensor: Tensor, network: Network) -> str:
+    """Three axes are heads if the bias has two of them, or if the way back has the same."""
+    bias = bias_of(tensor, network)
+    if bias is not None and bias.shape in (tensor.shape[1:], tensor.shape[2:]):
+        return ""
+    there = FROM_MODEL.fullmatch(tensor.module)
+    for other in network.kernels[tensor.path[:-2]]:
+        query, out = (tensor, other) if there else (other, tensor)
+        if FROM_MODEL.fullmatch(query.module) and TO_MODEL.fullmatch(out.module):
+            if query.shape[1:] == out.shape[:-1]:
+                return ""
+    heads = "[in, heads, size]" if there else "[heads, size, out]"
+    return f"read as {heads} by its name; if layers are stacked, say so with kinds: 'stacked'"
 
 
 def _biased_outputs(tensor: Tensor, network: Network) -> Sequence[View] | None:
@@ -261,6 +284,7 @@ def convolution(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] 
     if axes is None:
         return None
     groups, note = _groups(tensor, network, axes)
+    note = note or _doubt_of_window(tensor, network, axes)
     if not recognised(tensor):
         layout = "[out, in, h, w]" if outputs_first(tensor, network) else "[h, w, in, out]"
         note = f"unknown name; read as a convolution {layout}"
@@ -285,7 +309,13 @@ def convolution_views(
     return [View(tensor.name, (tensor.name,), kind, shapes[conv], read, note)]
 
 
-_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)  # no conversation
+def _doubt_of_window(tensor: Tensor, network: Network, axes: Sequence[int]) -> str:
+    """A window of uneven sides, or a very long one, may count layers; a bias rules that out."""
+    sides = {tensor.shape[axis] for axis in axes[:-2]} - {1}
+    if bias_axes(tensor, network) or not sides or (len(sides) == 1 and max(sides) <= LONGEST):
+        return ""
+    window = " x ".join(str(tensor.shape[axis]) for axis in axes[:-2])
+    return f"read as a window of {window}; if layers are stacked, say so with kinds: 'stacked'"
 
 
 def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tuple[int, ...] | None:
@@ -294,8 +324,10 @@ def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tupl
     if count not in (3, 4, 5) or "einsum" in tensor.module:
         return None
     first = outputs_first(tensor, network)
+    if not told and _cannot_be_kernel(tensor, network):
+        return None
     torch_kernel = recognised(tensor) and first
-    named = torch_kernel or any(_CONVOLUTION.search(word) for word in (tensor.layer, tensor.leaf))
+    named = torch_kernel or named_convolution(tensor)
     if not (told or named or count == 4):
         return None  # 3 axes may as well be heads or a stack of networks
     spatial = range(2, count) if first else range(count - 2)
@@ -303,7 +335,16 @@ def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tupl
     return (*spatial, o, i) if _transposed(tensor, network, i, o) else (*spatial, i, o)
 
 
-_TRANSPOSED = re.compile(r"transpose|deconv|up_?conv", re.IGNORECASE)
+def _cannot_be_kernel(tensor: Tensor, network: Network) -> bool:
+    """A stack of what has two axes by its name, or of heads, that no bias and no norm shows."""
+    if _TWO_AXES.fullmatch(tensor.leaf):
+        return True
+    heads = tensor.leaf == "kernel" and FROM_MODEL.fullmatch(tensor.module)
+    window = tensor.shape[:-2]
+    return bool(heads) and len(set(window)) > 1 and not bias_axes(tensor, network)
+
+
+_TWO_AXES = re.compile(r"weight_[ih][hr].*|(in|[qkv])_proj_weight")
 
 
 def _transposed(tensor: Tensor, network: Network, i: int, o: int) -> bool:
@@ -312,7 +353,7 @@ def _transposed(tensor: Tensor, network: Network, i: int, o: int) -> bool:
         by_bias = [axis for axis in bias_axes(tensor, network) if axis in (i, o)]
         if len(by_bias) == 1:  # the bias is as long as the outputs are many
             return by_bias == [i]
-    return bool(_TRANSPOSED.search(tensor.layer)) and network.framework != "flax"
+    return transposed_by_name(tensor) and network.framework != "flax"
 
 
 def _groups(tensor: Tensor, network: Network, axes: Sequence[int]) -> tuple[int, str]:

@@ -4,6 +4,13 @@ import re
 
 from spectral_jax.weights._names import Network, Tensor, bias_axes
 
+# Of one axis, or of one more where layers are stacked.
+BIAS = "bias"
+BIAS_OR_MASK = "bias or attention mask"
+STATISTICS = "batch-norm statistics"
+NORM_SCALE = "scale of a normalisation"
+VECTOR = "one axis: a scale, a statistic or some other vector"
+
 # Whole parts of a path, and only the part whose word counts: a layer may be in a module that is
 # called after what it is for ("rope_attention", "spectral_branch", "unbiased").
 _OPTIMISER = re.compile(
@@ -51,13 +58,13 @@ def _by_role(tensor: Tensor, network: Network) -> str | None:
     if _POSITIONS.fullmatch(leaf) or _table_of(_POSITIONS, tensor, network):
         return "position buffer"
     if _BIAS.fullmatch(leaf) or (axes == 1 and leaf in _SHIFTS):
-        return "bias" if axes < 3 else "bias or attention mask"
+        return BIAS if axes < 3 else BIAS_OR_MASK
     if _MASK.fullmatch(leaf):
         return "mask"
     if _STATISTICS.fullmatch(leaf) or (axes == 1 and leaf in ("mean", "var")):
-        return "batch-norm statistics"
+        return STATISTICS
     if leaf in ("scale", "gamma") or _norm_weight(tensor, network):
-        return "scale of a normalisation"
+        return NORM_SCALE
     twin = network.sibling(tensor, {"real": "imag", "imag": "real"}.get(leaf, ""))
     if twin is not None and twin.shape == tensor.shape:
         return "complex weights in two arrays, real and imag: not a real matrix"
@@ -103,7 +110,7 @@ def _by_shape(shape: tuple[int, ...]) -> str | None:
     if not shape:
         return "scalar"
     if len(shape) == 1:
-        return "one axis: a scale, a statistic or some other vector"
+        return VECTOR
     return None
 
 
