@@ -1,5 +1,8 @@
 """Checkpoints: what is saved is read, in bounded memory, and nothing hostile gets a hold."""
 
+import argparse
+import collections
+import datetime
 import json
 import os
 import pickle
@@ -386,6 +389,63 @@ def test_weights_inside_a_training_checkpoint_are_found(tmp_path):
     tree = opcode_table([("encoder", inner), ("heads", b"](" + inner + b"e")])
     found = load(zip_torch(tmp_path / "parts", tree, bytes_of(weights)))
     assert list(found) == ["encoder.w", "heads.0.w"]
+
+
+HARMLESS = {
+    "collections.Counter": collections.Counter({30: 1}),
+    "argparse.Namespace": argparse.Namespace(lr=0.1),
+    "set": {1, 2},
+    "frozenset": frozenset([1]),
+    "pathlib": Path("a/b"),
+    "datetime.date": datetime.date(2026, 1, 2),
+    "deque": collections.deque([1, 2]),
+    "OrderedDict": collections.OrderedDict,
+    "numpy": np.float64(3),
+    "ndarray|_reconstruct|frombuffer": np.arange(3),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("name, value", HARMLESS.items(), ids=HARMLESS)
+def test_objects_beside_the_weights_cost_nothing_but_themselves(name, value, protocol, tmp_path):
+    array = WEIGHTS["dense.weight"]
+    stored = pickle.dumps(value, protocol=protocol).removesuffix(b".")[2:]
+    tree = opcode_table([("x", stored), ("w", opcode_array("0", array))])
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [array.tobytes()])) as checkpoint:
+        assert_same({"w": checkpoint.read("w")}, {"w": array})
+        assert list(checkpoint.skipped) == ["x"]
+        assert re.search(name, checkpoint.skipped["x"])
+
+
+def test_tables_with_defaults_or_pairs_for_keys_are_tables(tmp_path):
+    array = WEIGHTS["dense.weight"]
+    default = opcode_global("collections", "defaultdict") + opcode_tuple(
+        opcode_global("builtins", "list")
+    )
+    pair = opcode_tuple(b"K\1", opcode_text("a"))
+    tree = default + b"R(" + opcode_text("w") + opcode_array("0", array) + pair + b"K\2u"
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [array.tobytes()])) as checkpoint:
+        assert_same({"w": checkpoint.read("w")}, {"w": array})
+        assert checkpoint.skipped == {"(1, 'a')": "a int, not a tensor"}
+
+
+def test_a_tensor_of_an_unknown_kind_costs_only_itself(tmp_path):
+    array = WEIGHTS["dense.weight"]
+    quantised = opcode_tensor(opcode_storage("1", "QInt8Storage"), (2,), (1,))
+    bits = opcode_global("torch._utils", "_rebuild_tensor_v3") + opcode_tuple(
+        opcode_storage("0", "UntypedStorage"),
+        b"K\0",
+        b"K\4\x85",
+        b"K\1\x85",
+        b"\x89",
+        b"}",
+        opcode_global("torch", "bits8"),
+    )
+    tree = opcode_table([("q", quantised), ("b", bits + b"R"), ("w", opcode_array("0", array))])
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [array.tobytes()])) as checkpoint:
+        assert_same({"w": checkpoint.read("w")}, {"w": array})
+        assert "torch.QInt8Storage" in checkpoint.skipped["q"]
+        assert "torch.bits8" in checkpoint.skipped["b"]
 
 
 def test_pytorch_itself_agrees(tmp_path):
@@ -1012,6 +1072,10 @@ def test_pickled_code_is_named_and_never_runs(protocol, tmp_path):
     assert f"{os.system.__module__}.system" in refusal(tmp_path / "legacy.pt")
     assert f"{os.system.__module__}.system" in refusal(tmp_path / "zip.pt")
     assert "would execute pickled code" in refusal(tmp_path / "x.npz")
+    tree = opcode_table([("code", code[2:-1]), ("w", opcode_array("0", EXTERNAL))])
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [EXTERNAL.tobytes()])) as checkpoint:
+        assert "unpickling may run any code" in checkpoint.skipped["code.w"]
+        np.testing.assert_array_equal(checkpoint.read("w"), EXTERNAL)
     assert not trace.exists()
 
 

@@ -122,7 +122,7 @@ def open_checkpoint(
     - ``safetensors``: tensors of a type that NumPy lacks are skipped;
     - ``npz``, ``npy``: arrays of numbers; object arrays are skipped, never unpickled;
     - ``torch``: a state dict, also one under ``state_dict``, ``model_state_dict`` or ``model``;
-      anything that names other code than tensors need is refused;
+      objects of other classes than tensors need are skipped, never made;
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
     - ``onnx``: the initialisers of the main graph;
     - ``orbax``: a checkpoint folder, or that of a manager with one item (needs orbax, which

@@ -15,12 +15,19 @@ class Global(NamedTuple):
     name: str
 
 
+class Foreign(NamedTuple):
+    """What stands for an object of any class that is not known here; nothing is made or called."""
+
+    name: str
+
+
 class Machine:
     """Interprets one pickle at a time from ``stream``.
 
-    ``calls`` maps each name that may occur to what a call of it makes from its arguments, or to
-    None if it may not be called; any other name is refused. ``persistent`` makes an object from a
-    persistent id. Tables have plain keys, so that nothing in a file is ever hashed or compared.
+    ``calls`` maps names to what a call of them makes from its arguments, or to None if they may not
+    be called; a call of any other name makes a `Foreign`, and what is done to that has no effect.
+    ``persistent`` makes an object from a persistent id. Tables have plain keys, so that nothing in
+    a file is ever hashed or compared.
     """
 
     def __init__(
@@ -32,6 +39,7 @@ class Machine:
     ):
         self.path, self.stream = path, stream
         self.calls, self.persistent = calls, persistent
+        self.foreign: str | None = None  # the first name that unpickling would have called
 
     def load(self) -> Any:
         """The next pickled object; the stream then stands behind it."""
@@ -55,30 +63,36 @@ class Machine:
         return items
 
     def refer(self, module: Any, name: Any) -> None:
-        """Push a stand-in for a name, if it may occur."""
+        """Push a stand-in for a name."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a pickled name is not text")
-        if Global(module, name) not in self.calls:
-            raise CheckpointError(
-                self.path,
-                f"its pickle calls for {f'{module}.{name}'!r:.100}, which no state dict needs: "
-                "refused, as unpickling may run any code",
-            )
         self.stack.append(Global(module, name))
 
     def call(self) -> None:
         """Push what calling a stand-in makes."""
         arguments, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.made(function, arguments))
+
+    def made(self, function: Any, arguments: Any) -> Any:
+        """What a call is answered with."""
+        if isinstance(function, Foreign):
+            return function
+        if isinstance(function, Global) and function not in self.calls:
+            name = f"{function.module}.{function.name}"
+            self.foreign = self.foreign or name
+            return Foreign(name)
         maker = self.calls[function] if isinstance(function, Global) else None
         if maker is None or not isinstance(arguments, tuple):
             raise ValueError("the pickle calls what is no function")
         try:
-            self.stack.append(maker(*arguments))
+            return maker(*arguments)
         except TypeError as error:
             raise ValueError(f"a call of {function.name} with the wrong arguments") from error
 
     def extend(self, items: list[Any]) -> None:
         """Append to the list on top of the stack."""
+        if isinstance(self.stack[-1], Foreign):
+            return
         if not isinstance(self.stack[-1], list):
             raise ValueError("the pickle appends to what is no list")
         self.stack[-1].extend(items)
@@ -86,6 +100,8 @@ class Machine:
     def update(self, items: list[Any]) -> None:
         """Enter pairs into the table on top of the stack."""
         table = self.stack[-1]
+        if isinstance(table, Foreign):
+            return
         if not isinstance(table, dict) or len(items) % 2:
             raise ValueError("the pickle fills what is no table")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -105,7 +121,11 @@ class Machine:
 
 
 def enter(table: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an entry whose key is plain."""
+    """Set an entry; a key that is a tuple or stands for something else becomes text."""
+    if isinstance(key, Global | Foreign):
+        key = f"({key.name} {len(table)})"
+    elif type(key) is tuple and all(isinstance(each, str | int | float | None) for each in key):
+        key = str(key)
     if not isinstance(key, str | int | float | None):
         raise ValueError("a table in the pickle has keys that are not plain")
     table[key] = value
@@ -145,6 +165,7 @@ VALUES: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b")": lambda stream: (),
     b"]": lambda stream: [],
     b"}": lambda stream: {},
+    b"\x8f": lambda stream: Foreign("builtins.set"),
     b"K": _number("<B"),
     b"M": _number("<H"),
     b"J": _number("<i"),
@@ -158,6 +179,7 @@ VALUES: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"C": _bytes("<B"),
     b"B": _bytes("<I"),
     b"\x8e": _bytes("<Q"),
+    b"\x96": _bytes("<Q"),
 }
 
 
@@ -177,11 +199,21 @@ def _forget_state(machine: Machine) -> None:
     machine.stack.pop()  # what a state dict carries as attributes: versions of its modules
 
 
+def _call_with_keywords(machine: Machine) -> None:
+    machine.stack.pop()
+    machine.call()
+
+
+def _frozen_set(machine: Machine) -> None:
+    machine.since_mark()
+    machine.stack.append(Foreign("builtins.frozenset"))
+
+
 def _persistent(machine: Machine) -> None:
     machine.stack.append(machine.persistent(machine.stack.pop()))
 
 
-ACTIONS: dict[bytes, Callable[[Machine], None]] = {
+ACTIONS: dict[bytes, Callable[[Machine], object]] = {
     b"\x80": lambda m: _check_protocol(take(m.stream, 1)[0]),
     b"\x95": lambda m: _skip(m.stream, 8),
     b"(": lambda m: m.marks.append(len(m.stack)),
@@ -201,6 +233,12 @@ ACTIONS: dict[bytes, Callable[[Machine], None]] = {
     b"c": lambda m: m.refer(_line(m.stream), _line(m.stream)),
     b"\x93": lambda m: m.refer(*m.pop(2)),
     b"R": Machine.call,
+    b"\x81": Machine.call,  # without __init__, which makes no difference here
+    b"\x92": _call_with_keywords,
+    b"\x90": lambda m: m.extend(m.since_mark()),
+    b"\x91": _frozen_set,
+    b"0": lambda m: m.pop(1),
+    b"1": Machine.since_mark,
     b"b": _forget_state,
     b"Q": _persistent,
 }

@@ -23,7 +23,7 @@ from spectral_jax.checkpoints._base import (
     take,
     to_dtype,
 )
-from spectral_jax.checkpoints._pickle import Global, Machine, enter
+from spectral_jax.checkpoints._pickle import Foreign, Global, Machine, enter
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DEPTH = 16
@@ -51,6 +51,7 @@ DTYPES = (
     "float8_e4m3fnuz",
     "float8_e5m2",
     "float8_e5m2fnuz",
+    "float8_e8m0fnu",
     "uint16",
     "uint32",
     "uint64",
@@ -95,7 +96,7 @@ def open_torch(path: Path, resources: ExitStack) -> Source:
             tensor = declare(path, tensors, name, leaf.shape, leaf.dtype)
             spans[name] = _span(path, tensor, leaf, sizes)
         else:
-            skipped[name] = f"a {type(leaf).__name__}, not a tensor"
+            skipped[name] = _refusal(leaf)
 
     def read(name: str) -> np.ndarray:
         tensor, span = tensors[name], spans[name]
@@ -140,7 +141,8 @@ def _read_legacy(path: Path, resources: ExitStack) -> tuple[Any, dict[str, int],
     storages: dict[str, _Storage] = {}
     machine = _machine(path, file, storages)
     if machine.load() != LEGACY_MAGIC:
-        raise CheckpointError(path, "is a pickle, but not one of PyTorch")
+        calls = f"; it calls for {machine.foreign!r:.100}" if machine.foreign else ""
+        raise CheckpointError(path, f"is a pickle, but not one of PyTorch{calls}")
     machine.load()
     system, tree, keys = machine.load(), machine.load(), machine.load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -165,13 +167,15 @@ def _read_legacy(path: Path, resources: ExitStack) -> tuple[Any, dict[str, int],
 def _machine(path: Path, stream: IO[bytes], storages: dict[str, _Storage] | None = None) -> Machine:
     """The machine that knows tensors; ``storages`` collects those it meets."""
 
-    def persistent(identity: Any) -> _Storage:
+    def persistent(identity: Any) -> _Storage | Foreign:
         # A sixth part, if not None, makes a storage the view of another: PyTorch before 0.4.
         if not isinstance(identity, tuple) or len(identity) < 5 or any(identity[5:]):
             raise ValueError("the pickle refers to something that is no storage")
         _, kind, key = identity[:3]
-        if not isinstance(kind, Global) or kind.name not in STORAGES:
+        if not isinstance(kind, Global):
             raise ValueError("the pickle refers to a storage of unknown type")
+        if kind.name not in STORAGES:
+            return Foreign(f"{kind.module}.{kind.name}")
         if not isinstance(key, str):
             raise ValueError("the pickle refers to a storage without a name")
         storage = _Storage(key, STORAGES[kind.name])
@@ -182,7 +186,9 @@ def _machine(path: Path, stream: IO[bytes], storages: dict[str, _Storage] | None
     return Machine(path, stream, _CALLS, persistent)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View | Foreign:
+    if isinstance(storage, Foreign):
+        return storage
     if not isinstance(storage, _Storage):
         raise ValueError("a tensor in the pickle has no storage")
     return _View(storage, offset, shape, strides, storage.dtype)
@@ -190,10 +196,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Vi
 
 def _young_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> _View:
-    if not isinstance(dtype, Global) or dtype.name not in DTYPES:
+) -> _View | Foreign:
+    if not isinstance(dtype, Global):
         raise ValueError("a tensor in the pickle is of unknown type")
-    return _tensor(storage, offset, shape, strides)._replace(dtype=dtype.name)
+    view = _tensor(storage, offset, shape, strides)
+    if isinstance(view, Foreign) or dtype.name not in DTYPES:
+        return Foreign(f"{dtype.module}.{dtype.name}")
+    return view._replace(dtype=dtype.name)
 
 
 def _parameter(data: Any, *_: Any) -> Any:
@@ -207,12 +216,18 @@ def _table(pairs: Any = ()) -> dict[Any, Any]:
     return table
 
 
+def _empty_table(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
 _CALLS: dict[Global, Callable[..., Any] | None] = {
     Global("torch._utils", "_rebuild_tensor"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v3"): _young_tensor,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
     Global("collections", "OrderedDict"): _table,
+    Global("collections", "defaultdict"): _empty_table,
+    Global("torch", "Size"): tuple,
     Global("torch.storage", "UntypedStorage"): None,
     **{Global("torch", name): None for name in (*STORAGES, *DTYPES)},
 }
@@ -251,6 +266,14 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
             yield from walk(value, (*name, str(key)))
 
     return walk(tree, ())
+
+
+def _refusal(leaf: Any) -> str:
+    if isinstance(leaf, Global):
+        return f"the name {f'{leaf.module}.{leaf.name}'!r:.100}, not a tensor"
+    if isinstance(leaf, Foreign):
+        return f"an object of {leaf.name!r:.100}, which is not made: unpickling may run any code"
+    return f"a {type(leaf).__name__}, not a tensor"
 
 
 def _span(path: Path, tensor: Tensor, view: _View, sizes: dict[str, int]) -> _Span:
