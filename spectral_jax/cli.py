@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from spectral_jax import __version__
+
 EXAMPLES = """\
 examples:
   spectral-jax analyze model.safetensors             what each layer's spectrum says
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     words = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
+    parser.add_argument("--version", action="version", version=f"spectral-jax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="versions, devices, threads and findings")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")

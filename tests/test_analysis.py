@@ -289,6 +289,82 @@ def test_patterns_select_views_in_order():
     ]
 
 
+def test_layers_are_named_as_the_table_names_them():
+    from spectral_jax.weights import plan
+
+    shapes = {f"net.h[{i}].{part}.weight": (9, 9) for i in range(2) for part in ("up", "down")}
+    found = plan(shapes)
+    for patterns in (["h[0].up"], ["net.h[0].up.weight"], ["h[[]0].up"]):
+        assert [view.name for view in select(found, patterns)] == ["net.h[0].up.weight"]
+
+
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled and parallel": lambda name: f"_orig_mod.module.{name}",
+    "compiled inside": lambda name: name.replace("enc.", "enc._orig_mod."),
+    "in a lightning module": lambda name: f"student.net.{name}",
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_wrapped_checkpoint_is_compared_with_the_plain_one(wrap, later):
+    plain = {name: noise(20, 12, seed=i) for i, name in enumerate(("enc.a.w", "enc.b.w", "head.w"))}
+    wrapped = {wrap(name): 2 * array for name, array in plain.items()}
+    pair = [analyse(Arrays(each)).rows for each in (plain, wrapped)]
+    rows = compare(*(pair if later else pair[::-1]), ["log_norm"])
+    sign = 1 if later else -1
+    assert [row["log_norm_change"] for row in rows] == pytest.approx(3 * [sign * math.log10(4)])
+
+
+def test_layers_of_another_part_are_not_paired_by_their_ends():
+    left, right = (
+        analyse(Arrays({f"{part}.{i}.w": noise(9, 9) for i in "01"})).rows
+        for part in ("encoder", "decoder")
+    )
+    with pytest.raises(ValueError, match="no layer of one is in the other"):
+        compare(left, right, ["z"])
+
+
+def test_what_a_comparison_is_sorted_by_is_shown():
+    rows = [
+        analyse(Arrays({"a/k": noise(40, 30, seed=s), "b/k": noise(40, 30)})).rows for s in (1, 2)
+    ]
+    heading = render(compare(*rows, ["z", "alpha", "log_norm"]), colour=False).splitlines()[0]
+    assert {"z_change", "alpha_change", "log_norm_change"} <= set(heading.split())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-170, 1e-30, 1e30, 1e154, 1e200])
+def test_a_layer_of_any_scale_is_judged_and_ends_no_other(scale):
+    kernel = heavy(96, 64).astype(np.float64)
+    plain, *_ = analyse(Arrays({"a/kernel": kernel})).rows
+    row, other = analyse(Arrays({"a/kernel": scale * kernel, "b/kernel": kernel})).rows
+    assert row["verdict"] == plain["verdict"] == other["verdict"] and row["rank"] == plain["rank"]
+    for name in (
+        "alpha",
+        "alpha_hill",
+        "z",
+        "stable_rank",
+        "entropy",
+        "mp_softrank",
+        "ks_distance",
+    ):
+        assert row[name] == pytest.approx(plain[name], rel=1e-6), name
+    for name in ("log_norm", "log_spectral_norm"):
+        assert row[name] == pytest.approx(plain[name] + 2 * math.log10(scale), abs=1e-6), name
+    shift = 2 * plain["alpha"] * math.log10(scale)
+    assert row["log_alpha_norm"] == pytest.approx(plain["log_alpha_norm"] + shift, rel=1e-6)
+
+
+def test_an_outlier_does_not_squash_the_figure_of_the_exponents():
+    from spectral_jax.plots import alphas_by_layer
+
+    alpha, null = np.array([2.0, 2.5, 3.0, 60.0]), np.full(4, 2.4)
+    (ax,) = alphas_by_layer([*"abcd"], alpha, null, null - 0.2, null + 0.2).axes
+    assert ax.get_xlim()[1] < 6
+    assert [text.get_text().strip() for text in ax.texts] == ["60"]
+
+
 # The command
 
 
@@ -387,7 +463,7 @@ def test_two_checkpoints_side_by_side(checkpoint, tmp_path, capsys):
     code, out, _ = run(capsys, checkpoint, "--compare", other, "--report", page)
     assert code == 0 and "like random -> structured" in out.splitlines()[1]
     assert "Before (model.safetensors): 7 layers" in " ".join(out.split())
-    text = page.read_text()
+    text = page.read_text().replace("<wbr>", "")
     assert "Side by side" in text and "After (other.safetensors)" in text
     assert "z_change" in text and "alpha_null_change" not in text  # the shapes are the same
 
@@ -444,6 +520,7 @@ def test_nothing_is_overwritten_without_being_told(checkpoint, tmp_path, capsys)
         (["{model}", "--report", "{tmp}/again", "--force"], 2, "is what is to be read"),
         (["{tmp}", "--report", "{tmp}/empty.npz", "--force"], 2, "or in it"),
         (["{model}", "--metrics", "hil"], 2, "'hil' is unknown"),
+        (["{model}", "--metrics", "all,foo"], 2, "'foo' is unknown"),
         (["{model}", "--layers", "nope*"], 2, "match nothing"),
         (["{model}", "--kind", "dense"], 2, "GLOB=KIND"),
         (["{model}", "--report", "{tmp}/no/such/out.html"], 2, "no folder"),

@@ -59,7 +59,7 @@ def rows(result):
 
 
 def test_planted_spikes_are_found_and_the_factors_are_the_best_of_their_rank():
-    result = compress(FLAX)
+    result = compress(FLAX, gate=1.0)
     assert {name: row["rank"] for name, row in rows(result).items()} == {
         "spiked/kernel": 7,
         "conv/kernel": 5,
@@ -155,7 +155,7 @@ def test_quantised_layers_are_copied_bit_for_bit():
 
 def test_a_checkpoint_of_bfloat16_stays_one():
     kernel = spiked(60, 40, 3).astype(ml_dtypes.bfloat16)
-    tensors = compress({"a/kernel": kernel}).tensors
+    tensors = compress({"a/kernel": kernel}, gate=1.0).tensors
     assert {t.dtype.name for t in tensors.values()} == {"bfloat16"}
     product = tensors["a/kernel/u"].astype(float) @ tensors["a/kernel/v"].astype(float)
     expected = best(kernel.astype(np.float32), 3)
@@ -233,6 +233,28 @@ def test_a_closed_gate_copies_the_layer():
             compress(FLAX, gate=gate)
 
 
+@pytest.mark.parametrize("rank", ["mp", "gd"])
+def test_a_bulk_that_is_no_noise_is_not_cut_at_its_edge_unless_asked(rank):
+    """A trained ResNet-20 falls from 92 to 12 % otherwise."""
+    heavy = np.linalg.qr(noise(80, 80))[0] * (np.arange(1, 81) ** -2.0).astype(np.float32)
+    assert compress({"a/kernel": heavy}, rank=rank).rows[0]["outcome"] == "kept"
+    assert compress({"a/kernel": heavy}, rank=rank, gate=1.0).rows[0]["outcome"] == "factored"
+    for other in ("energy=0.9", "5"):
+        assert compress({"a/kernel": heavy}, rank=other).rows[0]["outcome"] == "factored"
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_factors_and_numbers_follow_the_scale_of_the_weights(scale):
+    kernel = spiked(120, 80, 7).astype(np.float64)
+    (plain,), (row,) = (compress({"a/kernel": s * kernel}).rows for s in (1.0, scale))
+    assert row["rank"] == plain["rank"] == 7
+    for name, s in (("sigma", scale), ("edge", scale), ("ks", 1.0), ("error", 1.0)):
+        assert row[name] == pytest.approx(s * plain[name], rel=1e-9)
+    tensors = compress({"a/kernel": scale * kernel}).tensors
+    product = (tensors["a/kernel/u"] / scale**0.5) @ (tensors["a/kernel/v"] / scale**0.5)
+    np.testing.assert_allclose(product, best(kernel, 7), atol=1e-9)
+
+
 # Layers that are left as they are
 
 
@@ -265,7 +287,7 @@ def test_a_layer_that_is_not_factored_is_kept_with_the_reason(name, tensor, rank
 
 def test_a_fused_tensor_is_one_matrix_when_told_so():
     fused = {"lstm.weight_hh_l0": spiked(80, 20, 2)}
-    result = compress(fused, kinds={"lstm*": "dense"})
+    result = compress(fused, kinds={"lstm*": "dense"}, gate=1.0)
     assert result.rows[0]["rank"] == 2 and len(result.tensors) == 2
 
 
@@ -319,7 +341,7 @@ def test_the_command_writes_the_network_and_prints_the_table(checkpoint, tmp_pat
     assert main(["compress", str(checkpoint), "--rank", "mp", "--out", str(new)]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split()[:4] == ["outcome", "layer", "kind", "shape"]
-    assert "3 of 4 layers factored" in out and str(new) in err
+    assert "2 of 4 layers factored" in out and str(new) in err
     worst = max(compress(FLAX).rows, key=lambda row: row["error"])
     assert f"Up to {100 * worst['error']:.0f} % of a layer's norm" in " ".join(out.split())
     written, expected = load(new), compress(FLAX).tensors
@@ -333,12 +355,18 @@ def test_the_command_says_where_the_cut_takes_signal(tmp_path, capsys):
     heavy = np.linalg.qr(noise(80, 80))[0] * values.astype(np.float32)
     save_safetensors(tmp_path / "heavy.safetensors", {"a/kernel": heavy})
     command = ["compress", str(tmp_path / "heavy.safetensors"), "--force", "--out"]
+    assert main([*command, str(tmp_path / "new"), "--gate", "1"]) == 0
+    assert "warning: in 1 of 1 factored layers the bulk is not noise" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "new")]) == 0
-    assert "not noise" in capsys.readouterr().out
-    assert main([*command, str(tmp_path / "new"), "--gate", "0.1"]) == 0
     assert "0 of 1 layers factored" in (out := capsys.readouterr().out) and "a copy" in out
     assert main([*command, str(tmp_path / "new"), "--rank", "energy"]) == 0
-    assert "not noise" not in capsys.readouterr().out
+    assert "not noise" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["new.npz", "new.pt", "new.keras"])
+def test_a_file_is_not_written_under_the_name_of_another_format(name, checkpoint, tmp_path, capsys):
+    assert main(["compress", str(checkpoint), "--out", str(tmp_path / name)]) == 2
+    assert "new.safetensors" in capsys.readouterr().err and not (tmp_path / name).exists()
 
 
 def test_json_is_one_object_whose_totals_are_those_of_the_files(checkpoint, tmp_path, capsys):

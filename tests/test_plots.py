@@ -71,6 +71,25 @@ def test_a_lost_seed_is_left_out_of_the_interval():
     np.testing.assert_allclose(plots.t_interval(np.array([1.0, np.nan, 2.0, 4.0])), whole)
 
 
+def test_a_band_of_losses_does_not_reach_below_zero():
+    values = np.abs(np.random.default_rng(0).normal(size=(5, 3))) * 0.1
+    (ax,) = plots.training_curves({"none": (STEPS, values)}, ylabel="loss (nats)").axes
+    (band,) = ax.collections
+    assert band.get_paths()[0].vertices[:, 1].min() >= 0
+
+
+def test_the_climb_from_chance_and_a_collapsed_arm_do_not_hide_the_others():
+    climb = np.array([10.0, 80, 95, 96, 96.5])
+    curves = {name: (STEPS, climb + d) for name, d in (("none", 0.0), ("l1", 0.4), ("l2", 0.8))}
+    curves["collapsed"] = (STEPS, np.full(5, 11.0))
+    figure = plots.training_curves(curves, ylabel="test accuracy (%)")
+    low, high = figure.axes[0].get_ylim()
+    assert 70 < low < 96 and 96.5 < high < 105
+    assert "collapsed (below, ends at 11)" in [t.get_text() for t in figure.legends[0].texts][
+        -1
+    ].replace("\n", " ")
+
+
 def test_one_seed_has_a_line_and_no_band():
     figure = plots.training_curves({"none": (STEPS, CURVE[1][:, :1])}, ylabel="loss")
     (ax,) = figure.axes
@@ -95,8 +114,9 @@ def test_a_negative_strength_is_refused():
 
 
 def test_a_figure_is_saved_as_vector_and_as_pixels(tmp_path):
-    svg, png = plots.save(figures()["paired_differences"], tmp_path / "figures" / "paired")
+    svg, pdf, png = plots.save(figures()["paired_differences"], tmp_path / "figures" / "paired")
     assert svg.read_text().startswith("<?xml")
+    assert pdf.read_bytes().startswith(b"%PDF") and b"CreationDate" not in pdf.read_bytes()
     assert png.read_bytes().startswith(b"\x89PNG")
 
 

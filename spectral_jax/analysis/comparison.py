@@ -1,16 +1,28 @@
 """Two checkpoints, or two steps of one training, side by side."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_jax.analysis.text import shared_words
 from spectral_jax.checkpoints import as_line
 
 Row = Mapping[str, Any]
 
 IDENTITY = ("layer", "kind", "m", "n", "slices")
 _SIDES = ("before", "after")
+# A word that a wrapper puts into every name: torch.compile, DataParallel, FSDP, DeepSpeed.
+_WRAPPERS = (
+    "_orig_mod",
+    "module",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+)
+# By what rows are sorted, most telling first; the table shows how each has changed.
+MOVEMENT = ("z", "alpha", "alpha_farms", "log_norm")
 
 
 def titles(paths: Sequence[str]) -> list[str]:
@@ -28,10 +40,12 @@ def titles(paths: Sequence[str]) -> list[str]:
 def compare(before: Sequence[Row], after: Sequence[Row], columns: Sequence[str]) -> list[dict]:
     """A row per layer of either: ``column_before``, ``column_after``, ``column_change``.
 
-    Layers are matched by name; one that only one side has keeps its half, and ``verdict`` says so.
-    Sorted by how far z moved, then the squared norm; layers that came, went or lost z first.
+    Layers are matched by name, if need be without the words of wrappers such as ``_orig_mod.``
+    or those that all names of a side begin with; one that only one side has keeps its half, and
+    ``verdict`` says so. Sorted by how far the first of ``MOVEMENT`` moved, then the next; layers
+    that came, went or lost that number first.
     """
-    sides = [{row["layer"]: row for row in rows} for rows in (before, after)]
+    sides = _paired([{row["layer"]: row for row in rows} for rows in (before, after)])
     names = dict.fromkeys([*sides[0], *sides[1]])
     if not set(sides[0]) & set(sides[1]):
         first = [next(iter(side), "none") for side in sides]
@@ -41,6 +55,40 @@ def compare(before: Sequence[Row], after: Sequence[Row], columns: Sequence[str])
         )
     rows = [_row(name, [side.get(name) for side in sides], columns) for name in names]
     return sorted(rows, key=_movement)
+
+
+def _paired(sides: Sequence[dict[str, Row]]) -> list[dict[str, Row]]:
+    """Both sides by names that they share, where wrapping is all that tells their names apart.
+
+    A wrapper adds words of its own anywhere, or one word or more before all names of a side.
+    """
+    bare = [{_unwrapped(name): row for name, row in side.items()} for side in sides]
+    told_apart = all(len(new) == len(old) for new, old in zip(bare, sides, strict=True))
+    best = bare if told_apart and _common(bare) > _common(sides) else list(sides)
+    for i, side in enumerate(best):
+        paths = [re.split(r"([./])", name) for name in side]
+        for cut in range(2, shared_words(paths) + 1, 2):
+            shorter = {
+                "".join(path[cut:]): row for path, row in zip(paths, side.values(), strict=True)
+            }
+            candidate = [shorter, best[1]] if i == 0 else [best[0], shorter]
+            if _common(candidate) > _common(best):
+                return candidate
+    return best
+
+
+def _common(sides: Sequence[dict[str, Row]]) -> int:
+    return len(sides[0].keys() & sides[1].keys())
+
+
+def _unwrapped(name: str) -> str:
+    """The name without the words of wrappers.
+
+    >>> _unwrapped("_orig_mod.module.fc.weight")
+    'fc.weight'
+    """
+    words = "|".join(_WRAPPERS)
+    return re.sub(rf"(?<![^./])(?:{words})[./]", "", name)
 
 
 def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[str, Any]:
@@ -58,9 +106,8 @@ def _row(name: str, pair: Sequence[Row | None], columns: Sequence[str]) -> dict[
     return row
 
 
-def _movement(row: Row) -> tuple[float, float]:
-    z, norm = (_distance(row, column) for column in ("z", "log_norm"))
-    return -z, -norm
+def _movement(row: Row) -> tuple[float, ...]:
+    return tuple(-_distance(row, column) for column in MOVEMENT)
 
 
 def _distance(row: Row, column: str) -> float:

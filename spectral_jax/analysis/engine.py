@@ -66,12 +66,10 @@ def analyse(
 
 def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:
     """The metric groups asked for; ``all`` stands for every one."""
-    if "all" in metrics:
-        return OPTIONAL
-    unknown = [name for name in metrics if name not in OPTIONAL]
+    unknown = [name for name in metrics if name not in (*OPTIONAL, "all")]
     if unknown:
         raise ValueError(f"metrics={unknown[0]!r} is unknown: use {', '.join(OPTIONAL)} or all")
-    return tuple(metrics)
+    return OPTIONAL if "all" in metrics else tuple(dict.fromkeys(metrics))
 
 
 def _read(

@@ -31,16 +31,20 @@ class PowerLaw(NamedTuple):
     fit: str
 
 
-def norms(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> dict[str, float]:
-    """Sum, largest, their logarithms and ratio, entropy, and where the bulk would end."""
+def norms(eigenvalues: np.ndarray, shape: tuple[int, ...], unit: float = 1.0) -> dict[str, float]:
+    """Sum, largest, their logarithms and ratio, entropy, and where the bulk would end.
+
+    ``unit`` is what the weights were divided by; norms that float64 cannot hold are 0 or infinite,
+    their logarithms right.
+    """
     total, largest = float(eigenvalues.sum()), float(eigenvalues[-1])
     rank = matrix_rank(eigenvalues, shape)
     edge = _bulk_edge(eigenvalues, shape)
     return {
-        "norm": total,
-        "log_norm": _log10(total),
-        "spectral_norm": largest,
-        "log_spectral_norm": _log10(largest),
+        "norm": total * unit * unit,
+        "log_norm": _log10(total) + 2 * math.log10(unit),
+        "spectral_norm": largest * unit * unit,
+        "log_spectral_norm": _log10(largest) + 2 * math.log10(unit),
         "stable_rank": total / largest if largest > 0 else math.nan,
         "entropy": _entropy(eigenvalues, rank),
         "mp_softrank": edge / largest if largest > 0 else math.nan,
@@ -107,14 +111,16 @@ def power_law(eigenvalues: np.ndarray) -> PowerLaw:
     )
 
 
-def weighted(fit: PowerLaw, eigenvalues: np.ndarray) -> dict[str, Any]:
-    """The fit and what is made of alpha and the norms."""
+def weighted(fit: PowerLaw, eigenvalues: np.ndarray, unit: float = 1.0) -> dict[str, Any]:
+    """The fit and what is made of alpha and the norms, of weights that were divided by ``unit``."""
+    shift = 2 * math.log10(unit)
     kept = eigenvalues[eigenvalues > 0]
     powers = fit.alpha * np.log10(kept) if len(kept) else np.array([math.nan])
     top = float(powers.max())
     return fit._asdict() | {
-        "alpha_weighted": fit.alpha * _log10(float(eigenvalues[-1])),
-        "log_alpha_norm": top + _log10(float(np.sum(10 ** (powers - top)))),
+        "xmin": fit.xmin * unit * unit,
+        "alpha_weighted": fit.alpha * (_log10(float(eigenvalues[-1])) + shift),
+        "log_alpha_norm": top + _log10(float(np.sum(10 ** (powers - top)))) + fit.alpha * shift,
     }
 
 

@@ -3,6 +3,7 @@
 Nothing is kept but the eigenvalues, so that the memory needed is that of the largest layer.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,8 +11,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from spectral_jax import weights
+from spectral_jax.analysis.text import short_names
 
 ENTRIES = 2**22  # of a matrix that are held in float64 at a time: 32 MB
+SQUARED_IN_FLOAT64 = (1e-100, 1e100)  # largest entries whose squares and their sums stay normal
+SQUARED_IN_FLOAT32 = (1e-12, 1e12)
 
 
 @runtime_checkable
@@ -28,12 +32,16 @@ class Source(Protocol):
 
 
 class Layer(NamedTuple):
-    """A layer and its eigenvalues, ascending, pooled over its slices; none if it is not finite."""
+    """A layer and its eigenvalues, ascending, pooled over its slices; none if it is not finite.
+
+    They are those of the weights over ``unit``, which is 1 unless float64 cannot hold the squares.
+    """
 
     view: weights.View
     eigenvalues: np.ndarray
     windowed: np.ndarray | None
     finite: bool
+    unit: float
 
 
 class Arrays:
@@ -51,16 +59,27 @@ class Arrays:
 
 
 def select(plan: weights.Plan, patterns: Sequence[str]) -> tuple[weights.View, ...]:
-    """The views whose name matches any of the shell patterns; all of them for no pattern."""
+    """The views whose name matches any of the shell patterns; all of them for no pattern.
+
+    A name is also what the table shows for it: without the words that all names share.
+    """
     if not patterns:
         return plan.views
+    shown = short_names([view.name for view in plan.views])
     views = tuple(
-        view for view in plan.views if any(fnmatchcase(view.name, each) for each in patterns)
+        view
+        for view, short in zip(plan.views, shown, strict=True)
+        if any(_matches(name, each) for each in patterns for name in (view.name, short))
     )
     if not views:
         known = ", ".join(view.name for view in plan.views[:3])
         raise ValueError(f"layers {' '.join(patterns)} match nothing: there is {known}, ...")
     return views
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As the shell does, and to the letter: in a pattern the brackets of ``h[0]`` are a choice."""
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def spectra(
@@ -78,11 +97,27 @@ def spectra(
             if name not in held:
                 held[name] = _float(source.read(name))
         matrix = np.asarray(view.read(*(held[name] for name in view.sources)))
-        if not np.isfinite(matrix).all():
-            yield Layer(view, np.zeros(0), None, finite=False)
+        matrix, unit = in_a_unit(matrix, SQUARED_IN_FLOAT64)
+        if math.isnan(unit):
+            yield Layer(view, np.zeros(0), None, finite=False, unit=1.0)
             continue
         windowed = None if windows is None else windows(matrix)
-        yield Layer(view, eigenvalues(matrix), windowed, finite=True)
+        yield Layer(view, eigenvalues(matrix), windowed, finite=True, unit=unit)
+
+
+def in_a_unit(matrix: np.ndarray, span: tuple[float, float]) -> tuple[np.ndarray, float]:
+    """The matrix over a power of two, and that power: 1 if its largest entry lies within ``span``.
+
+    The power is NaN for a matrix that holds NaN or infinity.
+    """
+    # Without a copy, which |matrix| would be.
+    largest = max(float(matrix.max(initial=0.0)), -float(matrix.min(initial=0.0)))
+    if not math.isfinite(largest):
+        return matrix, math.nan
+    if largest == 0 or span[0] < largest < span[1]:
+        return matrix, 1.0
+    unit = math.ldexp(1.0, min(math.frexp(largest)[1], 1023))
+    return matrix.astype(np.float64) / unit, unit
 
 
 def eigenvalues(matrix: np.ndarray) -> np.ndarray:

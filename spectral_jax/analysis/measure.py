@@ -9,7 +9,7 @@ import numpy as np
 from spectral_jax._progress import progress
 from spectral_jax.analysis import host
 from spectral_jax.analysis.columns import names
-from spectral_jax.analysis.layers import Layer
+from spectral_jax.analysis.layers import SQUARED_IN_FLOAT32, Layer, in_a_unit
 
 WINDOW = 100  # rows and columns of a FARMS window, or the short side of a smaller layer
 WINDOWS_PER_AXIS = 9
@@ -33,7 +33,7 @@ def windowed_eigenvalues(matrix: np.ndarray) -> np.ndarray:
 
     from spectral_jax.tails import farms_eigenvalues
 
-    w = jnp.asarray(matrix, jnp.float32)
+    w = jnp.asarray(in_a_unit(matrix, SQUARED_IN_FLOAT32)[0], jnp.float32)
     pooled = farms_eigenvalues(w, window=WINDOW, samples=WINDOWS_PER_AXIS)
     return np.asarray(pooled, np.float64)
 
@@ -53,7 +53,7 @@ def _row(layer: Layer, groups: Sequence[str]) -> dict[str, Any]:
 
 
 def _norms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
-    return host.norms(layer.eigenvalues, layer.view.shape[-2:])
+    return host.norms(layer.eigenvalues, layer.view.shape[-2:], layer.unit)
 
 
 def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ks(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
-    return host.weighted(host.power_law(layer.eigenvalues), layer.eigenvalues)
+    return host.weighted(host.power_law(layer.eigenvalues), layer.eigenvalues, layer.unit)
 
 
 def _farms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def write_page(
     meanings = _meanings(analyses)
     parts = []
     for title, analysis in named:
-        parts += [f"<h2>{escape(title)}</h2>"] * (len(named) == 2)
+        parts += [f"<h2>{page.breakable(title)}</h2>"] * (len(named) == 2)
         parts.append(f"<ul class='lead'>{''.join(map(_item, analysis.gist))}</ul>")
     if len(named) == 2:
         caption = "Most changed first. Columns that are equal in both are left out."
@@ -59,12 +59,12 @@ def write_page(
 
 
 def _item(sentence: str) -> str:
-    return f"<li>{escape(sentence)}</li>"
+    return f"<li>{page.breakable(sentence)}</li>"
 
 
 def _sections(title: str, analysis: Analysis) -> list[str]:
     rows = by_urgency(analysis.rows)
-    parts = [f"<h2>Layers: {escape(title)}</h2>"]
+    parts = [f"<h2>Layers: {page.breakable(title)}</h2>"]
     judged = against_chance(analysis.rows)
     if judged:
         figure, name = _alphas(judged), f"{title}-alphas"
@@ -118,6 +118,8 @@ def _table(caption: str, rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def _cell(name: str, row: Row) -> str:
+    if name == "layer":
+        return page.breakable(str(row[name]))
     if name != "verdict":
         return escape(number(row.get(name)))
     verdict = str(row["verdict"])
@@ -141,7 +143,9 @@ def _panels(analysis: Analysis) -> list[Tail]:
     """The most urgent layers whose spectrum can be drawn."""
     layers = {layer.view.name: layer for layer in analysis.layers}
     drawable = [
-        row for row in by_urgency(analysis.rows) if row["finite"] and row["eigenvalues"] >= 8
+        row
+        for row in by_urgency(analysis.rows)
+        if row["finite"] and row["eigenvalues"] >= 8 and layers[row["layer"]].unit == 1
     ]
     chosen = [row for row in drawable if row["rank"]][:PANELS]
     names = short_names([row["layer"] for row in chosen])
@@ -207,7 +211,7 @@ _BADGES = """
 .urgency-6 { background: #00694b; } td { white-space: nowrap; }
 th { white-space: nowrap; } th a { color: inherit; text-decoration-style: dotted; }
 @media (max-width: 40rem) {
-  th[scope=row] { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+  th[scope=row] { white-space: normal; overflow-wrap: break-word; max-width: 10rem; }
 }
-details { margin: 1rem 0; } summary { cursor: pointer; }
+details { margin-top: 1rem; margin-bottom: 1rem; } summary { cursor: pointer; }
 """

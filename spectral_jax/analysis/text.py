@@ -14,8 +14,9 @@ SHOWN = (
     "verdict", "layer", "kind", "shape",
     "alpha", "sigma", "alpha_farms", "alpha_hill", "alpha_null", "z", "stable_rank", "rank",
     "log_norm", "exponential_ratio", "truncated_ratio", "p_value",
-    "alpha_before", "alpha_after", "alpha_farms_before", "alpha_farms_after", "z_before", "z_after",
-    "z_change", "rank_before", "rank_after", "log_norm_before", "log_norm_after",
+    "z_before", "z_after", "z_change", "alpha_before", "alpha_after", "alpha_change",
+    "alpha_farms_before", "alpha_farms_after", "alpha_farms_change",
+    "log_norm_before", "log_norm_after", "log_norm_change", "rank_before", "rank_after",
 )  # fmt: skip
 _ANSI = {0: "1;31", 1: "31", 2: "35", 3: "33", 4: "35", 5: "36", 6: "32", 7: "2"}
 
@@ -78,12 +79,12 @@ def short_names(names: Sequence[str]) -> list[str]:
     ['conv1', 'block.conv2']
     """
     paths = [re.split(r"([./])", name) for name in names]
-    start = _shared(paths)
-    end = _shared([path[start:][::-1] for path in paths])
+    start = shared_words(paths)
+    end = shared_words([path[start:][::-1] for path in paths])
     return ["".join(path[start : len(path) - end]) for path in paths]
 
 
-def _shared(paths: Sequence[Sequence[str]]) -> int:
+def shared_words(paths: Sequence[Sequence[str]]) -> int:
     """How many words, with their separators, all paths begin with; each keeps one at least."""
     columns = list(zip(*paths, strict=False))
     same = 0

@@ -31,12 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option(
         "--gate",
         type=float,
-        default=1.0,
         metavar="KS",
         help="copy layers whose bulk is farther from noise than this distance, 0 to 1 "
-        "(default: %(default)s, off)",
+        f"(default: {NOT_NOISE} for mp and gd, which cut into signal there; else 1, off)",
     )
-    option("--out", required=True, metavar="NEW", help="the safetensors file to write")
+    option("--out", required=True, metavar="NEW", help="the file to write: NAME.safetensors")
     option("--force", action="store_true", help="overwrite it")
     option("--step", type=int, metavar="N", help=STEP_HELP)
     option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
@@ -49,8 +48,11 @@ def run(options: argparse.Namespace) -> int:
     """Do as asked; what is wrong with the input is raised, and said by `cli.main`."""
     from spectral_jax.checkpoints import open_checkpoint, save_safetensors
 
-    check_target(options.out, inputs=[options.path], force=options.force)
     out = Path(options.out)
+    if out.suffix not in ("", ".safetensors"):
+        named = out.with_suffix(".safetensors")
+        raise ValueError(f"--out {out}: the file is written as safetensors: call it {named}")
+    check_target(options.out, inputs=[options.path], force=options.force)
     with open_checkpoint(options.path, step=options.step) as checkpoint:
         result = compress(
             checkpoint,
@@ -69,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_document(result, totals), indent=2, allow_nan=False))
     else:
         print("\n".join(_table(result.rows)))
-        print("", _summary(result.rows, totals, options.rank), sep="\n")
+        print("", _summary(result.rows, totals), sep="\n")
+    if warning := _signal_cut(result.rows, options.rank):
+        print(warning, file=sys.stderr)
     print(f"written: {out}", file=sys.stderr)
     return 0
 
@@ -96,7 +100,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int], rank: str) -> str:
+def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int]) -> str:
     factored = [row for row in rows if row["outcome"] == "factored"]
     before, after = totals["parameters_before"], totals["parameters_after"]
     text = (
@@ -104,19 +108,32 @@ def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int], rank:
         f"after ({100 * (after / before - 1):+.1f} %)."
     )
     if not factored:
-        return f"{text} The new file is a copy."
+        return _wrapped(
+            f"{text} The new file is a copy: --rank energy=0.95 cuts by the norm that is lost, "
+            "whatever the bulk."
+        )
     worst = max(factored, key=lambda row: row["error"])
     text += (
         f" Up to {100 * worst['error']:.0f} % of a layer's norm is gone ({worst['layer']}). What "
         "that does to the accuracy the weights do not say: measure it before and after."
     )
+    return _wrapped(text)
+
+
+def _signal_cut(rows: Sequence[Mapping[str, Any]], rank: str) -> str:
+    """What to say of layers cut at an edge that is not there, as a wide gate lets them be."""
+    factored = [row for row in rows if row["outcome"] == "factored"]
     doubtful = sum(row["ks"] > NOT_NOISE for row in factored)
-    if doubtful and rank in ("mp", "gd"):
-        text += (
-            f" In {doubtful} of the factored layers the bulk is not noise, or too small to tell "
-            f"(ks above {NOT_NOISE}): the cut takes signal. --gate {NOT_NOISE} copies these, "
-            "--rank energy cuts less."
-        )
+    if not doubtful or rank not in ("mp", "gd"):
+        return ""
+    return _wrapped(
+        f"warning: in {doubtful} of {len(factored)} factored layers the bulk is not noise, or too "
+        f"small to tell (ks above {NOT_NOISE}): the cut takes signal. Without --gate these are "
+        "copied; --rank energy cuts less."
+    )
+
+
+def _wrapped(text: str) -> str:
     return textwrap.fill(text, min(100, shutil.get_terminal_size().columns))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from spectral_jax import weights
 from spectral_jax._progress import progress
-from spectral_jax.analysis.layers import Arrays, Source, select
+from spectral_jax.analysis.layers import SQUARED_IN_FLOAT64, Arrays, Source, in_a_unit, select
 from spectral_jax.compress.ranks import Bulk, Rule, fit_bulk, parse_rank
 
 SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
@@ -42,7 +42,7 @@ def compress(
     params: Any,
     *,
     rank: str = "mp",
-    gate: float = 1.0,
+    gate: float | None = None,
     layers: Sequence[str] = (),
     framework: weights.Framework | Literal["auto"] = "auto",
     kinds: Mapping[str, str] | None = None,
@@ -55,7 +55,8 @@ def compress(
       rank: ``mp``, what stands above the Marchenko-Pastur edge; ``gd``, above the threshold of
         Gavish and Donoho; ``energy=0.95``, that share of the squares; or a number.
       gate: the Kolmogorov-Smirnov distance of the bulk from noise above which a layer is copied;
-        1 is off. Where the bulk is no noise (above some 0.05), ``mp`` and ``gd`` cut into signal.
+        1 is off. Default: 0.05 for ``mp`` and ``gd``, which cut into signal where the bulk is no
+        noise (a trained ResNet-20 falls from 92 to 12 %), and off for the other rules.
       layers: shell patterns of the names to factor; the rest is copied.
       framework, kinds: as in `spectral_jax.weights.plan`.
 
@@ -63,6 +64,7 @@ def compress(
     Raises ``ValueError`` for an unknown option, a gate outside [0, 1], patterns that match nothing
     or a network without a matrix, ``CheckpointError`` for a bad file, and ``FileNotFoundError``.
     """
+    gate = default_gate(rank) if gate is None else gate
     if not 0 <= gate <= 1:
         raise ValueError(f"gate={gate}: distances lie in [0, 1], so choose it there")
     rule = _gated(parse_rank(rank), gate)
@@ -75,11 +77,17 @@ def compress(
     return _compress(source, rule, layers, framework, kinds, label)
 
 
+def default_gate(rank: str) -> float:
+    """The gate of a rule: closed to what is no noise where the rule reads the noise."""
+    return NOT_NOISE if rank in ("mp", "gd") else 1.0
+
+
 def _gated(rule: Rule, gate: float) -> Rule:
     def gated(values: np.ndarray, shape: tuple[int, int], bulk: Bulk) -> int:
+        rank = rule(values, shape, bulk)
         if gate < 1 and not bulk.ks <= gate:
-            raise ValueError(f"the gate is closed: ks {bulk.ks:.2f}")
-        return rule(values, shape, bulk)
+            raise ValueError(f"the gate is closed: ks {bulk.ks:.2f} is above {gate:g}")
+        return rank
 
     return gated
 
@@ -129,23 +137,24 @@ def _treat(
     refusal = "factors already" if factor else _not_a_layer(tensor, views)
     if refusal:
         return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
-    matrix = view.read(tensor.astype(np.float64))
-    if not np.isfinite(matrix).all():
+    matrix, unit = in_a_unit(view.read(tensor.astype(np.float64)), SQUARED_IN_FLOAT64)
+    if math.isnan(unit):
         refusal = "NaN or infinity among the weights"
         return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
     values, vectors = _spectrum(matrix)
     bulk = fit_bulk(values, matrix.shape)
+    shown = bulk._replace(sigma=bulk.sigma * unit, edge=bulk.edge * unit)
     try:
         nonzero = int(np.sum(values > max(matrix.shape) * EPS * values[0]))
         rank = min(rule(values, matrix.shape, bulk), nonzero)
         refusal = split_refusal(matrix.shape, rank)
     except ValueError as error:
-        return _row(tensor, view, bulk, math.nan, 0.0, str(error)), {name: tensor}
+        return _row(tensor, view, shown, math.nan, 0.0, str(error)), {name: tensor}
     if refusal:
-        return _row(tensor, view, bulk, rank, 0.0, refusal), {name: tensor}
+        return _row(tensor, view, shown, rank, 0.0, refusal), {name: tensor}
     lost = math.sqrt(float(np.sum(values[rank:] ** 2) / np.sum(values**2)))
-    factors = _factors(matrix, values[:rank], vectors[:, :rank])
-    return _row(tensor, view, bulk, rank, lost, ""), _as_stored(name, tensor, view, factors)
+    factors = _factors(matrix, values[:rank], vectors[:, :rank], unit)
+    return _row(tensor, view, shown, rank, lost, ""), _as_stored(name, tensor, view, factors)
 
 
 def split_refusal(shape: tuple[int, ...], rank: int) -> str:
@@ -181,13 +190,13 @@ def _spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factors(
-    matrix: np.ndarray, values: np.ndarray, vectors: np.ndarray
+    matrix: np.ndarray, values: np.ndarray, vectors: np.ndarray, unit: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``U sqrt(S)`` and ``sqrt(S) V^T``, for values above 0."""
-    roots = np.sqrt(values)
+    """``U sqrt(S)`` and ``sqrt(S) V^T``, for values above 0, of ``unit`` times the matrix."""
+    roots, half = np.sqrt(values), math.sqrt(unit)
     if _tall(matrix):
-        return matrix @ (vectors / roots), (vectors * roots).T
-    return vectors * roots, (vectors / roots).T @ matrix
+        return matrix @ (vectors / roots * half), (vectors * roots * half).T
+    return vectors * roots * half, (vectors / roots * half).T @ matrix
 
 
 def _as_stored(

@@ -4,7 +4,7 @@ Nothing here runs a network, reads a file or touches pyplot, so a figure can be 
 time from what a run stored. ``save`` and ``to_svg`` write the same bytes for the same figure.
 
     figure = training_curves({"none": (epochs, accuracy)}, ylabel="test accuracy (%)")
-    save(figure, "figures/accuracy")          # accuracy.svg and accuracy.png
+    save(figure, "figures/accuracy")          # accuracy.svg, .pdf and .png
 """
 
 from spectral_jax.plots.comparison import paired_differences, strength_sweep

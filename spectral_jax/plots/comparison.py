@@ -58,8 +58,33 @@ def strength_sweep(
         label = name + _missing(values)
         _draw_points(ax, _beside(ax, strengths[order], offset), interval, styles[name], label)
     ax.set(xlabel="penalty strength (dimensionless)", ylabel=ylabel)
+    _focus_on_most(ax, [*accuracy.values(), *([] if baseline is None else [baseline])])
     style.arm_legend(figure, ax, seeds)
     return figure
+
+
+def _focus_on_most(ax: Axes, samples: Sequence[np.ndarray]) -> None:
+    """Cut off what collapsed: its place on the axis would be taken from all that did not."""
+    means = np.concatenate([np.atleast_1d(t_interval(_by_row(each)).mean) for each in samples])
+    low, high = style.focus(means, means)
+    known = means[np.isfinite(means)]
+    sides = {"below": known[known < low], "above": known[known > high]}
+    told = [f"{len(cut)} {side}, at {_span(cut)}" for side, cut in sides.items() if len(cut)]
+    if told:
+        room = max(0.4 * (high - low), 0.5)
+        ax.set_ylim(low - room, high + room)
+        ax.annotate(f"not shown: {'; '.join(told)}", (0.01, 0.02), xycoords="axes fraction",
+                    fontsize=7.5, color="#444444")  # fmt: skip
+
+
+def _span(values: np.ndarray) -> str:
+    ends = f"{values.min():.3g}", f"{values.max():.3g}"
+    return ends[0] if len(set(ends)) == 1 else " to ".join(ends)
+
+
+def _by_row(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, dtype=float)
+    return values.reshape(len(values), -1) if values.ndim > 1 else values[None]
 
 
 def _draw_baseline(ax: Axes, interval: Interval) -> None:
@@ -125,7 +150,7 @@ def paired_differences(
 def _draw_difference(ax: Axes, row: int, values: np.ndarray) -> None:
     mean, half_width, count = t_interval(values)
     ax.plot(values, np.full(values.shape, row + 0.2), "o", color=style.OKABE_ITO[1],
-            markersize=3, alpha=0.55, markeredgewidth=0)  # fmt: skip
+            markersize=4, alpha=0.85, markeredgewidth=0)  # fmt: skip
     clear = bool(abs(mean) > half_width)
     if count:
         ax.errorbar(mean, row, xerr=np.nan_to_num(half_width), fmt="D", color="black", capsize=3,

@@ -15,8 +15,17 @@ from spectral_jax.plots.style import to_svg
 
 def page(title: str, parts: Sequence[str], *, style: str = "") -> str:
     """The page: a heading and its parts, in order; ``style`` adds to the house's own."""
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *parts])
+    body = "\n".join([f"<h1>{breakable(title)}</h1>", *parts])
     return _PAGE.format(title=escape(title), style=_STYLE + style, body=body)
+
+
+def breakable(text: str) -> str:
+    """The text as HTML in which a narrow screen may break long names behind ``.``, ``/`` and ``_``.
+
+    >>> breakable("a.b < 0.5")
+    'a.<wbr>b &lt; 0.5'
+    """
+    return re.sub(r"([./_])(?=[A-Za-z])", r"\1<wbr>", escape(text))
 
 
 def picture(figure: Figure, caption: str, *, name: str, alternative: str = "") -> str:
@@ -109,21 +118,27 @@ _STYLE = """
 }
 body { margin: 0; color: var(--text); background: var(--back);
   font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem; }
-h1, h2 { overflow-wrap: anywhere; line-height: 1.2; }
+main { margin: 0 auto; padding: 1.5rem; }
+/* Text in lines that can be read; a table as wide as it is, in the middle of the window. */
+main > * { max-width: 68rem; margin-left: auto; margin-right: auto; }
+main > .wide, main > details { max-width: 100%; width: fit-content; min-width: min(68rem, 100%); }
+h1, h2 { overflow-wrap: break-word; line-height: 1.2; }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-.lead { font-size: 1.1rem; max-width: 48rem; overflow-wrap: anywhere; }
+.lead { font-size: 1.1rem; overflow-wrap: break-word; }
+wbr { display: none; }
+@media (min-width: 60rem) { .lead { box-sizing: border-box; padding-right: 20rem; } }
+@media (max-width: 60rem) { wbr { display: inline; } }
 ul.lead { padding-left: 1.2rem; } ul.lead li { margin: .3rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); }
-td { font-variant-numeric: tabular-nums; } .number { text-align: right; }
+td { font-variant-numeric: tabular-nums; max-width: 40rem; } .number { text-align: right; }
 th[scope=row] { font-weight: inherit; position: sticky; left: 0; background: var(--back); }
 .badge { display: inline-block; padding: .05rem .45rem; border-radius: .7rem; font-size: .75rem;
   font-weight: 600; white-space: nowrap; color: #fff; background: #666; }
-figure { margin: 1.5rem 0; }
+figure { margin-top: 1.5rem; margin-bottom: 1.5rem; }
 figure svg { display: block; width: 100%; min-width: 40rem; max-width: 56rem; height: auto; }
 figcaption { color: var(--soft); font-size: .9rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .85rem; }

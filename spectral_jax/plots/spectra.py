@@ -39,9 +39,11 @@ def alphas_by_layer(
 ) -> Figure:
     """Each layer's Hill exponent beside what chance gives a matrix of its shape.
 
-    low, high: three standard deviations from `null`. What is far above all exponents is cut off.
+    low, high: three standard deviations from `null`. An exponent far beyond the others is drawn as
+    an arrow at the edge, with its number.
     """
-    right = 1.25 * max(alpha.max(), null.max())
+    right = 1.25 * max(_within_reach(alpha), null.max())
+    shown, beyond = np.minimum(alpha, right), np.flatnonzero(alpha > right)
     high = np.minimum(high, 2 * right)
     count = len(names)
     named = count <= _NAMED_LAYERS
@@ -54,9 +56,15 @@ def alphas_by_layer(
             color=_BLACK, elinewidth=4, alpha=0.35,
             label="random matrix of this shape, ± 3 standard deviations",
         )  # fmt: skip
-        ax.plot(alpha, place, "o", color=_RED, label="this network")
+        ax.plot(np.delete(shown, beyond), np.delete(place, beyond), "o", color=_RED,
+                label="this network")  # fmt: skip
+        ax.plot(shown[beyond], place[beyond], ">", color=_RED, clip_on=False)
+        for i in beyond:
+            ax.annotate(f"{alpha[i]:.3g}  ", (right, i), ha="right", va="center", fontsize=7.5)
         ax.set(yticks=place, yticklabels=[*map(literal, names)], ylim=(count - 0.5, -0.5))
-        ax.set_xlim(max(1, ax.get_xlim()[0]), min(right, ax.get_xlim()[1]))
+        ax.set_xlim(
+            max(1, ax.get_xlim()[0]), right if len(beyond) else min(right, ax.get_xlim()[1])
+        )
         ax.set_xlabel("Hill exponent of the upper half of the spectrum")
     else:
         ax.vlines(
@@ -64,12 +72,21 @@ def alphas_by_layer(
             label="random matrix of this shape, ± 3 standard deviations",
         )  # fmt: skip
         ax.plot(place, null, "_", color=_BLACK, alpha=0.5, markersize=3)
-        ax.plot(place, alpha, "o", color=_RED, label="this network")
+        ax.plot(np.delete(place, beyond), np.delete(shown, beyond), "o", color=_RED,
+                label="this network")  # fmt: skip
+        ax.plot(place[beyond], shown[beyond], "^", color=_RED, clip_on=False)
         ax.set(xlabel="layer, in the network's order")
         ax.set_ylabel("Hill exponent of the upper half of the spectrum")
-        ax.set_ylim(top=min(right, ax.get_ylim()[1]))
+        ax.set_ylim(top=right if len(beyond) else min(right, ax.get_ylim()[1]))
     figure.legend(loc="outside upper left", ncols=2)
     return figure
+
+
+def _within_reach(alpha: np.ndarray) -> float:
+    """The largest exponent within ten median distances of the median."""
+    middle = np.median(alpha)
+    reach = middle + 10 * max(np.median(np.abs(alpha - middle)), 0.1 * middle)
+    return float(alpha[alpha <= reach].max())
 
 
 @styled

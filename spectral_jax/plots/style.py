@@ -52,6 +52,7 @@ RC: dict[str, Any] = {
     "savefig.facecolor": "white",
     "savefig.dpi": 200,
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # letters stay letters, which many journals ask for
     "svg.hashsalt": "spectral_jax",
 }
 
@@ -112,6 +113,22 @@ def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
     (ax.set_xlim if which == "x" else ax.set_ylim)(-0.1 * threshold, None)
 
 
+def focus(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
+    """Limits in which most of these intervals, one per arm, can be told apart.
+
+    One arm that collapsed would press all others into a line: what lies farther from the median of
+    all than five times the median distance or width is left out. NaN where there is none.
+    """
+    middle = (low + high) / 2
+    known = np.isfinite(middle)
+    if not known.any():
+        return np.nan, np.nan
+    low, high, middle = low[known], high[known], middle[known]
+    away = np.abs(middle - np.median(middle))
+    near = away <= 5 * max(np.median(away), np.median(high - low))
+    return float(low[near].min()), float(high[near].max())
+
+
 def arm_legend(figure: Figure, ax: Axes, seeds: Iterable[int], *, below: bool = False) -> Legend:
     """Legend outside the axes, so that it hides no data, with what line and band mean as title."""
     handles, labels = ax.get_legend_handles_labels()
@@ -144,11 +161,12 @@ def to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def save(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write ``stem.svg`` and ``stem.png`` and return both paths."""
-    svg, png = Path(f"{stem}.svg"), Path(f"{stem}.png")
+def save(figure: Figure, stem: str | Path) -> tuple[Path, Path, Path]:
+    """Write ``stem.svg``, ``stem.pdf`` (for a paper) and ``stem.png``; return their paths."""
+    svg, pdf, png = (Path(f"{stem}.{ending}") for ending in ("svg", "pdf", "png"))
     svg.parent.mkdir(parents=True, exist_ok=True)
     svg.write_text(to_svg(figure), encoding="utf-8")
     with matplotlib.rc_context(RC):
+        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
         figure.savefig(png, metadata={"Software": None})
-    return svg, png
+    return svg, pdf, png

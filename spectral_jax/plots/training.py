@@ -25,7 +25,9 @@ def training_curves(
     """Mean over seeds against training time, with a band for its 95 % Student interval.
 
     A seed that is anywhere NaN or infinite is left out of its arm and the legend says how many
-    are left, as in "l1 (4 of 5 seeds)". With fewer than two seeds left there is no band.
+    are left, as in "l1 (4 of 5 seeds)". With fewer than two seeds left there is no band. Unless
+    ``ylim`` says otherwise the axis shows the second half of training, where arms are told apart,
+    and not the climb from chance; an arm that is nowhere in sight is named in the legend.
 
     Args:
         curves: per arm the steps [t] and the values [t, s] (or [t] for one seed).
@@ -43,7 +45,9 @@ def training_curves(
     ax = figure.subplots()
     draw_curves(ax, curves, arms=arms)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    if ylim is not None:
+    if ylim is None:
+        _focus_on_the_end(ax)
+    else:
         ax.set_ylim(*ylim)
     style.arm_legend(figure, ax, seed_counts(curves.values()))
     return figure
@@ -66,10 +70,27 @@ def draw_curves(ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = 
         # Staggered markers keep arms apart where their lines coincide.
         ax.plot(steps, mean, label=_label(name, complete), markevery=(i % gap, gap), **look)
         if complete.sum() > 1:
+            low = mean - half_width
+            # Student's interval knows no bounds; a loss or an accuracy does.
+            low = np.maximum(low, 0.0) if (values[:, complete] >= 0).all() else low
             ax.fill_between(
-                steps, mean - half_width, mean + half_width,
-                color=look["color"], alpha=0.16, linewidth=0,
-            )  # fmt: skip
+                steps, low, mean + half_width, color=look["color"], alpha=0.16, linewidth=0
+            )
+
+
+def _focus_on_the_end(ax: Axes) -> None:
+    lines = [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
+    late = [y[len(y) // 2 :] for y in lines]
+    spans = [(y.min(), y.max()) if np.isfinite(y).all() else (np.nan, np.nan) for y in late]
+    low, high = style.focus(*np.array(spans).T)
+    room = 0.15 * (high - low)  # for the bands
+    if not room > 0:
+        return
+    ax.set_ylim(low - room, high + room)
+    for line, y, (least, most) in zip(ax.get_lines(), late, spans, strict=True):
+        if most < low or least > high:
+            side = "below" if most < low else "above"
+            line.set_label(f"{line.get_label()!s} ({side}, ends at {y[-1]:.3g})")
 
 
 def as_seeds(values: np.ndarray) -> np.ndarray:
