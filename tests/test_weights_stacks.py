@@ -274,6 +274,20 @@ def test_a_stack_goes_through_the_compiled_step_of_svd_prune():
     assert list(state[-1].report) == ["kernel:0", "kernel:1", "kernel:2"]
 
 
+def test_weights_are_removed_layer_by_layer():
+    params = scanned()
+    by_layer = optim.prune(params, {"kernel:0": 0.5, "kernel:2": 0.25})["kernel"]
+    assert [int((layer == 0).sum()) for layer in by_layer] == [2048, 0, 1024]
+    whole = optim.prune(params, {"kernel": 0.5})["kernel"]  # the layers are of different scales
+    assert [int((layer == 0).sum()) for layer in whole] == [2048] * 3
+
+
+@pytest.mark.parametrize("name", ["kernel", "kernel:1"])
+def test_a_stack_is_not_factored_as_a_convolution(name):
+    with pytest.raises(ValueError, match=f"ranks: '{name}' is a stack"):
+        optim.factorize(scanned(), {name: 2})
+
+
 def test_compress_copies_a_stack_and_says_so():
     params = scanned()
     done = compress(params, rank="energy=0.5")

@@ -21,7 +21,7 @@ from jaxtyping import Array, PyTree
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.optim.surgery import recombine, split, split_refusal
 from spectral_jax.optim.svd_prune import LayerReport, PruneStatus
-from spectral_jax.weights import leaf_name
+from spectral_jax.weights import leaf_name, named_leaves, places
 
 T = TypeVar("T")
 
@@ -43,13 +43,15 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
 
     Where they would not (`split_refusal`), the kernel stays. Forward results are those of the
     kernels truncated at these ranks. Holds under ``jit`` and ``vmap`` (seeds share the ranks).
-    Raises ``ValueError`` for a name that is not there.
+    Raises ``ValueError`` for a name that is not there, or for a stack of layers, whose ranks would
+    have to be one.
 
     >>> params = {"fc": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)}}
     >>> jax.tree.map(jnp.shape, factorize(params, {"fc/kernel": 2}), is_leaf=jnp.isscalar)
     {'fc': {'bias': (6,), 'kernel': {'u': (8, 2), 'v': (2, 6)}}}
     """
     left = dict(ranks)
+    _refuse_stacks(params, ranks)
 
     def replaced(path: Any, leaf: Array) -> Any:
         rank = left.pop(leaf_name(path), None)
@@ -62,6 +64,17 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
         names = [leaf_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
         raise ValueError(f"ranks: no kernel {min(left)!r}; the leaves are {', '.join(names)}")
     return result
+
+
+def _refuse_stacks(params: PyTree, ranks: Mapping[str, int]) -> None:
+    arrays = {name: leaf for name, leaf in named_leaves(params).items() if hasattr(leaf, "shape")}
+    stacks = {place.leaf for place in places(arrays).values() if place.at}
+    stacked = [name for name in ranks if name.partition(":")[0] in stacks]
+    if stacked:
+        raise ValueError(
+            f"ranks: {stacked[0]!r} is a stack of layers, which share the shape of their factors; "
+            "store each layer by itself to factor it"
+        )
 
 
 def recombine_all(params: PyTree) -> PyTree:

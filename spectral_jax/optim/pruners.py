@@ -7,14 +7,14 @@ with the size, rounded. Everything here holds under ``jit`` and ``vmap``.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from spectral_jax import weights as weights_of
 from spectral_jax.linalg.subspace import mm
-from spectral_jax.weights import leaf_name
 
 Sparsity = float | Float[Array, ""]
 
@@ -112,6 +112,8 @@ def prune(
 ) -> PyTree:
     """Prune the named kernels (``"layers/0/kernel"``) and leave every other leaf as it is.
 
+    Of a stack of layers, ``"layers/fc/kernel:3"`` is one; its own name stands for each of them.
+
     Axes before the last are inputs, so that a convolution ``[h, w, i, o]`` is read as
     ``[h w i, o]``; ``inputs[name]`` are then its patches in that order. ``magnitude`` needs none.
     Raises ``ValueError`` for a name that is no leaf, or for inputs that are missing.
@@ -122,29 +124,43 @@ def prune(
     """
     if method not in ("magnitude", "wanda", "sparsegpt"):
         raise ValueError(f"method={method!r}: choose 'magnitude', 'wanda' or 'sparsegpt'")
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    names = [leaf_name(path) for path, _ in leaves]
-    unknown = sorted(set(sparsities) - set(names))
-    if unknown:
-        raise ValueError(f"sparsities: no leaf at {unknown[0]!r}; the leaves are {names}")
-    absent = [] if method == "magnitude" else sorted(set(sparsities) - set(inputs or {}))
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {weights_of.leaf_name(path): leaf for path, leaf in flat}
+    chosen = _layers(leaves, sparsities)
+    absent = [] if method == "magnitude" else sorted(set(chosen) - set(inputs or {}))
     if absent:
         raise ValueError(f"inputs: none for {absent[0]!r}, which method={method!r} needs")
+    for name, (place, sparsity) in chosen.items():
+        kernel = weights_of.entry(leaves[place.leaf], place.at)
+        seen = None if inputs is None else inputs.get(name)
+        pruned = _prune_matrix(kernel.reshape(-1, kernel.shape[-1]), sparsity, method, seen)
+        pruned = pruned.reshape(kernel.shape)
+        leaves[place.leaf] = weights_of.with_entry(leaves[place.leaf], place.at, pruned)
+    return jax.tree.unflatten(tree, list(leaves.values()))
 
-    def pruned(name, kernel):
-        if name not in sparsities:
-            return kernel
-        matrix, sparsity = kernel.reshape(-1, kernel.shape[-1]), sparsities[name]
-        if method == "sparsegpt":
-            return sparsegpt(matrix, inputs[name], sparsity).weights.reshape(kernel.shape)
-        if method == "wanda":
-            kept = wanda_mask(matrix, inputs[name], sparsity)
-        else:
-            kept = magnitude_mask(matrix, sparsity)
-        return jnp.where(kept, matrix, 0).reshape(kernel.shape)
 
-    kernels = [pruned(name, leaf) for name, (_, leaf) in zip(names, leaves, strict=True)]
-    return jax.tree.unflatten(tree, kernels)
+def _layers(
+    leaves: Mapping[str, Array], sparsities: Mapping[str, Sparsity]
+) -> dict[str, tuple[weights_of.Place, Sparsity]]:
+    """What to prune of which leaf, by name; a leaf that is a stack is all of its layers."""
+    stacks = {name: place for name, place in weights_of.places(leaves).items() if place.at}
+    chosen: dict[str, tuple[weights_of.Place, Sparsity]] = {}
+    for name, sparsity in sparsities.items():
+        layers = {n: place for n, place in stacks.items() if name in (n, place.leaf)}
+        if not layers and name not in leaves:
+            known = [*leaves, *stacks]
+            raise ValueError(f"sparsities: no leaf at {name!r}; the leaves are {known}")
+        layers = layers or {name: weights_of.Place(name)}
+        chosen |= {each: (place, sparsity) for each, place in layers.items()}
+    return chosen
+
+
+def _prune_matrix(matrix: Array, sparsity: Sparsity, method: str, inputs: Any) -> Array:
+    if method == "sparsegpt":
+        return sparsegpt(matrix, inputs, sparsity).weights
+    if method == "wanda":
+        return jnp.where(wanda_mask(matrix, inputs, sparsity), matrix, 0)
+    return jnp.where(magnitude_mask(matrix, sparsity), matrix, 0)
 
 
 def _largest(scores: Float[Array, " k"], sparsity: Sparsity) -> Bool[Array, " k"]:
