@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_jax import tails
-from spectral_jax.analysis import COLUMNS, analyse, analyze, host
+from spectral_jax.analysis import COLUMNS, analyze, analyze_layers, host
 from spectral_jax.analysis.comparison import compare
 from spectral_jax.analysis.layers import Arrays, eigenvalues, select
 from spectral_jax.analysis.text import align, number, render
@@ -142,7 +142,7 @@ def test_verdicts_read_the_numbers_of_a_row():
 
 
 def test_slices_of_one_or_two_eigenvalues_are_not_judged_by_their_null():
-    row = analyse(Arrays({"conv/kernel": noise(5, 8, 1, 32)})).rows[0]
+    row = analyze_layers(Arrays({"conv/kernel": noise(5, 8, 1, 32)})).rows[0]
     assert row["verdict"] == "too small" and "flattened" in row["reason"]
 
 
@@ -165,9 +165,9 @@ def test_the_summary_counts_names_and_says_how_sure_it_is(table):
 
 def test_the_share_that_was_read_is_that_of_the_tensors_not_of_their_product():
     factors = {"q.lora_A.weight": noise(2, 60), "q.lora_B.weight": noise(80, 2)}
-    assert "(100 % of the numbers" in analyse(Arrays(factors)).summary
+    assert "(100 % of the numbers" in analyze_layers(Arrays(factors)).summary
     third = {"other.bias": np.zeros(140)}
-    assert "(66.7 % of the numbers" in analyse(Arrays(factors | third)).summary
+    assert "(66.7 % of the numbers" in analyze_layers(Arrays(factors | third)).summary
 
 
 # The table
@@ -249,9 +249,9 @@ def test_the_terminal_table_has_one_line_per_layer_and_colour_on_demand(table):
 
 
 def test_a_comparison_pairs_layers_by_name():
-    before = analyse(Arrays(NETWORK)).rows
+    before = analyze_layers(Arrays(NETWORK)).rows
     changed = {**NETWORK, "noise/kernel": 2 * NETWORK["noise/kernel"], "new/kernel": noise(30, 20)}
-    after = analyse(Arrays(changed)).rows
+    after = analyze_layers(Arrays(changed)).rows
     rows = {row["layer"]: row for row in compare(before, after, ["log_norm", "z"])}
     assert rows["noise/kernel"]["log_norm_change"] == pytest.approx(math.log10(4), rel=1e-6)
     assert rows["noise/kernel"]["z_change"] == pytest.approx(0, abs=1e-6)
@@ -260,21 +260,21 @@ def test_a_comparison_pairs_layers_by_name():
 
 
 def test_a_layer_that_died_came_or_went_is_first_in_a_comparison():
-    before = analyse(Arrays(NETWORK)).rows
+    before = analyze_layers(Arrays(NETWORK)).rows
     changed = NETWORK | {
         "noise/kernel": noise(96, 64, seed=7),
         "heavy/kernel": np.zeros((96, 64), np.float32),
         "new/kernel": noise(30, 20),
     }
     del changed["conv/kernel"]
-    after = analyse(Arrays(changed)).rows
+    after = analyze_layers(Arrays(changed)).rows
     rows = compare(before, after, ["z", "log_norm"])
     assert {row["layer"] for row in rows[:3]} == {"heavy/kernel", "conv/kernel", "new/kernel"}
     assert rows[3]["layer"] == "noise/kernel"
 
 
 def test_networks_without_a_common_layer_are_not_compared():
-    left, right = (analyse(Arrays({f"{name}/kernel": noise(9, 9)})).rows for name in "ab")
+    left, right = (analyze_layers(Arrays({f"{name}/kernel": noise(9, 9)})).rows for name in "ab")
     with pytest.raises(ValueError, match="no layer of one is in the other"):
         compare(left, right, ["z"])
 
@@ -311,7 +311,7 @@ WRAPPED = {
 def test_a_wrapped_checkpoint_is_compared_with_the_plain_one(wrap, later):
     plain = {name: noise(20, 12, seed=i) for i, name in enumerate(("enc.a.w", "enc.b.w", "head.w"))}
     wrapped = {wrap(name): 2 * array for name, array in plain.items()}
-    pair = [analyse(Arrays(each)).rows for each in (plain, wrapped)]
+    pair = [analyze_layers(Arrays(each)).rows for each in (plain, wrapped)]
     rows = compare(*(pair if later else pair[::-1]), ["log_norm"])
     sign = 1 if later else -1
     assert [row["log_norm_change"] for row in rows] == pytest.approx(3 * [sign * math.log10(4)])
@@ -319,7 +319,7 @@ def test_a_wrapped_checkpoint_is_compared_with_the_plain_one(wrap, later):
 
 def test_layers_of_another_part_are_not_paired_by_their_ends():
     left, right = (
-        analyse(Arrays({f"{part}.{i}.w": noise(9, 9) for i in "01"})).rows
+        analyze_layers(Arrays({f"{part}.{i}.w": noise(9, 9) for i in "01"})).rows
         for part in ("encoder", "decoder")
     )
     with pytest.raises(ValueError, match="no layer of one is in the other"):
@@ -328,7 +328,8 @@ def test_layers_of_another_part_are_not_paired_by_their_ends():
 
 def test_what_a_comparison_is_sorted_by_is_shown():
     rows = [
-        analyse(Arrays({"a/k": noise(40, 30, seed=s), "b/k": noise(40, 30)})).rows for s in (1, 2)
+        analyze_layers(Arrays({"a/k": noise(40, 30, seed=s), "b/k": noise(40, 30)})).rows
+        for s in (1, 2)
     ]
     heading = render(compare(*rows, ["z", "alpha", "log_norm"]), colour=False).splitlines()[0]
     assert {"z_change", "alpha_change", "log_norm_change"} <= set(heading.split())
@@ -337,8 +338,8 @@ def test_what_a_comparison_is_sorted_by_is_shown():
 @pytest.mark.parametrize("scale", [1e-200, 1e-170, 1e-30, 1e30, 1e154, 1e200])
 def test_a_layer_of_any_scale_is_judged_and_ends_no_other(scale):
     kernel = heavy(96, 64).astype(np.float64)
-    plain, *_ = analyse(Arrays({"a/kernel": kernel})).rows
-    row, other = analyse(Arrays({"a/kernel": scale * kernel, "b/kernel": kernel})).rows
+    plain, *_ = analyze_layers(Arrays({"a/kernel": kernel})).rows
+    row, other = analyze_layers(Arrays({"a/kernel": scale * kernel, "b/kernel": kernel})).rows
     assert row["verdict"] == plain["verdict"] == other["verdict"] and row["rank"] == plain["rank"]
     for name in (
         "alpha",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from spectral_jax import weights
 from spectral_jax.analysis.columns import COLUMNS, DEFAULT, Column, names
-from spectral_jax.analysis.engine import Analysis, analyse, check_groups
+from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
 from spectral_jax.analysis.layers import Arrays
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "Analysis", "Column", "analyse", "analyze"]
+__all__ = ["COLUMNS", "Analysis", "Column", "analyze", "analyze_layers"]
 
 
 def analyze(
@@ -60,8 +60,8 @@ def analyze(
 
 def _analyse(params: Any, options: dict[str, Any]) -> Analysis:
     if not hasattr(params, "__fspath__") and not isinstance(params, str):
-        return analyse(params if hasattr(params, "read") else Arrays(params), **options)
+        return analyze_layers(params if hasattr(params, "read") else Arrays(params), **options)
     from spectral_jax.checkpoints import open_checkpoint
 
     with open_checkpoint(params) as checkpoint:
-        return analyse(checkpoint, **options)
+        return analyze_layers(checkpoint, **options)

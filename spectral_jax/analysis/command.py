@@ -13,7 +13,7 @@ from typing import Any
 
 from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, compare, titles
-from spectral_jax.analysis.engine import Analysis, analyse, check_groups
+from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
 from spectral_jax.analysis.text import align, render
 from spectral_jax.analysis.verdicts import by_urgency
 
@@ -82,7 +82,7 @@ def _open_and_analyse(path: str, groups: Sequence[str], options: argparse.Namesp
     from spectral_jax.checkpoints import open_checkpoint
 
     with open_checkpoint(path, step=options.step) as checkpoint:
-        return analyse(
+        return analyze_layers(
             checkpoint,
             metrics=groups,
             layers=options.layers,

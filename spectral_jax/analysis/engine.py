@@ -29,7 +29,7 @@ class Analysis(NamedTuple):
         return " ".join(self.gist)
 
 
-def analyse(
+def analyze_layers(
     source: Source,
     *,
     metrics: Sequence[str] = DEFAULT,
