@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from spectral_jax._options import check_count, check_number
+
 __all__ = [
     "marchenko_pastur_atom",
     "marchenko_pastur_cdf",
@@ -42,8 +44,8 @@ def marchenko_pastur_edges(ratio: Real, variance: Real = 1.0) -> tuple[float, fl
 
     Raises ``ValueError`` unless ``ratio`` is positive and finite.
     """
-    root = math.sqrt(_positive(ratio))
-    return variance * (1 - root) ** 2, variance * (1 + root) ** 2
+    root, scale = math.sqrt(_positive(ratio)), _scale(variance)
+    return scale * (1 - root) ** 2, scale * (1 + root) ** 2
 
 
 def marchenko_pastur_atom(ratio: Real) -> float:
@@ -57,11 +59,11 @@ def marchenko_pastur_moment(order: int, ratio: Real, variance: Real = 1.0) -> fl
     >>> [marchenko_pastur_moment(k, 1) for k in range(5)]  # the Catalan numbers
     [1.0, 1.0, 2.0, 5.0, 14.0]
     """
-    if order < 0:
-        raise ValueError(f"order={order}: choose at least 0")
+    if order != 0 or isinstance(order, bool):
+        check_count(order=order)
     g, k = _positive(ratio), order
     terms = [math.comb(k, i) * math.comb(k - 1, i) * g**i / (i + 1) for i in range(k)]
-    return variance**k * sum(terms) if k else 1.0
+    return _scale(variance) ** k * sum(terms) if k else 1.0
 
 
 def marchenko_pastur_pdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0) -> Any:
@@ -70,7 +72,7 @@ def marchenko_pastur_pdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0
     Integrates to ``min(1, 1 / ratio)``: an atom has no density. 0 at the edges themselves, also
     at 0 for ratio 1, where it is unbounded. A number gives a number, an array an array.
     """
-    values = np.asarray(x, float) / variance
+    values = np.asarray(x, float) / _scale(variance)
     return _plain(standard_pdf(values, _positive(ratio), np) / variance)
 
 
@@ -80,7 +82,7 @@ def marchenko_pastur_cdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0
     >>> round(marchenko_pastur_cdf(1, 1), 10), marchenko_pastur_cdf(0, 2)
     (0.608997781, 0.5)
     """
-    return _plain(standard_cdf(np.asarray(x, float) / variance, _positive(ratio), np))
+    return _plain(standard_cdf(np.asarray(x, float) / _scale(variance), _positive(ratio), np))
 
 
 def marchenko_pastur_quantile(
@@ -97,8 +99,8 @@ def marchenko_pastur_quantile(
     g, share = _positive(ratio), np.asarray(probability, float)
     if not np.all((share >= 0) & (share <= 1)):
         raise ValueError(f"probability={probability!r}: choose between 0 and 1")
-    bulk = eigenvalue_at(angle_of(1 - share, g), g)
-    return _plain(variance * np.where((g > 1) & (share <= marchenko_pastur_atom(g)), 0, bulk))
+    bulk = _scale(variance) * eigenvalue_at(angle_of(1 - share, g), g)
+    return _plain(np.where((g > 1) & (share <= marchenko_pastur_atom(g)), 0, bulk))
 
 
 def marchenko_pastur_median(ratio: Real, variance: Real = 1.0) -> float:
@@ -128,8 +130,7 @@ def tracy_widom_quantile(probability: Real) -> float:
     >>> round(tracy_widom_quantile(0.5), 4)
     -1.2686
     """
-    if not 0 < probability < 1:
-        raise ValueError(f"probability={probability}: choose above 0 and below 1")
+    check_number("choose above 0 and below 1", lambda p: 0 < p < 1, probability=probability)
     return float(_increasing_root(lambda s: tracy_widom_cdf(float(s)), probability, -9.0, 15.0))
 
 
@@ -225,6 +226,10 @@ def _plain(values: np.ndarray | np.generic) -> Any:
 
 
 def _positive(ratio: Real) -> float:
-    if not 0 < ratio < math.inf:
-        raise ValueError(f"ratio={ratio}: pass p / n, above 0 and finite")
+    check_number("pass p / n, above 0 and finite", lambda x: 0 < x < math.inf, ratio=ratio)
     return float(ratio)
+
+
+def _scale(variance: Real) -> float:
+    check_number("pass a finite number above 0", lambda x: 0 < x < math.inf, variance=variance)
+    return float(variance)

@@ -233,14 +233,17 @@ def check_halves(case: Case) -> None:
 
 
 def check_scale(case: Case) -> None:
-    """``f(s A) = s^d f(A)``; the gradient, where all parts have one degree, ``s^(d - 1)``."""
+    """``f(s A) = s^d f(A)``; the gradient, where all parts have one degree, ``s^(d - 1)``.
+
+    As far as both fit into float32.
+    """
     inputs = case.inputs("float32")
     units = case.units or (1,) * len(inputs)
     plain = case.select(program(case)(*inputs))
     degrees = _prefix(case.degree, plain)
     with_gradient = case.differentiable and len(set(degrees)) == 1 and set(units) == {1}
     slope = gradient_program(case)(inputs) if with_gradient else None
-    reach = 30 / max(map(abs, (1, *degrees, *units)))
+    reach = 30 / max(map(abs, (1, *degrees, *(d - 1 for d in degrees), *units)))
     for power in (-reach, -2 / 3 * reach, 2 / 3 * reach, reach):
         s = float(np.float32(10**power))
         factors = [np.float32(s**unit) for unit in units]
@@ -403,15 +406,15 @@ def _times(tree: Tree, factor: np.float32) -> Tree:
     return jax.tree.map(lambda x: x * factor, tree)
 
 
-def _prefix(degree: Tree, result: Tree) -> list[int]:
+def _prefix(degree: Tree, result: Tree) -> list[float]:
     """The degree of each leaf of the result, from one for all or one for each part."""
-    if isinstance(degree, int):
+    if isinstance(degree, int | float):
         return [degree] * len(jax.tree.leaves(result))
     parts = zip(degree, result, strict=True)
     return [d for part, below in parts for d in _prefix(part, below)]
 
 
-def _divided(result: Tree, s: float, degrees: list[int]) -> list[np.ndarray]:
+def _divided(result: Tree, s: float, degrees: list[float]) -> list[np.ndarray]:
     leaves = jax.tree.leaves(result)
     return [np.float64(leaf) / s**d for leaf, d in zip(leaves, degrees, strict=True)]
 

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
 FLOORS = (
+    ("_lazy", "_options"),
     ("laws",),
-    ("_lazy",),
     ("linalg",),
     ("weights",),
     THEORY,

@@ -174,12 +174,14 @@ def test_gradient_at_a_given_xmin():
         (FitStatus.TOO_FEW, np.append(POWERS[:4], np.zeros(4)), {}),
         (FitStatus.NO_TAIL, POWERS, dict(xmin=1000.0)),
         # A bin so wide that all its values are above 1.5 times its left edge.
-        (FitStatus.NO_TAIL, np.array([1e-20, 2, 2.1, 2.2, 1e20]), dict(xmin="peak", floor=0.0)),
+        (FitStatus.NO_TAIL, np.array([1e-18, 2, 2.1, 2.2, 1e18]), dict(xmin="peak", floor=0.0)),
         (FitStatus.DEGENERATE, np.full(8, 3.0), {}),
         (FitStatus.DEGENERATE, np.append(POWERS, np.full(16, 200.0)), dict(xmin="median")),
         (FitStatus.NOT_FINITE, np.append(POWERS, np.nan), {}),
         (FitStatus.NOT_FINITE, np.append(POWERS, np.inf), dict(xmin=2.0)),
+        (FitStatus.NOT_FINITE, np.append(POWERS, -np.inf), {}),
         (FitStatus.NOT_FINITE, POWERS, dict(xmin=jnp.asarray(-1.0))),
+        (FitStatus.TOO_FEW, np.zeros(8), {}),
     ],
 )
 def test_statuses(status, spectrum, options):
@@ -195,7 +197,13 @@ def test_statuses(status, spectrum, options):
     "options, hint",
     [
         (dict(xmin="best"), "xmin='best': choose 'ks'"),
-        (dict(xmin=0.0), "xmin=0.0: choose a number above 0"),
+        (dict(xmin=0.0), "xmin=0.0: choose a finite number above 0"),
+        (dict(xmin=True), "xmin=True"),
+        (dict(xmin=np.nan), "xmin=nan"),
+        (dict(xmin=np.inf), "xmin=inf"),
+        (dict(xmin=jnp.ones(2)), r"xmin has shape \(2,\)"),
+        (dict(floor=-1.0), "floor=-1.0"),
+        (dict(floor=np.nan), "floor=nan"),
         (dict(paper_compat="farms"), "paper_compat='farms': choose"),
         (dict(paper_compat="peak_log10"), "it is about xmin='peak'"),
     ],
@@ -203,6 +211,28 @@ def test_statuses(status, spectrum, options):
 def test_misuse_is_named(options, hint):
     with pytest.raises(ValueError, match=hint):
         power_law_fit(jnp.asarray(POWERS), **options)
+
+
+SCALES = (1e-30, 1e-20, 1e20, 1e30, 1e36)
+
+
+@pytest.mark.parametrize("rule", ["ks", "peak", "median", "given"])
+def test_a_batch_of_any_scale_has_one_exponent_and_its_slope(rule):
+    x = jnp.asarray(1 + np.random.default_rng(0).pareto(1.5, 30), jnp.float32)
+
+    def alpha(x, scale):
+        fit = power_law_fit(x, xmin=2.0 * scale if rule == "given" else rule)
+        return fit.alpha, fit
+
+    scales = jnp.asarray((1.0, *SCALES), jnp.float32)
+    measured = jax.vmap(jax.grad(alpha, has_aux=True))(x * scales[:, None], scales)
+    slopes, fits = measured[0] * scales[:, None], measured[1]
+    assert (fits.status == FitStatus.OK).all()
+    assert np.allclose(fits.alpha, fits.alpha[0], rtol=1e-5)
+    assert np.allclose(fits.xmin / scales, fits.xmin[0], rtol=1e-5)
+    assert np.allclose(fits.ks, fits.ks[0], atol=1e-5)
+    # At 1e36 they are below the smallest number.
+    assert np.allclose(slopes[:-1], slopes[0], rtol=1e-4, atol=1e-6)
 
 
 # Alternatives
@@ -295,7 +325,45 @@ def test_alternatives_that_do_not_exist_are_flagged(status, spectrum, xmin):
         assert all(bool(jnp.isnan(number).all()) for number in law[:-1])
 
 
+@pytest.mark.parametrize("scale", SCALES[:-1])  # where a rate is a number yet
+def test_alternatives_have_no_unit(scale):
+    x = jnp.asarray(1 + np.random.default_rng(0).pareto(1.5, 60), jnp.float32)
+    plain, scaled = (tail_alternatives(x * s, s) for s in (1.0, scale))
+    shift = -60 * np.log(scale)
+    assert float(scaled.log_likelihood) == pytest.approx(
+        float(plain.log_likelihood) + shift, rel=1e-5
+    )
+    for ours, theirs in zip(scaled[1:], plain[1:], strict=True):
+        assert int(ours.status) == int(theirs.status)
+        assert float(ours.ratio) == pytest.approx(float(theirs.ratio), rel=1e-3, abs=1e-3)
+    rates = scaled.exponential.parameters, scaled.truncated_power_law.parameters[1:]
+    expected = plain.exponential.parameters, plain.truncated_power_law.parameters[1:]
+    assert np.allclose(np.multiply(rates, scale), expected, rtol=1e-3)
+    moved = float(plain.lognormal.parameters[0]) + np.log(scale)
+    assert float(scaled.lognormal.parameters[0]) == pytest.approx(moved, rel=1e-3)
+
+
 # Goodness of fit
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_p_value_has_no_unit(scale):
+    x = jnp.asarray(np.random.default_rng(0).lognormal(0, 1, 60), jnp.float32)
+    key = jax.random.key(0)
+    plain, scaled = (
+        goodness_of_fit(key, y, power_law_fit(y, xmin=s), draws=20, xmin=s)
+        for y, s in ((x, 1.0), (x * scale, scale))
+    )
+    assert np.allclose(scaled.distances, plain.distances, atol=1e-5)
+    assert float(scaled.p_value) == float(plain.p_value)
+
+
+def test_a_tail_beyond_all_numbers_is_drawn_up_to_the_largest():
+    """At alpha 1.1 one value in a thousand is above 1e30: no draw may drop out for it."""
+    x = jnp.asarray((1 - (np.arange(200) + 0.5) / 200) ** -5.0, jnp.float32)
+    fit = power_law_fit(x, xmin=1.0, floor=0.0)
+    found = goodness_of_fit(jax.random.key(0), x, fit._replace(alpha=1.1), draws=20, xmin=1.0)
+    assert jnp.isfinite(found.distances).all()
 
 
 def test_p_values_are_uniform_under_the_null():
@@ -330,5 +398,5 @@ def test_bootstrap_of_no_fit_says_so():
     x = jnp.ones(400)
     found = goodness_of_fit(jax.random.key(0), x, power_law_fit(x), draws=60)
     assert bool(jnp.isnan(found.p_value)) and int(found.status) == FitStatus.DEGENERATE
-    with pytest.raises(ValueError, match="draws=0: choose at least 1"):
+    with pytest.raises(ValueError, match="draws=0: choose a whole number, at least 1"):
         goodness_of_fit(jax.random.key(0), x, power_law_fit(x), draws=0)

@@ -4,6 +4,8 @@ Numbers were derived or measured for this library (the RMT-SVD sheet, sections 5
 standard errors where they come from draws; 2,000 draws are a benchmark: `benchmarks/rmt/null.py`.
 """
 
+import math
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -118,7 +120,7 @@ def test_every_method_finds_the_variance_of_exact_quantiles(method, shape):
     assert float(fit.ks) < 0.01
 
 
-@given(scale=st.floats(1e-12, 1e12), method=st.sampled_from(METHODS))
+@given(scale=st.floats(1e-30, 1e30), method=st.sampled_from(METHODS))
 @settings(max_examples=10, deadline=None)
 def test_the_variance_is_a_scale(scale, method):
     spectrum = eigenvalues(noise(30, 50))
@@ -216,6 +218,13 @@ def test_bema_gamma_finds_unequal_variances_and_no_false_spikes():
     assert np.allclose(fit.variance, 2, rtol=0.3) and (fit.status <= MPStatus.BOUNDARY).all()
     assert 1.5 < float(jnp.median(fit.theta[:-1])) < 7 < float(fit.theta[-1])
     assert int(fit.spikes.sum()) <= 1 < 4 < int(equal.spikes[:-1].sum())
+    scales = jnp.array([1e-30, 1e-20, 1, 1e20, 1e30])
+    scaled = fit_marchenko_pastur(
+        spectra * scales[:, None], shape, method="bema_gamma", key=jax.random.key(0)
+    )
+    assert np.allclose(scaled.variance / scales, fit.variance, rtol=1e-5)
+    assert np.allclose(scaled.edge / scales, fit.edge, rtol=1e-5)
+    assert np.allclose(scaled.theta, fit.theta) and (scaled.spikes == fit.spikes).all()
     assert float(jnp.mean(fit.ks[:-1])) < float(jnp.mean(equal.ks[:-1]))
     assert float(fit.variance[-1]) == pytest.approx(float(equal.variance[-1]), rel=0.08)
 
@@ -461,21 +470,35 @@ SPECTRUM = jnp.linspace(0.1, 1, 10)
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="bema_gamma"), "pass key"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), plotting="k"), "plotting='k'"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), trim=0.5), "trim=0.5"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), trim=False), "trim=False"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), floor=math.nan), "floor=nan"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), floor=-1.0), "floor=-1.0"),
+        (lambda: fit_marchenko_pastur(SPECTRUM + 0j, (10, 10)), "eigenvalues.*complex"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10.0)), r"shape=\(10, 10.0\)"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), beta=0), "beta=0"),
         (
             lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), paper_compat="gof"),
             "paper_compat='gof'",
         ),
         (lambda: noise_edge((4, 4), beta=1), "beta=1"),
+        (lambda: noise_edge((4, True)), r"shape=\(4, True\)"),
+        (lambda: noise_edge((4, 4), variance=-1.0), "variance=-1.0"),
+        (lambda: noise_edge((4, 4), variance=math.nan), "variance=nan"),
+        (lambda: noise_edge((4, 4), variance=True), "variance=True"),
+        (lambda: noise_edge((4, 4), variance=jnp.ones(2, complex)), "variance.*complex"),
         (lambda: noise_edge((4, 4), paper_compat=("tw",)), "paper_compat"),
         (lambda: spike_interval(SPECTRUM, (10, 10), 1.0, confidence=1), "confidence=1"),
         (lambda: spike_interval(SPECTRUM, (4, 10), 1.0), r"pass \[..., 4\]"),
+        (lambda: spike_interval(SPECTRUM, (10, 10), -1.0), "variance=-1.0"),
         (lambda: hard_threshold((4, 4)), "exactly one"),
         (lambda: hard_threshold((4, 4), noise=0.0), "noise=0.0"),
         (lambda: hard_threshold((4, 4), singular_values=SPECTRUM), r"pass \[..., 4\]"),
         (lambda: shrink(SPECTRUM, (10, 10), noise=1.0, loss="schatten"), "loss='schatten'"),
         (lambda: shrink(SPECTRUM, (10, 10), noise=-1.0), "noise=-1.0"),
+        (lambda: shrink(SPECTRUM, (10, 10), noise=math.inf), "noise=inf"),
+        (lambda: shrink(SPECTRUM, (4, 10), noise=1.0), r"singular_values .* pass \[..., 4\]"),
         (lambda: marchenko_pastur_cdf(SPECTRUM, 0), "ratio=0"),
+        (lambda: marchenko_pastur_cdf(SPECTRUM, 1, 0.0), "variance=0.0"),
     ],
 )
 def test_misuse_is_named(call, message):

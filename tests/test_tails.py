@@ -155,9 +155,19 @@ def test_a_null_that_has_no_tail_to_cut_is_nan():
         (lambda: marchenko_pastur_alpha(1.5), "ratio=1.5"),
         (lambda: marchenko_pastur_alpha(1, fraction=1), "fraction=1"),
         (lambda: null_alpha((3,)), r"shape=\(3,\)"),
+        (lambda: marchenko_pastur_alpha(True), "ratio=True"),
         (lambda: null_alpha((3, 0)), r"shape=\(3, 0\)"),
+        (lambda: null_alpha((3, 2.5)), r"shape=\(3, 2.5\)"),
+        (lambda: null_alpha((3, True)), r"shape=\(3, True\)"),
         (lambda: debiased_alpha(jnp.ones(2), (4, 4), form="log"), "form='log'"),
         (lambda: hill_alpha(jnp.ones(3), fraction=0), "fraction=0"),
+        (lambda: hill_alpha(jnp.ones(3), fraction=True), "fraction=True"),
+        (lambda: hill_fit(jnp.ones(3), fraction=math.nan), "fraction=nan"),
+        (lambda: hill_fit(jnp.ones(3), floor=-1e-3), "floor=-0.001"),
+        (lambda: hill_fit(jnp.ones(3), floor=math.nan), "floor=nan"),
+        (lambda: hill_fit(jnp.ones(3), floor=False), "floor=False"),
+        (lambda: hill_fit(jnp.float32(3)), r"shape \(\): pass spectra"),
+        (lambda: farms_alphas([jnp.ones((4, 4), complex)], window=2), r"matrices\[0\].*complex"),
         (lambda: spectral_metrics(jnp.ones(3), (3,)), r"shape=\(3,\)"),
         (lambda: layer_metrics({}), "pass the parameters of a network"),
     ],
@@ -211,7 +221,7 @@ def test_hill_of_a_gaussian_matrix_is_that_of_the_sheet(shape, mean, deviation):
     assert abs(null_zscore(alpha, shape)) < 4
 
 
-@given(padding=st.integers(0, 64), log_scale=st.floats(-9, 9), seed=st.integers(0, 99))
+@given(padding=st.integers(0, 64), log_scale=st.floats(-30, 30), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_hill_ignores_padding_order_and_scale(padding, log_scale, seed):
     rng = np.random.default_rng(seed)
@@ -224,13 +234,17 @@ def test_hill_ignores_padding_order_and_scale(padding, log_scale, seed):
 
 
 def test_undecidable_fits_are_nan_and_say_why():
-    spectra = jnp.array(
-        [[0, 0, 0], [0, 0, 1], [1, 1, 1], [1, 2, jnp.nan], [1, 2, jnp.inf], [1, 2, 4]]
-    )
-    fit = hill_fit(spectra)
+    inf = jnp.inf
+    spectra = {
+        "TOO_FEW": [[0, 0, 0], [0, 0, 1], [-1, -2, -4], [1e-40, 2e-40, 4e-40]],
+        "DEGENERATE": [[1, 1, 1]],
+        "NOT_FINITE": [[1, 2, jnp.nan], [1, 2, inf], [1, 2, -inf], [-inf, inf, 1]],
+        "OK": [[1, 2, 4]],
+    }
+    fit = hill_fit(jnp.array(sum(spectra.values(), [])))
     names = [FitStatus(int(code)).name for code in fit.status]
-    assert names == ["TOO_FEW", "TOO_FEW", "DEGENERATE", "NOT_FINITE", "NOT_FINITE", "OK"]
-    assert (np.isnan(fit.alpha) == [True, True, True, True, True, False]).all()
+    assert names == [name for name, rows in spectra.items() for _ in rows]
+    assert (np.isnan(fit.alpha) == [name != "OK" for name in names]).all()
     assert (np.isnan(fit.standard_error) == np.isnan(fit.alpha)).all()
 
 
@@ -401,6 +415,40 @@ def test_layers_of_many_shapes_have_the_exponents_of_each_alone(rule, monkeypatc
         assert alpha == pytest.approx(float(alone), abs=5e-3)
 
 
+@pytest.mark.parametrize("rule", ["median", "ks", "peak"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_exponents_of_layers_do_not_see_their_scale(rule, scale):
+    w = gaussian(40, 60)
+    plain, scaled = farms_alphas([w, w * np.float32(scale)], window=16, samples=2, xmin=rule)
+    assert scaled == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["median", "ks", "peak"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_layer_that_is_not_finite_has_no_exponent(rule, value):
+    w, broken = gaussian(40, 60), gaussian(40, 60)
+    broken[7, 9] = value
+    alphas = farms_alphas([w, broken], window=16, samples=2, xmin=rule)
+    assert np.isnan(alphas).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("method", ["svd", "gram"])
+@pytest.mark.parametrize("scale", [1e-18, 1e-25, 1e20])
+def test_squares_that_leave_float32_make_no_exponent_of_the_rest(method, scale):
+    lam = farms_eigenvalues(jnp.asarray(gaussian(40, 60)) * scale, window=16, method=method)
+    assert hill_fit(lam).status >= FitStatus.TOO_FEW
+
+
+@pytest.mark.parametrize("shape", [(1, 30), (30, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("fill", [0.0, 1.0])
+def test_thin_zero_and_constant_layers_have_a_status(shape, fill):
+    w = jnp.full(shape, fill)
+    assert np.isnan(farms_alphas([w], window=4)).all()
+    assert hill_fit(farms_eigenvalues(w, window=4)).status >= FitStatus.TOO_FEW
+    (status,) = layer_metrics({"w": w})["status"]
+    assert status in ("TOO_FEW", "DEGENERATE")
+
+
 def test_layers_without_windows_are_named():
     with pytest.raises(ValueError, match="matrices is empty"):
         farms_alphas([], window=16)
@@ -450,6 +498,12 @@ def test_released_convolution_blocks_drop_rows_and_use_half_of_them_at_ratio_two
     "options, message",
     [
         (dict(window=0), "window=0"),
+        (dict(window=True), "window=True"),
+        (dict(window=4.0), "window=4.0"),
+        (dict(window=4, samples=2.5), "samples=2.5"),
+        (dict(window=4, scheme="stride", stride=-1), "stride=-1"),
+        (dict(window=4, cols_per_row=math.nan), "cols_per_row=nan"),
+        (dict(window=4, cols_per_row=math.inf), "cols_per_row=inf"),
         (dict(window=4, samples=0), "samples=0"),
         (dict(window=4, cols_per_row=0.0), "cols_per_row=0.0"),
         (dict(window=4, cols_per_row=0.1), "leaves windows of 4 x 0"),
@@ -516,6 +570,21 @@ def test_large_exponents_do_not_overflow():
     lam = jnp.array([1e6, 1e7, 1e8])
     metrics = spectral_metrics(lam, (3, 3), alpha=jnp.float32(20))
     assert float(metrics.log_alpha_norm) == pytest.approx(160, abs=1e-4)
+
+
+SHIFT = {"log_norm": 1, "log_spectral_norm": 1, "alpha_weighted": None, "log_alpha_norm": None}
+
+
+@pytest.mark.parametrize("exponent", [-30, 30])
+def test_metrics_follow_the_scale(exponent):
+    lam = eigenvalues(gaussian(20, 30))
+    plain = spectral_metrics(lam, (20, 30))
+    scaled = spectral_metrics(lam * jnp.float32(10.0**exponent), (20, 30))
+    for name, value in plain._asdict().items():
+        factor = 10.0**exponent if name in ("norm", "spectral_norm") else 1
+        shift = exponent * (SHIFT[name] or float(plain.alpha)) if name in SHIFT else 0
+        expected = factor * float(value) + shift
+        assert float(getattr(scaled, name)) == pytest.approx(expected, rel=2e-5), name
 
 
 def test_padding_changes_no_metric_and_lost_rank_is_flagged():
@@ -586,6 +655,21 @@ def test_noise_is_within_its_null_and_structure_is_not(table):
     assert max(abs(z[f"{name}/kernel"]) for name in ("conv", "a", "b")) < 4
     assert z["graded/kernel"] < -4
     assert status["low/kernel"] == "RANK_DEFICIENT" and status["a/kernel"] == "OK"
+
+
+@pytest.mark.parametrize("exponent", [-30, 30])
+def test_the_table_follows_the_scale_of_the_weights(exponent):
+    """Their squares, of 1e60 or 1e-60, are in no float32: the table holds Python numbers."""
+    w = gaussian(24, 40)
+    scaled = {"plain": w, "scaled": w * np.float32(10.0**exponent)}
+    for name, (plain, found) in layer_metrics(scaled, window=16).items():
+        if name in ("name", "kind", "shape", "status"):
+            assert plain == found or name == "name"
+            continue
+        factor = 10.0 ** (2 * exponent) if name in ("norm", "spectral_norm") else 1
+        alpha = layer_metrics({"w": w})["alpha"][0]
+        shift = 2 * exponent * (SHIFT[name] or alpha) if name in SHIFT else 0
+        assert found == pytest.approx(factor * plain + shift, rel=2e-5), name
 
 
 def test_the_table_takes_matrices_too(table):

@@ -71,12 +71,14 @@ def _farms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alternatives(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
+    import jax.numpy as jnp
+
     from spectral_jax.tails import tail_alternatives
 
     fit = host.power_law(layer.eigenvalues)
     if fit.fit != "ok":
         return _unknown("alternatives")
-    found = tail_alternatives(_padded(layer.eigenvalues / fit.xmin), 1.0)
+    found = tail_alternatives(jnp.asarray(_padded(layer.eigenvalues / fit.xmin)), 1.0)
     return {
         f"{short}_{field}": float(getattr(getattr(found, law), attribute))
         for short, law in _LAWS.items()

@@ -1,10 +1,12 @@
 """How far up noise reaches: the Marchenko-Pastur edge and the Tracy-Widom width around it."""
 
+import math
 import warnings
 from collections.abc import Collection
 from typing import Any
 
 from spectral_jax import laws
+from spectral_jax._options import check_number, is_count
 
 COMPAT = ("tw_quartic_over_3", "cdf_zero_above_edge")
 
@@ -35,7 +37,18 @@ def noise_edge(
     """
     check_compat(paper_compat)
     check_beta(beta)
-    return variance * edge_factor(sizes(shape), beta, paper_compat)
+    return scale_of_noise(variance, "variance") * edge_factor(sizes(shape), beta, paper_compat)
+
+
+def scale_of_noise(value: Any, name: str) -> Any:
+    """Its variance or standard deviation: a number, checked, or an array to compute with."""
+    if isinstance(value, int | float):
+        check_number("pass a finite number above 0", lambda x: 0 < x < math.inf, **{name: value})
+        return value
+    # Here, for the laws load without jax.
+    from spectral_jax.linalg.precision import working
+
+    return working(value, name)
 
 
 def edge_factor(shape: tuple[int, int], beta: float, paper_compat: Collection[str]) -> float:
@@ -50,7 +63,7 @@ def edge_factor(shape: tuple[int, int], beta: float, paper_compat: Collection[st
 
 def sizes(shape: tuple[int, int]) -> tuple[int, int]:
     """Smaller and larger dimension."""
-    if len(shape) != 2 or min(shape) < 1:
+    if len(shape) != 2 or not all(map(is_count, shape)):
         raise ValueError(f"shape={shape}: pass (m, n), both at least 1")
     p, n = sorted(map(int, shape))
     return p, n
@@ -64,8 +77,8 @@ def check_compat(paper_compat: Collection[str]) -> None:
 
 def check_beta(beta: float) -> None:
     """Refuse what is no rate; warn of one that cuts into the bulk."""
-    if not 0 < beta < 1:
-        raise ValueError(f"beta={beta}: choose a false-positive rate above 0 and below 1")
+    wanted = "choose a false-positive rate above 0 and below 1"
+    check_number(wanted, lambda rate: 0 < rate < 1, beta=beta)
     if beta > 0.5:
         warnings.warn(
             f"beta={beta} puts the edge where more than half of all noise exceeds it: pass at most "

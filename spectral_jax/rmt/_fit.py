@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from spectral_jax._options import check_number
 from spectral_jax.laws import marchenko_pastur_edges, rational
 from spectral_jax.rmt._edge import check_beta, check_compat, edge_factor, sizes
 from spectral_jax.rmt._gamma import gamma_fit
 from spectral_jax.rmt._law import marchenko_pastur_cdf
-from spectral_jax.rmt._spectrum import Spectrum, ordered, rounding
+from spectral_jax.rmt._spectrum import Spectrum, ordered, rounding, spectra
 from spectral_jax.rmt._variance import simple_variance
 
 Method = Literal["bema", "bema_gamma", "trace", "clip", "median", "density"]
@@ -33,7 +34,7 @@ class MPStatus(IntEnum):
     TOO_FEW = 3
     """Fewer than two eigenvalues in the window of order statistics: rank 0, or a tiny layer."""
     NOT_FINITE = 4
-    """NaN or inf among the eigenvalues, or values whose sum overflows."""
+    """NaN or inf among the eigenvalues, or values whose edge overflows."""
 
 
 class MPFit(NamedTuple):
@@ -113,9 +114,11 @@ def fit_marchenko_pastur(
         of the time of a fit on a CPU. Wrong numbers if they do not.
 
     A sort and two dot products, but for ``bema_gamma`` (750 eigenvalue problems) and ``density``.
-    Works under ``jit``, ``vmap`` and ``grad``; gradients of ``bema_gamma`` and ``density`` hold
-    what they search for fixed. Raises ``ValueError`` for eigenvalues that do not fit the shape, an
-    unknown option, ``trim`` out of [0, 1/2) and ``beta`` out of (0, 1). Warns if ``beta > 1/2``.
+    Works at any scale and under ``jit``, ``vmap`` and ``grad``; gradients of ``bema_gamma`` and
+    ``density`` hold what they search for fixed. Half precision and integers are read as float32.
+    Raises ``ValueError`` for eigenvalues that do not fit the shape or are complex, an unknown
+    option, ``trim`` out of [0, 1/2), ``floor`` out of [0, 1) and ``beta`` out of (0, 1). Warns if
+    ``beta > 1/2``.
     Sources: arXiv 2006.00436 (BEMA), 2303.08986.
 
     >>> w = jax.random.normal(jax.random.key(0), (200, 300))
@@ -124,16 +127,14 @@ def fit_marchenko_pastur(
     (True, 0, True)
     """
     p, n = sizes(shape)
-    if eigenvalues.shape[-1:] != (p,):
-        raise ValueError(
-            f"eigenvalues of shape {eigenvalues.shape} do not fit shape={shape}: pass [..., {p}]"
-        )
+    eigenvalues = spectra(eigenvalues, shape, "eigenvalues")
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}: choose one of {get_args(Method)}")
     if plotting not in BEFORE:
         raise ValueError(f"plotting={plotting!r}: choose one of {tuple(BEFORE)}")
-    if not 0 <= trim < 0.5:
-        raise ValueError(f"trim={trim}: choose at least 0 and below 1/2")
+    check_number("choose at least 0 and below 1/2", lambda share: 0 <= share < 0.5, trim=trim)
+    if floor is not None:
+        check_number("choose at least 0 and below 1", lambda share: 0 <= share < 1, floor=floor)
     if method == "bema_gamma" and key is None:
         raise ValueError("method='bema_gamma' simulates: pass key=jax.random.key(...)")
     check_compat(paper_compat)
@@ -148,8 +149,7 @@ def follows_marchenko_pastur(fit: MPFit, *, gof_cutoff: float) -> Bool[Array, "*
 
     A cutoff of 1 lets every fit pass. Raises ``ValueError`` for one outside [0, 1].
     """
-    if not 0 <= gof_cutoff <= 1:
-        raise ValueError(f"gof_cutoff={gof_cutoff}: choose between 0 and 1")
+    check_number("choose between 0 and 1", lambda c: 0 <= c <= 1, gof_cutoff=gof_cutoff)
     return (fit.status <= MPStatus.BOUNDARY) & (fit.ks <= gof_cutoff)
 
 
@@ -165,7 +165,8 @@ class _Options(NamedTuple):
 
 
 class _Bulk(NamedTuple):
-    """What is fitted; ``factor`` is the edge of noise of variance 1, ``shares`` the fitted cdf."""
+    """What is fitted, in units of the spectrum; ``factor`` is the edge of noise of variance 1,
+    ``shares`` the fitted cdf."""
 
     variance: Array
     theta: Array
@@ -188,7 +189,7 @@ def _fit(eigenvalues: Array, key: Array | None, options: _Options) -> MPFit:
         bulk = _by_formula(spectrum, window, options)
     few = jnp.sum(window, axis=-1) < 2
     status = jnp.where(few, int(MPStatus.TOO_FEW), bulk.status)
-    finite = spectrum.finite & jnp.isfinite(bulk.variance)
+    finite = spectrum.finite & jnp.isfinite(bulk.variance * bulk.factor * spectrum.unit)
     status = jnp.where(finite, status, int(MPStatus.NOT_FINITE)).astype(jnp.int32)
     distance = jnp.where(window, jnp.abs(positions - bulk.shares), 0)
     return _result(spectrum, bulk._replace(status=status), jnp.max(distance, axis=-1), options)
@@ -211,7 +212,7 @@ def _simulated(key, spectrum: Spectrum, window: Array, positions: Array, options
 
 
 def _result(spectrum: Spectrum, bulk: _Bulk, ks: Array, options: _Options) -> MPFit:
-    p, n = options.shape
+    (p, n), unit = options.shape, spectrum.unit
     exists = bulk.status <= MPStatus.BOUNDARY
     edge = bulk.variance * bulk.factor
     above = jnp.sum(spectrum.values > edge[..., None], axis=-1).astype(jnp.int32)
@@ -220,10 +221,10 @@ def _result(spectrum: Spectrum, bulk: _Bulk, ks: Array, options: _Options) -> MP
         return jnp.where(exists, value, jnp.nan)
 
     return MPFit(
-        variance=number(bulk.variance),
-        edge=number(edge),
-        bulk_edge=number(bulk.variance * marchenko_pastur_edges(p / n)[1]),
-        threshold=number(jnp.sqrt(n * jnp.where(exists, edge, 1))),
+        variance=number(bulk.variance * unit),
+        edge=number(edge * unit),
+        bulk_edge=number(bulk.variance * unit * marchenko_pastur_edges(p / n)[1]),
+        threshold=number(jnp.sqrt(n * jnp.where(exists, edge, 1)) * jnp.sqrt(unit)),
         spikes=jnp.where(exists, above, spectrum.rank),
         rank=spectrum.rank,
         ks=number(ks),

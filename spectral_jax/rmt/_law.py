@@ -1,12 +1,16 @@
 """The Marchenko-Pastur law of arrays that are traced; its formulas are those of `laws`."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from spectral_jax import laws
+from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.rmt._edge import scale_of_noise
 
 
 def marchenko_pastur_pdf(
@@ -16,9 +20,11 @@ def marchenko_pastur_pdf(
 
     ``sqrt((b - x)(x - a)) / (2 pi variance ratio x)`` between ``a, b = variance (1 -+
     sqrt(ratio))^2``, else 0, also at the edges; its integral is ``min(1, 1 / ratio)``.
-    ``ratio`` is a Python number. Works under ``jit``, ``vmap`` and ``grad``.
+    ``ratio`` is a Python number. NaN where a traced variance is no number above 0. Works under
+    ``jit``, ``vmap`` and ``grad``.
     """
-    return laws.standard_pdf(x / variance, _checked(ratio), jnp) / variance
+    x, variance = _standard(x, variance)
+    return laws.standard_pdf(x, _checked(ratio), jnp) / variance
 
 
 def marchenko_pastur_cdf(
@@ -31,7 +37,7 @@ def marchenko_pastur_cdf(
     >>> round(float(marchenko_pastur_cdf(jnp.array(1.0), 1)), 5)
     0.609
     """
-    return _cdf(x / variance, _checked(ratio))
+    return _cdf(_standard(x, variance)[0], _checked(ratio))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -43,6 +49,17 @@ def _cdf(x: Array, ratio: float | int) -> Array:
 def _cdf_jvp(ratio, primals, tangents):
     # Square roots and angles have infinite slopes at the edges, where the density has none.
     return _cdf(*primals, ratio), laws.standard_pdf(*primals, ratio, jnp) * tangents[0]
+
+
+def _standard(x: ArrayLike, variance: Any) -> tuple[Array, Any]:
+    """``x`` for noise of variance 1, and the variance; NaN where that is no positive number."""
+    x, variance = working(x, "x"), scale_of_noise(variance, "variance")
+    if not isinstance(variance, jax.Array):
+        return x / variance, variance
+    usable = (variance > 0) & jnp.isfinite(variance)
+    variance = jnp.where(usable, variance, jnp.nan).astype(x.dtype)
+    unit = power_of_two(variance)  # else the slope by it, 1 / variance^2, overflows
+    return (x / unit) / (variance / unit), variance
 
 
 def _checked(ratio: float | int) -> float:

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax import laws
+from spectral_jax.linalg.precision import power_of_two, working
 
 NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
 
@@ -16,6 +18,9 @@ class Spectrum(NamedTuple):
     """``p`` ascending values, of which the last ``rank`` are above rounding."""
 
     values: Float[Array, "*batch p"]
+    """Over ``unit``: no square of them and no sum under- or overflows."""
+    unit: Float[Array, "*batch"]
+    """A power of two."""
     rank: Int[Array, "*batch"]
     place: Int[Array, "*batch p"]
     """1 for the smallest value above rounding, ``rank`` for the largest; not positive for zeros."""
@@ -42,12 +47,22 @@ def ordered(
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     values = jnp.where(finite[..., None], values, 1)
     largest = jnp.maximum(jnp.max(values, axis=-1, keepdims=True), 0)
-    ascending = jnp.where(values > floor * largest, values, 0)
+    unit = power_of_two(largest)
+    values = values / unit
+    ascending = jnp.where(values > floor * (largest / unit), values, 0)
     if not assume_sorted:
         ascending = jnp.sort(ascending, axis=-1)
     rank = jnp.sum(ascending > 0, axis=-1).astype(jnp.int32)
     place = jnp.arange(1, p + 1, dtype=jnp.int32) - p + rank[..., None]
-    return Spectrum(ascending, rank, place, finite)
+    return Spectrum(ascending, unit[..., 0], rank, place, finite)
+
+
+def spectra(values: ArrayLike, shape: tuple[int, int], name: str) -> Float[Array, "*batch p"]:
+    """Spectra as they are computed with, refused unless there is a value for each of ``p``."""
+    values, p = working(values, name), min(shape)
+    if values.shape[-1:] == (p,):
+        return values
+    raise ValueError(f"{name} of shape {values.shape} do not fit shape={shape}: pass [..., {p}]")
 
 
 def rounding(dtype: jnp.dtype) -> float:

@@ -1,5 +1,6 @@
 """How many eigenvalues stand out of the noise, with an interval."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -7,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spectral_jax.rmt._edge import edge_factor, sizes
+from spectral_jax._options import check_number
+from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.rmt._edge import edge_factor, scale_of_noise, sizes
+from spectral_jax.rmt._spectrum import spectra
 
 
 class SpikeInterval(NamedTuple):
@@ -34,29 +38,30 @@ def spike_interval(
     noise hides (variance below ``sqrt(p / n)``) are not counted.
 
     ``eigenvalues`` of ``W^T W / n`` as in `fit_marchenko_pastur`, in any order, and the
-    ``variance`` it gives. Where that is NaN nothing is known: from 0 to ``p``. Works under ``jit``
-    and ``vmap``. Raises ``ValueError`` for a confidence out of (0, 1) and eigenvalues that do not
-    fit the shape.
+    ``variance`` it gives. Where that is NaN, or an eigenvalue is NaN or inf, nothing is known: from
+    0 to ``p``. Works under ``jit`` and ``vmap``. Raises ``ValueError`` for a confidence out of
+    (0, 1), a variance not above 0 and eigenvalues that do not fit the shape.
 
     >>> spectrum = jnp.linspace(0, 3.7, 100).at[-3:].set(9)
     >>> [int(count) for count in spike_interval(spectrum, (100, 100), 1.0)]
     [3, 3]
     """
     p, n = sizes(shape)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: choose above 0 and below 1")
-    if eigenvalues.shape[-1:] != (p,):
-        raise ValueError(
-            f"eigenvalues of shape {eigenvalues.shape} do not fit shape={shape}: pass [..., {p}]"
-        )
+    check_number("choose above 0 and below 1", lambda c: 0 < c < 1, confidence=confidence)
+    eigenvalues = spectra(eigenvalues, shape, "eigenvalues")
     miss = (1 - confidence) / 2
     edges = edge_factor((p, n), miss, ()), edge_factor((p, n), 1 - miss, ())
+    if not (isinstance(variance, float) and math.isnan(variance)):  # as of a fit that failed
+        variance = scale_of_noise(variance, "variance")
     return _interval(eigenvalues, jnp.asarray(variance, eigenvalues.dtype)[..., None], edges)
 
 
 @partial(jax.jit, static_argnames="edges")
 def _interval(eigenvalues: Array, variance: Array, edges: tuple[float, float]) -> SpikeInterval:
-    known = jnp.isfinite(variance[..., 0]) & jnp.all(jnp.isfinite(eigenvalues), axis=-1)
+    usable = jnp.isfinite(variance) & (variance > 0)
+    known = usable[..., 0] & jnp.all(jnp.isfinite(eigenvalues), axis=-1)
+    unit = power_of_two(variance)  # an edge above the largest number would hide what exceeds it
+    eigenvalues, variance = eigenvalues / unit, variance / unit
     low, high = (jnp.sum(eigenvalues > variance * e, axis=-1).astype(jnp.int32) for e in edges)
     high = jnp.maximum(high - 1, low)
     return SpikeInterval(jnp.where(known, low, 0), jnp.where(known, high, eigenvalues.shape[-1]))

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax.rmt._edge import sizes
-from spectral_jax.rmt._spectrum import half_steps, ordered, rounding
+from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.rmt._edge import scale_of_noise, sizes
+from spectral_jax.rmt._spectrum import half_steps, ordered, rounding, spectra
 
 Loss = Literal["frobenius", "operator", "nuclear"]
 
@@ -31,7 +32,8 @@ def hard_threshold(
     median is that of the others, and ``mu`` the quantile at its place. All zero: NaN.
     Asymptotically the best hard threshold in Frobenius norm for any low rank. Gives a Python number
     for one, else an array; works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` unless
-    exactly one of ``noise`` and ``singular_values`` is given, and for ``noise`` not above 0.
+    exactly one of ``noise`` and ``singular_values`` is given, for ``noise`` not above 0 and values
+    that do not fit the shape.
     Source: arXiv 1305.5870.
 
     >>> round(hard_threshold((100, 100), noise=0.1), 4)  # 4 / sqrt(3)
@@ -46,13 +48,8 @@ def hard_threshold(
     b = p / n
     best = (2 * (b + 1) + 8 * b / ((b + 1) + (b * b + 14 * b + 1) ** 0.5)) ** 0.5
     if singular_values is None:
-        return best * n**0.5 * _checked(noise)
-    if singular_values.shape[-1:] != (p,):
-        raise ValueError(
-            f"singular_values of shape {singular_values.shape} do not fit shape={shape}: "
-            f"pass [..., {p}]"
-        )
-    return best * _noise_scale(singular_values, (p, n))
+        return best * n**0.5 * scale_of_noise(noise, "noise")
+    return best * _noise_scale(spectra(singular_values, shape, "singular_values"), (p, n))
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -63,7 +60,7 @@ def _noise_scale(singular_values: Array, shape: tuple[int, int]) -> Float[Array,
     place = jnp.asarray(half_steps(p, n) ** 0.5, singular_values.dtype)[2 * p - spectrum.rank]
     known = spectrum.finite & (spectrum.rank > 0)
     scale = spectrum.middle() / jnp.where(known & (place > 0), place, 1)
-    return jnp.where(known, scale, jnp.nan)
+    return jnp.where(known, scale * spectrum.unit, jnp.nan)
 
 
 def shrink(
@@ -89,9 +86,11 @@ def shrink(
         ``x (cos cos - s t)``, and 0 where that is negative.
 
     ``noise`` is the standard deviation of the entries' noise, as ``fit.variance ** 0.5``; where it
-    is NaN, so is the result, and where it is a traced 0 nothing is shrunk. Works under ``jit``,
-    ``vmap`` and ``grad`` (not at ``y = 1 + sqrt(b)``, where slopes are infinite).
-    Raises ``ValueError`` for an unknown ``loss`` and for ``noise`` not above 0.
+    or a value is NaN or inf, the result is NaN, and where it is a traced 0 nothing is shrunk. Works
+    at any scale and under ``jit``, ``vmap`` and ``grad`` (not at ``y = 1 + sqrt(b)``, where slopes
+    are infinite). Half precision and integers are read as float32.
+    Raises ``ValueError`` for an unknown ``loss``, ``noise`` not above 0 and values that do not fit
+    the shape.
     Sources: arXiv 1405.7511; for the operator norm arXiv 2005.11807.
 
     >>> shrink(jnp.array([2.5, 1.9]), (1, 1), noise=1.0)
@@ -100,30 +99,28 @@ def shrink(
     p, n = sizes(shape)
     if loss not in ("frobenius", "operator", "nuclear"):
         raise ValueError(f"loss={loss!r}: choose 'frobenius', 'operator' or 'nuclear'")
-    scale = jnp.asarray(n**0.5 * _checked(noise), singular_values.dtype)[..., None]
+    singular_values = spectra(singular_values, shape, "singular_values")
+    scale = jnp.asarray(n**0.5 * scale_of_noise(noise, "noise"), singular_values.dtype)[..., None]
     return _shrink(singular_values, scale, b=p / n, loss=loss)
 
 
 @partial(jax.jit, static_argnames=("b", "loss"))
 def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Array:
-    noisy = scale != 0
-    y = singular_values / jnp.where(noisy, scale, 1)
-    signal = y > 1 + b**0.5
-    y = jnp.where(signal, y, 2 + b)  # any value with finite slopes
-    centred = y * y - b - 1
-    root = jnp.sqrt(centred**2 - 4 * b)
-    square = (centred + root) / 2
+    """What is left of each value, as a share of it: in ``t = 1 / y``, which no signal overflows."""
+    unit = power_of_two(scale)  # else slopes, 1 / value^2, overflow
+    values, one = singular_values / unit, scale / unit
+    signal = values > (1 + b**0.5) * one
+    t = jnp.where(signal, one, 1) / jnp.where(signal, values, 2 + b)
+    squared = t * t
+    rest = 1 - (1 + b) * squared
+    root = jnp.sqrt(rest**2 - 4 * b * squared**2)
+    square = (rest + root) / 2  # (x / y)^2
     if loss == "frobenius":
-        kept = root / y
+        share = root
     elif loss == "operator":
-        kept = jnp.sqrt(square * (square + b) / (square + 1))
+        share = jnp.sqrt(square * (square + b * squared) / (square + squared))
     else:
-        kept = jnp.maximum(root / y - (b / square) ** 0.5, 0)
-    shrunk = jnp.where(signal, kept, 0) * scale
-    return jnp.where(noisy, jnp.where(jnp.isnan(scale), jnp.nan, shrunk), singular_values)
-
-
-def _checked(noise: Any) -> Any:
-    if isinstance(noise, int | float) and not noise > 0:
-        raise ValueError(f"noise={noise}: pass the standard deviation of an entry, above 0")
-    return noise
+        share = jnp.maximum(root - (b / square) ** 0.5 * squared, 0)
+    shrunk = jnp.where(signal, singular_values * share, 0)
+    known = jnp.isfinite(singular_values) & jnp.isfinite(scale) & (scale >= 0)
+    return jnp.where(known, shrunk, jnp.nan)

@@ -9,7 +9,9 @@ import numpy as np
 from jax.scipy.special import erfc
 from jaxtyping import Array, Float, Int
 
-from spectral_jax.tails.support import FitStatus, support
+from spectral_jax._options import check_number
+from spectral_jax.linalg.precision import working
+from spectral_jax.tails.support import FitStatus, spectra, support
 
 ITERATIONS = 60
 NEGLIGIBLE = 40.0  # exp(-40) is below the rounding of float64
@@ -56,7 +58,6 @@ class _Family(NamedTuple):
     """The least share of each parameter that one step leaves; minus infinity for any sign."""
 
 
-@jax.jit
 def tail_alternatives(
     eigenvalues: Float[Array, "*batch N"], xmin: Float[Array, "*batch"] | float
 ) -> TailAlternatives:
@@ -73,8 +74,9 @@ def tail_alternatives(
     test does not apply: its ``p_value`` is that of ``-2 ratio`` under chi-squared with one degree
     of freedom, as in powerlaw (conservative: half of it is correct at the limit).
 
-    Zeros and rounding (see `support`) are left out. Parameters are good to 1e-6, likelihoods to
-    rounding (float32: 1e-2 and 1e-5). Where ``status`` is above ``BOUNDARY``, all is NaN.
+    Zeros and rounding (see `support`) are left out; half precision and integers are read as
+    float32. Parameters are good to 1e-6, likelihoods to rounding (float32: 1e-2 and 1e-5), at any
+    scale. Where ``status`` is above ``BOUNDARY``, all is NaN.
     Works under ``jit``, ``vmap`` and, for likelihoods and ratios with the tail held, ``grad`` (at a
     maximum, parameters do not matter to first order).
     Sources: Vuong 1989; arXiv 0706.1062; Alstott, Bullmore & Plenz (arXiv 1305.0215).
@@ -84,8 +86,16 @@ def tail_alternatives(
     >>> bool(other.ratio > 0), bool(other.p_value < 0.01)
     (True, True)
     """
+    if isinstance(xmin, int | float):
+        check_number("choose a finite number above 0", lambda x: 0 < x < np.inf, xmin=xmin)
+    eigenvalues = spectra(eigenvalues)
+    return _of_batch(eigenvalues, working(xmin, "xmin").astype(eigenvalues.dtype))
+
+
+@jax.jit
+def _of_batch(eigenvalues: Array, xmin: Array) -> TailAlternatives:
     *batch, n = eigenvalues.shape
-    xmin = jnp.broadcast_to(jnp.asarray(xmin, eigenvalues.dtype), batch)
+    xmin = jnp.broadcast_to(xmin, batch)
     if not batch:
         return _compare(eigenvalues, xmin)
     compared = jax.vmap(_compare)(eigenvalues.reshape(-1, n), xmin.reshape(-1))
@@ -93,15 +103,17 @@ def tail_alternatives(
 
 
 def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
-    usable = jnp.isfinite(xmin) & (xmin > 0)
-    xmin = jnp.where(usable, xmin, 1)
-    inside = support(eigenvalues) & (eigenvalues >= xmin)
+    found = support(eigenvalues)
+    values, unit = found.values, found.unit
+    usable = jnp.isfinite(xmin) & (xmin / unit > 0)
+    xmin = jnp.where(usable, xmin / unit, 1)
+    inside = found.keep & (values >= xmin)
     tail = jnp.sum(inside)
-    n = jnp.maximum(tail, 1).astype(eigenvalues.dtype)
-    s = jnp.log(jnp.where(inside, eigenvalues, xmin) / xmin)
+    n = jnp.maximum(tail, 1).astype(values.dtype)
+    s = jnp.log(jnp.where(inside, values, xmin) / xmin)
     eps = float(jnp.finfo(s.dtype).eps)
     status = jnp.select(
-        [~jnp.all(jnp.isfinite(eigenvalues)) | ~usable, tail < 2, jnp.max(s) <= 4 * eps],
+        [~(found.finite & usable), tail < 2, jnp.max(s) <= 4 * eps],
         [int(FitStatus.NOT_FINITE), int(FitStatus.NO_TAIL), int(FitStatus.DEGENERATE)],
         int(FitStatus.OK),
     )
@@ -115,7 +127,8 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
 
     rate = 1 / mean(s)
     power_law = jnp.log(rate) - rate * s
-    jacobian = n * (mean(s) + jnp.log(xmin))
+    log_xmin = jnp.log(xmin) + jnp.log(unit)
+    jacobian = n * (mean(s) + log_xmin)
 
     def alternative(parameters, pointwise, edge, *, nested=False):
         differences = power_law - pointwise
@@ -147,11 +160,11 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
     return TailAlternatives(
         log_likelihood=jnp.where(fitted, n * mean(power_law) - jacobian, jnp.nan),
         truncated_power_law=alternative(
-            jnp.stack([1 + a, b / xmin]), truncated, truncated_edge, nested=True
+            jnp.stack([1 + a, b / xmin / unit]), truncated, truncated_edge, nested=True
         ),
-        exponential=alternative(decay[None] / xmin, exponential, jnp.asarray(False)),
+        exponential=alternative(decay[None] / xmin / unit, exponential, jnp.asarray(False)),
         lognormal=alternative(
-            jnp.stack([jnp.log(xmin) - c * sigma2, jnp.sqrt(sigma2)]), lognormal, lognormal_edge
+            jnp.stack([log_xmin - c * sigma2, jnp.sqrt(sigma2)]), lognormal, lognormal_edge
         ),
     )
 

@@ -2,8 +2,10 @@
 
 from typing import Literal
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax.linalg.precision import working
 from spectral_jax.tails.null import null_alpha
 
 
@@ -18,7 +20,9 @@ def null_zscore(
     under ``jit``, ``vmap`` and ``grad``. It tests for noise and does not measure training: any
     structure at all moves a large matrix by many deviations.
     """
-    return null_alpha(shape, fraction=fraction).zscore(alpha)
+    alpha = working(alpha, "alpha")
+    zscore = null_alpha(shape, fraction=fraction).zscore(alpha)
+    return jnp.where(jnp.isfinite(alpha), zscore, jnp.nan)
 
 
 def debiased_alpha(
@@ -38,6 +42,7 @@ def debiased_alpha(
     ``shape`` and errors as for ``null_alpha``, and ``ValueError`` for an unknown ``form``. Works
     under ``jit``, ``vmap`` and ``grad``.
     """
+    alpha = working(alpha, "alpha")
     mean = null_alpha(shape, fraction=fraction).mean
     if form == "difference":
         return alpha - mean

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax.tails.power_law import PowerLawFit, Rule, power_law_fit
-from spectral_jax.tails.support import FitStatus, support
+from spectral_jax._options import check_count
+from spectral_jax.tails.power_law import PowerLawFit, Rule, power_law_fit, xmin_value
+from spectral_jax.tails.support import FitStatus, Support, check_floor, spectra, support
 
 ELEMENTS = 2**18  # draws times eigenvalues that are fitted together
 
@@ -55,21 +56,24 @@ def goodness_of_fit(
     >>> float(goodness_of_fit(jax.random.key(1), x, fit, draws=50, xmin=0.1).p_value)
     0.0
     """
-    if draws < 1:
-        raise ValueError(f"draws={draws}: choose at least 1")
+    check_count(draws=draws)
+    check_floor(floor)
+    eigenvalues = spectra(eigenvalues)
     if isinstance(xmin, str):
         return _bootstrap(key, eigenvalues, fit, None, draws=draws, rule=xmin, floor=floor)
-    value = jnp.asarray(xmin, eigenvalues.dtype)
+    value = xmin_value(xmin, eigenvalues.dtype)
     return _bootstrap(key, eigenvalues, fit, value, draws=draws, rule=None, floor=floor)
 
 
 @partial(jax.jit, static_argnames=("draws", "rule", "floor"))
 def _bootstrap(key, eigenvalues, fit, value, *, draws, rule, floor) -> Goodness:
-    sample = _sampler(eigenvalues, fit, floor)
-    together = max(1, min(draws, ELEMENTS // max(len(eigenvalues), 1)))
+    found = support(eigenvalues, floor)
+    sample = _sampler(found, fit)
+    start = rule if value is None else value / found.unit
+    together = max(1, min(draws, ELEMENTS // len(eigenvalues)))
 
-    def distance(key):
-        return power_law_fit(sample(key), xmin=value if rule is None else rule, floor=floor).ks
+    def distance(key):  # nothing that is drawn is rounding, however far below the largest
+        return power_law_fit(sample(key), xmin=start, floor=0.0).ks
 
     distances = jax.lax.map(distance, jax.random.split(key, draws), batch_size=together)
     worse = jnp.sum(distances >= fit.ks).astype(distances.dtype)
@@ -83,18 +87,19 @@ def _bootstrap(key, eigenvalues, fit, value, *, draws, rule, floor) -> Goodness:
     return Goodness(number(worse / draws), number(error), number(distances), fit.status)
 
 
-def _sampler(eigenvalues: Array, fit: PowerLawFit, floor: float | None):
-    keep = support(eigenvalues, floor)
-    values = jnp.sort(jnp.where(keep, eigenvalues, 0))
-    n = len(values)
-    count = jnp.sum(keep)
+def _sampler(found: Support, fit: PowerLawFit):
+    """Draws in units of the spectrum, where only the tail may overflow."""
+    values = jnp.sort(found.kept)
+    n, most = len(values), float(jnp.finfo(values.dtype).max)
+    count = jnp.sum(found.keep)
     below = jnp.maximum(count - fit.tail, 0)
     share = fit.tail.astype(values.dtype) / jnp.maximum(count, 1).astype(values.dtype)
+    xmin = fit.xmin / found.unit
 
     def sample(key):
         # One call: random bits are what takes long to compile.
         which, height, rest = jax.random.uniform(key, (3, n), values.dtype)
-        tail = fit.xmin * (1 - height) ** (-1 / (fit.alpha - 1))
+        tail = jnp.minimum(xmin * (1 - height) ** (-1 / (fit.alpha - 1)), most)
         place = jnp.minimum(jnp.floor(rest * below.astype(values.dtype)).astype(int), below - 1)
         body = values[jnp.clip(n - count + place, 0, n - 1)]
         drawn = jnp.where(which < share, tail, body)

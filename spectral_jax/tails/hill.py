@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from spectral_jax._options import check_number
 from spectral_jax.tails.null import rational
-from spectral_jax.tails.support import FitStatus, kth_largest, number, support
+from spectral_jax.tails.support import (
+    FitStatus,
+    check_floor,
+    kth_largest,
+    number,
+    spectra,
+    support,
+)
 
 REPEATED = 64.0  # eps: a tail whose logarithms spread less, on average, is one value
 
@@ -28,7 +36,6 @@ class HillFit(NamedTuple):
     matrices the spread is far smaller, ``null_alpha(shape).deviation``."""
 
 
-@partial(jax.jit, static_argnames=("fraction", "floor"))
 def hill_alpha(
     eigenvalues: Float[Array, "*batch N"], *, fraction: float = 0.5, floor: float | None = None
 ) -> Float[Array, "*batch"]:
@@ -40,7 +47,6 @@ def hill_alpha(
     return hill_fit(eigenvalues, fraction=fraction, floor=floor).alpha
 
 
-@partial(jax.jit, static_argnames=("fraction", "floor"))
 def hill_fit(
     eigenvalues: Float[Array, "*batch N"], *, fraction: float = 0.5, floor: float | None = None
 ) -> HillFit:
@@ -63,28 +69,33 @@ def hill_fit(
         says 3.4. ``0`` keeps them, as the released code does.
 
     Linear in ``N``: nothing is sorted. Scale-free. Works under ``jit``, ``vmap`` and ``grad``
-    (exact unless values tie at the threshold). Raises ``ValueError`` for a fraction out of
-    ``0 < fraction <= 1``.
+    (exact unless values tie at ``xmin``); half precision and integers are read as float32. Raises
+    ``ValueError`` for a fraction out of ``0 < fraction <= 1``, a floor out of ``0 <= floor < 1``
+    and complex numbers.
     Sources: Hill 1975; arXiv 2506.06280 for the median rule.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction={fraction}: choose above 0 and at most 1")
-    keep = support(eigenvalues, floor)
-    values = jnp.where(keep, eigenvalues, 0)
+    check_number("choose above 0 and at most 1", lambda f: 0 < f <= 1, fraction=fraction)
+    check_floor(floor)
+    return _fit(spectra(eigenvalues), fraction, floor)
+
+
+@partial(jax.jit, static_argnames=("fraction", "floor"))
+def _fit(eigenvalues: Array, fraction: float, floor: float | None) -> HillFit:
+    found = support(eigenvalues, floor)
+    values = found.kept
     share = rational(fraction)
-    count = number(keep, eigenvalues.dtype)
+    count = number(found.keep, values.dtype)
     tail = -(-count * share.numerator // share.denominator)
-    threshold = kth_largest(values, tail)
-    base = jnp.where(threshold > 0, threshold, 1)[..., None]
+    xmin = kth_largest(values, tail)
+    base = jnp.where(xmin > 0, xmin, 1)[..., None]
     excess = jnp.sum(jnp.log(jnp.where(values > base, values, base) / base), axis=-1)
-    lost = number(eigenvalues > 0, eigenvalues.dtype) - count
-    largest = jnp.max(eigenvalues, axis=-1, initial=0)
+    lost = number(found.values > 0, values.dtype) - count
     terms = tail.astype(excess.dtype)
-    status = _status(terms, excess, 100 * lost >= jnp.maximum(count, 1), jnp.isfinite(largest))
+    status = _status(terms, excess, 100 * lost >= jnp.maximum(count, 1), found.finite)
     exists = status < FitStatus.TOO_FEW
     rate = jnp.where(exists, terms / jnp.where(exists, excess, 1), jnp.nan)
     error = rate / jnp.sqrt(jnp.maximum(terms, 1))
-    return HillFit(1 + rate, tail, threshold, status, error)
+    return HillFit(1 + rate, tail, xmin * found.unit, status, error)
 
 
 def _status(terms: Array, excess: Array, deficient: Array, finite: Array) -> Array:

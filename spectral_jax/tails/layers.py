@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.tails.hill import hill_alpha
 from spectral_jax.tails.power_law import Rule, power_law_fit
 from spectral_jax.tails.windows import CHUNK, Method, farms_eigenvalues, farms_windows, squares
@@ -31,8 +32,8 @@ def farms_alphas(
 
     The windows are the grid of ``farms_windows``. ``"median"`` is ``hill_alpha`` of the eigenvalues
     of their Gram matrices, ``"peak"`` and ``"ks"`` are the searches of ``power_law_fit`` among
-    their squared singular values. NaN where a spectrum has no exponent; half precision is read as
-    float32.
+    their squared singular values. NaN where a spectrum has no exponent, as where the matrix holds
+    NaN or inf; half precision and integers are read as float32, at any scale.
 
     Windows of one size are decomposed together, whatever layers they are from, 2^24 entries at a
     time, and spectra are padded with zeros to few lengths: a ResNet-32, of 31 kernels in six
@@ -46,7 +47,8 @@ def farms_alphas(
     if not matrices:
         raise ValueError("matrices is empty: pass at least one")
     grid = _Grid(window, cols_per_row, samples)
-    spectra = _spectra(matrices, grid, "gram" if xmin == "median" else "svd")
+    absolute = paper_compat is not None  # it compares eigenvalues with their logarithms
+    spectra = _spectra(matrices, grid, "gram" if xmin == "median" else "svd", absolute=absolute)
     alphas = np.zeros(len(spectra))
     for members in _groups((_length(values), values.dtype) for values in spectra).values():
         length = _length(spectra[members[0]])
@@ -63,15 +65,17 @@ class _Grid(NamedTuple):
     samples: int | None
 
 
-def _spectra(matrices: Sequence[Array], grid: _Grid, method: Method) -> list[np.ndarray]:
-    """The eigenvalues of all windows of each, in no order."""
-    layers = [jnp.asarray(w, jnp.promote_types(w.dtype, jnp.float32)) for w in matrices]
+def _spectra(
+    matrices: Sequence[Array], grid: _Grid, method: Method, *, absolute: bool
+) -> list[np.ndarray]:
+    """The eigenvalues of all windows of each, in no order, and in any unit if not ``absolute``."""
+    layers = [working(w, f"matrices[{i}]") for i, w in enumerate(matrices)]
     spectra: dict[int, np.ndarray] = {}
     for batch in _batches(layers, grid):
         shapes = _groups(layers[i].shape for i in batch).values()
         alike = [[batch[place] for place in places] for places in shapes]
         stacks = tuple(tuple(layers[i] for i in same) for same in alike)
-        for same, values in zip(alike, _decomposed(stacks, grid, method), strict=True):
+        for same, values in zip(alike, _decomposed(stacks, grid, method, absolute), strict=True):
             spectra.update(zip(same, np.asarray(values), strict=True))
     return [spectra[i] for i in range(len(layers))]
 
@@ -98,9 +102,11 @@ def _cut_shape(shape: tuple[int, ...], grid: _Grid) -> tuple[int, ...]:
     return jax.eval_shape(partial(farms_windows, **grid._asdict()), layer).shape
 
 
-@partial(jax.jit, static_argnames=("grid", "method"))
-def _decomposed(stacks: tuple, grid: _Grid, method: Method) -> list[Array]:
+@partial(jax.jit, static_argnames=("grid", "method", "absolute"))
+def _decomposed(stacks: tuple, grid: _Grid, method: Method, absolute: bool) -> list[Array]:
     """Of each tuple of layers of one shape, the eigenvalues ``[layers, N]``."""
+    if not absolute:
+        stacks = jax.tree.map(lambda w: w / power_of_two(jnp.max(jnp.abs(w))), stacks)
     if len(stacks) == len(stacks[0]) == 1:  # it may be larger than a chunk
         values = farms_eigenvalues(stacks[0][0], **grid._asdict(), method=method, pooled=False)
         return [values.reshape(1, -1)]

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import log10, prod
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from spectral_jax.laws import marchenko_pastur_quantile
 from spectral_jax.linalg import svdvals
+from spectral_jax.linalg.precision import working
 from spectral_jax.tails.hill import hill_fit
 from spectral_jax.tails.layers import farms_alphas
-from spectral_jax.tails.null import null_alpha
-from spectral_jax.tails.support import FitStatus, number, support
+from spectral_jax.tails.null import check_shape, null_alpha
+from spectral_jax.tails.support import FitStatus, number, spectra, support
 from spectral_jax.weights import WeightMatrix, matrices
 
 Conv = Literal["positions", "flattened", "channels"]
@@ -71,8 +72,10 @@ def spectral_metrics(
     with their number: take the mean over ``farms_eigenvalues(..., pooled=False)``.
     ``alpha`` is the exponent to weight with, ``hill_alpha(eigenvalues)`` by default.
 
-    Works under ``jit`` (shape static), ``vmap`` and ``grad``; NaN or inf in a spectrum gives NaN
-    for that spectrum, and ``NOT_FINITE``. Raises ``ValueError`` for an impossible shape.
+    Works under ``jit`` (shape static), ``vmap`` and ``grad``, and at any scale that the norms fit
+    in; half precision and integers are read as float32. NaN or inf in a spectrum gives NaN for that
+    spectrum, and ``NOT_FINITE``. Raises ``ValueError`` for an impossible shape and for complex
+    numbers.
     Formulas: WeightWatcher 0.7.7, but for ``1e-10`` that it adds to every ``p``, and for the soft
     rank, whose bulk it fits.
 
@@ -80,10 +83,11 @@ def spectral_metrics(
     >>> float(metrics.norm), float(metrics.stable_rank), int(metrics.matrix_rank)
     (8.0, 2.0, 4)
     """
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"shape={shape}: pass (m, n) or (positions, m, n), all at least 1")
-    of_shape = np.asarray(_of_shape(shape), eigenvalues.dtype)
-    return _metrics(eigenvalues, of_shape, alpha)
+    check_shape(shape)
+    eigenvalues = spectra(eigenvalues)
+    dtype = eigenvalues.dtype
+    alpha = None if alpha is None else working(alpha, "alpha").astype(dtype)
+    return _metrics(eigenvalues, np.asarray(_of_shape(shape), dtype), alpha)
 
 
 def layer_metrics(
@@ -105,7 +109,7 @@ def layer_metrics(
 
     Args:
       layers: parameters, or what ``weights.matrices`` made of them; half precision is read as
-        float32.
+        float32, at any scale.
       conv: how parameters are read (``weights.matrices``).
 
     Matrices of one shape are decomposed together, 2^24 entries at a time, and all spectra, padded
@@ -118,16 +122,16 @@ def layer_metrics(
     (['w'], [(64, 128)], True)
     """
     found = _named(layers, conv)
-    arrays = [_at_least_single(layer.matrix) for layer in found]
+    arrays = [working(layer.matrix, layer.name) for layer in found]
     shapes = [array.shape for array in arrays]
-    spectra = _padded(_spectra(arrays))
-    of_shape = np.asarray([_of_shape(shape) for shape in shapes], spectra.dtype).T
-    metrics = jax.device_get(_metrics(spectra, of_shape, None))
+    values, exponents = _to_unit_size(_padded(_singular_values(arrays)))
+    of_shape = np.asarray([_of_shape(shape) for shape in shapes], values.dtype).T
+    metrics = jax.device_get(_metrics(values**2, of_shape, None))
     table: dict[str, list[Any]] = {
         "name": [layer.name for layer in found],
         "kind": [layer.kind for layer in found],
         "shape": shapes,
-        **{field: values.tolist() for field, values in metrics._asdict().items()},
+        **_of_weights(metrics, exponents),
     }
     table["status"] = [FitStatus(code).name for code in table["status"]]
     table |= _against_noise(table["alpha"], shapes)
@@ -148,10 +152,11 @@ def _of_shape(shape: tuple[int, ...]) -> tuple[float, float, float]:
 @jax.jit
 def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> SpectralMetrics:
     edge, side, full_rank = of_shape
-    fit, keep = hill_fit(eigenvalues), support(eigenvalues)
+    fit, found = hill_fit(eigenvalues), support(eigenvalues)
+    keep = found.keep
     alpha = fit.alpha if alpha is None else alpha
-    lam = jnp.maximum(eigenvalues, 0)
-    total, largest = jnp.sum(lam, axis=-1), jnp.max(lam, axis=-1, initial=0)
+    lam = jnp.where(found.finite[..., None], found.values, jnp.nan)
+    total, largest = jnp.sum(lam, axis=-1), jnp.max(lam, axis=-1)
     exists = largest > 0
     relative = lam / jnp.where(exists, largest, 1)[..., None]
     tolerance = (side * float(jnp.finfo(lam.dtype).eps)) ** 2
@@ -162,21 +167,22 @@ def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> Spectr
     entropy = jnp.log(stable) - jnp.sum(relative * logs, axis=-1) / stable
     log_rank = jnp.log(jnp.maximum(rank, 2).astype(lam.dtype))
     powers = jnp.sum(jnp.where(keep, jnp.exp(alpha[..., None] * logs), 0), axis=-1)
-    log_largest = jnp.log10(largest)
+    log_unit = jnp.log10(found.unit)
+    log_largest = jnp.log10(largest) + log_unit
     deficient = jnp.where(
         rank.astype(lam.dtype) < full_rank, int(FitStatus.RANK_DEFICIENT), int(FitStatus.OK)
     )
     return SpectralMetrics(
         alpha=alpha,
-        norm=total,
-        log_norm=jnp.log10(total),
-        spectral_norm=largest,
+        norm=total * found.unit,
+        log_norm=jnp.log10(total) + log_unit,
+        spectral_norm=largest * found.unit,
         log_spectral_norm=log_largest,
         stable_rank=stable,
         entropy=jnp.where(rank == 1, 0, entropy / log_rank),
         entropy_rank=jnp.exp(entropy),
         matrix_rank=rank,
-        mp_softrank=edge * _median(eigenvalues, keep) / jnp.where(exists, largest, 1),
+        mp_softrank=edge * _median(relative, keep),
         alpha_weighted=alpha * log_largest,
         log_alpha_norm=alpha * log_largest + jnp.log10(powers),
         status=jnp.where(fit.status < FitStatus.TOO_FEW, deficient, fit.status).astype(jnp.int32),
@@ -200,12 +206,8 @@ def _named(layers, conv: Conv) -> list[WeightMatrix]:
     return list(matrices(layers, conv=conv).values())
 
 
-def _at_least_single(matrix: Array) -> Array:
-    return jnp.asarray(matrix, jnp.promote_types(matrix.dtype, jnp.float32))
-
-
-def _spectra(arrays: Sequence[Array]) -> list[np.ndarray]:
-    """Eigenvalues of each, pooled over its positions; equal shapes are decomposed together."""
+def _singular_values(arrays: Sequence[Array]) -> list[np.ndarray]:
+    """Those of each, pooled over its positions; equal shapes are decomposed together."""
     groups = defaultdict(list)
     for index, array in enumerate(arrays):
         groups[array.shape, array.dtype].append(index)
@@ -215,7 +217,7 @@ def _spectra(arrays: Sequence[Array]) -> list[np.ndarray]:
         method = "lapack" if prod(shape[-2:]) < SMALL else "auto"
         for start in range(0, len(members), together):
             chunk = members[start : start + together]
-            values = np.asarray(svdvals(jnp.stack([arrays[i] for i in chunk]), method=method)) ** 2
+            values = np.asarray(svdvals(jnp.stack([arrays[i] for i in chunk]), method=method))
             spectra.update(zip(chunk, values.reshape(len(chunk), -1), strict=True))
     return [spectra[index] for index in range(len(arrays))]
 
@@ -225,6 +227,27 @@ def _padded(spectra: Sequence[np.ndarray]) -> np.ndarray:
     for row, spectrum in zip(padded, spectra, strict=True):
         row[: len(spectrum)] = spectrum
     return padded
+
+
+def _to_unit_size(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row over the power of two next above its largest, and the exponent of that."""
+    largest = values.max(axis=-1)
+    _, exponents = np.frexp(np.where(np.isfinite(largest), largest, 0))
+    return np.ldexp(values, -exponents[:, None]), exponents
+
+
+def _of_weights(metrics: SpectralMetrics, exponents: np.ndarray) -> dict[str, list[Any]]:
+    """Columns of what singular values over ``2^exponents`` gave, as the weights' own have them."""
+    columns = {name: values.tolist() for name, values in metrics._asdict().items()}
+    for row, exponent in enumerate(exponents.tolist()):
+        unit, log_unit = 4.0**exponent, exponent * log10(4)
+        for name in "norm", "spectral_norm":
+            columns[name][row] *= unit
+        for name in "log_norm", "log_spectral_norm":
+            columns[name][row] += log_unit
+        for name in "alpha_weighted", "log_alpha_norm":
+            columns[name][row] += columns["alpha"][row] * log_unit
+    return columns
 
 
 def _against_noise(alphas: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> dict[str, list]:

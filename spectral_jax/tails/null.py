@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spectral_jax import laws
+from spectral_jax._options import check_number, is_count
 from spectral_jax.laws import rational
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(128)
@@ -58,8 +59,10 @@ def marchenko_pastur_alpha(ratio: float | int, *, fraction: float = 0.5) -> floa
     >>> round(marchenko_pastur_alpha(1), 5), round(marchenko_pastur_alpha(1 / 4), 5)
     (2.12168, 3.45459)
     """
+    wanted = "pass min(m, n) / max(m, n), above 0 and at most 1"
+    check_number(wanted, lambda r: 0 < r <= 1, ratio=ratio)
     _check_fraction(fraction)
-    return _Bulk(_checked(ratio), float(fraction)).alpha
+    return _Bulk(float(ratio), float(fraction)).alpha
 
 
 def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
@@ -87,8 +90,7 @@ def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
     (3.455, 3.487, 0.055)
     """
     _check_fraction(fraction)
-    if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"shape={shape}: pass (m, n) or (positions, m, n), all at least 1")
+    check_shape(shape)
     return _null_alpha(tuple(map(int, shape)), float(fraction))
 
 
@@ -175,12 +177,11 @@ def _integral(function, upper: float) -> float:
     return half * float(WEIGHTS @ function(half * (NODES + 1)))
 
 
-def _checked(ratio: float | int) -> float:
-    if not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio}: pass min(m, n) / max(m, n), above 0 and at most 1")
-    return float(ratio)
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse what is not the shape of a matrix or of a stack of them."""
+    if len(shape) not in (2, 3) or not all(map(is_count, shape)):
+        raise ValueError(f"shape={shape}: pass (m, n) or (positions, m, n), all at least 1")
 
 
 def _check_fraction(fraction: float) -> None:
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction={fraction}: choose above 0 and below 1")
+    check_number("choose above 0 and below 1", lambda f: 0 < f < 1, fraction=fraction)

@@ -7,9 +7,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax.tails.support import FitStatus, support
+from spectral_jax._options import check_number
+from spectral_jax.linalg.precision import working
+from spectral_jax.tails.support import FitStatus, check_floor, spectra, support
 
 Rule = Literal["ks", "peak", "median"]
 Compat = Literal["peak_log10", "weightwatcher"]
@@ -77,8 +80,10 @@ def power_law_fit(
         overrides that choice.)
 
     ``status`` says why there is no fit, and NaN stands for it. Works under ``jit``, ``vmap`` and
-    ``grad``, with the tail held fixed (``alpha``, ``standard_error``, ``ks``). Raises
-    ``ValueError`` for an unknown rule or ``paper_compat``, and for an ``xmin`` not above 0.
+    ``grad``, with the tail held fixed (``alpha``, ``standard_error``, ``ks``). Scale-free, but for
+    ``"peak_log10"``; half precision and integers are read as float32. Raises ``ValueError`` for an
+    unknown rule or ``paper_compat``, an ``xmin`` that is not one finite number above 0, a floor out
+    of ``0 <= floor < 1`` and complex numbers.
     Sources: arXiv 0706.1062; for the peak rule arXiv 2410.10912.
 
     >>> fit = power_law_fit(2.0 ** jnp.arange(8))
@@ -93,13 +98,23 @@ def power_law_fit(
         )
     if paper_compat == "peak_log10" and not (isinstance(xmin, str) and xmin == "peak"):
         raise ValueError(f"paper_compat='peak_log10' with xmin={xmin!r}: it is about xmin='peak'")
+    check_floor(floor)
+    eigenvalues = spectra(eigenvalues)
     if isinstance(xmin, str):
         if xmin not in ("ks", "peak", "median"):
             raise ValueError(f"xmin={xmin!r}: choose 'ks', 'peak', 'median' or a number")
         return _from_rule(eigenvalues, xmin, floor, paper_compat)
-    if isinstance(xmin, int | float) and not xmin > 0:
-        raise ValueError(f"xmin={xmin}: choose a number above 0")
-    return _from_value(eigenvalues, jnp.asarray(xmin, eigenvalues.dtype), floor, paper_compat)
+    return _from_value(eigenvalues, xmin_value(xmin, eigenvalues.dtype), floor, paper_compat)
+
+
+def xmin_value(xmin: ArrayLike, dtype: jnp.dtype) -> Float[Array, ""]:
+    """A given start of the tail, checked as far as it is known before it runs."""
+    if isinstance(xmin, int | float):
+        check_number("choose a finite number above 0", lambda x: 0 < x < math.inf, xmin=xmin)
+    value = working(xmin, "xmin").astype(dtype)
+    if value.ndim:
+        raise ValueError(f"xmin has shape {value.shape}: pass one number for all spectra")
+    return value
 
 
 @partial(jax.jit, static_argnames=("rule", "floor", "compat"))
@@ -119,18 +134,17 @@ def _from_value(eigenvalues, xmin, floor: float | None, compat: Compat | None) -
 
     def fit(values):
         spectrum = _spectrum(values, floor, compat)
-        below = jnp.sum(spectrum.values < xmin)
+        relative = xmin / spectrum.unit
+        below = jnp.sum(spectrum.values < relative)
         spectrum = spectrum._replace(finite=spectrum.finite & usable)
         start = jnp.maximum(below, spectrum.first)
-        return _fit(spectrum, start, jnp.log(xmin / spectrum.scale), jnp.asarray(False))
+        return _fit(spectrum, start, jnp.log(relative / spectrum.scale), jnp.asarray(False))
 
     return _over_batch(fit, eigenvalues)
 
 
 def _over_batch(fit: Callable[[Array], PowerLawFit], eigenvalues: Array) -> PowerLawFit:
     *batch, n = eigenvalues.shape
-    if n == 0:  # nothing to index: a zero is no eigenvalue either
-        eigenvalues, n = jnp.zeros((*batch, 1), eigenvalues.dtype), 1
     if not batch:
         return fit(eigenvalues)
     fits = jax.vmap(fit)(eigenvalues.reshape(-1, n))
@@ -138,7 +152,8 @@ def _over_batch(fit: Callable[[Array], PowerLawFit], eigenvalues: Array) -> Powe
 
 
 class _Spectrum(NamedTuple):
-    """Ascending values, their logarithms over the largest, and the sums that the fit needs.
+    """Ascending values over ``unit``, their logarithms over the largest of them, which is
+    ``scale``, and the sums that the fit needs.
 
     ``excess[i] = sum_{j >= i} (logs[j] - logs[i])``. Entries before ``first`` are left out; they
     have the logarithm of the first that is not.
@@ -147,6 +162,7 @@ class _Spectrum(NamedTuple):
     values: Float[Array, " N"]
     logs: Float[Array, " N"]
     excess: Float[Array, " N"]
+    unit: Float[Array, ""]
     scale: Float[Array, ""]
     first: Int[Array, ""]
     finite: Bool[Array, ""]
@@ -162,9 +178,9 @@ class _Spectrum(NamedTuple):
 
 def _spectrum(eigenvalues: Array, floor: float | None, compat: Compat | None) -> _Spectrum:
     n = len(eigenvalues)
-    keep = support(eigenvalues, floor) & jnp.isfinite(eigenvalues)
-    values = jnp.sort(jnp.where(keep, eigenvalues, 0))
-    first = n - jnp.sum(keep)
+    found = support(eigenvalues, floor)
+    values = jnp.sort(found.kept)
+    first = n - jnp.sum(found.keep)
     largest = jax.lax.stop_gradient(values[-1])
     scale = jnp.where(largest > 0, largest, 1)
     bottom = jnp.where(largest > 0, values[jnp.minimum(first, n - 1)], scale)
@@ -176,10 +192,11 @@ def _spectrum(eigenvalues: Array, floor: float | None, compat: Compat | None) ->
         values=values,
         logs=logs,
         excess=jax.lax.cumsum(gaps, reverse=True),
+        unit=found.unit,
         scale=scale,
         first=first,
-        finite=jnp.all(jnp.isfinite(eigenvalues)),
-        deficient=jnp.any((eigenvalues > 0) & ~keep),
+        finite=found.finite,
+        deficient=jnp.any((found.values > 0) & ~found.keep),
         small=jnp.asarray(compat == "weightwatcher") & (n - first < 20),
     )
 
@@ -201,8 +218,8 @@ def _fit(spectrum: _Spectrum, start: Array, log_xmin: Array, edge: Array) -> Pow
 
     return PowerLawFit(
         alpha=number(1 + rate),
-        xmin=number(jnp.exp(log_xmin) * spectrum.scale),
-        xmax=number(spectrum.values[-1]),
+        xmin=number(jnp.exp(log_xmin) * spectrum.scale * spectrum.unit),
+        xmax=number(spectrum.values[-1] * spectrum.unit),
         tail=jnp.where(exists, tail, 0),
         ks=number(jnp.max(deviations)),
         standard_error=number(rate / jnp.sqrt(jnp.maximum(count, 1))),
@@ -264,8 +281,9 @@ def _peak(spectrum: _Spectrum, compat: Compat | None) -> Bool[Array, " N"]:
     mode = edges[jnp.argmax(counts)]
     below = logs <= mode + math.log(1.5)
     if compat == "peak_log10":
-        limit = (mode + math.log(0.95) + jnp.log(spectrum.scale)) / math.log(10)
-        return below & (spectrum.values >= limit)
+        absolute = mode + jnp.log(spectrum.scale) + jnp.log(spectrum.unit)
+        limit = (absolute + math.log(0.95)) / math.log(10)
+        return below & (spectrum.values * spectrum.unit >= limit)
     return below & (logs >= mode + math.log(0.95))
 
 

@@ -1,10 +1,15 @@
-"""Which eigenvalues a fit may use, and what it says when it cannot."""
+"""Which eigenvalues a fit may use, in which unit, and what it says when it cannot."""
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
+
+from spectral_jax._options import check_number
+from spectral_jax.linalg.precision import power_of_two, working
 
 NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
 
@@ -27,18 +32,59 @@ class FitStatus(IntEnum):
     """NaN or inf among the eigenvalues, or a threshold that is not a positive number."""
 
 
-def support(
-    eigenvalues: Float[Array, "*batch N"], floor: float | None = None
-) -> Bool[Array, "*batch N"]:
-    """Where an eigenvalue is above ``floor`` times the largest, and above zero.
+class Support(NamedTuple):
+    """Spectra ``[..., N]`` in units of their own, and what of them a fit may use."""
+
+    values: Float[Array, "*batch N"]
+    """Eigenvalues over ``unit``, the largest about 1; what is negative is 0."""
+    keep: Bool[Array, "*batch N"]
+    """Where an eigenvalue is above the floor, which is no less than 0."""
+    unit: Float[Array, "*batch"]
+    """A power of two, so that nothing is rounded by it."""
+    finite: Bool[Array, "*batch"]
+    """Whether every eigenvalue is a number: neither NaN nor inf nor -inf."""
+
+    @property
+    def kept(self) -> Float[Array, "*batch N"]:
+        """The values, and 0 in the place of those that are left out."""
+        return jnp.where(self.keep, self.values, 0)
+
+
+def spectra(eigenvalues: ArrayLike) -> Float[Array, "*batch N"]:
+    """Eigenvalues as they are computed with; of none a zero, which is no eigenvalue either.
+
+    Raises ``ValueError`` for complex numbers and for a single one without an axis.
+    """
+    eigenvalues = working(eigenvalues, "eigenvalues")
+    if eigenvalues.ndim < 1:
+        raise ValueError("eigenvalues has shape (): pass spectra [..., N]")
+    if eigenvalues.shape[-1]:
+        return eigenvalues
+    return jnp.zeros((*eigenvalues.shape[:-1], 1), eigenvalues.dtype)
+
+
+def support(eigenvalues: Float[Array, "*batch N"], floor: float | None = None) -> Support:
+    """What is above ``floor`` times the largest, and above zero.
 
     The default ``(16 eps)^2`` is where squared singular values become rounding. Zeros are never
-    part of the support, so that spectra may be padded with them. Nowhere if any value is NaN.
+    part of the support, so that spectra may be padded with them, and nothing is if any value is NaN
+    or inf. In units of the largest no product with the floor, no ratio and no slope of one under-
+    or overflows, whatever the scale.
     """
     if floor is None:
         floor = (NOISE * float(jnp.finfo(eigenvalues.dtype).eps)) ** 2
-    largest = jnp.max(eigenvalues, axis=-1, keepdims=True, initial=0)
-    return eigenvalues > floor * jnp.maximum(largest, 0)
+    largest = jnp.max(eigenvalues, axis=-1, initial=0)
+    unit = power_of_two(largest)
+    values = eigenvalues / unit[..., None]
+    keep = values > floor * (largest / unit)[..., None]
+    finite = jnp.isfinite(largest) & jnp.isfinite(jnp.min(eigenvalues, axis=-1, initial=0))
+    return Support(jnp.maximum(values, 0), keep, unit, finite)
+
+
+def check_floor(floor: float | None) -> None:
+    """Refuse what is not a share of the largest eigenvalue."""
+    if floor is not None:
+        check_number("choose at least 0 and below 1", lambda f: 0 <= f < 1, floor=floor)
 
 
 def number(where: Bool[Array, "*batch N"], dtype: jnp.dtype) -> Int[Array, "*batch"]:

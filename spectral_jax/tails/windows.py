@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from spectral_jax._options import check_count, check_number
 from spectral_jax.linalg import eigvalsh, svdvals
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
+from spectral_jax.tails.support import NOISE
 
 Scheme = Literal["grid", "stride", "random"]
 Method = Literal["svd", "gram"]
@@ -53,13 +56,15 @@ def farms_windows(
         of the transposed-to-tall slices, ``[blocks, positions, r, c]``; all but ``cols_per_row``
         is ignored, and so is what the blocks do not reach.
 
-    Works under ``jit`` (options static), ``vmap`` (over matrices and keys) and ``grad``.
-    Raises ``ValueError`` for a window that cannot be cut, a missing or misplaced option.
+    Half precision and integers are read as float32. Works under ``jit`` (options static), ``vmap``
+    (over matrices and keys) and ``grad``. Raises ``ValueError`` for a window that cannot be cut, a
+    missing or misplaced option and complex numbers.
     Source: arXiv 2506.06280; github.com/HUST-AI-HYZ/FARMS at 8e07c3f for the quirks.
 
     >>> farms_windows(jnp.ones((512, 784)), window=100, samples=9).shape
     (81, 100, 100)
     """
+    w = working(w, "w")
     options = (window, cols_per_row, samples, stride, key, scheme, paper_compat)
     _check(w, *options)
     if "conv_blocks" in paper_compat:
@@ -98,13 +103,16 @@ def farms_eigenvalues(
         square noise in some 2,000, which moves an ``alpha`` by 1e-3: do not read ranks off it.
 
     The other options, transforms and errors as for ``farms_windows``; also ``ValueError`` for an
-    unknown method or a dtype that is not float32 or float64. Memory: ``2^24`` entries of windows
-    at a time, whatever their number.
+    unknown method. NaN or inf in a window gives NaN for that window. Squares reach half as far as
+    numbers do: what underflows in a float32 matrix below 1e-16 or so comes back as NaN, and what
+    overflows as inf, so that no fit takes the rest for the whole; exponents do not change if the
+    matrix is scaled first. Memory: ``2^24`` entries of windows at a time, whatever their number.
 
     >>> w = jax.random.normal(jax.random.key(0), (64, 96))
     >>> farms_eigenvalues(w, window=32, samples=3).shape
     (288,)
     """
+    w = working(w, "w")
     options = (window, cols_per_row, samples, stride, key, scheme, paper_compat)
     _check(w, *options)
     if method not in ("svd", "gram"):
@@ -138,13 +146,18 @@ def _spectrum(w: Array, corners: Array, size: tuple[int, int], pooled: bool, met
 
 
 def squares(windows: Array, method: str) -> Array:
-    """Squared singular values, ascending."""
+    """Squared singular values, ascending; NaN for those whose squares underflow."""
+    eps, tiny = (float(getattr(jnp.finfo(windows.dtype), name)) for name in ("eps", "tiny"))
     if method == "svd":
-        return svdvals(windows)[..., ::-1] ** 2
+        values = svdvals(windows)[..., ::-1]
+        rounding = NOISE * eps * values[..., -1:]
+        return jnp.where((values > rounding) & (values**2 < tiny), jnp.nan, values**2)
     tall = windows if windows.shape[-2] >= windows.shape[-1] else jnp.swapaxes(windows, -2, -1)
     values = eigvalsh(mm(jnp.swapaxes(tall, -2, -1), tall))
-    floor = GRAM_NOISE * float(jnp.finfo(windows.dtype).eps)
-    return jnp.where(values > floor * values[..., -1:], values, 0)
+    rounding = GRAM_NOISE * eps * values[..., -1:]
+    # Comparisons with NaN are false: it stays.
+    values = jnp.where(values <= rounding, 0, values)
+    return jnp.where((values > 0) & (rounding < tiny), jnp.nan, values)
 
 
 def _cut(stack: Array, corners: Int[Array, "w 3"], size: tuple[int, int]) -> Array:
@@ -227,11 +240,10 @@ def _conv_blocks(w: Array, cols_per_row: float) -> Array:
 def _check(w, window, cols_per_row, samples, stride, key, scheme, paper_compat) -> None:
     if w.ndim < 2 or w.size == 0:
         raise ValueError(f"w has shape {w.shape}: pass a matrix or a stack of them, not empty")
-    for name, number in dict(window=window, samples=samples, stride=stride).items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name}={number}: choose at least 1")
-    if not cols_per_row > 0:
-        raise ValueError(f"cols_per_row={cols_per_row}: choose above 0")
+    counts = dict(window=window, samples=samples, stride=stride)
+    check_count(**{name: value for name, value in counts.items() if value is not None})
+    finite = "choose a finite number above 0"
+    check_number(finite, lambda x: 0 < x < math.inf, cols_per_row=cols_per_row)
     if unknown := set(paper_compat) - set(COMPAT):
         raise ValueError(f"paper_compat={unknown}: choose among {COMPAT}")
     if "conv_blocks" in paper_compat and w.ndim != 3:

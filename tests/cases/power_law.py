@@ -15,6 +15,7 @@ from tests.contract import Case, Degenerate, register
 
 BATCH, N = 3, 24
 XMIN = 0.9
+NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
 
 
 def spectra(key, dtype):
@@ -54,18 +55,27 @@ DEGENERATE = {
     "repeated": Degenerate((jnp.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
     "one value": Degenerate((jnp.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
     "no values": Degenerate((jnp.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
-    "NaN": Degenerate((jnp.full((BATCH, N), jnp.nan),), undecided(FitStatus.NOT_FINITE), False),
+    **{
+        f"one {value}": Degenerate(
+            (jnp.arange(1.0, N + 1).at[3].set(value),), undecided(FitStatus.NOT_FINITE), False
+        )
+        for value in NOT_FINITE
+    },
 }
 FIT = dict(make_inputs=spectra, select=numbers, degenerate=DEGENERATE, leading=True)
+DEGREES = (0, 1, 0, 0)
 
 register(
-    Case(name="tails.power_law_fit", function=power_law_fit, oracle=each(loop), **FIT),
+    Case(
+        name="tails.power_law_fit", function=power_law_fit, oracle=each(loop), degree=DEGREES, **FIT
+    ),
 )
 register(
     Case(
         name="tails.power_law_fit: median",
         function=partial(power_law_fit, xmin="median"),
         oracle=each(lambda s: fit_from(np.sort(s), np.sort(s)[N // 2])),
+        degree=DEGREES,
         **FIT,
     )
 )
@@ -74,6 +84,7 @@ register(
         name="tails.power_law_fit: given xmin",
         function=partial(power_law_fit, xmin=XMIN),
         oracle=each(lambda s: fit_from(np.sort(s), XMIN)),
+        unscaled="xmin is held: tests/test_power_law.py",
         **FIT,
     )
 )
@@ -92,6 +103,7 @@ register(
         name="tails.power_law_fit: peak",
         function=partial(power_law_fit, xmin="peak"),
         oracle=each(peak),
+        degree=DEGREES,
         **FIT,
     )
 )
@@ -144,17 +156,23 @@ register(
         oracle=each(ratios),
         select=lambda found: (found.log_likelihood, *(law.ratio for law in found[1:])),
         tolerance={"float32": 1e-4, "float64": 1e-7},
+        unscaled="xmin is held, and a likelihood shifts: tests/test_power_law.py",
         leading=True,
         degenerate={
             name: Degenerate(
-                (jnp.full((BATCH, N), value),),
+                (lam,),
                 lambda found: all(
                     bool((law.status > FitStatus.BOUNDARY).all() & jnp.isnan(law.ratio).all())
                     for law in found[1:]
                 ),
                 False,
             )
-            for name, value in dict(zero=0.0, NaN=jnp.nan, repeated=XMIN).items()
+            for name, lam in {
+                "zero": jnp.zeros((BATCH, N)),
+                "repeated": jnp.full((BATCH, N), XMIN),
+                "no values": jnp.ones((BATCH, 0)),
+                **{f"one {x}": jnp.arange(1.0, N).at[3].set(x) for x in NOT_FINITE},
+            }.items()
         },
     )
 )
@@ -172,6 +190,7 @@ register(
         # What no power law resembles: a bulk that is bounded on both sides.
         make_inputs=lambda key, dtype: (1 + jax.random.uniform(key, (200,), dtype),),
         oracle=lambda lam: 0.0,
+        unscaled="xmin is held: tests/test_power_law.py",
         select=lambda result: result.p_value,
         differentiable=False,
         degenerate={

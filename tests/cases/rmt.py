@@ -21,6 +21,7 @@ from spectral_jax.rmt import (
 from tests.contract import Case, Degenerate, exempt, register
 
 BATCH, P, N = 3, 12, 20
+NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
 SHAPE = (P, N)
 EDGE = laws.marchenko_pastur_edges(P / N)[1]
 
@@ -92,8 +93,12 @@ def undecided(status):
 DEGENERATE = {
     "zero": Degenerate((jnp.zeros((BATCH, P)),), undecided(MPStatus.TOO_FEW)),
     "rank 1": Degenerate((jnp.eye(P)[:BATCH],), undecided(MPStatus.TOO_FEW)),
-    "NaN": Degenerate((jnp.full((BATCH, P), jnp.nan),), undecided(MPStatus.NOT_FINITE), False),
-    "inf": Degenerate((jnp.full((BATCH, P), jnp.inf),), undecided(MPStatus.NOT_FINITE), False),
+    **{
+        f"one {value}": Degenerate(
+            (jnp.arange(1.0, P + 1).at[3].set(value),), undecided(MPStatus.NOT_FINITE), False
+        )
+        for value in NOT_FINITE
+    },
 }
 
 for method, variance in VARIANCES.items():
@@ -104,6 +109,7 @@ for method, variance in VARIANCES.items():
             make_inputs=spectra,
             oracle=fitted(variance),
             select=numbers,
+            degree=(1, 1, 1, 0.5, 0),
             degenerate=DEGENERATE,
             leading=True,
         )
@@ -122,6 +128,7 @@ register(
         make_inputs=spectra,
         oracle=lambda lam: fitted(bema)(lam)[-1] <= 0.05,
         select=lambda result: result[1].astype("float32"),
+        degree=0,
         differentiable=False,
         degenerate={"zero": Degenerate((jnp.zeros((BATCH, P)),), lambda r: not r[1].any())},
         leading=True,
@@ -152,12 +159,20 @@ register(
         make_inputs=spectra,
         oracle=counts,
         select=lambda result: tuple(result[1]),
+        degree=0,
         differentiable=False,
         degenerate={
             "zero": Degenerate(
                 (jnp.zeros((BATCH, P)),),
                 lambda result: bool((result[1].low == 0).all() & (result[1].high == P).all()),
-            )
+            ),
+            **{
+                f"one {value}": Degenerate(
+                    (jnp.arange(1.0, P + 1).at[3].set(value),),
+                    lambda result: bool((result[1].low == 0) & (result[1].high == P)),
+                )
+                for value in NOT_FINITE
+            },
         },
         leading=True,
     )
@@ -169,37 +184,45 @@ register(
 
 def points(key, dtype):
     low, high = laws.marchenko_pastur_edges(P / N)
-    return (jnp.sort(jax.random.uniform(key, (9,), dtype, low * 1.05, high * 0.95)),)
+    x = jnp.sort(jax.random.uniform(key, (9,), dtype, low * 1.05, high * 0.95))
+    return 3 * x, jnp.asarray(3, dtype)
 
 
 register(
     Case(
         name="rmt.marchenko_pastur_pdf",
-        function=partial(marchenko_pastur_pdf, ratio=P / N),
+        function=lambda x, variance: marchenko_pastur_pdf(x, P / N, variance),
         make_inputs=points,
-        oracle=partial(laws.marchenko_pastur_pdf, ratio=P / N),
-        degenerate={"outside": Degenerate((jnp.array([-1.0, 0, 9]),), lambda f: not f.any())},
+        oracle=lambda x, variance: laws.marchenko_pastur_pdf(x, P / N, float(variance)),
+        degree=-1,
+        degenerate={
+            "outside": Degenerate((jnp.array([-1.0, 0, 9]), 1.0), lambda f: not f.any()),
+            "no variance": Degenerate((jnp.ones(3), 0.0), lambda f: jnp.isnan(f).all(), False),
+        },
     )
 )
 register(
     Case(
         name="rmt.marchenko_pastur_cdf",
-        function=partial(marchenko_pastur_cdf, ratio=P / N),
+        function=lambda x, variance: marchenko_pastur_cdf(x, P / N, variance),
         make_inputs=points,
-        oracle=partial(laws.marchenko_pastur_cdf, ratio=P / N),
+        oracle=lambda x, variance: laws.marchenko_pastur_cdf(x, P / N, float(variance)),
+        degree=0,
         degenerate={
             "outside": Degenerate(
-                (jnp.array([-1.0, 0, 9]),), lambda f: np.allclose(f, [0, 0, 1], atol=1e-12)
-            )
+                (jnp.array([-1.0, 0, 9]), 1.0), lambda f: np.allclose(f, [0, 0, 1], atol=1e-12)
+            ),
+            "no variance": Degenerate((jnp.ones(3), -1.0), lambda f: jnp.isnan(f).all(), False),
         },
     )
 )
 register(
     Case(
         name="rmt.marchenko_pastur_cdf: an atom",
-        function=partial(marchenko_pastur_cdf, ratio=N / P),
+        function=lambda x, variance: marchenko_pastur_cdf(x, N / P, variance),
         make_inputs=points,
-        oracle=partial(laws.marchenko_pastur_cdf, ratio=N / P),
+        oracle=lambda x, variance: laws.marchenko_pastur_cdf(x, N / P, float(variance)),
+        degree=0,
     )
 )
 register(
@@ -208,8 +231,15 @@ register(
         function=lambda s: hard_threshold(SHAPE, singular_values=s),
         make_inputs=singular_values,
         oracle=lambda s: gavish_donoho(P / N) * np.median(s, axis=-1) / quantile(0.5) ** 0.5,
+        degree=1,
         degenerate={
-            "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda t: bool(jnp.isnan(t).all()), False)
+            "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda t: bool(jnp.isnan(t).all()), False),
+            **{
+                f"one {value}": Degenerate(
+                    (jnp.arange(1.0, P + 1).at[3].set(value),), lambda t: bool(jnp.isnan(t)), False
+                )
+                for value in NOT_FINITE
+            },
         },
         leading=True,
     )
@@ -225,7 +255,7 @@ def least_loss(order):
 
     ``order`` is that of the norm on the singular values of the error.
     """
-    b, unit = P / N, N**0.5 * 0.5
+    b = P / N
 
     def best(y):
         if y <= 1 + b**0.5:
@@ -245,23 +275,46 @@ def least_loss(order):
         for _ in range(100):  # unimodal: a convex function of eta
             a, c = low + (high - low) * 0.382, low + (high - low) * 0.618
             low, high = (low, c) if loss(a) < loss(c) else (a, high)
-        return (low + high) / 2 * unit
+        return (low + high) / 2
 
-    return lambda s: np.vectorize(best)(s / unit)
+    def oracle(s, noise):
+        unit = N**0.5 * noise[:, None]
+        return unit * np.vectorize(best)(s / unit)
+
+    return oracle
+
+
+def spectrum_and_noise(key, dtype):
+    return *singular_values(key, dtype), jnp.full(BATCH, 0.5, dtype)
 
 
 for loss, order in {"frobenius": 2, "operator": np.inf, "nuclear": 1}.items():
     register(
         Case(
             name=f"rmt.shrink: {loss}",
-            function=partial(shrink, shape=SHAPE, noise=0.5, loss=loss),
-            make_inputs=singular_values,
+            function=lambda s, noise, loss=loss: shrink(s, SHAPE, noise=noise, loss=loss),
+            make_inputs=spectrum_and_noise,
             oracle=least_loss(order),
             # Golden sections end where losses differ by rounding.
             tolerance={"float32": 1e-5, "float64": 1e-6},
+            degree=1,
             degenerate={
-                "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda s: not s.any()),
-                "NaN": Degenerate((jnp.full((BATCH, P), jnp.nan),), lambda s: True, False),
+                "zero": Degenerate((jnp.zeros((1, P)), jnp.ones(1)), lambda s: not s.any()),
+                "no noise": Degenerate((jnp.ones((1, P)), jnp.zeros(1)), lambda s: (s == 1).all()),
+                "far above noise": Degenerate(
+                    (np.full((1, P), 1e200), np.full(1, 1e-100)), lambda s: (s == 1e200).all()
+                ),
+                **{
+                    f"one {value}": Degenerate(
+                        (jnp.full(P, 9.0).at[3].set(value), jnp.asarray(1.0)),
+                        lambda s: bool(jnp.isnan(s[3])),
+                        False,
+                    )
+                    for value in NOT_FINITE
+                },
+                "noise of NaN": Degenerate(
+                    (jnp.ones((1, P)), jnp.full(1, jnp.nan)), lambda s: jnp.isnan(s).all(), False
+                ),
             },
             leading=True,
         )

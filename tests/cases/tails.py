@@ -71,13 +71,18 @@ def metrics(lam):
     )
 
 
+NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
 DEGENERATE = {
     "zero": Degenerate((jnp.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
     "repeated": Degenerate((jnp.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
     "one value": Degenerate((jnp.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
     "no values": Degenerate((jnp.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
-    "NaN": Degenerate((jnp.full((BATCH, N), jnp.nan),), undecided(FitStatus.NOT_FINITE), False),
-    "inf": Degenerate((jnp.full((BATCH, N), jnp.inf),), undecided(FitStatus.NOT_FINITE), False),
+    **{
+        f"one {value}": Degenerate(
+            (jnp.arange(1.0, N + 1).at[3].set(value),), undecided(FitStatus.NOT_FINITE), False
+        )
+        for value in NOT_FINITE
+    },
 }
 
 register(
@@ -87,7 +92,19 @@ register(
         make_inputs=spectra,
         oracle=hill,
         select=lambda fit: fit.alpha,
+        degree=0,
         degenerate=DEGENERATE,
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="tails.hill_fit: where the tail begins",
+        function=hill_fit,
+        make_inputs=spectra,
+        oracle=lambda lam: np.sort(lam, axis=-1)[:, N // 2],
+        select=lambda fit: fit.xmin,
+        degree=1,
         leading=True,
     )
 )
@@ -97,7 +114,16 @@ register(
         function=hill_alpha,
         make_inputs=spectra,
         oracle=hill,
-        degenerate={"zero": Degenerate((jnp.zeros(N),), lambda a: bool(jnp.isnan(a)))},
+        degree=0,
+        degenerate={
+            "zero": Degenerate((jnp.zeros(N),), lambda a: bool(jnp.isnan(a))),
+            **{
+                f"one {value}": Degenerate(
+                    (jnp.arange(1.0, N + 1).at[3].set(value),), lambda a: bool(jnp.isnan(a)), False
+                )
+                for value in NOT_FINITE
+            },
+        },
         leading=True,
     )
 )
@@ -107,6 +133,7 @@ register(
         function=partial(farms_windows, window=4, samples=3),
         make_inputs=stacks,
         oracle=four_corners,
+        degree=1,
         leading=True,
     )
 )
@@ -117,7 +144,29 @@ register(
         make_inputs=stacks,
         oracle=lambda w: squared(four_corners(w)),
         tolerance={"float32": 1e-5, "float64": 1e-12},
+        degree=2,
         degenerate={"zero": Degenerate((jnp.zeros(STACK),), lambda lam: not lam.any())},
+    )
+)
+register(
+    Case(
+        name="tails.farms_eigenvalues: gram",
+        function=partial(farms_eigenvalues, window=4, samples=3, method="gram"),
+        make_inputs=stacks,
+        oracle=lambda w: squared(four_corners(w)),
+        degree=2,
+        degenerate={
+            "zero": Degenerate((jnp.zeros(STACK),), lambda lam: not lam.any()),
+            **{
+                f"one {value}": Degenerate(
+                    (jnp.ones(STACK).at[0, 0, 0].set(value),),
+                    # The corner lies in one of the nine windows of its matrix.
+                    lambda lam: int(jnp.isnan(lam).sum()) == 4,
+                    False,
+                )
+                for value in NOT_FINITE
+            },
+        },
     )
 )
 register(
@@ -129,17 +178,23 @@ register(
         select=lambda result: tuple(
             v for k, v in result._asdict().items() if k not in ("matrix_rank", "status")
         ),
+        unscaled="logarithms shift: tests/test_tails.py",
         degenerate={
             "zero": Degenerate(
                 (jnp.zeros((BATCH, N)),),
                 lambda m: bool((m.status == FitStatus.TOO_FEW).all() and (m.norm == 0).all()),
                 False,
             ),
-            "NaN": Degenerate(
-                (jnp.full((BATCH, N), jnp.nan),),
-                lambda m: bool((m.status == FitStatus.NOT_FINITE).all()),
-                False,
-            ),
+            **{
+                f"one {value}": Degenerate(
+                    (jnp.arange(1.0, N + 1).at[3].set(value),),
+                    lambda m: bool(
+                        (m.status == FitStatus.NOT_FINITE) & jnp.isnan(m.norm + m.mp_softrank)
+                    ),
+                    False,
+                )
+                for value in NOT_FINITE
+            },
         },
         leading=True,
     )
@@ -153,6 +208,10 @@ register(
         oracle=lambda a: (
             (1 / (null.mean - 1) - 1 / (a - 1)) * (null.mean - 1) ** 2 / null.deviation
         ),
+        unscaled="an exponent has no unit",
+        degenerate={
+            "infinite": Degenerate((jnp.array([jnp.inf]),), lambda z: bool(jnp.isnan(z)), False)
+        },
         leading=True,
     )
 )
@@ -162,6 +221,7 @@ register(
         function=partial(debiased_alpha, shape=(32, 64)),
         make_inputs=spectra,
         oracle=lambda alpha: alpha - null.mean,
+        unscaled="an exponent has no unit",
         leading=True,
     )
 )

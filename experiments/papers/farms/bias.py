@@ -238,7 +238,7 @@ def exponents(spectra: Sequence[Any]) -> np.ndarray:
     padded = np.zeros((len(spectra), *spectra[0].shape[:-1], longest), np.float32)
     for row, values in zip(padded, spectra, strict=True):
         row[..., : values.shape[-1]] = values
-    return np.asarray(tails.hill_alpha(padded))
+    return np.asarray(tails.hill_alpha(jnp.asarray(padded)))
 
 
 def _spectra(matrices: Any) -> np.ndarray:
