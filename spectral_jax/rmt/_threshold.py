@@ -93,7 +93,7 @@ def shrink(
     the shape.
     Sources: arXiv 1405.7511; for the operator norm arXiv 2005.11807.
 
-    >>> shrink(jnp.array([2.5, 1.9]), (1, 1), noise=1.0)
+    >>> shrink(jnp.array([2.5, 1.9]), (2, 2), noise=0.5**0.5)
     Array([1.5, 0. ], dtype=float32)
     """
     p, n = sizes(shape)
