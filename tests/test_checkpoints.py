@@ -378,6 +378,31 @@ def test_strided_tensors_of_pytorch_are_views_of_a_storage(tmp_path):
     assert_same(found, {name: np.asarray(array) for name, (array, *_) in views.items()})
 
 
+def test_names_of_the_same_elements_are_tied_and_all_of_them_are_read(tmp_path):
+    base = np.arange(24, dtype="float32").reshape(4, 6)
+    views = {
+        "wte": (base, (4, 6), (6, 1), 0),
+        "head": (base, (4, 6), (6, 1), 0),
+        "transposed": (base.T, (6, 4), (1, 6), 0),
+        "folded": (base.reshape(24), (24,), (1,), 0),
+        "half": (base[:2], (2, 6), (6, 1), 0),
+        "other half": (base[2:], (2, 6), (6, 1), 12),
+        "empty": (base[:0], (0, 6), (6, 1), 0),
+        "empty too": (base[:0], (0, 6), (6, 1), 0),
+    }
+    storage = opcode_storage("0", count=24)
+    table = opcode_table(
+        (name, opcode_tensor(storage, *view)) for name, (_, *view) in views.items()
+    )
+    with open_checkpoint(zip_torch(tmp_path / "x.bin", table, [base.tobytes()])) as checkpoint:
+        assert checkpoint.tied == {"head": "wte", "transposed": "wte"}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"half": "x.bin", "wte": "x.bin", "head": "x.bin"}}))
+    with open_checkpoint(index) as checkpoint:
+        assert checkpoint.tied == {"head": "wte"}
+    assert_same(load(tmp_path / "x.bin"), {name: array for name, (array, *_) in views.items()})
+
+
 def test_weights_inside_a_training_checkpoint_are_found(tmp_path):
     weights = {"w": WEIGHTS["dense.weight"]}
     inner = state_dict(weights)

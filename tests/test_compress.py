@@ -153,6 +153,14 @@ def test_quantised_layers_are_copied_bit_for_bit():
             assert result.tensors[name].tobytes() == array.tobytes()
 
 
+def test_tied_layers_stay_tied():
+    tied = spiked(96, 64, 3)
+    network = {"a": {"kernel": tied}, "b": {"kernel": tied}, "c": {"kernel": spiked(96, 64, 3)}}
+    result = compress(network, rank="4")
+    assert "tied to b/kernel" in rows(result)["a/kernel"]["reason"]
+    assert {"a/kernel", "b/kernel", "c/kernel/u", "c/kernel/v"} == set(result.tensors)
+
+
 def test_a_checkpoint_of_bfloat16_stays_one():
     kernel = spiked(60, 40, 3).astype(ml_dtypes.bfloat16)
     tensors = compress({"a/kernel": kernel}, gate=1.0).tensors

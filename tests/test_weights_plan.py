@@ -557,6 +557,15 @@ def test_tied_weights_come_once():
     assert twin == ("x", (9, 4), "tied: the same array as 'wte/embedding'")
 
 
+def test_names_that_are_told_to_be_tied_are_read_once():
+    shapes = shaped("norm.weight 4", "x.weight 4 9", "wte.weight 9 4", "head.weight 9 4")
+    found = plan(shapes, tied={"x.weight": "wte.weight", "head.weight": "wte.weight"})
+    assert [view.name for view in found.views] == ["x.weight"]
+    assert reasons(found)["head.weight"] == "tied: the same array as 'x.weight'"
+    found = plan(shapes, tied={"x.weight": "norm.weight"})  # which is no matrix
+    assert [view.name for view in found.views] == ["x.weight", "wte.weight", "head.weight"]
+
+
 # What is left out, and what has to be assumed
 
 

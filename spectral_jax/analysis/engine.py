@@ -47,7 +47,9 @@ def analyze_layers(
     groups = check_groups(metrics)
     shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
     dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
-    plan = weights.plan(shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes)
+    plan = weights.plan(
+        shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes, tied=source.tied
+    )
     views = select(plan, layers)
     read = _read(source, views, groups, label)
     from spectral_jax.analysis.measure import measure
@@ -60,7 +62,8 @@ def analyze_layers(
     )
     # Of the tensors, not of the matrices: the product of two factors is larger than they are.
     sources = {name for layer in read for name in layer.view.sources}
-    share = sum(prod(shapes[name]) for name in sources) / sum(map(prod, shapes.values()))
+    whole = sum(prod(shape) for name, shape in shapes.items() if name not in source.tied)
+    share = sum(prod(shapes[name]) for name in sources) / whole
     return Analysis(rows, read, skipped, summarise(rows, skipped=len(skipped), share=share))
 
 

@@ -20,13 +20,19 @@ SQUARED_IN_FLOAT32 = (1e-12, 1e12)
 
 @runtime_checkable
 class Source(Protocol):
-    """Tensors by name: their shapes without reading them, and each on demand."""
+    """Tensors by name: their shapes without reading them, and each on demand.
+
+    ``tied`` maps a name to an earlier one if both stand for one array.
+    """
 
     @property
     def tensors(self) -> Mapping[str, Any]: ...
 
     @property
     def skipped(self) -> Mapping[str, str]: ...
+
+    @property
+    def tied(self) -> Mapping[str, str]: ...
 
     def read(self, name: str) -> Any: ...
 
@@ -48,9 +54,10 @@ class Arrays:
     """A mapping or a pytree of arrays as a source; an array under two names is read once."""
 
     def __init__(self, params: Any) -> None:
-        from spectral_jax.weights import named_leaves
+        from spectral_jax.weights import named_leaves, tied_leaves
 
         self.tensors = named_leaves(params)
+        self.tied = tied_leaves(self.tensors)
         self.skipped: dict[str, str] = {}
 
     def read(self, name: str) -> Any:

@@ -3,9 +3,10 @@
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import ml_dtypes
@@ -69,11 +70,15 @@ class Tensor(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a format module finds in a file: tensors in file order, what it leaves out and why."""
+    """What a format module finds in a file: tensors in file order, what it leaves out and why.
+
+    ``tied`` maps a name to an earlier one if both stand for the same elements of the file.
+    """
 
     tensors: dict[str, Tensor]
     read: Callable[[str], np.ndarray]
     skipped: dict[str, str]
+    tied: Mapping[str, str] = MappingProxyType({})
 
 
 def to_dtype(name: str) -> np.dtype:

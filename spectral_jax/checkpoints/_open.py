@@ -68,10 +68,12 @@ class Checkpoint:
     """Name to name, shape and dtype, in the order of the file."""
     skipped: dict[str, str]
     """What the file holds besides tensors, and why it is not read."""
+    tied: dict[str, str]
+    """A name to an earlier one, where both stand for the same elements of the file."""
 
     def __init__(self, path: Path, format: str, source: Source, resources: ExitStack):
         self.path, self.format = path, format
-        self.tensors = source.tensors
+        self.tensors, self.tied = source.tensors, dict(source.tied)
         self.skipped = {printable(name): why for name, why in source.skipped.items()}
         self._read, self._resources, self._open = source.read, resources, True
 

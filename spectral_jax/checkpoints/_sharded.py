@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, beside, one_line
 from spectral_jax.checkpoints._safetensors import is_safetensors
 
@@ -45,7 +47,17 @@ def open_index(path: Path, resources: ExitStack, open_shard: Opener) -> tuple[st
             skipped[name] = held.skipped[name]
         else:
             raise CheckpointError(path, f"promises {name!r:.80} in {shard!r:.80}, which lacks it")
-    return formats[0], Source(tensors, lambda name: shards[weight_map[name]].read(name), skipped)
+    tied = {
+        name: first
+        for shard in shards.values()
+        for name, first in shard.tied.items()
+        if name in tensors and first in tensors
+    }
+
+    def read(name: str) -> np.ndarray:
+        return shards[weight_map[name]].read(name)
+
+    return formats[0], Source(tensors, read, skipped, tied)
 
 
 def _weight_map(path: Path) -> dict[str, Any]:

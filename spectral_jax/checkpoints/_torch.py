@@ -107,7 +107,7 @@ def open_torch(path: Path, resources: ExitStack) -> Source:
         # A slice must not keep alive the elements between its own.
         return view if view.size == flat.size else view.copy()
 
-    return Source(tensors, read, skipped)
+    return Source(tensors, read, skipped, _tied(tensors, spans))
 
 
 Stream = Callable[[str, int], AbstractContextManager[IO[bytes]]]
@@ -266,6 +266,19 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
             yield from walk(value, (*name, str(key)))
 
     return walk(tree, ())
+
+
+def _tied(tensors: dict[str, Tensor], spans: dict[str, _Span]) -> dict[str, str]:
+    """Names of the same elements of a storage as an earlier name, transposed ones among them."""
+    first: dict[Any, str] = {}
+    tied = {}
+    for name, (key, start, elements, strides) in spans.items():
+        axes = zip(tensors[name].shape, strides, strict=True)
+        layout = sorted(axis for axis in axes if axis[0] != 1)
+        place = (key, start, elements, tensors[name].dtype, *layout)
+        if elements and first.setdefault(place, name) != name:
+            tied[name] = first[place]
+    return tied
 
 
 def _refusal(leaf: Any) -> str:

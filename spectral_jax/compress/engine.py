@@ -102,7 +102,14 @@ def _compress(
 ) -> Compressed:
     shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
     dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
-    plan = weights.plan(shapes, conv="flattened", framework=framework, kinds=kinds, dtypes=dtypes)
+    plan = weights.plan(
+        shapes,
+        conv="flattened",
+        framework=framework,
+        kinds=kinds,
+        dtypes=dtypes,
+        tied=source.tied,
+    )
     chosen: dict[str, list[weights.View]] = {}
     for view in select(plan, layers):
         chosen.setdefault(view.sources[0], []).append(view)
@@ -113,13 +120,22 @@ def _compress(
         for name in shapes:
             stored = {name: np.asarray(source.read(name))}
             if name in chosen:
-                twin = name[:-1] + {"u": "v", "v": "u"}.get(name[-1:], "")
-                factor = name[-2:-1] in ("/", ".") and name != twin and twin in shapes
-                row, stored = _treat(stored[name], chosen[name], rule, factor=factor)
+                refusal = _not_alone(name, source)
+                row, stored = _treat(stored[name], chosen[name], rule, refusal=refusal)
                 rows.append(row)
             _add(tensors, stored)
             advance(math.prod(shapes[name]), note=name)
     return Compressed(rows, tensors, plan.skipped)
+
+
+def _not_alone(name: str, source: Source) -> str:
+    """Why a tensor may not be factored for what else there is; empty if it may."""
+    twin = name[:-1] + {"u": "v", "v": "u"}.get(name[-1:], "")
+    if name[-2:-1] in ("/", ".") and name != twin and twin in source.tensors:
+        return "factors already"
+    tied = [other for pair in source.tied.items() if name in pair for other in pair]
+    others = sorted({*tied} - {name})
+    return f"tied to {', '.join(others)}, which would no longer be the same" if others else ""
 
 
 def _add(tensors: dict[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> None:
@@ -130,11 +146,11 @@ def _add(tensors: dict[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> No
 
 
 def _treat(
-    tensor: np.ndarray, views: Sequence[weights.View], rule: Rule, *, factor: bool
+    tensor: np.ndarray, views: Sequence[weights.View], rule: Rule, *, refusal: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The row of one tensor, and what takes its place."""
     view, name = views[0], views[0].sources[0]
-    refusal = "factors already" if factor else _not_a_layer(tensor, views)
+    refusal = refusal or _not_a_layer(tensor, views)
     if refusal:
         return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
     matrix, unit = in_a_unit(view.read(tensor.astype(np.float64)), SQUARED_IN_FLOAT64)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         named_leaves,
         places,
         skipped,
+        tied_leaves,
     )
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "places",
     "plan",
     "skipped",
+    "tied_leaves",
     "with_entry",
 ]
 
@@ -78,6 +80,7 @@ _NEEDS_JAX = {
     "Place": "_matrices",
     "places": "_matrices",
     "skipped": "_matrices",
+    "tied_leaves": "_matrices",
     "BATCH_NORM_EPSILON": "_graph",
     "Block": "_graph",
     "edges": "_graph",

@@ -106,19 +106,11 @@ def _plan(
     leaves: Mapping[str, Any], conv: Conv, framework: str, kinds: Mapping[str, str] | None
 ) -> Plan:
     arrays = {n: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for n, leaf in leaves.items()}
-    found = classify(arrays, conv=conv, framework=framework, kinds=kinds)
-    read = {source for view in found.views for source in view.sources}
-    twins = _twins({name: leaf for name, leaf in leaves.items() if name in read})
-    views = tuple(view for view in found.views if not twins.keys() >= set(view.sources))
-    tied = tuple(
-        Skipped(name, np.shape(leaves[name]), f"tied: the same array as {first!r}")
-        for name, first in twins.items()
-    )
-    return Plan(views, found.skipped + tied)
+    return classify(arrays, conv=conv, framework=framework, kinds=kinds, tied=tied_leaves(leaves))
 
 
-def _twins(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The names whose array is already there under another name, and that name."""
+def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The names whose array is there under an earlier name as well, and that name."""
     first: dict[int, str] = {}
     return {
         name: first[id(leaf)]

@@ -66,6 +66,7 @@ def plan(
     framework: Framework | Literal["auto"] = "auto",
     kinds: Mapping[str, str] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    tied: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide from names and shapes which tensors are matrices, and how to read each.
 
@@ -93,10 +94,11 @@ def plan(
         first axis (``"stacked:1"``: the second), each read by the rules, or ``"skip"``.
       dtypes: NumPy names of dtypes, where `shapes` has no arrays; integer, boolean and complex
         tensors are skipped.
+      tied: names to the first name of the same array, for those that have one; read once.
 
-    What cannot be known is not guessed silently: see ``View.note`` and ``Skipped.reason``. Tied
-    weights are one of these (`matrices` sees them); so is the number of groups of most grouped
-    convolutions, and the head sizes of a fused ``qkv_proj`` with fewer keys than queries.
+    What cannot be known is not guessed silently: see ``View.note`` and ``Skipped.reason``. The
+    number of groups of most grouped convolutions is one of these, and the head sizes of a fused
+    ``qkv_proj`` with fewer keys than queries.
 
     Raises:
         ValueError: no tensor is a matrix; `conv`, `framework` or a kind is unknown; a glob of
@@ -109,7 +111,7 @@ def plan(
     >>> found.skipped
     (Skipped(name='fc.bias', shape=(10,), reason='bias'),)
     """
-    found = classify(shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes)
+    found = classify(shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes, tied=tied)
     require_views(found, "shapes")
     return found
 
@@ -121,6 +123,7 @@ def classify(
     framework: str,
     kinds: Mapping[str, str] | None,
     dtypes: Mapping[str, str] | None = None,
+    tied: Mapping[str, str] | None = None,
 ) -> Plan:
     """Do the work of `plan`, but let a network without matrices pass."""
     check_choice("conv", conv, get_args(Conv))
@@ -149,7 +152,24 @@ def classify(
     read = {source for view in views for source in view.sources}  # scales among them
     left_out = [name for name in stored if name in reasons and name not in read]
     skipped = [Skipped(name, stored[name], reasons[name]) for name in left_out]
-    return Plan(tuple(views), tuple(skipped))
+    return _once(Plan(tuple(views), tuple(skipped)), stored, tied or {})
+
+
+def _once(found: Plan, stored: Mapping[str, Shape], tied: Mapping[str, str]) -> Plan:
+    """The plan with what is one array read under the first of its names that is read at all."""
+    read = {source for view in found.views for source in view.sources}
+    first: dict[str, str] = {}
+    twins = {
+        name: first[tied.get(name, name)]
+        for name in stored
+        if name in read and first.setdefault(tied.get(name, name), name) != name
+    }
+    views = tuple(view for view in found.views if not twins.keys() >= set(view.sources))
+    skipped = (
+        Skipped(name, stored[name], f"tied: the same array as {other!r}")
+        for name, other in twins.items()
+    )
+    return Plan(views, (*found.skipped, *skipped))
 
 
 def _shape(given: Any) -> Shape:
