@@ -29,6 +29,8 @@ from spectral_jax.checkpoints import (
     CheckpointError,
     Tensor,
     _child,
+    _pickle,
+    _torch,
     load,
     open_checkpoint,
     save_safetensors,
@@ -1057,6 +1059,59 @@ def test_a_bomb_in_a_bomb_is_refused(tmp_path):
     assert "bomb" in refusal(tmp_path / "x.keras")
 
 
+def inflated(path, content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/data.pkl", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "tree, says",
+    [
+        (b"]" * 10_000, "makes over 9999 objects"),
+        (b"(" + b"N" * 10_000 + b"t", "makes over 9999 objects"),
+        # A list of a thousand pairs, and tables of it again and again.
+        (
+            b"](" + b"K\1N\x86" * 1000 + b"eq\0" + opcode_global("collections", "OrderedDict")
+            + b"q\1" + b"(" + b"h\1h\0\x85R" * 100 + b"t",
+            "makes over 9999 objects",
+        ),
+        (b"}" + opcode_text("a" * 501) + opcode_array("0", EXTERNAL) + b"s", "over 500 letters"),
+        (b"}" + b"\x8a\x09" + bytes(8) + b"\x01Ns", "not plain"),
+        (b"N" * 20_000, "its pickle has 20003 bytes"),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_makes_objects_without_end_is_refused(tree, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(_pickle, "MAX_STEPS", 9999)
+    monkeypatch.setattr(_torch, "MAX_PICKLE", 20_000)
+    assert says in refusal(inflated(tmp_path / "x.pt", pickled(tree)))
+
+
+def test_a_history_in_a_state_dict_is_listed_once(tmp_path):
+    history = b"](" + b"K\1" * 1000 + b"e"
+    tree = opcode_table([("losses", history), ("w", opcode_array("0", EXTERNAL))])
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [EXTERNAL.tobytes()])) as checkpoint:
+        assert checkpoint.skipped == {"losses": "a list, not a tensor"}
+
+
+def test_tensors_that_share_one_storage_over_and_over_are_refused(tmp_path):
+    zeros = bytes(16 << 20)
+    storage = opcode_storage("0", count=4 << 20)
+    whole = opcode_tensor(storage, (4 << 20,), (1,))
+    for many, is_read in ((2, True), (120, False)):
+        tree = opcode_table((str(i), whole) for i in range(many))
+        path = zip_torch(tmp_path / "x.pt", tree, [zeros])
+        assert tolerable(path) == is_read
+    assert "bomb" in refusal(path)
+
+
+def test_a_header_of_millions_of_values_is_not_parsed(tmp_path):
+    path = raw_safetensors(tmp_path / "x", b'{"w":[' + b"{}," * (1 << 22) + b"{}]}")
+    assert "8388608 values" in refusal(path)
+    name = "w" * 501
+    assert "over 500 letters" in refusal(raw_safetensors(path, {name: entry([4], 0, 16)}, F32))
+
+
 def test_an_archive_that_lies_about_sizes_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("w.npy", npy("(4,)", F32))
@@ -1193,6 +1248,7 @@ def test_onnx_data_may_lie_beside_the_model(tmp_path):
         ({"location": "long", "offset": -8}, "does not fit"),
         ({"location": "long", "length": 8}, "does not fit"),
         ({"location": "long", "offset": "x"}, "corrupt"),
+        ({str(entry): "" for entry in range(99)}, "more dimensions or entries"),
     ],
 )
 def test_onnx_stays_in_its_directory_and_its_files(entries, says, tmp_path):

@@ -15,8 +15,10 @@ import numpy as np
 CHUNK = 1 << 18
 # Deflate reaches 1000:1 on zeros; trained weights stay below 2:1, pruned ones below 50:1.
 MAX_INFLATION = 100
-INFLATION_MATTERS = 256 << 20
+INFLATION_MATTERS = 64 << 20
 MAX_DIMENSIONS = 32
+MAX_NAME = 500  # letters; the longest in use have some 150
+MAX_TENSORS = 1 << 20  # the largest checkpoints in use have some 140,000
 MAX_LINE = 400
 
 _EXTRA_DTYPES = (
@@ -90,6 +92,11 @@ def declare(path: Path, tensors: dict[str, Tensor], name: Any, shape: Any, dtype
     """Enter a tensor into ``tensors``; refuse what no array can be, and a name met before."""
     if not isinstance(name, str) or not name.isprintable():
         raise CheckpointError(path, f"a tensor is named {name!r:.80}, which is not printable text")
+    if len(name) > MAX_NAME or len(tensors) == MAX_TENSORS:
+        raise CheckpointError(
+            path,
+            f"has a name of over {MAX_NAME} letters, or over {MAX_TENSORS} tensors: no weights",
+        )
     if name in tensors:
         raise CheckpointError(path, f"two tensors are named {name!r:.80}")
     sane = isinstance(shape, list | tuple) and len(shape) <= MAX_DIMENSIONS
@@ -161,6 +168,18 @@ def check_inflation(path: Path, name: str, stored: int, expanded: int) -> None:
         )
 
 
+def check_total(path: Path, tensors: dict[str, Tensor], *beside: Path) -> None:
+    """Refuse a file whose tensors, each of which may pass, share or repeat what little it holds."""
+    stored = sum(map(stored_bytes, {path, *beside}))
+    check_inflation(path, "all tensors", stored, sum(each.nbytes for each in tensors.values()))
+
+
+def stored_bytes(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def open_zip(path: Path, resources: ExitStack) -> zipfile.ZipFile:
     """The archive, once its directory has been found sane."""
     archive = resources.enter_context(zipfile.ZipFile(path))
@@ -175,7 +194,8 @@ def open_zip(path: Path, resources: ExitStack) -> zipfile.ZipFile:
         stored = member.compress_type == zipfile.ZIP_STORED
         if stored and member.compress_size != member.file_size:
             raise CheckpointError(path, f"the archive contradicts itself on the size of {name!r}")
-        check_inflation(path, name, member.compress_size, member.file_size)
+    expanded = sum(member.file_size for member in archive.infolist())
+    check_inflation(path, "the archive", path.stat().st_size, expanded)
     return archive
 
 

@@ -24,6 +24,7 @@ from spectral_jax.checkpoints._base import (
     Tensor,
     any_failure,
     fill,
+    stored_bytes,
     to_dtype,
 )
 
@@ -117,7 +118,7 @@ def serve(module: str, function: str, file: str) -> None:
     with ExitStack() as resources:
         try:
             with any_failure(path):
-                _limit(_stored(path))
+                _limit(stored_bytes(path))
                 source = opener(path, resources)
             _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
             for line in sys.stdin:
@@ -137,12 +138,6 @@ def serve(module: str, function: str, file: str) -> None:
 def _say(output: IO[bytes], answer: dict[str, Any]) -> None:
     output.write(json.dumps(answer).encode() + b"\n")
     output.flush()
-
-
-def _stored(path: Path) -> int:
-    """The bytes of a file or a folder on the disk."""
-    files = path.rglob("*") if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _limit(expected: int) -> None:

@@ -16,6 +16,7 @@ from spectral_jax.checkpoints._base import (
     Tensor,
     any_failure,
     check_inflation,
+    check_total,
     declare,
     open_zip,
 )
@@ -57,6 +58,7 @@ def _open(path: Path, file: Any, resources: ExitStack) -> Source:
             else:
                 _check_layout(path, name, item)
                 declare(path, tensors, name, item.shape, item.dtype.newbyteorder("=").name)
+        check_total(path, tensors)
 
     def read(name: str) -> np.ndarray:
         with any_failure(path):

@@ -3,16 +3,19 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from spectral_jax.checkpoints._base import (
+    MAX_DIMENSIONS,
     CheckpointError,
     Source,
     Tensor,
     beside,
+    check_total,
     declare,
     fill,
     take,
@@ -45,6 +48,7 @@ MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
 GRAPH, INITIALIZER = 7, 5
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DOUBLE_DATA, EXTERNAL = 1, 2, 4, 8, 9, 10, 13
 MAX_TEXT = 4096
+MAX_ENTRIES = 16  # of where external data lie; the standard has five
 MAX_FIELDS = 100_000  # a model has dozens; a file of anything may seem to have billions
 
 
@@ -76,7 +80,7 @@ class _Initialiser:
                 self.shape.append(field.value)
             elif field.number == DIMS:
                 file.seek(field.start)
-                while file.tell() < field.end:
+                while file.tell() < field.end and len(self.shape) <= MAX_DIMENSIONS:
                     self.shape.append(_varint(file))
             elif field.number == DATA_TYPE:
                 self.code = field.value
@@ -85,8 +89,11 @@ class _Initialiser:
             elif field.number in (RAW_DATA, FLOAT_DATA, DOUBLE_DATA) and field.end > field.start:
                 self.data = (field.start, field.end)
             elif field.number == EXTERNAL:
-                entry = {part.number: _text(file, part) for part in _parts(file, field)}
+                parts = islice(_fields(file, field.start, field.end), 2)
+                entry = {part.number: _text(file, part) for part in parts}
                 self.external[entry.get(1, "")] = entry.get(2, "")
+            if len(self.shape) > MAX_DIMENSIONS or len(self.external) > MAX_ENTRIES:
+                raise ValueError("a tensor has more dimensions or entries than any can have")
 
 
 def open_onnx(path: Path, resources: ExitStack) -> Source:
@@ -102,6 +109,8 @@ def open_onnx(path: Path, resources: ExitStack) -> Source:
         for field in _fields(file, graph.start, graph.end):
             if field.number == INITIALIZER:
                 _enter(path, _Initialiser(file, field), tensors, places, skipped)
+
+    check_total(path, tensors, *(place.file for place in places.values()))
 
     def read(name: str) -> np.ndarray:
         tensor, place = tensors[name], places[name]
@@ -178,10 +187,6 @@ def _fields(file: IO[bytes], start: int, end: int) -> Iterator[_Field]:
         if start > end:
             raise ValueError("a message ends before its fields do")
         yield _Field(number, value, begin, start)
-
-
-def _parts(file: IO[bytes], field: _Field) -> list[_Field]:
-    return list(_fields(file, field.start, field.end))
 
 
 def _varint(file: IO[bytes]) -> int:

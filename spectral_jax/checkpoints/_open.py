@@ -8,13 +8,21 @@ import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from spectral_jax.checkpoints import _npz, _onnx, _safetensors, _sharded
-from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, one_line, printable
+from spectral_jax.checkpoints._base import (
+    MAX_NAME,
+    CheckpointError,
+    Source,
+    Tensor,
+    one_line,
+    printable,
+)
 from spectral_jax.checkpoints._child import open_apart
 from spectral_jax.checkpoints._folders import checkpoint_in
 
@@ -74,7 +82,7 @@ class Checkpoint:
     def __init__(self, path: Path, format: str, source: Source, resources: ExitStack):
         self.path, self.format = path, format
         self.tensors, self.tied = source.tensors, dict(source.tied)
-        self.skipped = {printable(name): why for name, why in source.skipped.items()}
+        self.skipped = {printable(name[:MAX_NAME]): why for name, why in source.skipped.items()}
         self._read, self._resources, self._open = source.read, resources, True
 
     def read(self, name: str) -> np.ndarray:
@@ -147,7 +155,8 @@ def open_checkpoint(
             file = checkpoint_in(path, step) if path.is_dir() else path
             format, source = _open(file, resources, format)
         if not source.tensors:
-            beside = "; ".join(f"{name!r:.40} is {why}" for name, why in source.skipped.items())
+            first = islice(source.skipped.items(), 3)
+            beside = "; ".join(f"{name!r:.40} is {why}" for name, why in first)
             raise CheckpointError(path, f"holds no tensors{beside and ': ' + beside}")
         return Checkpoint(file, format, source, resources.pop_all())
 
@@ -197,13 +206,20 @@ def _kind_of_zip(path: Path) -> str:
 def _open(path: Path, resources: ExitStack, format: str | None) -> tuple[str, Source]:
     """The format and the content of a file or an Orbax folder."""
     if path.is_file() and _sharded.is_index(path):
-        return _sharded.open_index(path, resources, partial(_open_one, format=format))
+        return _sharded.open_index(path, resources, partial(_open_shard, format=format))
     return _open_one(path, resources, format=format)
 
 
 def _open_one(path: Path, resources: ExitStack, *, format: str | None) -> tuple[str, Source]:
     format = format or detect(path)
     return format, _opener(format)(path, resources)
+
+
+def _open_shard(path: Path, resources: ExitStack, *, format: str | None) -> tuple[str, Source]:
+    format = format or detect(path)
+    if FORMATS[format][0] in NATIVE:  # an index of a thousand would start as many processes
+        raise CheckpointError(path, f"is a shard in {format}, of which there is no standard")
+    return _open_one(path, resources, format=format)
 
 
 def _opener(format: str) -> Callable[[Path, ExitStack], Source]:

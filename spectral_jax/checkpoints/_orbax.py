@@ -1,6 +1,5 @@
 """Orbax checkpoints, read by orbax itself: the one module here that imports jax."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,10 +13,12 @@ from spectral_jax.checkpoints._base import (
     Source,
     Tensor,
     any_failure,
+    check_total,
     declare,
     stays_inside,
     to_dtype,
 )
+from spectral_jax.checkpoints._safetensors import parse_json
 
 MAX_METADATA = 100_000_000  # bytes of JSON, as for the header of safetensors
 
@@ -47,6 +48,7 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
             continue
         declare(path, tensors, name, leaf.shape, np.dtype(leaf.dtype).name)
         keys[name] = key
+    check_total(path, tensors)
 
     def read(name: str) -> np.ndarray:
         def only(key: Any, leaf: Any) -> Any:
@@ -85,7 +87,7 @@ def _check_keys(folder: Path) -> None:
     file = folder / "_METADATA"
     if not file.is_file() or file.stat().st_size > MAX_METADATA:
         raise CheckpointError(folder, "has no _METADATA of its arrays, or one too long to be that")
-    leaves = json.loads(file.read_bytes())["tree_metadata"].values()
+    leaves = parse_json(folder, file.read_bytes())["tree_metadata"].values()
     for leaf in leaves:
         name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
         if name and not stays_inside(name):

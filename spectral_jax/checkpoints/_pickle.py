@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from spectral_jax.checkpoints._base import CheckpointError, take
+from spectral_jax.checkpoints._base import MAX_NAME, CheckpointError, take
+
+# Steps that a pickle may take, each of which makes an object or less; a tensor takes some 30.
+MAX_STEPS = 1 << 22
+MAX_KEY = 8  # parts of a tuple
 
 
 class Global(NamedTuple):
@@ -46,7 +50,9 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.steps = 0
         while (code := take(self.stream, 1)) != b".":
+            self.spend(1)
             if code in VALUES:
                 self.stack.append(VALUES[code](self.stream))
             elif code in ACTIONS:
@@ -54,6 +60,14 @@ class Machine:
             else:
                 raise CheckpointError(self.path, f"its pickle uses the opcode {code!r}: refused")
         return self.stack.pop()
+
+    def spend(self, steps: int) -> None:
+        """Refuse a pickle of few bytes that makes objects without end."""
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(
+                self.path, f"its pickle makes over {MAX_STEPS} objects: not weights, a bomb"
+            )
 
     def since_mark(self) -> list[Any]:
         """Pop what was pushed since the last mark."""
@@ -84,6 +98,8 @@ class Machine:
         maker = self.calls[function] if isinstance(function, Global) else None
         if maker is None or not isinstance(arguments, tuple):
             raise ValueError("the pickle calls what is no function")
+        # An argument may be one large table that is recalled over and over.
+        self.spend(sum(len(each) for each in arguments if hasattr(each, "__len__")))
         try:
             return maker(*arguments)
         except TypeError as error:
@@ -124,11 +140,16 @@ def enter(table: dict[Any, Any], key: Any, value: Any) -> None:
     """Set an entry; a key that is a tuple or stands for something else becomes text."""
     if isinstance(key, Global | Foreign):
         key = f"({key.name} {len(table)})"
-    elif type(key) is tuple and all(isinstance(each, str | int | float | None) for each in key):
-        key = str(key)
-    if not isinstance(key, str | int | float | None):
+    elif type(key) is tuple and len(key) <= MAX_KEY and all(map(_is_plain, key)):
+        key = str(key)[:MAX_NAME]
+    if not _is_plain(key):
         raise ValueError("a table in the pickle has keys that are not plain")
     table[key] = value
+
+
+def _is_plain(key: Any) -> bool:
+    # Python hashes text with a secret; of large integers, a file may choose many with one hash.
+    return isinstance(key, str | float | None) or (isinstance(key, int) and abs(key) < 1 << 60)
 
 
 def _number(layout: str) -> Callable[[IO[bytes]], Any]:

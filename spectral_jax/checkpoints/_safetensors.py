@@ -21,6 +21,7 @@ from spectral_jax.checkpoints._base import (
 )
 
 MAX_HEADER = 100_000_000  # the format's own limit
+MAX_VALUES = 1 << 23  # in a header, of which a tensor has some 8
 
 DTYPES = {
     "F64": "float64",
@@ -75,7 +76,7 @@ def _read_header(
         raise CheckpointError(
             path, f"declares a header of {length} bytes; the file has {size - 8}, the format 1e8"
         )
-    header = _parse_json(path, take(file, length))
+    header = parse_json(path, take(file, length))
     header.pop("__metadata__", None)
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
@@ -113,13 +114,19 @@ def _check_coverage(path: Path, spans: list[tuple[int, int, str]], size: int) ->
         raise CheckpointError(path, f"the tensors need {reached} bytes; the file holds {size}")
 
 
-def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+def parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    """The table in a header or an index, which may hold millions of values, but not more."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
             raise CheckpointError(path, "two entries of the header have the same name")
         return table
 
+    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise CheckpointError(
+            path, f"the header holds over {MAX_VALUES} values: not weights, a bomb"
+        )
     header = json.loads(text, object_pairs_hook=unique)
     if not isinstance(header, dict):
         raise CheckpointError(path, "the header is not a table of tensors")

@@ -1,6 +1,5 @@
 """Sharded checkpoints: a JSON index of which file beside it holds which tensor."""
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, beside, one_line
-from spectral_jax.checkpoints._safetensors import is_safetensors
+from spectral_jax.checkpoints._safetensors import is_safetensors, parse_json
 
 MAX_INDEX = 100_000_000  # bytes, as for the header of safetensors
 
@@ -63,8 +62,7 @@ def open_index(path: Path, resources: ExitStack, open_shard: Opener) -> tuple[st
 def _weight_map(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_INDEX:
         raise CheckpointError(path, "is too long for the index of a sharded checkpoint")
-    index = json.loads(path.read_bytes())
-    weight_map = index.get("weight_map")
+    weight_map = parse_json(path, path.read_bytes()).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(path, "is JSON, but not the index of a sharded checkpoint")
     return weight_map

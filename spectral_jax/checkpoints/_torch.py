@@ -14,9 +14,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from spectral_jax.checkpoints._base import (
+    MAX_NAME,
     CheckpointError,
     Source,
     Tensor,
+    check_total,
     declare,
     fill,
     open_zip,
@@ -27,6 +29,7 @@ from spectral_jax.checkpoints._pickle import Foreign, Global, Machine, enter
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DEPTH = 16
+MAX_PICKLE = 1 << 26  # bytes; a tensor takes some 200
 # Where training scripts keep the weights, beside optimiser states and epochs.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -96,7 +99,8 @@ def open_torch(path: Path, resources: ExitStack) -> Source:
             tensor = declare(path, tensors, name, leaf.shape, leaf.dtype)
             spans[name] = _span(path, tensor, leaf, sizes)
         else:
-            skipped[name] = _refusal(leaf)
+            skipped[name[:MAX_NAME]] = _refusal(leaf)
+    check_total(path, tensors)
 
     def read(name: str) -> np.ndarray:
         tensor, span = tensors[name], spans[name]
@@ -123,6 +127,8 @@ def _unzip(path: Path, resources: ExitStack) -> tuple[Any, dict[str, int], Strea
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in sizes and archive.read(f"{root}byteorder").strip() != b"little":
         raise CheckpointError(path, "was written by a big-endian machine, which is not read")
+    if sizes[pickles[0]] > MAX_PICKLE:
+        raise CheckpointError(path, f"its pickle has {sizes[pickles[0]]} bytes: not one of weights")
     tree = _machine(path, io.BytesIO(archive.read(pickles[0]))).load()
     data = f"{root}data/"
 
@@ -169,7 +175,7 @@ def _machine(path: Path, stream: IO[bytes], storages: dict[str, _Storage] | None
 
     def persistent(identity: Any) -> _Storage | Foreign:
         # A sixth part, if not None, makes a storage the view of another: PyTorch before 0.4.
-        if not isinstance(identity, tuple) or len(identity) < 5 or any(identity[5:]):
+        if not isinstance(identity, tuple) or len(identity) not in (5, 6) or any(identity[5:]):
             raise ValueError("the pickle refers to something that is no storage")
         _, kind, key = identity[:3]
         if not isinstance(kind, Global):
@@ -252,7 +258,7 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
 
     def walk(node: Any, name: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        if not isinstance(node, dict | list) and type(node) is not tuple:
+        if _is_plain(node):
             yield ".".join(name) or "tensor", node
             return
         # A table shared many times over, level upon level, would unfold without end.
@@ -263,7 +269,7 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
             raise CheckpointError(path, f"its tables are nested more than {MAX_DEPTH} deep")
         pairs = node.items() if isinstance(node, dict) else enumerate(node)
         for key, value in pairs:
-            yield from walk(value, (*name, str(key)))
+            yield from walk(value, (*name, str(key)[: MAX_NAME + 1]))
 
     return walk(tree, ())
 
@@ -287,6 +293,13 @@ def _refusal(leaf: Any) -> str:
     if isinstance(leaf, Foreign):
         return f"an object of {leaf.name!r:.100}, which is not made: unpickling may run any code"
     return f"a {type(leaf).__name__}, not a tensor"
+
+
+def _is_plain(node: Any) -> bool:
+    """Whether there is no tensor below a node; a history of a million losses is one thing."""
+    if isinstance(node, list) or type(node) is tuple:
+        return not any(isinstance(each, dict | list | tuple) for each in node)
+    return not isinstance(node, dict)
 
 
 def _span(path: Path, tensor: Tensor, view: _View, sizes: dict[str, int]) -> _Span:
