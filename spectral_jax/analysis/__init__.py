@@ -17,7 +17,9 @@ from spectral_jax.analysis.layers import Arrays
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "Analysis", "Column", "analyze", "analyze_layers"]
+__all__ = ["COLUMNS", "Analysis", "Column", "analyse", "analyze", "analyze_layers"]
+
+analyse = analyze_layers  # its name before 0.2, for code that was written with it
 
 
 def analyze(
