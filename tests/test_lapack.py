@@ -6,10 +6,19 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from spectral_jax.linalg import eigvalsh, lapack, svdvals
-from spectral_jax.linalg.lapack import after, each
+from spectral_jax.linalg import (
+    eigh,
+    eigvalsh,
+    lapack,
+    randomized_svd,
+    spectral_norm,
+    svd,
+    svdvals,
+)
+from spectral_jax.linalg.lapack import after, each, in_turn
 from spectral_jax.optim import Policy, prune_spectra
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
@@ -46,6 +55,43 @@ def test_values_are_of_one_matrix_at_a_time_unless_splitting_pays(splits, values
     assert batches(values, stack) == expected
     assert batches(jax.vmap(values), stack) == expected
     assert batches(jax.vmap(jax.vmap(values)), stack) == expected
+
+
+def slope(function):
+    return jax.grad(lambda a: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(function(a))))
+
+
+DIFFERENTIABLE = {"eigvalsh": eigvalsh, "svdvals": svdvals, "eigh": eigh, "svd": svd}
+
+
+@pytest.mark.parametrize("name", [*DIFFERENTIABLE, "spectral_norm"])
+def test_derivatives_are_of_one_matrix_at_a_time_unless_splitting_pays(splits, name):
+    function = {**DIFFERENTIABLE, "spectral_norm": spectral_norm}[name]
+    stack = jnp.zeros((5, 3, 6, 6))
+    expected = {15} if splits else {1}
+    assert batches(slope(function), stack) == expected
+    assert batches(jax.vmap(slope(function)), stack) == expected
+    assert batches(jax.vmap(jax.vmap(jax.jacfwd(slope(function)))), stack) == expected
+
+
+def test_a_batch_of_randomised_decompositions_takes_one_matrix_at_a_time(splits):
+    keys, stack = jax.random.split(jax.random.key(0), 4), jnp.ones((4, 3, 8, 6))
+    over_seeds = jax.vmap(partial(randomized_svd, rank=2), in_axes=(0, None))
+    together = {1, 4} if splits else {1}
+    assert batches(over_seeds, keys, stack[0, 0]) <= together
+    nested = jax.vmap(jax.vmap(partial(randomized_svd, rank=2), in_axes=(None, 0)))
+    assert batches(nested, keys, stack) <= ({1, 12} if splits else {1})
+
+
+def test_in_turn_is_vmap(splits):
+    def both(a, x):
+        return {"product": a @ x["vector"], "values": jnp.linalg.eigvalsh(a + a.T)}
+
+    a = jax.random.normal(jax.random.key(0), (3, 4, 4))
+    x = {"vector": jnp.arange(4.0)}
+    found = jax.jit(jax.vmap(in_turn(both), in_axes=(0, None)))(a, x)
+    expected = jax.vmap(both, in_axes=(0, None))(a, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (12, 6), (280, 140)])

@@ -1,4 +1,6 @@
-"""Values without vectors are right on hard spectra and at any scale; Gram says where it ends."""
+"""Values are right on hard spectra and at any scale, and so are derivatives; Gram says its end."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectral_jax.linalg.decompositions import eigh, svd
 from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
-from spectral_jax.linalg.values import eigvalsh, svdvals
+from spectral_jax.linalg.values import eigvalsh, spectral_norm, svdvals
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 N = 16
@@ -118,11 +121,12 @@ def test_what_is_no_matrix_is_refused(function, shape):
         function(jnp.ones(shape))
 
 
-def test_unknown_methods_and_integers_are_refused():
+def test_unknown_methods_and_complex_numbers_are_refused():
     with pytest.raises(ValueError, match="method='qr': choose one of"):
         eigvalsh(jnp.eye(2), method="qr")
-    with pytest.raises(ValueError, match="int32: cast to float32 or float64"):
-        svdvals(jnp.ones((2, 2), jnp.int32))
+    for function in (eigvalsh, svdvals, eigh, svd, spectral_norm):
+        with pytest.raises(ValueError, match="complex dtype complex64"):
+            function(jnp.ones((2, 2), jnp.complex64))
 
 
 def test_infinite_entries_give_nan_for_that_matrix_only():
@@ -142,6 +146,76 @@ def test_second_derivatives_at_simple_eigenvalues():
     w, v = np.linalg.eigh(a)
     coupling = v[:, 0] @ np.asarray(e) @ v[:, 1:]
     np.testing.assert_allclose(found, 2 * np.sum(coupling**2 / (w[0] - w[1:])), rtol=1e-8)
+
+
+@pytest.mark.parametrize("values, largest", [(svdvals, 0.2070708), (eigvalsh, 0.2554486)])
+def test_second_derivatives_know_no_scale(values, largest):
+    """jax#40185; the numbers are those of central differences of NumPy's values in float64."""
+    a = jnp.array([[4.0, 1, 0], [1, 3, 1], [0, 1, 2]], "float32")
+    pick = jnp.sum if values is svdvals else jnp.max
+    hessian = jax.jit(jax.hessian(lambda a: pick(values(a))))
+    for scale in (1e-30, 1e-20, 1.0, 1e8, 1e19, 1e30):
+        found = jnp.max(jnp.abs(hessian(a * jnp.float32(scale))))
+        assert float(found) * scale == pytest.approx(largest, rel=1e-4)
+
+
+def weighted(u, s, vt):
+    """Determined by a matrix, though the signs of its vectors are not."""
+    product = (u * jnp.sin(s)[:, None]) @ vt
+    return jnp.sum(product * jnp.cos(jnp.arange(product.size)).reshape(product.shape))
+
+
+def symmetric_parts(decompose, a):
+    values, vectors = decompose(a + jnp.swapaxes(a, 1, 2))
+    return vectors, values, jnp.swapaxes(vectors, 1, 2)
+
+
+def thin(a):
+    return jnp.linalg.svd(a, full_matrices=False)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, shape",
+    [
+        (svd, thin, (3, 9, 6)),
+        (svd, thin, (3, 6, 9)),
+        (svd, thin, (3, 6, 6)),
+        (partial(symmetric_parts, eigh), partial(symmetric_parts, jnp.linalg.eigh), (3, 6, 6)),
+    ],
+    ids=["tall", "wide", "square", "symmetric"],
+)
+def test_derivatives_of_vectors_are_those_of_jax_where_it_has_some(ours, theirs, shape):
+    a, direction = jnp.asarray(np.random.default_rng(0).standard_normal((2, *shape)))
+
+    @partial(jax.jit, static_argnums=0)
+    def slopes(decompose):
+        slope = jax.grad(lambda a: weighted(*decompose(a)))
+        return jax.jvp(slope, (a,), (direction,))
+
+    for found, expected in zip(slopes(ours), slopes(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_the_projector_on_a_whole_eigenspace_has_its_derivative_though_vectors_have_none():
+    values = np.r_[np.ones(3), np.linspace(2, 3, N - 3)]
+    a, c = with_eigenvalues(values), np.cos(np.arange(N * N)).reshape(N, N)
+
+    def objective(a):
+        inside = eigh(a).vectors[:, :3]
+        return jnp.vdot(c, inside @ inside.T)
+
+    gradient = jax.grad(objective)(jnp.asarray(a))
+    # d P = sum over the eigenvalues outside of P dA Q / (inside - outside), and its transpose.
+    vectors = np.linalg.eigh(a)[1]
+    weights = 1 / (values[:3, None] - values[None, 3:])
+    mixed = vectors[:, :3].T @ (c + c.T) / 2 @ vectors[:, 3:]
+    expected = vectors[:, :3] @ (weights * mixed) @ vectors[:, 3:].T
+    np.testing.assert_allclose(gradient, expected + expected.T, atol=1e-9)
+
+
+def test_the_spectral_norm_is_that_of_numpy():
+    a = np.random.default_rng(0).standard_normal((2, 5, 8))
+    np.testing.assert_allclose(spectral_norm(jnp.asarray(a)), np.linalg.norm(a, 2, axis=(1, 2)))
 
 
 def test_gradient_at_repeated_singular_values_is_a_rotation_free_sum():

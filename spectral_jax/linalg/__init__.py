@@ -2,6 +2,7 @@
 
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
+from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
 from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.eigsh import eigsh
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
@@ -17,11 +18,13 @@ from spectral_jax.linalg.operators import (
 from spectral_jax.linalg.randomized import SVDResult, randomized_svd
 from spectral_jax.linalg.subspace import EigResult, generic_vectors, unit
 from spectral_jax.linalg.trace import Estimate, diagonal, trace
-from spectral_jax.linalg.values import eigvalsh, svdvals
+from spectral_jax.linalg.values import eigvalsh, spectral_norm, svdvals
 
 __all__ = [
+    "SVD",
     "Density",
     "EigResult",
+    "Eigh",
     "Estimate",
     "LinearOperator",
     "SVDResult",
@@ -31,6 +34,7 @@ __all__ = [
     "dense_operator",
     "diagonal",
     "diagonal_operator",
+    "eigh",
     "eigsh",
     "eigvalsh",
     "fold",
@@ -46,6 +50,8 @@ __all__ = [
     "randomized_svd",
     "shift",
     "spectral_density",
+    "spectral_norm",
+    "svd",
     "svdvals",
     "to_scipy",
     "trace",

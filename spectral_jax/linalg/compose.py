@@ -15,6 +15,7 @@ from spectral_jax.linalg.operators import (
     as_scalar,
     low_rank_operator,
 )
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import outside
 
 
@@ -68,7 +69,7 @@ def deflate(
     >>> deflate(op, jnp.array([[0.0], [1.0]]), jnp.array([5.0])).dense().tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    _check_columns(op, vectors)
+    vectors = _columns(op, vectors)
     return op - low_rank_operator(vectors, values)
 
 
@@ -87,15 +88,17 @@ def project(op: SymmetricOperator, vectors: Float[Array, "n d"]) -> SymmetricOpe
     >>> project(op, jnp.array([[0.0], [1.0]])).dense().tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    _check_columns(op, vectors)
+    vectors = _columns(op, vectors)
     return SymmetricOperator(_projected_matvec, (vectors, op), op.size)
 
 
-def _check_columns(op: SymmetricOperator, vectors: Array) -> None:
+def _columns(op: SymmetricOperator, vectors: Array) -> Array:
+    vectors = working(vectors, "vectors")
     if vectors.ndim != 2 or vectors.shape[0] != op.size:
         raise ValueError(f"vectors has shape {vectors.shape}: pass columns [{op.size}, d]")
     if vectors.dtype != op.dtype:
         raise ValueError(f"vectors are {vectors.dtype}: pass vectors.astype({op.dtype})")
+    return vectors
 
 
 def _shifted_matvec(data: tuple[Array, SymmetricOperator], x: Array) -> Array:

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.precision import working
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -82,7 +83,8 @@ def pytree_operator(
     Vectors are ``jax.flatten_util.ravel_pytree`` of trees like ``example`` (only its structure,
     shapes and dtypes count), of length ``n`` = all its entries; ``unravel`` turns ``[n]`` back into
     a tree. As with ``SymmetricOperator``, keep ``function`` a module-level function and pass arrays
-    in ``data``: new parameters then compile nothing.
+    in ``data``: new parameters then compile nothing. Trees keep their dtypes; in a half type they
+    have no more digits than that, though vectors are float32.
 
     Works under ``jit`` and ``vmap``, and ``grad`` with respect to ``data`` where ``function`` does.
     Raises ``ValueError`` if ``example`` has no entries, or not the dtype of ``data``.
@@ -100,8 +102,9 @@ def pytree_operator(
     flat, unravel = ravel_pytree(example)
     if flat.size == 0:
         raise ValueError("example has no entries: pass a tree like those function takes")
-    op = SymmetricOperator(_TreeProduct(function, unravel), (_carrier(flat.dtype), data), flat.size)
-    if op.dtype != flat.dtype:
+    carrier = _carrier(working(flat, "example").dtype)
+    op = SymmetricOperator(_TreeProduct(function, unravel, flat.dtype), (carrier, data), flat.size)
+    if op.dtype != carrier.dtype:
         raise ValueError(f"example is {flat.dtype} and data {op.dtype}: cast one to the other")
     return op, unravel
 
@@ -128,9 +131,11 @@ class _HostProduct:
 class _TreeProduct:
     function: Callable[[Any, Any], Any]
     unravel: Callable[[Array], Any]
+    dtype: jnp.dtype
 
     def __call__(self, data: tuple[Array, Any], x: Array) -> Array:
-        return ravel_pytree(self.function(data[1], self.unravel(x)))[0]
+        image = ravel_pytree(self.function(data[1], self.unravel(x.astype(self.dtype))))[0]
+        return image.astype(x.dtype)
 
 
 def _carrier(dtype: Any) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from spectral_jax.linalg.arguments import count, tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.scale import magnitude_of, relative
 from spectral_jax.linalg.subspace import (
     EigResult,
@@ -92,6 +92,10 @@ def eigsh(
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
     probe = probe_steps if v0 is not None else 0
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
+    inputs = dict(v0=v0, v0_images=v0_images, deflate=deflate)
+    v0, v0_images, deflate = (
+        x if x is None else working(x, name).astype(op.dtype) for name, x in inputs.items()
+    )
     start = None if v0 is None else (v0, v0_images)
     return _compiled_pairs(options, op, start, deflate, preconditioner)
 
@@ -122,7 +126,7 @@ def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | N
     noise = generic_vectors(op.size, k, op.dtype)
     if start is None:
         return noise, None
-    v0, images = jax.tree.map(lambda x: x.reshape(op.size, -1).astype(op.dtype), start)
+    v0, images = jax.tree.map(lambda x: x.reshape(op.size, -1), start)
     size = power_of_two(jnp.max(jnp.abs(v0), axis=0))
     v0, images = jax.tree.map(lambda x: x / size, (v0, images))
     if v0.shape[1] >= k:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from spectral_jax.linalg.arguments import count
 from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.scale import seen
 from spectral_jax.linalg.subspace import mm, orthogonalise, unit
 
@@ -69,8 +70,8 @@ def lanczos(
     [1.5, 1.5, 1.5, 1.5]
     """
     steps = count("steps", steps, most=op.size, why="the size of op")
+    v0 = unit(working(v0, "v0").astype(op.dtype))
     fixed = jnp.zeros((op.size, 0), v0.dtype) if deflate is None else deflate
-    v0 = unit(v0)
     start, unknown = orthogonalise(v0, fixed), jnp.zeros((), v0.dtype)
     front = _Front(jnp.zeros_like(v0), start, jnp.linalg.norm(start), jnp.linalg.norm(v0), unknown)
     # The basis is read twice a step, and that is what a step costs. Vectors in rows are read at

@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import jaxlib
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 # Up to here jaxlib splits a batched LAPACK call over its thread pool and blocks the calling thread,
@@ -37,6 +38,56 @@ def each(
         return function(stack)
     in_turn = partial(jax.lax.map, function)
     return jax.lax.platform_dependent(stack, cpu=in_turn, default=function)
+
+
+def joining_batches(function: Callable[[Array], Result]) -> Callable[[Array], Result]:
+    """``function`` of ``[..., m, n]``, to which ``vmap`` adds a leading axis.
+
+    By itself ``vmap`` would batch what `each` takes in turn, and run both branches of a ``cond``.
+    """
+    joined = custom_vmap(function)
+
+    @joined.def_vmap
+    def joined_batch(size, batched, a):
+        result = joining_batches(function)(a)
+        return result, jax.tree.map(lambda _: True, result)
+
+    return joined
+
+
+def each_leading(function: Callable[[Array], Result], a: Float[Array, "*batch m n"]) -> Result:
+    """`each` over all the leading axes."""
+    results = each(function, a.reshape(-1, *a.shape[-2:]))
+    return jax.tree.map(lambda x: x.reshape(*a.shape[:-2], *x.shape[1:]), results)
+
+
+def in_turn(function: Callable[..., Result]) -> Callable[..., Result]:
+    """``function`` of pytrees, which ``vmap`` on a CPU calls for one after the other, like `each`.
+
+    For programs of several LAPACK calls and much else. Not differentiable.
+    """
+    wrapped = custom_vmap(function)
+
+    @wrapped.def_vmap
+    def one_after_the_other(size, batched, *arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        flags = jax.tree.leaves(batched)
+        mapped = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
+
+        def single(call, own):
+            own = iter(own)
+            parts = [next(own) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)]
+            return call(*jax.tree.unflatten(structure, parts))
+
+        together = jax.vmap(partial(single, function))
+        if splitting_pays():
+            results = together(mapped)
+        else:
+            singly = partial(jax.lax.map, partial(single, wrapped))
+            results = jax.lax.platform_dependent(mapped, cpu=singly, default=together)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return wrapped
 
 
 def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -11,11 +11,15 @@ from jax.lax import Precision
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from spectral_jax.linalg.precision import WORKING, working
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SymmetricOperator:
     """A real symmetric operator ``x -> apply(data, x)`` on vectors of length ``size``.
+
+    Vectors are float64 if ``data`` holds float64, else float32: solvers compute in no half type.
 
     The arrays live in ``data`` (a pytree, traced) and the code in ``apply`` (static), so an
     operator passes through ``jit``, ``vmap`` and ``grad`` like any other argument, and a solver
@@ -49,9 +53,7 @@ class SymmetricOperator:
         """Apply to a vector ``[n]`` or to the columns of a block ``[n, k]``."""
         if x.ndim not in (1, 2) or x.shape[0] != self.size:
             raise ValueError(f"x has shape {x.shape}: pass [n] or [n, k] with n = {self.size}")
-        if x.ndim == 1:
-            return self.apply(self.data, x)
-        return jax.vmap(self.apply, in_axes=(None, 1), out_axes=1)(self.data, x)
+        return _product(self.apply, self.data, x)
 
     def __add__(self, other: "SymmetricOperator") -> "SymmetricOperator":
         if not isinstance(other, SymmetricOperator):
@@ -113,9 +115,7 @@ class LinearOperator:
 
     def __matmul__(self, x: Array) -> Array:
         """Apply to a vector ``[n]`` or to the columns of a block ``[n, k]``."""
-        if x.ndim == 1:
-            return self.matvec(self.data, x)
-        return jax.vmap(self.matvec, in_axes=(None, 1), out_axes=1)(self.data, x)
+        return _product(self.matvec, self.data, x)
 
 
 def dense_operator(a: Float[Array, "n n"]) -> SymmetricOperator:
@@ -125,7 +125,7 @@ def dense_operator(a: Float[Array, "n n"]) -> SymmetricOperator:
     """
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
         raise ValueError(f"a has shape {a.shape}: pass one square matrix [n, n] (vmap for a batch)")
-    return SymmetricOperator(_dense_matvec, a, a.shape[0])
+    return SymmetricOperator(_dense_matvec, working(a), a.shape[0])
 
 
 def diagonal_operator(diagonal: Float[Array, " n"]) -> SymmetricOperator:
@@ -138,7 +138,7 @@ def diagonal_operator(diagonal: Float[Array, " n"]) -> SymmetricOperator:
     """
     if diagonal.ndim != 1:
         raise ValueError(f"diagonal has shape {diagonal.shape}: pass one vector [n]")
-    return SymmetricOperator(_diagonal_matvec, diagonal, diagonal.shape[0])
+    return SymmetricOperator(_diagonal_matvec, working(diagonal, "diagonal"), diagonal.shape[0])
 
 
 def low_rank_operator(
@@ -156,6 +156,7 @@ def low_rank_operator(
         raise ValueError(
             f"vectors {vectors.shape} and values {values.shape}: pass columns [n, r] and [r]"
         )
+    vectors, values = working(vectors, "vectors"), working(values, "values")
     if vectors.dtype != values.dtype:
         raise ValueError(f"vectors are {vectors.dtype}, values {values.dtype}: pass one dtype")
     return SymmetricOperator(_low_rank_matvec, (vectors, values), vectors.shape[0])
@@ -177,7 +178,7 @@ def gram(a: Float[Array, "m n"] | LinearOperator) -> SymmetricOperator:
         return SymmetricOperator(_operator_gram_matvec, a, a.shape[1])
     if a.ndim != 2:
         raise ValueError(f"a has shape {a.shape}: pass one matrix [m, n] (vmap for a batch)")
-    return SymmetricOperator(_gram_matvec, a, a.shape[1])
+    return SymmetricOperator(_gram_matvec, working(a), a.shape[1])
 
 
 def function_gram(forward: Callable[[Any, Array], Any], data: Any, size: int) -> SymmetricOperator:
@@ -205,9 +206,11 @@ def as_scalar(value: ArrayLike, op: SymmetricOperator) -> Float[Array, ""]:
 
 
 def floating_dtype(data: Any) -> jnp.dtype:
-    """What the floating arrays of a pytree promote to; the default where there are none."""
-    floating = [x for x in jax.tree.leaves(data) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.result_type(*floating) if floating else jnp.result_type(float)
+    """What to compute in with the floating arrays of a pytree; the default if there are none."""
+    floating = {x.dtype for x in jax.tree.leaves(data) if jnp.issubdtype(x.dtype, jnp.floating)}
+    if not floating:
+        return jnp.result_type(float)
+    return jnp.result_type(*(x if x in WORKING else jnp.float32 for x in floating))
 
 
 def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float[Array, "n *k"]:
@@ -220,13 +223,28 @@ def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float
     return jax.lax.optimization_barrier(_dense_matvec(x, a))
 
 
+def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array:
+    if x.ndim == 1:
+        image = apply(data, x)
+    else:
+        image = jax.vmap(apply, in_axes=(None, 1), out_axes=1)(data, x)
+    return _real(image)
+
+
+def _real(image: Any) -> Any:
+    for leaf in jax.tree.leaves(image):
+        if jnp.iscomplexobj(leaf):
+            raise ValueError(f"a product is complex ({leaf.dtype}): pass a real operator")
+    return image
+
+
 @dataclasses.dataclass(frozen=True)
 class _FunctionGram:
     forward: Callable[[Any, Array], Any]
 
     def __call__(self, data: Any, x: Array) -> Array:
         image, pull_back = jax.vjp(partial(self.forward, data), x)
-        return pull_back(image)[0]
+        return pull_back(_real(image))[0]
 
 
 def _sum_matvec(parts: tuple[SymmetricOperator, SymmetricOperator], x: Array) -> Array:

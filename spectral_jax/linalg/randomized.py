@@ -11,8 +11,10 @@ from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from spectral_jax.linalg.arguments import count, tolerance
+from spectral_jax.linalg.lapack import in_turn
 from spectral_jax.linalg.operators import LinearOperator, transposed_product
 from spectral_jax.linalg.orthonormal import orthonormal_basis
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 
 PROBES = 10
@@ -104,6 +106,10 @@ class _Options(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _triplets(options, op, draws, tol) -> SVDResult:
+    return in_turn(partial(_found, options))(op, draws, tol)
+
+
+def _found(options, op, draws, tol) -> SVDResult:
     # Two products: XLA's is up to twice as slow at widths that are not powers of two.
     sketch, probes = op @ draws[:, :-PROBES], draws[:, -PROBES:]
     find = _krylov if options.method == "krylov" else _power
@@ -184,10 +190,9 @@ _triplets.defvjp(_triplets_forward, _triplets_backward, symbolic_zeros=True)
 
 
 def _dense(a: Array) -> LinearOperator:
-    if a.ndim != 2 or not jnp.issubdtype(a.dtype, jnp.floating):
-        raise ValueError(
-            f"a is {a.dtype}{list(a.shape)}: pass a real floating matrix [m, n] (vmap for a batch)"
-        )
+    a = working(a)
+    if a.ndim != 2:
+        raise ValueError(f"a has shape {a.shape}: pass one matrix [m, n] (vmap for a batch)")
     return LinearOperator(mm, transposed_product, a, (a.shape[0], a.shape[1]))
 
 

@@ -8,7 +8,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 
 
 class EigResult(NamedTuple):
@@ -161,6 +161,7 @@ def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array
 
 def unit(x: Array) -> Array:
     """Columns of any size scaled to length one; zero columns stay zero."""
+    x = working(x, "x")
     x = x / power_of_two(jnp.max(jnp.abs(x), axis=0, initial=0))
     squares = jnp.sum(x**2, axis=0)
     # The root is kept away from 0, where it has no slope.

@@ -5,10 +5,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from spectral_jax.linalg.lapack import each, splitting_pays
+from spectral_jax.linalg.decompositions import eigh, from_unit_size, svd, to_unit_size
+from spectral_jax.linalg.lapack import each_leading, joining_batches, splitting_pays
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
 
@@ -30,13 +31,14 @@ def eigvalsh(
         vectors too. ``auto`` picks ``tridiagonal`` on a CPU, ``lapack`` elsewhere (not measured
         there): docs/method-selection.md.
 
-    The absolute error is a few ``eps max|values|`` for either method. Any scale will do; NaN or inf
-    in a matrix gives NaN for that matrix only; an empty matrix has no values.
+    The absolute error is a few ``eps max|values|`` for either method, at any scale of which the
+    dtype has normal numbers (1e-37 to 1e38 in float32): XLA on a CPU takes smaller ones for 0. NaN
+    or inf in a matrix gives NaN for that matrix only; an empty matrix has no values. Half types and
+    integers are computed in float32.
     Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Derivatives are
-    ``d values_i = v_i^T da v_i`` with vectors from ``jnp.linalg.eigh``: exact at simple values, and
-    at repeated ones finite, for one choice of basis.
-    Raises ``ValueError`` for matrices that are not square, a dtype that is not float32 or float64,
-    or an unknown method.
+    ``d values_i = v_i^T da v_i`` with vectors from `eigh`: exact at simple values, and at repeated
+    ones finite, for one choice of basis; second derivatives likewise.
+    Raises ``ValueError`` for matrices that are not square, complex ones or an unknown method.
     Sources: Golub & Van Loan, Matrix Computations, sections 8.3 and 8.4.
 
     >>> [round(float(x), 4) for x in eigvalsh(jnp.array([[2.0, 1.0], [1.0, 2.0]]))]
@@ -45,7 +47,7 @@ def eigvalsh(
     _check(a, method, ("auto", "lapack", "tridiagonal"))
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"a has shape {a.shape}: pass square matrices [..., n, n]")
-    return _eigvalsh(method, a)
+    return _eigvalsh(method, working(a))
 
 
 @partial(jax.jit, static_argnames="method")
@@ -63,13 +65,14 @@ def svdvals(
         docs/method-selection.md.
 
     ``lapack`` has an absolute error of a few ``eps max(s)``, ``auto`` at worst 32 times that, at
-    the smallest values only. Any scale will do; NaN or inf in a matrix gives NaN for that matrix
-    only; an empty matrix has no values.
+    the smallest values only, at any scale of which the dtype has normal numbers (1e-37 to 1e38 in
+    float32): XLA on a CPU takes smaller ones for 0. NaN or inf in a matrix gives NaN for that
+    matrix only; an empty matrix has no values. Half types and integers are computed in float32.
     Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Derivatives are
-    ``d s_i = u_i^T da v_i`` with vectors from ``jnp.linalg.svd``: exact at simple values, and at
-    repeated or zero ones finite, for one choice of basis.
+    ``d s_i = u_i^T da v_i`` with vectors from `svd`: exact at simple values, and at repeated or
+    zero ones finite, for one choice of basis; second derivatives likewise.
     Raises ``ValueError`` for ``method="gram"`` on a matrix of aspect ratio below 1.5 (whose
-    smallest values it would lose), a dtype that is not float32 or float64, or an unknown method.
+    smallest values it would lose), complex matrices or an unknown method.
     Sources: Golub & Van Loan, Matrix Computations, section 8.6.
 
     >>> [round(float(x), 4) for x in svdvals(jnp.array([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))]
@@ -82,37 +85,44 @@ def svdvals(
             f"method='gram' would lose the smallest singular values of {m} x {n} matrices "
             f"(aspect ratio below {GRAM_ASPECT}): use 'auto' or 'lapack'"
         )
+    a = working(a)
     return _svdvals(method, a if m >= n else jnp.swapaxes(a, -2, -1))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _eigvalsh(method: str, a: Array) -> Array:
-    return _joining_batches(partial(_eigvalsh_by, method))(a)
+    return joining_batches(partial(_eigvalsh_by, method))(a)
 
 
 @_eigvalsh.defjvp
 def _eigvalsh_jvp(method, primals, tangents):
-    values, vectors = jnp.linalg.eigh(*primals)
+    values, vectors = eigh(*primals)
     return values, jnp.sum(vectors * mm(*tangents, vectors), axis=-2)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _svdvals(method: str, a: Array) -> Array:
     gram = method != "lapack" and _elongated(a)
-    return _joining_batches(partial(_by_gram, method) if gram else _by_svd)(a)
+    return joining_batches(partial(_by_gram, method) if gram else _by_svd)(a)
 
 
 @_svdvals.defjvp
 def _svdvals_jvp(method, primals, tangents):
-    u, values, vh = jnp.linalg.svd(*primals, full_matrices=False)
-    return values, jnp.sum(u * mm(*tangents, jnp.swapaxes(vh, -2, -1)), axis=-2)
+    u, values, vt = svd(*primals)
+    return values, jnp.sum(u * mm(*tangents, jnp.swapaxes(vt, -2, -1)), axis=-2)
 
 
-def _joining_batches(function):
-    """Let ``vmap`` add a leading axis; by itself it would run both branches of a ``cond``."""
-    joined = custom_vmap(function)
-    joined.def_vmap(lambda size, batched, a: (_joining_batches(function)(a), True))
-    return joined
+def spectral_norm(a: Float[Array, "*batch m n"]) -> Float[Array, "*batch"]:
+    """The largest singular value of matrices ``[..., m, n]``, ``jnp.linalg.norm(a, 2)`` of each.
+
+    0 for an empty matrix; all else is as `svdvals` says. The derivative is ``u_1^T da v_1``: at a
+    repeated largest value one element of the generalised gradient.
+
+    >>> round(float(spectral_norm(jnp.array([[3.0, 0.0], [4.0, 0.0]]))), 4)
+    5.0
+    """
+    values = svdvals(a)
+    return jnp.max(values, axis=-1, initial=0) if values.size == 0 else values[..., 0]
 
 
 def _eigvalsh_by(method: str, a: Array) -> Array:
@@ -126,13 +136,13 @@ def _eigvalsh_by(method: str, a: Array) -> Array:
 
 def _by_bisection(a: Array) -> Array:
     def reduced(a):
-        unit, scale = _to_unit_size(a)
+        unit, scale = to_unit_size(a)
         return *_tridiagonal((unit + jnp.swapaxes(unit, -2, -1)) / 2), scale
 
     if a.shape[-1] == 1:
-        return a[..., 0]
-    diagonal, off_diagonal, scale = _each(reduced, a)
-    return _from_unit_size(tridiagonal_eigvals(diagonal, off_diagonal), scale)
+        return jnp.where(jnp.isfinite(a), a, jnp.nan)[..., 0]
+    diagonal, off_diagonal, scale = each_leading(reduced, a)
+    return from_unit_size(tridiagonal_eigvals(diagonal, off_diagonal), scale)
 
 
 def _tridiagonal(symmetric: Array) -> tuple[Array, Array]:
@@ -144,23 +154,12 @@ def _tridiagonal(symmetric: Array) -> tuple[Array, Array]:
 def _by_svd(a: Array) -> Array:
     if a.size == 0:
         return jnp.zeros((*a.shape[:-2], a.shape[-1]), a.dtype)
-    return _each(partial(_scaled, partial(jnp.linalg.svd, compute_uv=False)), a)
+    return each_leading(partial(_scaled, partial(jnp.linalg.svd, compute_uv=False)), a)
 
 
 def _scaled(function, a: Array) -> Array:
-    unit, scale = _to_unit_size(a)
-    return _from_unit_size(function(unit), scale)
-
-
-def _to_unit_size(a: Array) -> tuple[Array, Array]:
-    """Largest entry 1, so that nothing over- or underflows; zeros in the place of NaN and inf."""
-    scale = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
-    usable = (scale > 0) & jnp.isfinite(scale)
-    return jnp.where(usable, a / jnp.where(usable, scale, 1), 0), scale[..., 0]
-
-
-def _from_unit_size(values: Array, scale: Array) -> Array:
-    return jnp.where(jnp.isfinite(scale), values * scale, jnp.nan)
+    unit, scale = to_unit_size(a)
+    return from_unit_size(function(unit), scale)
 
 
 def _by_gram(method: str, a: Array) -> Array:
@@ -187,8 +186,8 @@ def _gram_eigvals(a: Array) -> Array:
     if a.shape[-1] == 1:
         return _gram(a)[..., 0]
     if a.shape[-1] >= STRIPED_GRAM and not splitting_pays():
-        return tridiagonal_eigvals(*_each(lambda w: _tridiagonal(_lower_gram(w)), a))
-    return tridiagonal_eigvals(*_each(_tridiagonal, _gram(a)))
+        return tridiagonal_eigvals(*each_leading(lambda w: _tridiagonal(_lower_gram(w)), a))
+    return tridiagonal_eigvals(*each_leading(_tridiagonal, _gram(a)))
 
 
 def _gram(a: Array) -> Array:
@@ -213,12 +212,6 @@ def _doubted(values: Array, trusted: Array, a: Array) -> Array:
     return jax.lax.cond(jnp.all(trusted | hopeless), lambda a: settled, _by_svd, a)
 
 
-def _each(function, a: Array):
-    """``lapack.each`` over all the leading axes."""
-    results = each(function, a.reshape(-1, *a.shape[-2:]))
-    return jax.tree.map(lambda x: x.reshape(*a.shape[:-2], *x.shape[1:]), results)
-
-
 def _elongated(a: Array) -> bool:
     """A single row or column is as good: its Gram matrix is its squared norm."""
     short, long = sorted(a.shape[-2:])
@@ -228,7 +221,5 @@ def _elongated(a: Array) -> bool:
 def _check(a: Array, method: str, known: tuple[str, ...]) -> None:
     if a.ndim < 2:
         raise ValueError(f"a has shape {a.shape}: pass matrices, [..., m, n]")
-    if a.dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(f"a has dtype {a.dtype}: cast to float32 or float64 first")
     if method not in known:
         raise ValueError(f"method={method!r}: choose one of {known}")

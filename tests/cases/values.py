@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_jax.linalg.values import eigvalsh, svdvals
+from spectral_jax.linalg.decompositions import eigh, svd
+from spectral_jax.linalg.values import eigvalsh, spectral_norm, svdvals
 from tests.contract import Case, Degenerate, register
 
 BATCH, N = 8, 6
@@ -81,6 +82,77 @@ register(
         make_inputs=matrices(N, 5 * N),
         degree=1,
         oracle=singular_values,
+        leading=True,
+    )
+)
+
+
+def of_both(left, right):
+    """``sum_i (i + 1) x_i y_i^T`` of columns: determined, though the signs of pairs are not."""
+    weights = np.arange(1, left.shape[-1] + 1).astype(left.dtype)
+    return (left * weights) @ right.swapaxes(-2, -1)
+
+
+def eigh_oracle(a):
+    values, vectors = np.linalg.eigh((a + np.swapaxes(a, -2, -1)) / 2)
+    return values, of_both(vectors, vectors)
+
+
+def svd_oracle(a):
+    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    return s, of_both(u, vt.swapaxes(-2, -1))
+
+
+def on_values(cases, values):
+    """Declarations about values, of results that have vectors too."""
+    return {
+        name: case._replace(holds=lambda found, holds=case.holds: holds(values(found)))
+        for name, case in cases.items()
+    }
+
+
+register(
+    Case(
+        name="linalg.eigh",
+        function=eigh,
+        make_inputs=matrices(N, N),
+        degree=(1, 0),
+        oracle=eigh_oracle,
+        select=lambda found: (found.values, of_both(found.vectors, found.vectors)),
+        gradient_tolerance=1e-5,
+        degenerate=on_values(degenerate(N, N), lambda found: found.values),
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="linalg.svd",
+        function=svd,
+        make_inputs=matrices(N + 3, N),
+        degree=(1, 0),
+        oracle=svd_oracle,
+        select=lambda found: (found.s, of_both(found.u, found.vt.swapaxes(-2, -1))),
+        gradient_tolerance=1e-5,
+        degenerate=on_values(degenerate(N + 3, N), lambda found: found.s),
+        leading=True,
+    )
+)
+register(
+    Case(
+        name="linalg.spectral_norm",
+        function=spectral_norm,
+        make_inputs=matrices(N, N + 2),
+        degree=1,
+        oracle=lambda a: np.linalg.norm(a, 2, axis=(-2, -1)),
+        degenerate={
+            "zero": Degenerate((jnp.zeros((BATCH, N, N)),), lambda norm: not norm.any()),
+            "empty matrix": Degenerate((jnp.zeros((BATCH, 0, 0)),), lambda norm: not norm.any()),
+            "NaN": Degenerate(
+                (one_nan(N, N),),
+                lambda norm: bool((jnp.isnan(norm) == (jnp.arange(BATCH) == 2)).all()),
+                False,
+            ),
+        },
         leading=True,
     )
 )
