@@ -231,7 +231,7 @@ def test_skips_and_branches(normalised):
     np.testing.assert_allclose(graphs.degrees(blocks, edges=EDGES), degree, atol=1e-12)
     assert graphs.widths(blocks, EDGES) == (5, 4, 4, 3)
     if normalised:
-        found = graphs.fiedler_pairs(blocks, 3, edges=EDGES)
+        found = graphs.fiedler_pairs(blocks, 3, normalised=True, edges=EDGES)
         np.testing.assert_allclose(found.values, np.linalg.eigvalsh(expected)[1:4], atol=1e-9)
 
 
@@ -342,7 +342,7 @@ def test_several_values_in_one(reduce):
     expected = values.mean()
     if reduce == "softmin":
         expected = -np.log(np.mean(np.exp(-5 * values))) / 5
-    value = partial(graphs.fiedler_value, k=3, reduce=reduce, sharpness=5.0)
+    value = partial(graphs.fiedler_value, normalised=True, k=3, reduce=reduce, sharpness=5.0)
     ours = jax.jit(value)([jnp.asarray(w) for w in REFERENCE])
     assert float(ours) == pytest.approx(expected, rel=1e-12)
 
@@ -551,7 +551,7 @@ def test_the_graph_of_a_convolutional_network_is_connected_and_has_a_fiedler_pai
     @jax.jit
     def solve(params, state):
         blocks = graph_weights(params, net.layout, batch_stats=state)
-        return blocks, graphs.fiedler(blocks, edges=edges, tol=1e-6)
+        return blocks, graphs.fiedler(blocks, normalised=True, edges=edges, tol=1e-6)
 
     blocks, found = solve(params, state)
     assert found.converged

@@ -1,14 +1,21 @@
-"""Networks as weighted graphs: Laplacians, Fiedler pairs, differentiable connectivity."""
+"""Networks as weighted graphs: Laplacians, Fiedler pairs, differentiable connectivity.
+
+Every function takes the blocks of a graph (``weights.graph_weights`` reads them off parameters) and
+weighs an edge by ``|w|``. All of them mean the combinatorial Laplacian ``D - A``, as the papers do,
+unless told ``normalised=True``.
+"""
 
 from spectral_jax.graphs.components import largest_component
 from spectral_jax.graphs.fiedler import (
     Component,
     FiedlerResult,
     LayerQuotient,
+    PairResiduals,
     fiedler,
     fiedler_pairs,
     fiedler_value,
     layer_quotient,
+    pair_residuals,
 )
 from spectral_jax.graphs.laplacian import (
     Edges,
@@ -25,6 +32,7 @@ __all__ = [
     "Edges",
     "FiedlerResult",
     "LayerQuotient",
+    "PairResiduals",
     "chain",
     "degrees",
     "fiedler",
@@ -33,6 +41,7 @@ __all__ = [
     "laplacian",
     "largest_component",
     "layer_quotient",
+    "pair_residuals",
     "rayleigh_quotient",
     "split",
     "widths",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from spectral_jax.graphs.laplacian import Blocks, Edges, chain, split, widths
+from spectral_jax.graphs.laplacian import Blocks, Edges, Graph, read_graph, split
 
 
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
@@ -17,18 +17,23 @@ def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Ar
     the cost of a matvec. Otherwise labels spread one edge per pass until nothing changes; there are
     at most as many passes as the component's diameter, a handful in a trained network.
 
-    Works under ``jit`` and ``vmap``; piecewise constant, so no gradient.
+    Works under ``jit`` and ``vmap``; piecewise constant, so no gradient. Raises ``ValueError`` for
+    blocks that do not fit together.
 
     >>> largest_component([jnp.array([[1.0, 0.0], [1.0, 0.0]])]).tolist()
     [True, True, True, False]
     """
-    return _largest_component(tuple(weights), chain(weights) if edges is None else tuple(edges))
+    return component_mask(read_graph(weights, edges))
 
 
-@partial(jax.jit, static_argnames="edges")
-def _largest_component(weights: Blocks, edges: Edges) -> Array:
-    sizes = widths(weights, edges)
-    weights = jax.lax.stop_gradient(tuple(weights))
+def component_mask(graph: Graph) -> Array:
+    """``largest_component`` of a graph that is read already."""
+    return _component_mask(graph.weights, graph.edges, graph.sizes)
+
+
+@partial(jax.jit, static_argnames=("edges", "sizes"))
+def _component_mask(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
+    weights = jax.lax.stop_gradient(weights)
     return jax.lax.cond(
         jax.lax.cond(
             _joined_by_hubs(weights, edges, len(sizes)),
@@ -42,7 +47,7 @@ def _largest_component(weights: Blocks, edges: Edges) -> Array:
 
 def _joined_by_hubs(weights: Blocks, edges: Edges, groups: int) -> Array:
     """Whether in every kernel the first node of either side reaches the whole other side."""
-    kernels = [(a, edge) for a, edge in zip(weights, edges, strict=True) if a.ndim == 2 and a.size]
+    kernels = [(a, edge) for a, edge in zip(weights, edges, strict=True) if a.ndim == 2]
     reached = {0}
     for _ in kernels:
         for _, edge in kernels:

@@ -1,5 +1,6 @@
 """The Fiedler pair of a network: its connectivity, where it sits, and how far to trust it."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -7,21 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax.graphs.components import largest_component
+from spectral_jax.graphs.components import component_mask
 from spectral_jax.graphs.laplacian import (
     Blocks,
     Edges,
-    chain,
+    EdgeSums,
+    Form,
+    Graph,
     column,
-    degrees,
+    degree_of,
     edge_sums,
-    laplacian,
+    laplacian_operator,
     magnitude,
+    nodal,
+    pairs_by_edges,
     pulls,
+    quotient_slope,
+    read_graph,
     split,
-    widths,
 )
-from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh
+from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh, unit
+from spectral_jax.linalg.precision import power_of_two
 
 Component = Literal["largest", "whole"]
 
@@ -56,7 +63,7 @@ class FiedlerResult(NamedTuple):
 def fiedler(
     weights: Blocks,
     *,
-    normalised: bool = True,
+    normalised: bool = False,
     edges: Edges | None = None,
     state: Float[Array, " N"] | None = None,
     component: Component = "largest",
@@ -70,21 +77,26 @@ def fiedler(
     vector is nearly constant in each layer, and one where it sits on a single weak unit. ``tol``
     bounds the relative residual; the relative error of the value is about ``tol**2 * value / gap``.
 
+    The value is ``lambda_2`` of ``L = D - A``, or with ``normalised`` ``nu_2`` of ``D^-1/2 L
+    D^-1/2``, which does not see the scale of the weights. A value far below the norm of the
+    Laplacian is a sum over edges, as its residual is: never negative, and right to all digits for
+    the vector at hand. Where the dtype holds no vector with a residual below ``tol``, ``converged``
+    still asks for ``residual < sqrt(tol) * value``: the value's error is quadratic in it.
+
     A disconnected network has ``lambda_2 = 0``, which says nothing and has no useful gradient; by
     default the largest component is analysed (``component_size`` tells); ``component="whole"``
     keeps the zero. A network without edges has value 0 and a zero vector.
 
     Works under ``jit``, ``vmap`` and on sharded blocks; for derivatives use ``fiedler_value``.
-    NaN weights give NaN and ``converged = False``. Raises ``ValueError`` for blocks that do not fit
-    together.
+    NaN and infinite weights give NaN and ``converged = False``. Weights below the smallest normal
+    number count as 0, and a network in which that could show is not ``converged``. Raises
+    ``ValueError`` for blocks that do not fit together, complex ones and trees of parameters.
     Source: arXiv 2003.00992; start block and regimes: measured here (benchmarks/RESULTS.md).
 
     >>> path = [jnp.ones((1, 1)), jnp.full((1, 1), 2.0)]
-    >>> round(float(fiedler(path, normalised=False).value), 4)
+    >>> round(float(fiedler(path).value), 4)
     1.2679
     """
-    edges = chain(weights) if edges is None else tuple(edges)
-    sizes = widths(weights, edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     guesses = _guesses(problem, stale)
@@ -92,10 +104,11 @@ def fiedler(
     exists = problem.nodes > 1
     vector = jnp.where(exists, pairs.vectors[:, 0], 0)
     value = jnp.where(exists, pairs.values[0], 0)
-    staleness = _staleness(guesses, value) if state is not None else jnp.ones_like(value)
-    weighted = jnp.where(problem.mask, problem.degree, jnp.inf)
+    lightest = jnp.min(jnp.where(problem.mask, problem.degree, jnp.inf))
     count = problem.nodes.astype(vector.dtype)
+    share = count / jnp.maximum(count - 1, 1)
     fourth = jnp.sum(vector**4)
+    groups = split(vector, problem.graph.sizes)
     return FiedlerResult(
         value=value,
         vector=vector,
@@ -103,10 +116,10 @@ def fiedler(
         converged=pairs.converged[0] | ~exists,
         matvecs=pairs.matvecs,
         participation_ratio=jnp.where(fourth > 0, 1 / jnp.where(fourth > 0, fourth, 1), 0),
-        peak_group=jnp.argmax(jnp.stack([jnp.max(jnp.abs(v)) for v in split(vector, sizes)])),
-        quotient_bound=problem.quotient.value,
-        degree_bound=count / jnp.maximum(count - 1, 1) * (1 if normalised else jnp.min(weighted)),
-        staleness=staleness,
+        peak_group=jnp.argmax(jnp.stack([jnp.max(jnp.abs(v)) for v in groups])),
+        quotient_bound=problem.in_units(problem.quotient.value),
+        degree_bound=share if normalised else share * problem.in_units(lightest),
+        staleness=_staleness(problem, guesses, value),
         component_size=problem.nodes,
     )
 
@@ -114,7 +127,7 @@ def fiedler(
 def fiedler_value(
     weights: Blocks,
     *,
-    normalised: bool = True,
+    normalised: bool = False,
     edges: Edges | None = None,
     k: int = 1,
     reduce: Literal["mean", "softmin"] = "mean",
@@ -135,19 +148,19 @@ def fiedler_value(
     converged pair, finite at a repeated eigenvalue and for disconnected networks, and itself
     differentiable.
 
-    Works under ``jit``, ``vmap`` and reverse-mode ``grad``. ``tol`` defaults to ``sqrt(eps)``: a
+    A value far below the weights is a sum over edges, as in ``fiedler``. Works under ``jit``,
+    ``vmap`` and reverse-mode ``grad``. ``tol`` defaults to ``sqrt(eps)``: a
     gradient wants a better vector than a value does. Raises ``ValueError`` for misfitting blocks or
     ``k >= N``.
     Source: arXiv 2003.00992; Hellmann-Feynman.
 
     >>> path = [jnp.ones((1, 1)), 2 * jnp.ones((1, 1))]
-    >>> grads = jax.grad(lambda w: fiedler_value(w, normalised=False))(path)
+    >>> grads = jax.grad(fiedler_value)(path)
     >>> [round(float(g[0, 0]), 3) for g in grads]
     [1.0, 0.134]
     """
     if reduce not in ("mean", "softmin"):
         raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
-    edges = chain(weights) if edges is None else tuple(edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     values = _solve(problem, k, _guesses(problem, stale), tol, max_matvecs).values
@@ -165,7 +178,7 @@ def fiedler_pairs(
     weights: Blocks,
     k: int,
     *,
-    normalised: bool = True,
+    normalised: bool = False,
     edges: Edges | None = None,
     state: Float[Array, "N s"] | None = None,
     component: Component = "largest",
@@ -175,17 +188,55 @@ def fiedler_pairs(
     """The ``k`` smallest non-trivial eigenpairs of the network Laplacian.
 
     In a component of ``count`` nodes only ``count - 1`` are real; further ones lie at twice the
-    largest degree (combinatorial) or at 2 (normalised). Works under ``jit``, ``vmap`` and
-    reverse-mode ``grad``. Raises ``ValueError`` as ``fiedler`` does.
+    largest degree (combinatorial) or at 2 (normalised). Values, residuals and ``converged`` mean
+    what they do in ``fiedler``. Works under ``jit``, ``vmap`` and reverse-mode ``grad``. Raises
+    ``ValueError`` as ``fiedler`` does.
     Source: arXiv 2103.03386 for the sum of several.
 
-    >>> fiedler_pairs([jnp.ones((2, 3))], 2, normalised=False).values.round(3).tolist()
+    >>> fiedler_pairs([jnp.ones((2, 3))], 2).values.round(3).tolist()
     [2.0, 2.0]
     """
-    edges = chain(weights) if edges is None else tuple(edges)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     return _solve(problem, k, _guesses(problem, stale), tol, max_matvecs)
+
+
+class PairResiduals(NamedTuple):
+    """Rayleigh quotients of given vectors and ``||L v - value v||``, one each per column."""
+
+    values: Float[Array, " k"]
+    residuals: Float[Array, " k"]
+
+
+def pair_residuals(
+    weights: Blocks,
+    vectors: Float[Array, "N k"],
+    *,
+    normalised: bool = False,
+    edges: Edges | None = None,
+) -> PairResiduals:
+    """How well kept eigenvectors fit today's weights, from sums over edges.
+
+    ``vectors`` are unit columns as ``fiedler_pairs`` returns them (for ``normalised``, eigenvectors
+    of ``D^-1/2 L D^-1/2``, not yet divided by the roots of the degrees). One elementwise pass over
+    the weights per column. Works under ``jit`` and ``vmap``; a diagnostic, so a constant to
+    ``grad``. Raises ``ValueError`` for blocks that do not fit together.
+
+    >>> old = fiedler_pairs([jnp.ones((2, 3))], 1).vectors
+    >>> [bool(x < 1e-5) for x in pair_residuals([3 * jnp.ones((2, 3))], old).residuals]
+    [True]
+    """
+    graph = read_graph(weights, edges)
+    magnitudes = tuple(jax.lax.stop_gradient(magnitude(block)) for block in graph.weights)
+    degree = degree_of(graph, edge_sums(magnitudes))
+    root = jnp.ones((), degree.dtype) if normalised else _root(jnp.max(degree))
+    everywhere = jnp.ones(degree.shape, bool)
+    operator = laplacian_operator(
+        graph, magnitudes, degree, everywhere, normalised=normalised, root=root
+    )
+    vectors = jax.lax.stop_gradient(vectors).astype(degree.dtype)
+    values, residuals = pairs_by_edges(operator, vectors)
+    return PairResiduals(values * root * root, residuals * root * root)
 
 
 class LayerQuotient(NamedTuple):
@@ -200,7 +251,7 @@ class LayerQuotient(NamedTuple):
 def layer_quotient(
     weights: Blocks,
     *,
-    normalised: bool = True,
+    normalised: bool = False,
     edges: Edges | None = None,
     mask: Bool[Array, " N"] | None = None,
 ) -> LayerQuotient:
@@ -218,45 +269,121 @@ def layer_quotient(
     >>> round(float(layer_quotient(net, normalised=False).value), 4)
     2.0
     """
-    edges = chain(weights) if edges is None else tuple(edges)
-    sizes = widths(weights, edges)
-    total = sum(sizes)
-    inside = (jnp.ones(total, bool) if mask is None else mask).astype(weights[0].dtype)
-    degree = degrees(weights, edges=edges) * inside
-    amount = degree if normalised else inside
+    graph = read_graph(weights, edges)
+    sums = edge_sums([magnitude(block) for block in graph.weights])
+    degree = degree_of(graph, sums)
+    inside = jnp.ones(degree.shape, bool) if mask is None else mask
+    root = _root(jnp.max(jnp.where(inside, degree, 0)))
+    found = _merged(graph, sums, degree, inside, root, normalised=normalised)
+    if normalised:
+        return found
+    return LayerQuotient(found.value * root * root, found.vector, found.image * root * root)
+
+
+def _root(heaviest: Array) -> Array:
+    """A power of two whose square, an exact unit for weights, lies below ``heaviest``."""
+    return power_of_two(jnp.sqrt(jax.lax.stop_gradient(heaviest))) / 2
+
+
+def _merged(
+    graph: Graph,
+    sums: list[EdgeSums],
+    degree: Array,
+    inside: Array,
+    root: Array,
+    *,
+    normalised: bool,
+) -> LayerQuotient:
+    """``layer_quotient`` of the weights in units of ``root**2``."""
+    sizes, inside = graph.sizes, inside.astype(degree.dtype)
+    sums = [EdgeSums(*(part / root / root for part in block)) for block in sums]
+    amount = inside * degree / root / root if normalised else inside
     size = jnp.stack([part.sum() for part in split(amount, sizes)])
     member = split(inside, sizes)
-    sums = edge_sums([magnitude(block) for block in weights])
-    totals = [
-        jnp.vdot(block.sent, member[source], precision="highest")
-        for block, (source, _) in zip(sums, edges, strict=True)
-    ]
+    totals = jnp.stack(
+        [
+            jnp.vdot(block.sent, member[source], precision="highest")
+            for block, (source, _) in zip(sums, graph.edges, strict=True)
+        ]
+    )
     # Q = B^T diag(S) B with the signed incidence matrix B of the layers.
-    incidence = np.zeros((len(edges), len(sizes)))
-    for row, (source, target) in enumerate(edges):
+    incidence = np.zeros((len(graph.edges), len(sizes)))
+    for row, (source, target) in enumerate(graph.edges):
         incidence[row, source], incidence[row, target] = 1, -1
     b = jnp.asarray(incidence, degree.dtype)
-    q = jnp.einsum("ei,e,ej->ij", b, jnp.stack(totals), b, precision="highest")
+    q = jnp.einsum("ei,e,ej->ij", b, totals, b, precision="highest")
     present = size > 0
     scale = jnp.where(present, jnp.where(present, size, 1) ** -0.5, 0)
     ceiling = jax.lax.stop_gradient(2 * jnp.max(jnp.diag(q) * scale**2) + 1)
-    values, vectors = jnp.linalg.eigh(
+    _, vectors = jnp.linalg.eigh(
         scale[:, None] * q * scale[None, :] + jnp.diag(jnp.where(present, 0, ceiling))
     )
-    height, root, sums = jax.lax.stop_gradient((vectors[:, 1] * scale, jnp.sqrt(amount), sums))
+    height = scale * _off_null(vectors[:, :2], jnp.sqrt(size))
+    value = _layer_value(totals, size, height, b)
+    height, length, sums = jax.lax.stop_gradient((height, jnp.sqrt(amount), sums))
     spread = jnp.concatenate([jnp.full(n, height[group]) for group, n in enumerate(sizes)])
-    image = jnp.where(root > 0, pulls(sums, height, edges, sizes) / jnp.where(root > 0, root, 1), 0)
-    return LayerQuotient(values[1], spread * root, image)
+    image = pulls(sums, height, graph.edges, sizes)
+    image = jnp.where(length > 0, image / jnp.where(length > 0, length, 1), 0)
+    return LayerQuotient(value, spread * length, image)
+
+
+def _off_null(pair: Array, null: Array) -> Array:
+    """The second eigenvector from the first two, which come out mixed where both of their values
+    are rounding: whichever has more outside the null vector, and only that."""
+    null = unit(null)
+    outside = pair - jnp.outer(null, jnp.matmul(null, pair, precision="highest"))
+    return outside[:, jnp.argmax(jnp.sum(outside**2, axis=0))]
+
+
+@jax.custom_jvp
+def _layer_value(totals: Array, size: Array, height: Array, incidence: Array) -> Array:
+    """The quotient of an eigenvector of the layers as a sum over edges, which is an upper bound
+    where eigenvalues are rounding: ``sum S (h_i - h_j)^2 / sum n h^2``."""
+    mass = jnp.sum(size * height**2)
+    return jnp.sum(totals * _steps(incidence, height) ** 2) / jnp.where(mass > 0, mass, 1)
+
+
+@_layer_value.defjvp
+def _layer_value_jvp(primals, tangents):
+    (_, size, height, incidence), (totals_dot, size_dot, *_) = primals, tangents
+    value, mass = _layer_value(*primals), jnp.sum(size * height**2)
+    # To first order the eigenvector may be held constant, as in `_stationary`.
+    slope = jnp.sum(totals_dot * _steps(incidence, height) ** 2)
+    slope -= value * jnp.sum(size_dot * height**2)
+    return value, slope / jnp.where(mass > 0, mass, 1)
+
+
+def _steps(incidence: Array, height: Array) -> Array:
+    return jnp.matmul(incidence, height, precision="highest")
 
 
 class _Problem(NamedTuple):
+    """The search at unit scale: operator, degrees and quotient are those of weights over a power
+    of two, ``root**2``, that brings the heaviest node near 1."""
+
+    graph: Graph
     operator: SymmetricOperator
+    root: Array
     mask: Array
     degree: Array
     null: Array
     quotient: LayerQuotient
     nodes: Array
+    connected: Array
+    readable: Array
+    """Whether what counts for 0 below the smallest normal number is too little to matter."""
     normalised: bool
+
+    @property
+    def norm(self) -> Array:
+        """An upper bound of the operator's norm, within a factor of 2."""
+        if self.normalised:
+            return jnp.full((), 2, self.degree.dtype)
+        return 2 * jnp.max(jnp.where(self.mask, self.degree, 0))
+
+    def in_units(self, value: Array) -> Array:
+        """What the operator says, in units of the weights."""
+        return value if self.normalised else value * self.root * self.root
 
     def embed(self, state: Array) -> Array:
         """A usable start: zero outside the component, off the null vector, of unit length."""
@@ -267,26 +394,45 @@ class _Problem(NamedTuple):
         return state / jnp.where(length > 0, length, 1)
 
 
-def _problem(weights: Blocks, normalised: bool, edges: Edges, component: Component) -> _Problem:
+def _problem(
+    weights: Blocks, normalised: bool, edges: Edges | None, component: Component
+) -> _Problem:
     if component not in ("largest", "whole"):
         raise ValueError(f"component={component!r}: choose 'largest' or 'whole'")
-    constants = jax.lax.stop_gradient(tuple(weights))
-    degree = degrees(constants, edges=edges)
-    if component == "largest":
-        mask = largest_component(constants, edges=edges)
-    else:
-        mask = degree > 0 if normalised else jnp.ones(degree.shape, bool)
+    graph = read_graph(weights, edges)
+    magnitudes = tuple(magnitude(block) for block in graph.weights)
+    sums = edge_sums(magnitudes)
+    total = degree_of(graph, sums)
+    mask, connected = _searched(graph, total > 0 if normalised else total >= 0, component)
+    heaviest, limits = jnp.max(jnp.where(mask, total, 0)), jnp.finfo(total.dtype)
+    root = _root(heaviest)
+    constant = jax.lax.stop_gradient((sums, total))
+    degree = constant[1] / root / root
     null = jnp.where(mask, jnp.sqrt(degree) if normalised else 1, 0).astype(degree.dtype)
     length = jnp.linalg.norm(null)
     return _Problem(
-        operator=laplacian(weights, normalised=normalised, edges=edges, mask=mask),
+        graph=graph,
+        operator=laplacian_operator(
+            graph, magnitudes, total, mask, normalised=normalised, root=root
+        ),
+        root=root,
         mask=mask,
         degree=degree,
         null=null / jnp.where(length > 0, length, 1),
-        quotient=layer_quotient(constants, normalised=normalised, edges=edges, mask=mask),
+        quotient=_merged(graph, *constant, mask, root, normalised=normalised),
         nodes=mask.sum(),
+        connected=connected,
+        readable=(heaviest * float(limits.eps) > float(limits.tiny)) | (heaviest == 0),
         normalised=normalised,
     )
+
+
+def _searched(graph: Graph, usable: Array, component: Component) -> tuple[Array, Array]:
+    """The nodes to search, and whether they hang together."""
+    largest = component_mask(graph)
+    if component == "largest":
+        return largest, jnp.array(True)
+    return usable, jnp.all(largest | ~usable)
 
 
 class _Guesses(NamedTuple):
@@ -314,13 +460,20 @@ def _guesses(problem: _Problem, stale: Array | None) -> _Guesses:
     )
 
 
-def _staleness(guesses: _Guesses, value: Array) -> Array:
-    stale, image = guesses.vectors[:, 0], guesses.images[:, 0]
+def _staleness(problem: _Problem, guesses: _Guesses, value: Array) -> Array:
+    if not guesses.matvecs:
+        return jnp.ones_like(value)
+    stale, image = guesses.vectors[:, :1], guesses.images[:, 0]
+    by_product = jnp.vdot(stale, image)[None]
+    quotients, _ = _by_edges_if_small(problem.operator, stale, by_product, by_product, problem.norm)
     known = (value > 0) & (jnp.vdot(stale, stale) > 0)
-    return jnp.where(known, jnp.vdot(stale, image) / jnp.where(value > 0, value, 1), 1)
+    overstated = problem.in_units(quotients[0]) / jnp.where(value > 0, value, 1)
+    return jnp.where(known, overstated, 1)
 
 
 def _solve(problem: _Problem, k: int, guesses: _Guesses, tol, max_matvecs: int) -> EigResult:
+    dtype = problem.degree.dtype
+    tol = float(jnp.finfo(dtype).eps) ** 0.5 if tol is None else tol
     jacobi = None
     if k == 1 and not problem.normalised:
         heaviest = jnp.max(problem.degree)
@@ -339,4 +492,60 @@ def _solve(problem: _Problem, k: int, guesses: _Guesses, tol, max_matvecs: int) 
         # Unlike the other guesses, a stale vector may be another eigenvector.
         probe_steps=6 if stale else 3,
     )
-    return pairs._replace(matvecs=pairs.matvecs + guesses.matvecs)
+    values, residuals, converged = _judged(problem, jax.lax.stop_gradient(pairs), tol)
+    # Nodes outside the component weigh nothing, so that a padded network has the slopes of its own.
+    ends = nodal(problem.operator, pairs.vectors) * (1 if problem.normalised else problem.root)
+    form = Form(problem.graph.edges, problem.graph.sizes, problem.normalised)
+    return EigResult(
+        values=_stationary(form, problem.graph.weights, ends, problem.in_units(values)),
+        vectors=pairs.vectors,
+        residuals=problem.in_units(residuals),
+        converged=converged,
+        matvecs=pairs.matvecs + guesses.matvecs,
+    )
+
+
+def _judged(problem: _Problem, pairs: EigResult, tol: float) -> tuple[Array, Array, Array]:
+    """Values, residuals, and which of them are what ``fiedler`` promises."""
+    operator = jax.lax.stop_gradient(problem.operator)
+    values, residuals = _by_edges_if_small(
+        operator, pairs.vectors, pairs.values, pairs.residuals, problem.norm
+    )
+    # The solver stops at the rounding of its products, above which a small value may drown.
+    sound = residuals < tol**0.5 * values
+    # A graph in parts has the value 0, which an edge sum misses by the square of a rounding error.
+    rounding = 10 * float(jnp.finfo(values.dtype).eps)
+    zero = ~problem.connected & (values <= rounding**2 * problem.norm)
+    finite = jnp.isfinite(problem.norm)
+    values = jnp.where(finite, values, jnp.nan)
+    return values, residuals, pairs.converged & (sound | zero) & finite & problem.readable
+
+
+@jax.jit
+def _by_edges_if_small(
+    operator: SymmetricOperator, vectors: Array, values: Array, residuals: Array, norm: Array
+) -> tuple[Array, Array]:
+    """Quotients and residuals by products; by edges, where products keep less than half of a
+    quotient's digits."""
+    small = ~(jnp.min(values) >= float(jnp.finfo(values.dtype).eps) ** 0.5 * norm)
+    # A loop of one turn at most, because `cond` under `vmap` would always pay for it.
+    _, values, residuals = jax.lax.while_loop(
+        lambda state: state[0],
+        lambda _: (jnp.array(False), *pairs_by_edges(operator, vectors)),
+        (small, values, residuals),
+    )
+    return values, residuals
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _stationary(form: Form, weights: tuple[Array, ...], ends: Array, values: Array) -> Array:
+    """Eigenvalues, whose first derivative is that of their Rayleigh quotients at constant vectors
+    (Hellmann-Feynman) and whose second is right where that of the vectors is."""
+    return values
+
+
+@_stationary.defjvp
+def _stationary_jvp(form, primals, tangents):
+    weights, ends, values = primals
+    slope = partial(quotient_slope, form, weights, tangents[0])
+    return _stationary(form, *primals), jax.vmap(slope, in_axes=(1, 0))(ends, values)

@@ -1,38 +1,67 @@
 """A network as a weighted graph: its Laplacian as a matrix-free operator.
 
 Nodes are units (or channels) in groups ``0 .. L``; a weight block ``[n_source, n_target]`` joins
-two groups with edge weights ``|w|``; a one-dimensional block ``[n]`` joins equal-sized groups unit
-by unit (a skip). Without ``edges`` the blocks form the chain ``0-1, 1-2, ...``.
+two groups with edge weights ``|w|``, so that a sign never matters; a one-dimensional block ``[n]``
+joins equal-sized groups unit by unit (a skip). Without ``edges`` the blocks form the chain ``0-1,
+1-2, ...``.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Num
 
 from spectral_jax.linalg import SymmetricOperator
+from spectral_jax.linalg.precision import power_of_two, working
 
 Edges = tuple[tuple[int, int], ...]
 Blocks = Sequence[Float[Array, "..."]]
 
 
+class Graph(NamedTuple):
+    """A network as every function of this room reads it: blocks of one working dtype."""
+
+    weights: tuple[Array, ...]
+    edges: Edges
+    sizes: tuple[int, ...]
+
+
+def read_graph(weights: Blocks, edges: Edges | None) -> Graph:
+    """Check what a caller passed: half types and integers in float32, complex numbers refused."""
+    weights = _blocks(weights)
+    edges = chain(weights) if edges is None else tuple((start, end) for start, end in edges)
+    sizes = widths(weights, edges)
+    read = [working(block, f"weights[{index}]") for index, block in enumerate(weights)]
+    dtype = jnp.result_type(*read)
+    return Graph(tuple(block.astype(dtype) for block in read), edges, sizes)
+
+
 def chain(weights: Blocks) -> Edges:
-    """The edges of a plain feed-forward net: block ``l`` joins groups ``l`` and ``l + 1``."""
-    return tuple((layer, layer + 1) for layer in range(len(weights)))
+    """The edges of a plain feed-forward net: block ``l`` joins groups ``l`` and ``l + 1``.
+
+    >>> chain([jnp.ones((4, 6)), jnp.ones((6, 3))])
+    ((0, 1), (1, 2))
+    """
+    return tuple((layer, layer + 1) for layer in range(len(_blocks(weights))))
 
 
 def widths(weights: Blocks, edges: Edges | None = None) -> tuple[int, ...]:
     """Units per node group, input first.
 
-    Raises ``ValueError`` where two blocks disagree on a group's width or a group has no block.
+    Raises ``ValueError`` where two blocks disagree on a group's width, a group has no block or no
+    units, and for anything but a sequence of blocks.
 
     >>> widths([jnp.ones((4, 6)), jnp.ones((6, 3))])
     (4, 6, 3)
     """
+    weights = _blocks(weights)
     edges = chain(weights) if edges is None else edges
     if not weights or len(weights) != len(edges):
         raise ValueError(
@@ -40,12 +69,17 @@ def widths(weights: Blocks, edges: Edges | None = None) -> tuple[int, ...]:
         )
     found: dict[int, int] = {}
     for index, (block, (source, target)) in enumerate(zip(weights, edges, strict=True)):
-        if block.ndim not in (1, 2) or source == target:
+        shape = _shape(block, index)
+        if len(shape) not in (1, 2) or source == target:
             raise ValueError(
-                f"weights[{index}] has shape {block.shape} on edge {(source, target)}: pass "
+                f"weights[{index}] has shape {shape} on edge {(source, target)}: pass "
                 "[n_source, n_target] (or [n] for a unit-by-unit skip) between two different groups"
             )
-        for group, width in ((source, block.shape[0]), (target, block.shape[-1])):
+        if 0 in shape:
+            raise ValueError(
+                f"weights[{index}] has shape {shape}, a group without units: leave its blocks out"
+            )
+        for group, width in ((source, shape[0]), (target, shape[-1])):
             if found.setdefault(group, width) != width:
                 raise ValueError(
                     f"weights[{index}] gives group {group} {width} units, an earlier block "
@@ -60,7 +94,7 @@ def widths(weights: Blocks, edges: Edges | None = None) -> tuple[int, ...]:
 def laplacian(
     weights: Blocks,
     *,
-    normalised: bool = True,
+    normalised: bool = False,
     edges: Edges | None = None,
     mask: Bool[Array, " N"] | None = None,
 ) -> SymmetricOperator:
@@ -75,31 +109,45 @@ def laplacian(
     Raises ``ValueError`` for blocks that do not fit together.
     Source: arXiv 2003.00992; released code edrictam/FiedlerRegularization (combinatorial only).
 
-    >>> laplacian([jnp.ones((1, 1)), jnp.ones((1, 1))], normalised=False).dense().tolist()
+    >>> laplacian([jnp.ones((1, 1)), jnp.ones((1, 1))]).dense().tolist()
     [[1.0, -1.0, 0.0], [-1.0, 2.0, -1.0], [0.0, -1.0, 1.0]]
     """
-    edges = chain(weights) if edges is None else tuple(edges)
-    sizes = widths(weights, edges)
-    magnitudes = tuple(magnitude(block) for block in weights)
-    degree = _degrees(magnitudes, edges, sizes)
+    graph = read_graph(weights, edges)
+    magnitudes = tuple(magnitude(block) for block in graph.weights)
+    degree = degree_of(graph, edge_sums(magnitudes))
     inside = jnp.ones(degree.shape, bool) if mask is None else mask
+    return laplacian_operator(graph, magnitudes, degree, inside, normalised=normalised)
+
+
+def laplacian_operator(
+    graph: Graph,
+    magnitudes: tuple[Array, ...],
+    degree: Array,
+    inside: Array,
+    *,
+    normalised: bool,
+    root: Array | float = 1.0,
+) -> SymmetricOperator:
+    """``laplacian`` from what is known of the graph already; ``L / root**2`` if combinatorial.
+
+    Dividing the vectors on either side by ``root`` brings the operator to unit scale for nothing;
+    dividing the weights would be another pass over them.
+    """
     if normalised:
         inside = inside & (degree > 0)
-        scale = jnp.where(inside, jnp.where(inside, degree, 1) ** -0.5, 0)
+        scale = jnp.where(inside, inverse_root(degree), 0)
         ceiling = jnp.full((), 2, degree.dtype)
     else:
-        scale = inside.astype(degree.dtype)
-        ceiling = jax.lax.stop_gradient(2 * jnp.max(degree))
-    apart = jnp.where(inside, 0, ceiling)
-    data = _LaplacianData(magnitudes, degree, scale, apart)
-    return SymmetricOperator(_LaplacianProduct(edges, sizes), data, sum(sizes))
+        scale = inside.astype(degree.dtype) / root
+        ceiling = 2 * jax.lax.stop_gradient(jnp.max(jnp.where(inside, degree, 0))) / root / root
+    data = _LaplacianData(magnitudes, degree, scale, jnp.where(inside, 0, ceiling))
+    return SymmetricOperator(_LaplacianProduct(graph.edges, graph.sizes), data, sum(graph.sizes))
 
 
 def degrees(weights: Blocks, *, edges: Edges | None = None) -> Float[Array, " N"]:
     """Weighted degree of every node, ``d = |A| 1``. Works under ``jit``, ``vmap`` and ``grad``."""
-    edges = chain(weights) if edges is None else tuple(edges)
-    sizes = widths(weights, edges)
-    return _degrees(tuple(magnitude(block) for block in weights), edges, sizes)
+    graph = read_graph(weights, edges)
+    return degree_of(graph, edge_sums([magnitude(block) for block in graph.weights]))
 
 
 def rayleigh_quotient(
@@ -110,22 +158,91 @@ def rayleigh_quotient(
     ``v^T L v = sum_ij |W_ij| (v_i - v_j)^2``, so with ``v`` held constant the gradient with respect
     to ``W_ij`` is ``sign(W_ij) (v_i - v_j)^2`` for a unit ``v``: the Fiedler penalty. With
     ``normalised``, ``v`` is ``D^-1/2 u`` and the gradient
-    ``sign(W_ij) ((v_i - v_j)^2 - nu (v_i^2 + v_j^2)) / v^T D v``.
+    ``sign(W_ij) ((v_i - v_j)^2 - nu (v_i^2 + v_j^2)) / v^T D v``. Never negative, and right to all
+    digits however small it is beside the weights.
 
-    Works under ``jit``, ``vmap`` and ``grad`` (one fused pass over the weights).
+    Works under ``jit``, ``vmap`` and ``grad``.
     Source: arXiv 2003.00992.
+
+    >>> strong_and_weak = [jnp.ones((1, 1)), jnp.full((1, 1), 2.0**-60)]
+    >>> float(rayleigh_quotient(strong_and_weak, jnp.array([1.0, 1.0, -2.0]))) == 1.5 * 2.0**-60
+    True
     """
-    edges = chain(weights) if edges is None else tuple(edges)
-    sizes = widths(weights, edges)
-    parts = split(v, sizes)
-    energy = mass = jnp.zeros((), v.dtype)
-    for block, (source, target) in zip(weights, edges, strict=True):
-        a, x, y = magnitude(block), parts[source], parts[target]
-        x, y = (x[:, None], y[None, :]) if a.ndim == 2 else (x, y)
-        energy += jnp.sum(a * (x - y) ** 2)
-        mass += jnp.sum(a * (x**2 + y**2)) if normalised else 0
-    mass = mass if normalised else jnp.sum(v**2)
-    return energy / jnp.where(mass > 0, mass, 1)
+    graph = read_graph(weights, edges)
+    v = working(v, "v").astype(graph.weights[0].dtype)
+    if v.shape != (sum(graph.sizes),):
+        raise ValueError(f"v has shape {v.shape}: pass one entry per node, {(sum(graph.sizes),)}")
+    form = Form(graph.edges, graph.sizes, normalised)
+    return _quotient(form, graph.weights, v / power_of_two(jnp.max(jnp.abs(v))))
+
+
+class Form(NamedTuple):
+    """The static part of a quadratic form on a graph; hashable."""
+
+    edges: Edges
+    sizes: tuple[int, ...]
+    normalised: bool
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, static_argnums=0)
+def _quotient(form: Form, weights: tuple[Array, ...], v: Array) -> Array:
+    """The Rayleigh quotient of a vector whose entries reach up to 1."""
+    # Weights of 1e-30 times squared differences underflow; a longer vector has the same quotient.
+    # Both sums at once: `cond` would do both under `vmap`, and a loop would copy the weights.
+    (plain, mass), (lifted, mass_lifted) = (
+        _energy_and_mass(form, weights, lift * v) for lift in (1, 2.0**50)
+    )
+    small = plain < 2.0**-60
+    mass = jnp.where(small, mass_lifted, mass)
+    return jnp.where(small, lifted, plain) / jnp.where(mass > 0, mass, 1)
+
+
+@partial(_quotient.defjvp, symbolic_zeros=True)
+def _quotient_jvp(form, primals, tangents):
+    weights, v = primals
+    weights_dot, v_dot = tangents
+    value = _quotient(form, weights, v)
+    slope = quotient_slope(form, weights, weights_dot, v, value)
+    if not isinstance(v_dot, SymbolicZero):
+        (_, mass), (energy_dot, mass_dot) = jax.jvp(
+            partial(_energy_and_mass, form, weights), (v,), (v_dot,)
+        )
+        slope += (energy_dot - value * mass_dot) / jnp.where(mass > 0, mass, 1)
+    return value, slope
+
+
+def quotient_slope(form: Form, weights, weights_dot, v: Array, value: Array) -> Array:
+    """How the Rayleigh quotient ``value`` of a constant ``v`` moves with the weights.
+
+    Written out, for the derivative of energy over mass has a square of the mass, which underflows
+    at weights of 1e-20.
+    """
+    _, mass = _energy_and_mass(form, weights, v)
+    parts, slope = split(v, form.sizes), jnp.zeros((), v.dtype)
+    for block, block_dot, (source, target) in zip(weights, weights_dot, form.edges, strict=True):
+        if isinstance(block_dot, SymbolicZero):
+            continue
+        x, y = _ends(block, parts[source], parts[target])
+        rate = (x - y) ** 2 - (value * (x**2 + y**2) if form.normalised else 0)
+        slope += jnp.sum(jnp.sign(block) * rate * block_dot)
+    return slope / jnp.where(mass > 0, mass, 1)
+
+
+def _energy_and_mass(form: Form, weights, v: Array) -> tuple[Array, Array]:
+    magnitudes = [magnitude(block) for block in weights]
+    parts, energy = split(v, form.sizes), jnp.zeros((), v.dtype)
+    for a, (source, target) in zip(magnitudes, form.edges, strict=True):
+        x, y = _ends(a, parts[source], parts[target])
+        energy += jnp.sum(_row_sums(a * (x - y) ** 2))
+    graph = Graph(tuple(weights), form.edges, form.sizes)
+    mass = degree_of(graph, edge_sums(magnitudes)) if form.normalised else 1
+    return energy, jnp.sum(mass * v**2)
+
+
+def _ends(block: Array, source: Array, target: Array) -> tuple[Array, Array]:
+    """The values at both ends of every edge of a block, to broadcast."""
+    return (source[:, None], target[None, :]) if block.ndim == 2 else (source, target)
 
 
 def split(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
@@ -161,9 +278,7 @@ class _LaplacianProduct:
 
 def column(op: SymmetricOperator, node: Array) -> Array:
     """``op @ e_node`` of a ``laplacian``: from one row or column of each block, not from all."""
-    data, product = op.data, op.apply
-    if not isinstance(product, _LaplacianProduct):
-        raise ValueError("op is no network Laplacian: pass what `laplacian` returns")
+    data, product = op.data, _product_of(op)
     edges, sizes = product.edges, product.sizes
     chosen = (jnp.arange(op.size) == node).astype(data.degree.dtype)
     first, ones = [sum(sizes[:group]) for group in range(len(sizes))], split(chosen, sizes)
@@ -180,10 +295,60 @@ def column(op: SymmetricOperator, node: Array) -> Array:
     return data.scale * (data.degree * data.scale * chosen - pulled) + data.apart * chosen
 
 
+def nodal(op: SymmetricOperator, x: Array) -> Array:
+    """The vector (``[N]`` or ``[N, k]``) whose differences along edges ``op``, a ``laplacian``,
+    weighs: ``D^-1/2 x`` if normalised, and 0 at nodes set apart."""
+    return op.data.scale.reshape(-1, *[1] * (x.ndim - 1)) * x
+
+
+@jax.jit
+def pairs_by_edges(op: SymmetricOperator, vectors: Array) -> tuple[Array, Array]:
+    """Rayleigh quotients of unit columns and the norms of their residuals, from sums over edges.
+
+    A product adds ``d_i x_i`` and takes away ``sum_j w_ij x_j``, so that a quotient below eps times
+    the norm is nothing but rounding, of either sign. Differences along edges have no such floor;
+    they cost an elementwise pass over the weights where a product is two of BLAS.
+    """
+    data, product = op.data, _product_of(op)
+
+    def one(x):
+        parts = split(data.scale * x, product.sizes)
+        pulled, energy = [jnp.zeros_like(part) for part in parts], jnp.sum(data.apart * x**2)
+        for a, (source, target) in zip(data.magnitudes, product.edges, strict=True):
+            start, end = _ends(a, parts[source], parts[target])
+            difference = start - end
+            flow = a * difference
+            pulled[source] += _row_sums(flow)
+            pulled[target] -= _column_sums(flow)
+            energy += jnp.sum(_row_sums(flow * difference))
+        squares = jnp.sum(x**2)
+        value = energy / jnp.where(squares > 0, squares, 1)
+        rest = data.scale * jnp.concatenate(pulled) + data.apart * x - value * x
+        # The square of a residual of 1e-20 underflows, and no error would be left to see.
+        unit = power_of_two(jnp.max(jnp.abs(rest)))
+        return value, jnp.linalg.norm(rest / unit) * unit
+
+    # Not vmap: k columns at once would hold every difference k times.
+    return jax.lax.map(one, vectors.T)
+
+
+def _product_of(op: SymmetricOperator) -> _LaplacianProduct:
+    if not isinstance(op.apply, _LaplacianProduct):
+        raise ValueError("op is no network Laplacian: pass what `laplacian` returns")
+    return op.apply
+
+
 def magnitude(block: Array) -> Array:
     """Edge weights ``|w|`` of a block."""
     # Not jnp.abs, whose slope at 0 is 1: an absent edge must not be pulled.
     return block * jnp.sign(block)
+
+
+def inverse_root(degree: Array) -> Array:
+    """``degree ** -0.5``, 0 where there is none; its slope, ``degree ** -1.5``, would overflow at
+    weights of 1e-30 but for the unit of scale."""
+    present, root = degree > 0, power_of_two(jnp.sqrt(jnp.max(degree)))
+    return jnp.where(present, jnp.where(present, degree / root / root, 1) ** -0.5 / root, 0)
 
 
 class EdgeSums(NamedTuple):
@@ -194,12 +359,17 @@ class EdgeSums(NamedTuple):
 
 
 def edge_sums(magnitudes: Sequence[Array]) -> list[EdgeSums]:
-    """The sums of every block by products with ones, which a CPU does in half a sum's time."""
-    ones = [[jnp.ones(size, a.dtype) for size in (a.shape[-1], a.shape[0])] for a in magnitudes]
-    return [
-        EdgeSums(_times(a, right), _times(left, a))
-        for a, (right, left) in zip(magnitudes, ones, strict=True)
-    ]
+    """The sums of every block."""
+    return [EdgeSums(_row_sums(a), _column_sums(a)) for a in magnitudes]
+
+
+def _row_sums(a: Array) -> Array:
+    """By a product with ones, which a CPU does in half a sum's time."""
+    return _times(a, jnp.ones(a.shape[-1], a.dtype))
+
+
+def _column_sums(a: Array) -> Array:
+    return _times(jnp.ones(a.shape[0], a.dtype), a)
 
 
 def pulls(
@@ -214,12 +384,38 @@ def pulls(
     return jnp.concatenate(parts)
 
 
-def _degrees(magnitudes: Sequence[Array], edges: Edges, sizes: Sequence[int]) -> Array:
-    parts = [jnp.zeros(size, magnitudes[0].dtype) for size in sizes]
-    for block, (source, target) in zip(edge_sums(magnitudes), edges, strict=True):
+def degree_of(graph: Graph, sums: Sequence[EdgeSums]) -> Array:
+    """The degree of every node from the sums of the blocks."""
+    parts = [jnp.zeros(size, sums[0].sent.dtype) for size in graph.sizes]
+    for block, (source, target) in zip(sums, graph.edges, strict=True):
         parts[source] += block.sent
         parts[target] += block.received
     return jnp.concatenate(parts)
+
+
+def _blocks(weights: Blocks) -> tuple:
+    """The sequence that was passed; a tree of parameters or a lone array is none."""
+    one = type(weights).__name__
+    if hasattr(weights, "shape"):
+        one = f"array of shape {np.shape(weights)}"
+    elif isinstance(weights, Iterable) and not isinstance(weights, str | Mapping):
+        return tuple(weights)
+    raise ValueError(
+        f"weights is one {one}: pass a sequence of blocks [n_source, n_target], such as [w] for "
+        "one layer or, for the parameters of a network, weights.graph_weights(params, "
+        "weights.layout(params))"
+    )
+
+
+def _shape(block: Array, index: int) -> tuple[int, ...]:
+    try:
+        if isinstance(block, str | Mapping):
+            raise ValueError(f"a {type(block).__name__}")
+        return np.shape(block)
+    except ValueError as error:
+        raise ValueError(
+            f"weights[{index}] is no array ({error}): pass [n_source, n_target]"
+        ) from error
 
 
 def _times(a: Array, b: Array) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax import graphs
+from spectral_jax.linalg.precision import working
 from tests.contract import Case, Degenerate, exempt, register
 
 # A layer, a layer with a unit-by-unit skip beside it, and an edge past both.
@@ -22,6 +23,11 @@ def blocks(key, dtype):
 def blocks_and_vector(key, dtype):
     vector = jax.random.normal(jax.random.fold_in(key, 1), (sum(SIZES),), dtype)
     return *blocks(key, dtype), vector
+
+
+def blocks_and_unit_vector(key, dtype):
+    w, vector = blocks_and_vector(key, dtype)
+    return w, vector / jnp.linalg.norm(vector)
 
 
 def dense_laplacian(weights, edges=None, *, normalised, np=np):
@@ -65,6 +71,12 @@ def expected_rayleigh(weights, vector, normalised):
     laplacian = dense_laplacian(weights, EDGES, normalised=False)
     mass = np.diag(laplacian) if normalised else np.ones(len(vector))
     return vector @ laplacian @ vector / np.sum(mass * vector**2)
+
+
+def expected_residual(weights, vector):
+    laplacian = dense_laplacian(weights, EDGES, normalised=False)
+    value = vector @ laplacian @ vector / (vector @ vector)
+    return np.array([value]), np.linalg.norm(laplacian @ vector - value * vector, keepdims=True)
 
 
 NO_EDGES = (jax.tree.map(jnp.zeros_like, blocks(jax.random.key(0), "float32")[0]),)
@@ -132,7 +144,7 @@ register(
 register(
     Case(
         name="graphs.largest_component",
-        function=lambda w: graphs.largest_component(w, edges=EDGES).astype(w[0].dtype),
+        function=lambda w: graphs.largest_component(w, edges=EDGES).astype(working(w[0]).dtype),
         make_inputs=blocks,
         degree=0,
         oracle=lambda w: np.ones(10),
@@ -143,7 +155,7 @@ register(
 register(
     Case(
         name="graphs.fiedler",
-        function=lambda w: graphs.fiedler(w, edges=EDGES),
+        function=lambda w: graphs.fiedler(w, normalised=True, edges=EDGES),
         make_inputs=blocks,
         degree=0,
         oracle=lambda w: connectivity(w, EDGES, normalised=True)[0],
@@ -160,7 +172,7 @@ register(
 register(
     Case(
         name="graphs.fiedler_value",
-        function=lambda w: graphs.fiedler_value(w, normalised=False, edges=EDGES),
+        function=lambda w: graphs.fiedler_value(w, edges=EDGES),
         make_inputs=blocks,
         degree=1,
         oracle=lambda w: connectivity(w, EDGES, normalised=False)[0],
@@ -174,11 +186,23 @@ register(
 register(
     Case(
         name="graphs.fiedler_pairs",
-        function=lambda w: graphs.fiedler_pairs(w, 3, edges=EDGES),
+        function=lambda w: graphs.fiedler_pairs(w, 3, normalised=True, edges=EDGES),
         make_inputs=blocks,
         degree=0,
         oracle=lambda w: connectivity(w, EDGES, normalised=True, k=3),
         select=lambda result: result.values,
+    )
+)
+
+register(
+    Case(
+        name="graphs.pair_residuals",
+        function=lambda w, v: graphs.pair_residuals(w, v[:, None], edges=EDGES),
+        make_inputs=blocks_and_unit_vector,
+        degree=1,
+        units=(1, 0),
+        oracle=expected_residual,
+        differentiable=False,
     )
 )
 
