@@ -65,6 +65,7 @@ class Program:
     def steps_per_epoch(self) -> int:
         return self.train_size // self.batch_size
 
+    @partial(jax.jit, static_argnums=(0, 1))
     def init(self, init: Callable[[Array], tuple[Tree, Tree]], keys: Array) -> TrainState:
         """Initial state of every seed, one per key."""
 
@@ -73,7 +74,7 @@ class Program:
             step = jnp.zeros((), jnp.int32)
             return TrainState(params, self.optimizer.init(params), model_state, key, step)
 
-        return jax.jit(jax.vmap(one))(keys)
+        return jax.vmap(one)(keys)
 
     def chunk(
         self, state: TrainState, data: Data, steps: int, seed_axis: SeedAxis

@@ -9,17 +9,12 @@ import optax
 
 from experiments.config import ExperimentConfig
 from experiments.loop import Data, SeedAxis, TrainState, normalise, over_seeds
-from experiments.regularise import (
-    balance_state,
-    penalty_of,
-    penalty_state,
-    strength_of,
-    view_of,
-)
+from experiments.regularise import arms_of, balance_state, penalty_of, penalty_state, view_of
 from models import Network
 from spectral_jax import graphs, optim, rmt, weights
 from spectral_jax.linalg import svdvals
 from spectral_jax.linalg.lapack import after
+from spectral_jax.optim import SpectralPenaltyState
 
 # A weight below this is counted as gone (sheet fiedler.md, section 4.3).
 SMALL_WEIGHT = 1e-3
@@ -32,11 +27,6 @@ class Measurement:
 
     def __init__(self, config: ExperimentConfig, network: Network) -> None:
         self._config, self._network = config, network
-        self._penalty = penalty_of(config, network)
-        self._pulls = jax.jit(
-            lambda seeds, data, axis: over_seeds(partial(self._pull, data), axis)(seeds),
-            static_argnums=2,
-        )
 
     def __call__(self, state: TrainState, data: Data, seed_axis: SeedAxis) -> tuple[dict, dict]:
         """Per-seed scalars to record, and Fiedler vectors or singular values to keep, if any."""
@@ -49,7 +39,8 @@ class Measurement:
             metrics, vectors = spectra(state.params, state.model_state, layout, seed_axis)
         kept = penalty_state(state.opt_state)
         if kept is not None:
-            metrics = metrics | self._pulls((state, kept.penalty), data, seed_axis)
+            shared = {"arms": arms_of(self._config), "network": self._network}
+            metrics = metrics | pulls(state, kept, data, seed_axis=seed_axis, **shared)
         return metrics, vectors
 
     def _tails(self, state: TrainState, seed_axis: SeedAxis) -> dict[str, jax.Array]:
@@ -61,29 +52,46 @@ class Measurement:
         scales = {} if kept is None else kept.scales
         return metrics | {f"scale/{name}": value for name, value in scales.items()}
 
-    def _pull(self, data: Data, seed: tuple[TrainState, Any]) -> dict[str, jax.Array]:
-        """The penalty as training sees it (its vectors as they are), beside the loss."""
+
+@partial(jax.jit, static_argnames=("arms", "network", "seed_axis"))
+def pulls(
+    state: TrainState,
+    penalty_state: SpectralPenaltyState,
+    data: Data,
+    *,
+    arms: ExperimentConfig,
+    network: Network,
+    seed_axis: SeedAxis,
+) -> dict[str, jax.Array]:
+    """The penalty as training sees it (its vectors as they are), beside the loss.
+
+    ``arms`` is ``arms_of`` the configuration: arms that differ in the strength share the program.
+    """
+    penalty, view = penalty_of(arms, network), view_of(arms, network)
+    assert penalty is not None
+
+    def one(seed: tuple[TrainState, SpectralPenaltyState]) -> dict[str, jax.Array]:
         state, kept = seed
-        strength, view = strength_of(self._config), view_of(self._config, self._network)
 
         def loss(params):
             x, y = normalise(data, data.x[:PROBE_EXAMPLES]), data.y[:PROBE_EXAMPLES]
-            logits, _ = self._network.apply(params, state.model_state, x)
+            logits, _ = network.apply(params, state.model_state, x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        def penalty(params):
+        def pull(params):
             magnitudes = tuple(jnp.abs(block) for block in view(params))
-            return strength * self._penalty.value(magnitudes, kept)
+            return kept.strength * penalty.value(magnitudes, kept.penalty)
 
         loss_value, loss_grad = jax.value_and_grad(loss)(state.params)
-        value, grad = jax.value_and_grad(penalty)(state.params)
-        ratio = optax.tree.norm(grad) / optax.tree.norm(loss_grad)
+        value, grad = jax.value_and_grad(pull)(state.params)
         return {
             "penalty": value,
             "penalty/loss_ratio": value / loss_value,
-            "penalty/gradient_ratio": ratio,
-            **_solver(kept),
+            "penalty/gradient_ratio": optax.tree.norm(grad) / optax.tree.norm(loss_grad),
+            **_solver(kept.penalty),
         }
+
+    return over_seeds(one, seed_axis)((state, penalty_state))
 
 
 def _solver(kept: Any) -> dict[str, jax.Array]:

@@ -1,7 +1,8 @@
 """From a configuration to an Optax chain: optimiser, penalty, and where the penalty goes."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -68,7 +69,8 @@ def optimizer_of(
 ) -> optax.GradientTransformation:
     """The optimiser with its penalty: added to the gradient, or as a proximal step behind it.
 
-    A balance multiplies what the optimiser makes of the gradient, layer by layer.
+    A balance multiplies what the optimiser makes of the gradient, layer by layer. The strength of
+    the penalty is a number in the state.
     """
     descent = _descent(config, steps_per_epoch)
     if config.balance.metric != "none":
@@ -77,7 +79,7 @@ def optimizer_of(
     parts = [descent]
     penalty = penalty_of(config, network)
     if penalty is not None and config.penalty.strength > 0:
-        shrink = optim.spectral_penalty(
+        shrink = optax.inject_hyperparams(optim.spectral_penalty)(
             penalty,
             strength_of(config),
             mode=config.penalty.mode,
@@ -95,6 +97,33 @@ def optimizer_of(
             )
         parts.append(rescale_units())
     return optax.chain(*parts)
+
+
+@lru_cache
+def shared_optimizer_of(
+    arms: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
+) -> optax.GradientTransformation:
+    """The optimiser of `arms_of` a configuration: the same object, so the same compiled programs.
+
+    Its states need `with_strength`.
+    """
+    return optimizer_of(arms, network, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+
+
+def arms_of(config: ExperimentConfig) -> ExperimentConfig:
+    """What a configuration has in common with those that differ from it in a strength."""
+    strength = 1.0 if config.penalty.strength > 0 else 0.0
+    return replace(config, name="arms", penalty=replace(config.penalty, strength=strength))
+
+
+def with_strength(opt_state: Any, strength: float) -> Any:
+    """A state of `shared_optimizer_of` with this strength of the penalty, if it has one."""
+
+    def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = getattr(path[-1], "name", getattr(path[-1], "key", None))
+        return jnp.full_like(leaf, strength) if name == "strength" else leaf
+
+    return jax.tree_util.tree_map_with_path(put, opt_state)
 
 
 def balance_of(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import StudyConfig
+from experiments.memory import make_room
 from experiments.runs import Run, open_run
 
 
@@ -35,6 +36,7 @@ def study(
     ``options`` are JSON values. The key includes the file ``measure`` is written in. What it saves
     with ``run.save_array`` stays if it is interrupted, and ``run.load_array`` finds it again.
     """
+    make_room()
     source = hashlib.sha256(Path(inspect.getfile(measure)).read_bytes()).hexdigest()
     config = StudyConfig(name, {**options, "source": source})
     with open_run(config, data_sha256=data_sha256, root=root, argv=sys.argv) as run:

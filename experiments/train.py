@@ -21,7 +21,14 @@ from experiments.data.splits import Splits, stratified_order
 from experiments.errors import FAILED, UserError
 from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
 from experiments.measure import Measurement
-from experiments.regularise import optimizer_of
+from experiments.memory import make_room
+from experiments.regularise import (
+    arms_of,
+    optimizer_of,
+    shared_optimizer_of,
+    strength_of,
+    with_strength,
+)
 from experiments.runs import Run, interruption, open_run
 from models import Network, network, options
 from spectral_jax._progress import progress
@@ -38,6 +45,7 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
     missing data, 1 when every seed has diverged or the disk is full (state kept), 75 or 130 when
     stopped from outside (state saved).
     """
+    make_room()
     dataset, splits = _load(config)
     net = _network(config, dataset)
     _refuse_what_cannot_train(config, net, splits)
@@ -92,7 +100,9 @@ class _Trainer:
         self.measurement = Measurement(config, net)
         self.seed_axis: SeedAxis = "map"
         self.program = self._program(self.seed_axis)
-        self.state: TrainState = self.program.init(net.init, self.keys)
+        state = self.program.init(net.init, self.keys)
+        opt_state = with_strength(state.opt_state, strength_of(config))
+        self.state: TrainState = state._replace(opt_state=opt_state)
         self.started = time.monotonic()
 
     @property
@@ -183,8 +193,8 @@ class _Trainer:
         train_size, batch_size = len(self.splits.train_y), self.config.data.batch_size
         return Program(
             apply=self.net.apply,
-            optimizer=optimizer_of(
-                self.config,
+            optimizer=shared_optimizer_of(
+                arms_of(self.config),
                 self.net,
                 steps_per_epoch=train_size // batch_size,
                 axis_name=SEED_AXIS_NAME if seed_axis == "vmap" else None,

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,7 +48,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation", "shared_programs")
 def shared_programs():
     """Runs of one configuration share their program, and an epoch has two chunks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "optimizer_of", cache(trainer.optimizer_of))
         patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
         patch.setattr(runs, "code_hash", lambda: "this code")  # whoever edits it meanwhile
         yield

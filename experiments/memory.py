@@ -1,0 +1,40 @@
+"""Giving back what compiled programs hold, so that a process can train any number of arms.
+
+XLA keeps every program it compiles. One takes tens to hundreds of memory maps, of which Linux
+grants a process 65,530 by default; at the limit the process dies of SIGSEGV, whatever memory is
+free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+MAPS = Path("/proc/self/maps")
+LIMIT = Path("/proc/sys/vm/max_map_count")
+# The programs of one arm or study must fit beside those that are kept.
+SHARE_KEPT = 1 / 8
+
+
+def make_room() -> None:
+    """Forget the compiled programs if they hold much of what the system grants.
+
+    To be called between arms: what an arm needs again is compiled again, or comes from the
+    compilation cache on disk. Where the system does not say how much is held, nothing is kept.
+    """
+    if sys.platform == "linux" and _held() < SHARE_KEPT:
+        return
+    import jax
+
+    jax.clear_caches()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; without it, pages stay
+        if trim is not None:
+            trim(0)
+
+
+def _held() -> float:
+    """The share of the memory maps granted to this process that it has."""
+    with MAPS.open("rb") as maps:
+        return sum(1 for _ in maps) / int(LIMIT.read_text())

@@ -1,0 +1,85 @@
+"""Compiled programs are shared where only numbers differ, and given back where programs do."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from experiments import memory
+from experiments.config import (
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    TrainConfig,
+)
+from experiments.train import train
+
+REPOSITORY = Path(memory.__file__).parent.parent
+CONFIG = ExperimentConfig(
+    "toy",
+    data=DataConfig("digits", batch_size=10, train_limit=20),
+    model=ModelConfig("mlp", hidden=(4,)),
+    optimizer=OptimizerConfig("sgd", 0.1),
+    train=TrainConfig(epochs=1, seeds=2, seed_axis="map"),
+)
+
+
+@pytest.fixture
+def compilations():
+    """One entry for each program that XLA has compiled in the test so far."""
+    seen = []
+
+    def listen(event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("mode", ["penalty", "proximal"])
+def test_arms_that_differ_in_a_strength_compile_once(mode, compilations, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.train.make_room", lambda: None)  # whatever ran before
+    norms, known = [], 0
+    for strength in (0.05, 0.1, 0.2):
+        arm = replace(CONFIG, penalty=PenaltyConfig("l1", strength, mode))
+        summary = train(arm, root=tmp_path, argv=[]).summary
+        norms.append(summary["spectra/penalty"][0] / strength)
+        known = known or len(compilations)
+    assert len(compilations) == known > 0
+    assert norms[0] > norms[1] > norms[2]  # each strength pulled by what it is
+
+
+MANY_SHAPES = """
+import jax, jax.numpy as jnp
+from experiments import memory
+
+def hold(sizes):
+    for size in sizes:
+        memory.make_room()
+        program(jnp.ones((size, size)))
+        yield sum(1 for _ in memory.MAPS.open())
+
+program = jax.jit(lambda x: jnp.linalg.eigh(jnp.tanh(x @ x.T) + x)[0].sum())
+memory.SHARE_KEPT = 1
+first, *_, tenth = hold(range(1, 11))
+memory.SHARE_KEPT = tenth / int(memory.LIMIT.read_text())
+print(first, tenth, max(hold(range(11, 31))))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory maps")
+def test_many_shapes_hold_no_more_than_their_share():
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_SHAPES], cwd=REPOSITORY, timeout=120,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, tenth, most_of_twenty_more = map(int, done.stdout.split())
+    assert first + 9 < tenth < most_of_twenty_more < tenth + (tenth - first) / 2
