@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Analysis", "Column", "analyse", "analyze", "analyze_layers"]
 
-analyse = analyze_layers  # its name before 0.2, for code that was written with it
+analyse = analyze_layers  # its former name, for code that was written with it
 
 
 def analyze(

@@ -18,7 +18,7 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
     Works under ``jit``, ``vmap`` and ``grad`` (which comes back in the dtype of ``x``). Raises
     ``ValueError`` for complex numbers, which would lose their imaginary part.
 
-    >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working([1, 2]).dtype
+    >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working(jnp.arange(2)).dtype
     (dtype('float32'), dtype('float32'))
     """
     x = jnp.asarray(x)
