@@ -194,10 +194,14 @@ def field(number, value):
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def initialiser(name, array, data=None):
+def tensor_proto(name, array, data=None):
     dims = b"".join(field(1, size) for size in array.shape)
     data = field(9, array.tobytes()) if data is None else data
-    return field(5, dims + field(2, ONNX_CODES[array.dtype.name]) + field(8, name) + data)
+    return dims + field(2, ONNX_CODES[array.dtype.name]) + field(8, name) + data
+
+
+def initialiser(name, array, data=None):
+    return field(5, tensor_proto(name, array, data))
 
 
 def onnx_model(*initialisers):
@@ -1230,6 +1234,42 @@ def test_onnx_data_may_lie_beside_the_model(tmp_path):
         assert_same({"w": checkpoint.read("beside")}, {"w": EXTERNAL})
         assert_same({"w": checkpoint.read("typed")}, {"w": EXTERNAL})
         assert "one by one" in checkpoint.skipped["integers"]
+
+
+def node(kind, output, *attributes, number=1):
+    parts = field(2, output), field(4, kind), *(field(5, each) for each in attributes)
+    return field(number, b"".join(parts))
+
+
+def test_onnx_weights_in_constants_loops_and_functions_are_read(tmp_path):
+    weights = [EXTERNAL + number for number in range(5)]
+    tensor = [tensor_proto("w", array) for array in weights]
+    branch = field(5, tensor[2]) + node("Constant", "c", field(5, tensor[3]))
+    constant = node("Constant", "c", field(5, tensor[4]), number=7)
+    function = field(1, "f") + field(10, "pkg") + constant
+    graph = [
+        field(5, tensor[0]),
+        node("Constant", "c", field(1, "value") + field(5, tensor[1])),
+        node("Constant", "few", field(1, "value_floats") + field(7, bytes(8))),
+        node("Constant", "sparse", field(22, b"")),
+        field(15, field(1, tensor[0])),
+        node("If", "y", field(6, branch)),
+        node("ConstantOfShape", "zeros", field(5, tensor[0])),
+    ]
+    (tmp_path / "x.onnx").write_bytes(onnx_model(*graph) + field(25, function))
+    with open_checkpoint(tmp_path / "x.onnx") as checkpoint:
+        found = {name: checkpoint.read(name) for name in checkpoint.tensors}
+        assert "one by one" in checkpoint.skipped["few"]
+        assert "sparse" in checkpoint.skipped["sparse"] and "sparse" in checkpoint.skipped["w"]
+    assert_same(found, dict(zip(["w", "c", "y/w", "y/c", "pkg.f/c"], weights, strict=True)))
+
+
+def test_onnx_graphs_in_graphs_have_an_end(tmp_path):
+    graph = initialiser("w", EXTERNAL)
+    for _ in range(17):
+        graph = node("If", "y", field(6, graph))
+    (tmp_path / "x.onnx").write_bytes(onnx_model(graph))
+    assert "nested more than 16 deep" in refusal(tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize(

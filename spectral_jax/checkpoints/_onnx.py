@@ -1,4 +1,8 @@
-"""ONNX initialisers, by a walk over the protobuf wire format that skips what it does not need."""
+"""ONNX initialisers and constants, by a walk over the protobuf wire format.
+
+They are in the main graph, in the graphs that its nodes have (loops, conditions) and in functions.
+What is not needed is skipped unread.
+"""
 
 import os
 from collections.abc import Iterator
@@ -45,9 +49,18 @@ DTYPES = {
     20: "float8_e5m2fnuz",
 }
 MODEL_FIELDS = {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}
-GRAPH, INITIALIZER = 7, 5
+# Of a model, a graph, a node, an attribute and a function.
+GRAPH, FUNCTION = 7, 25
+NODE, INITIALIZER, SPARSE_INITIALIZER = 1, 5, 15
+OUTPUT, OP_TYPE, ATTRIBUTE = 2, 4, 5
+TENSOR, SUBGRAPH, FLOATS, SUBGRAPHS, SPARSE_TENSOR = 5, 6, 7, 11, 22
+FUNCTION_NAME, FUNCTION_NODE, FUNCTION_DOMAIN, FUNCTION_OVERLOAD = 1, 7, 10, 13
+# Of a tensor.
 DIMS, DATA_TYPE, FLOAT_DATA, NAME, RAW_DATA, DOUBLE_DATA, EXTERNAL = 1, 2, 4, 8, 9, 10, 13
 MAX_TEXT = 4096
+MAX_DEPTH = 16  # of graphs in nodes of graphs
+ONE_BY_ONE = "its elements are stored one by one, which is not read"
+SPARSE = "a sparse tensor, which is not read"
 MAX_ENTRIES = 16  # of where external data lie; the standard has five
 MAX_FIELDS = 100_000  # a model has dozens; a file of anything may seem to have billions
 
@@ -97,18 +110,20 @@ class _Initialiser:
 
 
 def open_onnx(path: Path, resources: ExitStack) -> Source:
-    """The initialisers of the main graph; their data may lie in files beside the model."""
+    """The initialisers and constants of all graphs; their data may lie in files beside the model.
+
+    Constants go by their output, what is in a graph of a node by the node's output before a slash.
+    """
     file = resources.enter_context(path.open("rb"))
     size = os.fstat(file.fileno()).st_size
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
     places: dict[str, _Place] = {}
-    for graph in _fields(file, 0, size):
-        if graph.number != GRAPH:
-            continue
-        for field in _fields(file, graph.start, graph.end):
-            if field.number == INITIALIZER:
-                _enter(path, _Initialiser(file, field), tensors, places, skipped)
+    for name, found in _stored(file, size):
+        if isinstance(found, str):
+            skipped[name] = found
+        else:
+            _enter(path, name, found, tensors, places, skipped)
 
     check_total(path, tensors, *(place.file for place in places.values()))
 
@@ -119,6 +134,59 @@ def open_onnx(path: Path, resources: ExitStack) -> Source:
             return fill(data, tensor.size, to_dtype(tensor.dtype)).reshape(tensor.shape)
 
     return Source(tensors, read, skipped)
+
+
+def _stored(file: IO[bytes], size: int) -> Iterator[tuple[str, _Initialiser | str]]:
+    """Each tensor in a model by its name, or the reason why it is not read."""
+    for part in _fields(file, 0, size):
+        if part.number == GRAPH:
+            yield from _in_graph(file, part)
+        elif part.number == FUNCTION:
+            fields = list(_fields(file, part.start, part.end))
+            words = (FUNCTION_DOMAIN, FUNCTION_NAME, FUNCTION_OVERLOAD)
+            named = {each.number: _text(file, each) for each in fields if each.number in words}
+            prefix = ".".join(filter(None, map(named.get, words))) + "/"
+            for field in fields:
+                if field.number == FUNCTION_NODE:
+                    yield from _in_node(file, field, prefix, 1)
+
+
+def _in_graph(
+    file: IO[bytes], graph: _Field, prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, _Initialiser | str]]:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its graphs are nested more than {MAX_DEPTH} deep")
+    for field in _fields(file, graph.start, graph.end):
+        if field.number == INITIALIZER:
+            found = _Initialiser(file, field)
+            yield prefix + found.name, found
+        elif field.number == SPARSE_INITIALIZER:
+            values = next(_fields(file, field.start, field.end))
+            yield prefix + _Initialiser(file, values).name, SPARSE
+        elif field.number == NODE:
+            yield from _in_node(file, field, prefix, depth)
+
+
+def _in_node(
+    file: IO[bytes], node: _Field, prefix: str, depth: int
+) -> Iterator[tuple[str, _Initialiser | str]]:
+    name, kind = "", ""
+    attributes = []
+    for field in _fields(file, node.start, node.end):
+        if field.number == OUTPUT:
+            name = name or prefix + _text(file, field)
+        elif field.number == OP_TYPE:
+            kind = _text(file, field)
+        elif field.number == ATTRIBUTE:
+            attributes.append(field)
+    for attribute in attributes:
+        for field in _fields(file, attribute.start, attribute.end):
+            if field.number in (SUBGRAPH, SUBGRAPHS):
+                yield from _in_graph(file, field, f"{name}/", depth + 1)
+            elif kind == "Constant" and field.number == TENSOR:
+                yield name, _Initialiser(file, field)
+            elif kind == "Constant" and field.number in (FLOATS, SPARSE_TENSOR):
+                yield name, SPARSE if field.number == SPARSE_TENSOR else ONE_BY_ONE
 
 
 def is_onnx(path: Path) -> bool:
@@ -137,19 +205,20 @@ def is_onnx(path: Path) -> bool:
 
 def _enter(
     path: Path,
+    name: str,
     found: _Initialiser,
     tensors: dict[str, Tensor],
     places: dict[str, _Place],
     skipped: dict[str, str],
 ) -> None:
     if found.code not in DTYPES:
-        skipped[found.name] = f"of the ONNX type {found.code}, which is not read"
+        skipped[name] = f"of the ONNX type {found.code}, which is not read"
         return
     empty = 0 in found.shape
     if not (found.external or found.data or empty):
-        skipped[found.name] = "its elements are stored one by one, which is not read"
+        skipped[name] = ONE_BY_ONE
         return
-    tensor = declare(path, tensors, found.name, found.shape, DTYPES[found.code])
+    tensor = declare(path, tensors, name, found.shape, DTYPES[found.code])
     if found.external:
         places[tensor.name] = _external(path, tensor, found.external)
         return

@@ -134,7 +134,7 @@ def open_checkpoint(
     - ``torch``: a state dict, also one under ``state_dict``, ``model_state_dict`` or ``model``;
       objects of other classes than tensors need are skipped, never made;
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
-    - ``onnx``: the initialisers of the main graph;
+    - ``onnx``: initialisers and constants, those of graphs in nodes and of functions among them;
     - ``orbax``: a checkpoint folder, or that of a manager with one item (needs orbax, which
       imports jax, in a process that leaves accelerators alone).
 
