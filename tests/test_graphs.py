@@ -4,6 +4,7 @@ Compiling is what these tests cost, so most networks are padded with absent unit
 which also shows that absent units do not matter.
 """
 
+import inspect
 from functools import cache, partial
 
 import jax
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from spectral_jax import graphs
+from spectral_jax import graphs, optim
 from spectral_jax.graphs.laplacian import column
 from spectral_jax.weights import edges as edges_of
 from spectral_jax.weights import graph_weights
@@ -469,6 +470,103 @@ def test_layer_quotient_vector_is_constant_in_each_layer_and_attains_the_bound()
             np.testing.assert_allclose(part, part[0], rtol=1e-10)
 
 
+# Small values and extreme scales, in single precision
+
+
+@cache
+def single(function, normalised, tol=1e-3):
+    return jax.jit(partial(function, normalised=normalised, tol=tol))
+
+
+def weakened(layer, factor, seed=0):
+    """A network in float32, one of whose layers is weak."""
+    weights = [w.astype("float32") for w in network(*WIDTHS, seed=seed)]
+    weights[layer] *= np.float32(factor)
+    return weights
+
+
+def incidence(weights, normalised):
+    """``B`` with ``L = B^T B``, whose singular values hold twice as many digits of a small
+    eigenvalue as the Laplacian itself."""
+    weights = [np.abs(w).astype(float) for w in weights]
+    starts = np.cumsum([0, *WIDTHS])
+    rows = []
+    for layer, w in enumerate(weights):
+        for (i, j), weight in np.ndenumerate(w):
+            row = np.zeros(sum(WIDTHS))
+            row[starts[layer] + i], row[starts[layer + 1] + j] = 1, -1
+            rows.append(np.sqrt(weight) * row)
+    b = np.array(rows)
+    return b / np.linalg.norm(b, axis=0) if normalised else b
+
+
+def precise(weights, normalised):
+    return np.sort(np.linalg.svd(incidence(weights, normalised), compute_uv=False))[1] ** 2
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_value_below_the_rounding_of_products_is_right_from_edges(normalised):
+    weights = weakened(1, 1e-9)
+    found = single(graphs.fiedler, normalised)(weights)
+    assert float(found.value) == pytest.approx(precise(weights, normalised), rel=1e-4)
+    # No vector in float32 has a residual near a value of 1e-9, and the result says so.
+    b, v = incidence(weights, normalised), np.asarray(found.vector, float)
+    residual = np.linalg.norm(b.T @ (b @ v) - float(found.value) * v)
+    assert float(found.residual) == pytest.approx(residual, abs=2.0**-25)
+    assert not found.converged and residual > 0.03 * float(found.value)
+    assert float(found.quotient_bound) >= float(found.value) * (1 - 1e-4)
+    kept = graphs.pair_residuals(weights, found.vector[:, None], normalised=normalised)
+    assert float(kept.values[0]) == pytest.approx(float(found.value), rel=1e-5)
+    assert float(kept.residuals[0]) == pytest.approx(float(found.residual), rel=1e-3)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_one_weak_layer_gives_a_right_value_or_a_flag(normalised):
+    factors = [(layer, 10.0**-power) for layer in range(3) for power in range(0, 24, 2)]
+    nets = [weakened(*factor, seed=seed) for seed, factor in enumerate(factors)]
+    stacks = [jnp.asarray(np.stack(layers)) for layers in zip(*nets, strict=True)]
+    found = jax.jit(jax.vmap(partial(graphs.fiedler, normalised=normalised)))(stacks)
+    right = np.array([precise(net, normalised) for net in nets])
+    values, converged = np.asarray(found.value, float), np.asarray(found.converged)
+    np.testing.assert_allclose(values[converged], right[converged], rtol=2e-3)
+    assert (values > 0).all()
+    # Upper bounds all, to the digits that float32 and the reference have.
+    assert (values >= right * (1 - 1e-4)).all()
+    assert (np.asarray(found.quotient_bound) >= right * (1 - 1e-4)).all()
+    assert converged[right > 1e-4].all()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_value_and_gradient_follow_the_scale_of_the_weights(normalised):
+    """To 1e-30 and 1e30 in float32; ``nu_2`` does not move, and its slope is over the weights."""
+    solve = single(graphs.fiedler, normalised)
+    slope = jax.jit(jax.grad(partial(graphs.fiedler_value, normalised=normalised, tol=1e-3)))
+    weights = [w.astype("float32") for w in network(*WIDTHS)]
+    value, gradient, degree = float(solve(weights).value), slope(weights), 1 - normalised
+    for exponent in (-100, -60, 60, 100):
+        s = 2.0**exponent
+        scaled = [np.float32(s) * w for w in weights]
+        found = solve(scaled)
+        assert found.converged
+        assert float(found.value) == pytest.approx(value * s**degree, rel=1e-6)
+        assert float(found.degree_bound) >= float(found.value)
+        for ours, plain in zip(slope(scaled), gradient, strict=True):
+            np.testing.assert_allclose(ours / s ** (degree - 1), plain, rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_dtype_cannot_tell_is_not_converged():
+    """Infinite weights, degrees that overflow, and weights that count as 0 below the smallest
+    normal number."""
+    weights = [w.astype("float32") for w in network(*WIDTHS)]
+    infinite = [*weights[:2], weights[2] * np.float32(np.inf)]
+    for normalised in (False, True):
+        solve = single(graphs.fiedler, normalised)
+        for broken in (infinite, [np.float32(1e38) * w for w in weights]):
+            found = solve(broken)
+            assert jnp.isnan(found.value) and not found.converged
+        assert not solve([np.float32(1e-37) * w for w in weights]).converged
+
+
 # The sizes of the paper, in single precision
 
 
@@ -584,11 +682,57 @@ def test_the_graph_of_a_convolutional_network_is_connected_and_has_a_fiedler_pai
             "choose 'mean' or 'softmin'",
         ),
         (lambda: graphs.fiedler_pairs([jnp.ones((2, 2))], 4), r"k=4: choose 1 <= k <= 3"),
+        (lambda: graphs.widths([jnp.ones((0, 3))]), r"\(0, 3\), a group without units"),
+        (lambda: graphs.widths([[[1.0, 2.0], [3.0]]]), r"weights\[0\] is no array"),
+        (
+            lambda: graphs.fiedler([{"kernel": jnp.ones((2, 2))}]),
+            r"weights\[0\] is no array \(a dict",
+        ),
+        (lambda: graphs.fiedler([1j * jnp.ones((2, 2))]), r"weights\[0\] has the complex dtype"),
+        (
+            lambda: graphs.rayleigh_quotient([jnp.ones((2, 2))], jnp.ones(3)),
+            r"\(3,\): pass .* \(4,\)",
+        ),
     ],
 )
 def test_misuse_names_the_argument_and_the_fix(call, message):
     with pytest.raises(ValueError, match=message):
         jax.make_jaxpr(call)()
+
+
+NETWORKED = {
+    "chain": graphs.chain,
+    "widths": graphs.widths,
+    "laplacian": graphs.laplacian,
+    "degrees": graphs.degrees,
+    "largest_component": graphs.largest_component,
+    "layer_quotient": graphs.layer_quotient,
+    "fiedler": graphs.fiedler,
+    "fiedler_value": graphs.fiedler_value,
+    "fiedler_pairs": partial(graphs.fiedler_pairs, k=1),
+    "rayleigh_quotient": partial(graphs.rayleigh_quotient, v=jnp.ones(4)),
+    "pair_residuals": partial(graphs.pair_residuals, vectors=jnp.ones((4, 1))),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKED)
+def test_parameters_or_a_lone_array_for_blocks_are_told_what_to_pass(name):
+    for lone in ({"kernel": jnp.ones((2, 2))}, jnp.ones((2, 2)), "kernel", None, 3.0):
+        with pytest.raises(ValueError, match=r"weights is one .*graph_weights\(params, "):
+            NETWORKED[name](lone)
+
+
+def test_nested_lists_integers_and_negative_weights_are_read_as_magnitudes():
+    for block in ([[1, 2], [3, 1]], np.array([[-1, 2], [3, -1]]), jnp.array([[1, 2], [3, 1]])):
+        assert graphs.degrees([block]).tolist() == [3, 4, 4, 3]
+
+
+def test_every_function_means_the_combinatorial_laplacian_unless_told_otherwise():
+    exported = [getattr(graphs, name) for name in graphs.__all__]
+    functions = [*filter(inspect.isfunction, exported), optim.fiedler_decay]
+    options = [inspect.signature(function).parameters for function in functions]
+    defaults = {option["normalised"].default for option in options if "normalised" in option}
+    assert defaults == {False}
 
 
 def test_a_chain_is_the_default_and_splits_into_its_groups():
