@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import product
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from spectral_jax.weights import _read
 from spectral_jax.weights._codes import Codes
@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
+@runtime_checkable
 class Shaped(Protocol):
     """An array, or what stands for one, as ``jax.ShapeDtypeStruct``."""
 
