@@ -308,6 +308,21 @@ def test_gradient_of_the_value(normalised):
     assert euler == pytest.approx(0 if normalised else float(value), abs=1e-12)
 
 
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_gradient_of_the_value_is_itself_differentiable(normalised):
+    weights = [jnp.asarray(w) for w in network(4, 3, 3)]
+    direction = [jnp.asarray(w) for w in network(4, 3, 3, seed=1)]
+
+    def curvature(value):
+        along = lambda w: sum(map(jnp.vdot, direction, jax.grad(value)(w)))  # noqa: E731
+        return jax.jit(jax.grad(along))(weights)
+
+    ours = partial(graphs.fiedler_value, normalised=normalised, tol=1e-13)
+    theirs = partial(dense_value, normalised=normalised)
+    for found, expected in zip(curvature(ours), curvature(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
 def test_gradient_of_the_vector():
     weights = [jnp.asarray(w) for w in REFERENCE]
     c = jnp.sin(jnp.arange(22.0))

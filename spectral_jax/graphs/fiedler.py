@@ -546,6 +546,7 @@ def _stationary(form: Form, weights: tuple[Array, ...], ends: Array, values: Arr
 
 @_stationary.defjvp
 def _stationary_jvp(form, primals, tangents):
-    weights, ends, values = primals
+    weights, ends, _ = primals
+    values = _stationary(form, *primals)
     slope = partial(quotient_slope, form, weights, tangents[0])
-    return _stationary(form, *primals), jax.vmap(slope, in_axes=(1, 0))(ends, values)
+    return values, jax.vmap(slope, in_axes=(1, 0))(ends, values)
