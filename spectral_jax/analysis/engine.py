@@ -75,6 +75,7 @@ def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:
     return OPTIONAL if "all" in metrics else tuple(dict.fromkeys(metrics))
 
 
+@np.errstate(invalid="ignore")  # of casting a signalling NaN; the layer's row says what it holds
 def _read(
     source: Source, views: Sequence[weights.View], groups: Sequence[str], label: str
 ) -> list[Layer]:

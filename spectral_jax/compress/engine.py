@@ -92,6 +92,7 @@ def _gated(rule: Rule, gate: float) -> Rule:
     return gated
 
 
+@np.errstate(invalid="ignore")  # of casting a signalling NaN; the layer's row says what it holds
 def _compress(
     source: Source,
     rule: Rule,

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def _work(name: str, seed: int, first: int, seconds: float) -> None:
     report = sys.stdout
     sys.stdout = sys.stderr
     seeds(name)
+    warnings.simplefilter("error")  # whoever types a command has no use for one
     _limit_memory()
     end = time.monotonic() + seconds
     number = first

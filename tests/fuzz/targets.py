@@ -1,10 +1,12 @@
 """What is fuzzed: small valid inputs of each kind, and what is done with a damaged one."""
 
+import atexit
 import contextlib
 import functools
 import io
 import json
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -57,7 +59,9 @@ def _written(writer: Callable[..., object], tensors: Mapping[str, np.ndarray]) -
 
 @functools.cache
 def _scratch() -> str:
-    return tempfile.mkdtemp(prefix="fuzz-seeds-")
+    folder = tempfile.mkdtemp(prefix="fuzz-seeds-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _one_file(*writers: Callable[..., object]) -> list[Parts]:
