@@ -20,6 +20,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -227,6 +228,10 @@ def write_keras(path, tensors):
         archive.write(inner, "model.weights.h5")
 
 
+def write_msgpack(path, tensors):
+    path.write_bytes(serialization.msgpack_serialize(dict(tensors)))
+
+
 WRITERS = {
     "safetensors": write_safetensors,
     "sharded": write_sharded,
@@ -235,6 +240,7 @@ WRITERS = {
     "torch": write_torch,
     "legacy torch": write_legacy_torch,
     "onnx": write_onnx,
+    "msgpack": write_msgpack,
     "hdf5": write_hdf5,
     "keras": write_keras,
 }
@@ -269,7 +275,7 @@ def test_what_is_saved_is_read_whatever_the_suffix(kind, tmp_path):
         assert checkpoint.tensors == {
             name: Tensor(name, array.shape, array.dtype.name) for name, array in WEIGHTS.items()
         }
-        if "hdf5" not in kind and "keras" not in kind:  # whose order is that of the alphabet
+        if kind not in ("hdf5", "keras", "msgpack"):  # whose order is that of the alphabet
             assert list(checkpoint.tensors) == list(WEIGHTS)
     assert_same(load(path), WEIGHTS)
 
@@ -612,6 +618,25 @@ def orbax_item(tmp_path_factory):
     return write_orbax(tmp_path_factory.mktemp("orbax") / "item", {"w": np.eye(2)})
 
 
+def test_what_flax_serialises_is_read_chunks_and_all(tmp_path, monkeypatch):
+    kernel = RNG.standard_normal((3, 4)).astype("float32")
+    state = {
+        "params": {"fc": {"kernel": kernel}, "half": np.ones(3, ml_dtypes.bfloat16)},
+        "opt_state": {"0": {"count": np.int32(3)}},
+        "names": ["a", None],
+        "text": np.array(["a"]),
+        "step": 7,
+    }
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 20)
+    (tmp_path / "checkpoint_7").write_bytes(serialization.msgpack_serialize(state))
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.path == tmp_path / "checkpoint_7"
+        found = {name: checkpoint.read(name) for name in checkpoint.tensors}
+        assert set(checkpoint.skipped) == {"names/0", "names/1", "text", "step"}
+    expected = {"params/fc/kernel": kernel, "params/half": np.ones(3, ml_dtypes.bfloat16)}
+    assert_same(found, expected | {"opt_state/0/count": np.array(3, "int32")})
+
+
 def test_what_is_called_like_a_step_and_holds_nothing_hides_no_step(orbax_item, tmp_path):
     for place in ("5", "step_3/state", "10.orbax-checkpoint-tmp-17"):
         shutil.copytree(orbax_item, tmp_path / place)
@@ -930,6 +955,39 @@ def test_a_library_that_dies_takes_nobody_with_it(at, fault, says, tmp_path, mon
 def test_what_is_no_checkpoint_is_named(content, says, tmp_path):
     (tmp_path / "x").write_bytes(content)
     assert re.search(says, refusal(tmp_path / "x"))
+
+
+def msgpack_array(shape=b"\x91\4", dtype=b"\xa7float32", data=b"\xc4\x10" + bytes(16)):
+    payload = b"\x93" + shape + dtype + data
+    return b"\xc7" + bytes([len(payload), 1]) + payload
+
+
+CHUNKS = b"\xb9__msgpack_chunked_array__\xc3"
+
+
+@pytest.mark.parametrize(
+    "value, says",
+    [
+        (msgpack_array(shape=b"\x91\5"), "needs 20 bytes, not 16"),
+        (msgpack_array(shape=b"\x91\xff"), "impossible shape"),
+        (msgpack_array(shape=b"\xdd" + b"\xff" * 4), "not a shape, a type and bytes"),
+        (msgpack_array(dtype=b"\xa6object"), "of the type 'object', which is not read"),
+        (msgpack_array(data=b"\xc4\x11" + bytes(16)), "do not end where it does"),
+        (msgpack_array() + b"\xc0", "goes on behind"),
+        (b"\xdf" + b"\xff" * 4, "too early"),
+        (b"\x91" * 1000, "tables more than 32 deep"),
+        (b"\x82" + CHUNKS + b"\xa5shape\x80", "lacks its shape or its chunks"),
+        (
+            b"\x83" + CHUNKS + b"\xa5shape\x80\xa6chunks\x81\xa10\1",
+            "a chunk of an array is no array",
+        ),
+        (b"\x82\xa1a\1\xa1a\2", "two entries of a table are named 'a'"),
+        (b"\xc1", "no object of the code 193"),
+    ],
+)
+def test_lies_in_what_flax_serialises_are_refused(value, says, tmp_path):
+    (tmp_path / "x").write_bytes(b"\x81\xa1w" + value)
+    assert says in refusal(tmp_path / "x")
 
 
 EXTERNAL = np.arange(4, dtype="float32")

@@ -29,6 +29,7 @@ _EXTRA_DTYPES = (
     ml_dtypes.float8_e5m2fnuz,
     ml_dtypes.float8_e8m0fnu,
 )
+NUMPY_DTYPES = frozenset(np.dtype(code).name for code in "?bhilqBHILQefdFD")
 EXTRA_DTYPES = {np.dtype(kind).name: np.dtype(kind) for kind in _EXTRA_DTYPES}
 
 
@@ -81,6 +82,11 @@ class Source(NamedTuple):
     read: Callable[[str], np.ndarray]
     skipped: dict[str, str]
     tied: Mapping[str, str] = MappingProxyType({})
+
+
+def is_dtype(name: str) -> bool:
+    """Whether a name, maybe of a file's own choice, is that of a type of numbers."""
+    return name in EXTRA_DTYPES or name in NUMPY_DTYPES
 
 
 def to_dtype(name: str) -> np.dtype:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spectral_jax.checkpoints._base import CheckpointError
+from spectral_jax.checkpoints._msgpack import is_msgpack
 
 USUAL_NAMES = (
     "model.safetensors.index.json",
@@ -52,14 +53,16 @@ def _at_step(folder: Path, step: int) -> Path:
 
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
-    """The folders in it that are named like steps, newest first."""
-    named = ((STEP.fullmatch(place.name), place) for place in folder.iterdir() if place.is_dir())
+    """What in it is named like a step, newest first: folders, and files as Flax wrote them."""
+    named = ((STEP.fullmatch(place.name), place) for place in folder.iterdir())
     numbered = [(int(name[1]), place) for name, place in named if name]
     return iter(sorted(numbered, reverse=True))
 
 
-def _holdings(folder: Path) -> list[Path]:
-    return _own(folder) or _items(folder)
+def _holdings(place: Path) -> list[Path]:
+    if place.is_dir():
+        return _own(place) or _items(place)
+    return [place] if place.is_file() and is_msgpack(place) else []
 
 
 def _own(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from spectral_jax.checkpoints import _npz, _onnx, _safetensors, _sharded
+from spectral_jax.checkpoints import _msgpack, _npz, _onnx, _safetensors, _sharded
 from spectral_jax.checkpoints._base import (
     MAX_NAME,
     CheckpointError,
@@ -36,6 +36,7 @@ FORMATS = {
     "hdf5": ("_hdf5", "open_hdf5"),
     "onnx": ("_onnx", "open_onnx"),
     "orbax": ("_orbax", "open_orbax"),
+    "msgpack": ("_msgpack", "open_msgpack"),
 }
 
 # Modules whose libraries a broken file can crash: they run in a process of their own.
@@ -136,7 +137,8 @@ def open_checkpoint(
     - ``hdf5``, ``keras``: ``.h5``, ``.weights.h5``, ``.keras`` (needs h5py: extra ``hdf5``);
     - ``onnx``: initialisers and constants, those of graphs in nodes and of functions among them;
     - ``orbax``: a checkpoint folder, or that of a manager with one item (needs orbax, which
-      imports jax, in a process that leaves accelerators alone).
+      imports jax, in a process that leaves accelerators alone);
+    - ``msgpack``: what ``flax.serialization`` writes.
 
     Raises ``FileNotFoundError`` if there is no such path, ``CheckpointError`` (a ``ValueError`` of
     one line) for anything that is not a sound checkpoint with at least one tensor.
@@ -187,6 +189,8 @@ def detect(path: Path) -> str:
             raise CheckpointError(path, f"is {what}")
     if _onnx.is_onnx(path):
         return "onnx"
+    if _msgpack.is_msgpack(path):
+        return "msgpack"
     raise CheckpointError(path, f"is of no known format ({', '.join(FORMATS)}), or cut short")
 
 

@@ -15,6 +15,7 @@ from spectral_jax.checkpoints._base import (
     any_failure,
     check_total,
     declare,
+    is_dtype,
     stays_inside,
     to_dtype,
 )
@@ -46,7 +47,11 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         if getattr(leaf, "shape", None) is None or getattr(leaf, "dtype", None) is None:
             skipped[name] = f"a {type(leaf).__name__}, not an array"
             continue
-        declare(path, tensors, name, leaf.shape, np.dtype(leaf.dtype).name)
+        kind = np.dtype(leaf.dtype).name
+        if not is_dtype(kind):
+            skipped[name] = f"of the type {kind!r:.40}, which is not read"
+            continue
+        declare(path, tensors, name, leaf.shape, kind)
         keys[name] = key
     check_total(path, tensors)
 
