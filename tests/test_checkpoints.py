@@ -983,6 +983,7 @@ CHUNKS = b"\xb9__msgpack_chunked_array__\xc3"
         ),
         (b"\x82\xa1a\1\xa1a\2", "two entries of a table are named 'a'"),
         (b"\xc1", "no object of the code 193"),
+        (b"\x81\xda\1\xf4" + b"n" * 500 + msgpack_array(), "over 500 letters"),
     ],
 )
 def test_lies_in_what_flax_serialises_are_refused(value, says, tmp_path):

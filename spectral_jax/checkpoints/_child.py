@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from spectral_jax.checkpoints._base import (
+    MAX_NAME,
     CheckpointError,
     Source,
     Tensor,
@@ -120,7 +121,8 @@ def serve(module: str, function: str, file: str) -> None:
             with any_failure(path):
                 _limit(stored_bytes(path))
                 source = opener(path, resources)
-            _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
+            skipped = {name[:MAX_NAME]: why for name, why in source.skipped.items()}
+            _say(output, {"tensors": [*source.tensors.values()], "skipped": skipped})
             for line in sys.stdin:
                 tensor = source.tensors[json.loads(line)]
                 with any_failure(path):

@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from spectral_jax.checkpoints._base import (
+    MAX_NAME,
     CheckpointError,
     Source,
     Tensor,
@@ -28,7 +29,6 @@ ARRAY, SCALAR = 1, 3  # codes of extensions
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 32
 MAX_OBJECTS = 1 << 20  # as many as tensors may be
-MAX_TEXT = 500
 
 # The last code of a kind whose value or length is in the code itself, and the bits that hold it.
 FIXED = ((0x7F, "value", 0x7F), (0x8F, "table", 0xF), (0x9F, "list", 0xF), (0xBF, "text", 0x1F))
@@ -116,7 +116,7 @@ class _Walker:
     def text(self) -> str:
         """The next object, which is text."""
         kind, length = self.head()
-        if kind != "text" or length > MAX_TEXT:
+        if kind != "text" or length > MAX_NAME:
             raise ValueError("a key of a table is no text, or too long")
         return take(self.file, length).decode()
 
@@ -190,6 +190,8 @@ def open_msgpack(path: Path, resources: ExitStack) -> Source:
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if len(name) > MAX_NAME:  # a million leaves may share one that is long
+        raise ValueError(f"the name {name!r:.40} has over {MAX_NAME} letters")
     if not isinstance(tree, dict):
         yield name or "array", tree
         return

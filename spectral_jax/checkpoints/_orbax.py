@@ -37,7 +37,10 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         ) from error
     with any_failure(path), _quiet():
         reader = resources.enter_context(ocp.PyTreeCheckpointer())
-        tree = reader.metadata(path.absolute()).item_metadata.tree
+        metadata = reader.metadata(path.absolute()).item_metadata
+        if metadata is None:
+            raise CheckpointError(path, "truncated or corrupt: its arrays cannot be opened")
+        tree = metadata.tree
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)[0]
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}

@@ -96,7 +96,12 @@ def _safetensors() -> list[Parts]:
 def _sharded() -> list[Parts]:
     index = _written(files.write_sharded, PLAIN)
     index.rename(index.with_name("model.safetensors.index.json"))
-    return [{f.name: f.read_bytes() for f in index.parent.iterdir()}]
+    torch = {"weight_map": dict.fromkeys(PLAIN, "0.bin")}
+    return [
+        {f.name: f.read_bytes() for f in index.parent.iterdir()},
+        {"pytorch_model.bin.index.json": json.dumps(torch).encode()}
+        | {"0.bin": _written(files.write_torch, PLAIN).read_bytes()},
+    ]
 
 
 def _canaries() -> list[Parts]:
@@ -311,6 +316,7 @@ TARGETS = {
     ),
     "onnx": Target(lambda: _one_file(files.write_onnx), _pack_file, _read),
     "onnx-external": Target(_external, _pack_beside, _read),
+    "msgpack": Target(lambda: _one_file(files.write_msgpack), _pack_file, _read),
     "hdf5": Target(lambda: _one_file(files.write_hdf5, _write_chunked), _pack_file, _read),
     "keras": Target(lambda: _archives(files.write_keras), _pack_zip, _read),
     "orbax": Target(lambda: _folders(_write_orbax, _write_zarr), _pack_folder, _read),
