@@ -88,6 +88,12 @@ class Program:
             return self._stepwise(state, data, steps)
         return self._compiled(state, data, steps, seed_axis)
 
+    def lower(
+        self, state: TrainState, data: Data, steps: int, seed_axis: SeedAxis
+    ) -> jax.stages.Lowered:
+        """The program of such a chunk, not compiled yet; the chunk itself is not traced again."""
+        return Program._compiled.lower(self, state, data, steps, seed_axis)
+
     @partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=(1,))
     def _compiled(self, state: TrainState, data: Data, steps: int, seed_axis: SeedAxis):
         return over_seeds(partial(self._scan, data, steps), seed_axis)(state)

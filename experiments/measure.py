@@ -15,6 +15,7 @@ from spectral_jax import graphs, optim, rmt, weights
 from spectral_jax.linalg import svdvals
 from spectral_jax.linalg.lapack import after
 from spectral_jax.optim import SpectralPenaltyState
+from spectral_jax.optim.sight import SIGHTS
 
 # A weight below this is counted as gone (sheet fiedler.md, section 4.3).
 SMALL_WEIGHT = 1e-3
@@ -69,6 +70,7 @@ def pulls(
     """
     penalty, view = penalty_of(arms, network), view_of(arms, network)
     assert penalty is not None
+    sight = SIGHTS[penalty.sees](penalty, view)
 
     def one(seed: tuple[TrainState, SpectralPenaltyState]) -> dict[str, jax.Array]:
         state, kept = seed
@@ -79,8 +81,7 @@ def pulls(
             return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
         def pull(params):
-            magnitudes = tuple(jnp.abs(block) for block in view(params))
-            return kept.strength * penalty.value(magnitudes, kept.penalty)
+            return kept.strength * penalty.value(sight.blocks(params), kept.penalty)
 
         loss_value, loss_grad = jax.value_and_grad(loss)(state.params)
         value, grad = jax.value_and_grad(pull)(state.params)

@@ -15,6 +15,7 @@ from experiments.names import did_you_mean
 from models import Network
 from spectral_jax import optim, tails, weights
 from spectral_jax.optim import Penalty, Refresh, SpectralPenaltyState
+from spectral_jax.optim.sight import View
 
 # Names of the arms; a new one is a line here (and, if it is a new function, one in PENALTIES).
 # `graph` penalties know the network's edges.
@@ -52,11 +53,15 @@ def strength_of(config: ExperimentConfig) -> float:
     return config.penalty.strength * (0.5 if "half_gradient" in config.paper_compat else 1.0)
 
 
-def view_of(config: ExperimentConfig, network: Network) -> Callable[[Any], tuple[jax.Array, ...]]:
+def view_of(config: ExperimentConfig, network: Network) -> View | None:
     """Which magnitudes the penalty sees: the graph's blocks, or, as released, every parameter.
 
-    Batch-norm scales are left out: while training they change with every batch.
+    Batch-norm scales are left out: while training they change with every batch. A penalty on
+    matrices has no graph, and sees all of them.
     """
+    penalty = penalty_of(config, network)
+    if penalty is not None and penalty.sees == "matrices":
+        return None
     everything = {"l1": "l1_biases", "l2": "coupled_l2"}.get(config.penalty.name)
     if everything in config.paper_compat:
         return lambda params: tuple(jax.tree.leaves(params))

@@ -19,6 +19,7 @@ from experiments.augmentation import AUGMENTATIONS
 from experiments.config import ExperimentConfig
 from experiments.data.splits import Splits, stratified_order
 from experiments.errors import FAILED, UserError
+from experiments.lapack import PAGE, may_deadlock
 from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
 from experiments.measure import Measurement
 from experiments.memory import make_room
@@ -30,12 +31,14 @@ from experiments.regularise import (
     with_strength,
 )
 from experiments.runs import Run, interruption, open_run
+from experiments.watchdog import watchdog
 from models import Network, network, options
 from spectral_jax._progress import progress
 
 # Steps between two looks at the clock, the signals and the loss.
 CHUNK_STEPS = 100
 PROBE_STEPS = 8
+HANG = f"wait for ever for decompositions of batches: see {PAGE}"
 
 
 def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) -> Run:
@@ -52,6 +55,7 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
     with (
         open_run(config, data_sha256=dataset.sha256, root=root, argv=argv) as run,
         interruption() as stop,
+        watchdog(),
     ):
         if run.complete:
             return run
@@ -111,8 +115,7 @@ class _Trainer:
 
     def choose_seed_axis(self, run: Run) -> None:
         """Once per run: the two sum in different orders, so a resumption keeps what was chosen."""
-        chosen = run.provenance.get("seed_axis") or self.config.train.seed_axis
-        self.seed_axis = self._faster_axis() if chosen == "auto" else chosen
+        self.seed_axis = run.provenance.get("seed_axis") or self._choice(run)
         run.annotate(seed_axis=self.seed_axis)
         self.program = self._program(self.seed_axis)
 
@@ -203,6 +206,21 @@ class _Trainer:
             train_size=train_size,
             augment=AUGMENTATIONS.get(self.config.data.augment),
         )
+
+    def _choice(self, run: Run) -> SeedAxis:
+        wanted = self.config.train.seed_axis
+        if wanted in ("auto", "vmap") and self._may_deadlock("vmap"):
+            run.log(f"{self.config.name}: seeds are trained in turn: side by side could {HANG}")
+            wanted = "map"
+        chosen = self._faster_axis() if wanted == "auto" else wanted
+        if chosen == "map" and self._may_deadlock("map"):
+            run.log(f"warning: {self.config.name} could {HANG}")
+        return chosen
+
+    def _may_deadlock(self, seed_axis: SeedAxis) -> bool:
+        program = self._program(seed_axis)
+        steps = chunk_steps(program.steps_per_epoch)
+        return may_deadlock(program.lower, self.state, self.data["train"], steps, seed_axis)
 
     def _faster_axis(self) -> SeedAxis:
         """Time a few steps of both; arms of the same shape share the answer."""

@@ -102,11 +102,16 @@ def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*
 
 def splitting_pays() -> bool:
     """Whether jaxlib spreads a batched call over threads, and over so many that not all wait."""
-    release = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
-    return release <= LAST_JAXLIB_TO_SPLIT and _cpu_threads() > FEW_THREADS
+    return splits_batches() and cpu_threads() > FEW_THREADS
 
 
-def _cpu_threads() -> int:
+def splits_batches() -> bool:
+    """Whether this jaxlib spreads a batched call over threads, and blocks one of them for it."""
+    return tuple(int(part) for part in jaxlib.__version__.split(".")[:3]) <= LAST_JAXLIB_TO_SPLIT
+
+
+def cpu_threads() -> int:
+    """How many threads XLA's pool has on this CPU."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
