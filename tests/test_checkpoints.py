@@ -29,6 +29,7 @@ from spectral_jax.checkpoints import (
     FORMATS,
     CheckpointError,
     Tensor,
+    _base,
     _child,
     _pickle,
     _torch,
@@ -983,7 +984,7 @@ CHUNKS = b"\xb9__msgpack_chunked_array__\xc3"
         ),
         (b"\x82\xa1a\1\xa1a\2", "two entries of a table are named 'a'"),
         (b"\xc1", "no object of the code 193"),
-        (b"\x81\xda\1\xf4" + b"n" * 500 + msgpack_array(), "over 500 letters"),
+        (b"\x81\xda\3\xe8" + b"n" * 1000 + msgpack_array(), "over 1000 letters"),
     ],
 )
 def test_lies_in_what_flax_serialises_are_refused(value, says, tmp_path):
@@ -1139,7 +1140,7 @@ def inflated(path, content):
             + b"q\1" + b"(" + b"h\1h\0\x85R" * 100 + b"t",
             "makes over 9999 objects",
         ),
-        (b"}" + opcode_text("a" * 501) + opcode_array("0", EXTERNAL) + b"s", "over 500 letters"),
+        (b"}" + opcode_text("a" * 1001) + opcode_array("0", EXTERNAL) + b"s", "over 1000 letters"),
         (b"}" + b"\x8a\x09" + bytes(8) + b"\x01Ns", "not plain"),
         (b"N" * 20_000, "its pickle has 20003 bytes"),
     ],
@@ -1157,6 +1158,22 @@ def test_a_history_in_a_state_dict_is_listed_once(tmp_path):
         assert checkpoint.skipped == {"losses": "a list, not a tensor"}
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "torch", "onnx", "msgpack"])
+def test_no_file_holds_tensors_without_end(kind, tmp_path, monkeypatch):
+    WRITERS[kind](tmp_path / "x", WEIGHTS)
+    monkeypatch.setattr(_base, "MAX_TENSORS", 3)
+    assert "holds over 3 tensors" in refusal(tmp_path / "x")
+
+
+def test_no_file_leaves_things_out_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(_base, "MAX_TENSORS", 3)
+    tree = opcode_table((str(i), b"N") for i in range(4))
+    assert "holds over 3 things" in refusal(zip_torch(tmp_path / "x.pt", tree))
+    tree = opcode_table([("k" * 5000, b"N"), ("w", opcode_array("0", EXTERNAL))])
+    with open_checkpoint(zip_torch(tmp_path / "y.pt", tree, [F32])) as checkpoint:
+        assert [len(name) for name in checkpoint.skipped] == [1000]
+
+
 def test_tensors_that_share_one_storage_over_and_over_are_refused(tmp_path):
     zeros = bytes(16 << 20)
     storage = opcode_storage("0", count=4 << 20)
@@ -1171,8 +1188,8 @@ def test_tensors_that_share_one_storage_over_and_over_are_refused(tmp_path):
 def test_a_header_of_millions_of_values_is_not_parsed(tmp_path):
     path = raw_safetensors(tmp_path / "x", b'{"w":[' + b"{}," * (1 << 22) + b"{}]}")
     assert "8388608 values" in refusal(path)
-    name = "w" * 501
-    assert "over 500 letters" in refusal(raw_safetensors(path, {name: entry([4], 0, 16)}, F32))
+    name = "w" * 1001
+    assert "over 1000 letters" in refusal(raw_safetensors(path, {name: entry([4], 0, 16)}, F32))
 
 
 def test_an_archive_that_lies_about_sizes_is_refused(tmp_path):

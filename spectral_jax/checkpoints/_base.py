@@ -17,8 +17,8 @@ CHUNK = 1 << 18
 MAX_INFLATION = 100
 INFLATION_MATTERS = 64 << 20
 MAX_DIMENSIONS = 32
-MAX_NAME = 500  # letters; the longest in use have some 150
-MAX_TENSORS = 1 << 20  # the largest checkpoints in use have some 140,000
+MAX_NAME = 1000  # letters; the longest in use have some 150
+MAX_TENSORS = 1 << 19  # the largest checkpoints in use have some 140,000
 MAX_LINE = 400
 
 _EXTRA_DTYPES = (
@@ -72,6 +72,21 @@ class Tensor(NamedTuple):
         return self.size * to_dtype(self.dtype).itemsize
 
 
+class LeftOut(dict[str, str]):
+    """What a file holds besides tensors, and why it is not read: in names of bounded length and
+    number, for those that share a long beginning take more memory than the file has bytes.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def __setitem__(self, name: str, why: str) -> None:
+        if len(self) == MAX_TENSORS:
+            raise CheckpointError(self.path, f"holds over {MAX_TENSORS} things that are no tensors")
+        super().__setitem__(name[:MAX_NAME], why)
+
+
 class Source(NamedTuple):
     """What a format module finds in a file: tensors in file order, what it leaves out and why.
 
@@ -98,11 +113,10 @@ def declare(path: Path, tensors: dict[str, Tensor], name: Any, shape: Any, dtype
     """Enter a tensor into ``tensors``; refuse what no array can be, and a name met before."""
     if not isinstance(name, str) or not name.isprintable():
         raise CheckpointError(path, f"a tensor is named {name!r:.80}, which is not printable text")
-    if len(name) > MAX_NAME or len(tensors) == MAX_TENSORS:
-        raise CheckpointError(
-            path,
-            f"has a name of over {MAX_NAME} letters, or over {MAX_TENSORS} tensors: no weights",
-        )
+    if len(name) > MAX_NAME:
+        raise CheckpointError(path, f"the name {name!r:.40} has over {MAX_NAME} letters")
+    if len(tensors) == MAX_TENSORS:
+        raise CheckpointError(path, f"holds over {MAX_TENSORS} tensors")
     if name in tensors:
         raise CheckpointError(path, f"two tensors are named {name!r:.80}")
     sane = isinstance(shape, list | tuple) and len(shape) <= MAX_DIMENSIONS

@@ -19,7 +19,6 @@ from typing import IO, Any
 import numpy as np
 
 from spectral_jax.checkpoints._base import (
-    MAX_NAME,
     CheckpointError,
     Source,
     Tensor,
@@ -121,8 +120,7 @@ def serve(module: str, function: str, file: str) -> None:
             with any_failure(path):
                 _limit(stored_bytes(path))
                 source = opener(path, resources)
-            skipped = {name[:MAX_NAME]: why for name, why in source.skipped.items()}
-            _say(output, {"tensors": [*source.tensors.values()], "skipped": skipped})
+            _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
             for line in sys.stdin:
                 tensor = source.tensors[json.loads(line)]
                 with any_failure(path):

@@ -12,6 +12,7 @@ import numpy as np
 
 from spectral_jax.checkpoints._base import (
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     any_failure,
@@ -46,7 +47,7 @@ def _open(path: Path, file: Any, resources: ExitStack) -> Source:
             path, "is HDF5, which needs h5py: pip install 'spectral-jax[hdf5]'"
         ) from error
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
 
     with any_failure(path):
         opened = resources.enter_context(h5py.File(file, "r"))

@@ -16,6 +16,7 @@ import numpy as np
 from spectral_jax.checkpoints._base import (
     MAX_NAME,
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     declare,
@@ -163,7 +164,7 @@ def open_msgpack(path: Path, resources: ExitStack) -> Source:
     if file.read(1):
         raise CheckpointError(path, "goes on behind the table that it should be")
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     pieces: dict[str, list[_Array]] = {}
     for name, leaf in _leaves(tree):
         if isinstance(leaf, _Array):

@@ -9,6 +9,7 @@ import numpy as np
 
 from spectral_jax.checkpoints._base import (
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     declare,
@@ -77,7 +78,7 @@ def open_npz(path: Path, resources: ExitStack) -> Source:
     """A zip archive of npy files, each named as its member less ``.npy``."""
     archive = open_zip(path, resources)
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         if name == member.filename:

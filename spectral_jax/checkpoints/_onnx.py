@@ -16,6 +16,7 @@ import numpy as np
 from spectral_jax.checkpoints._base import (
     MAX_DIMENSIONS,
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     beside,
@@ -61,6 +62,7 @@ MAX_TEXT = 4096
 MAX_DEPTH = 16  # of graphs in nodes of graphs
 ONE_BY_ONE = "its elements are stored one by one, which is not read"
 SPARSE = "a sparse tensor, which is not read"
+MAX_ATTRIBUTES = 1000
 MAX_ENTRIES = 16  # of where external data lie; the standard has five
 MAX_FIELDS = 100_000  # a model has dozens; a file of anything may seem to have billions
 
@@ -117,7 +119,7 @@ def open_onnx(path: Path, resources: ExitStack) -> Source:
     file = resources.enter_context(path.open("rb"))
     size = os.fstat(file.fileno()).st_size
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     places: dict[str, _Place] = {}
     for name, found in _stored(file, size):
         if isinstance(found, str):
@@ -142,11 +144,14 @@ def _stored(file: IO[bytes], size: int) -> Iterator[tuple[str, _Initialiser | st
         if part.number == GRAPH:
             yield from _in_graph(file, part)
         elif part.number == FUNCTION:
-            fields = list(_fields(file, part.start, part.end))
             words = (FUNCTION_DOMAIN, FUNCTION_NAME, FUNCTION_OVERLOAD)
-            named = {each.number: _text(file, each) for each in fields if each.number in words}
+            named = {
+                field.number: _text(file, field)
+                for field in _fields(file, part.start, part.end)
+                if field.number in words
+            }
             prefix = ".".join(filter(None, map(named.get, words))) + "/"
-            for field in fields:
+            for field in _fields(file, part.start, part.end):
                 if field.number == FUNCTION_NODE:
                     yield from _in_node(file, field, prefix, 1)
 
@@ -179,6 +184,8 @@ def _in_node(
             kind = _text(file, field)
         elif field.number == ATTRIBUTE:
             attributes.append(field)
+            if len(attributes) > MAX_ATTRIBUTES:
+                raise ValueError("a node has more attributes than any can have")
     for attribute in attributes:
         for field in _fields(file, attribute.start, attribute.end):
             if field.number in (SUBGRAPH, SUBGRAPHS):

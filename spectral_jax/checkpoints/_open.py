@@ -16,7 +16,6 @@ import numpy as np
 
 from spectral_jax.checkpoints import _msgpack, _npz, _onnx, _safetensors, _sharded
 from spectral_jax.checkpoints._base import (
-    MAX_NAME,
     CheckpointError,
     Source,
     Tensor,
@@ -83,7 +82,7 @@ class Checkpoint:
     def __init__(self, path: Path, format: str, source: Source, resources: ExitStack):
         self.path, self.format = path, format
         self.tensors, self.tied = source.tensors, dict(source.tied)
-        self.skipped = {printable(name[:MAX_NAME]): why for name, why in source.skipped.items()}
+        self.skipped = {printable(name): why for name, why in source.skipped.items()}
         self._read, self._resources, self._open = source.read, resources, True
 
     def read(self, name: str) -> np.ndarray:

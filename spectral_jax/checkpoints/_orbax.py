@@ -10,6 +10,7 @@ import numpy as np
 
 from spectral_jax.checkpoints._base import (
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     any_failure,
@@ -43,7 +44,7 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
         tree = metadata.tree
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)[0]
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     keys = {}
     for key, leaf in leaves:
         name = jax.tree_util.keystr(key, simple=True, separator="/")

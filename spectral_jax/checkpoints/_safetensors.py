@@ -12,6 +12,7 @@ import numpy as np
 
 from spectral_jax.checkpoints._base import (
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     declare,
@@ -79,7 +80,7 @@ def _read_header(
     header = parse_json(path, take(file, length))
     header.pop("__metadata__", None)
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     starts, spans = {}, []
     for name, entry in header.items():
         if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from spectral_jax.checkpoints._base import CheckpointError, Source, Tensor, beside, one_line
+from spectral_jax.checkpoints._base import (
+    CheckpointError,
+    LeftOut,
+    Source,
+    Tensor,
+    beside,
+    one_line,
+)
 from spectral_jax.checkpoints._safetensors import is_safetensors, parse_json
 
 MAX_INDEX = 100_000_000  # bytes, as for the header of safetensors
@@ -27,7 +34,7 @@ def open_index(path: Path, resources: ExitStack, open_shard: Opener) -> tuple[st
     shards: dict[str, Source] = {}
     formats: list[str] = []
     tensors: dict[str, Tensor] = {}
-    skipped: dict[str, str] = {}
+    skipped = LeftOut(path)
     weight_map = _weight_map(path)
     for name, shard in weight_map.items():
         if not isinstance(shard, str):

@@ -16,6 +16,7 @@ import numpy as np
 from spectral_jax.checkpoints._base import (
     MAX_NAME,
     CheckpointError,
+    LeftOut,
     Source,
     Tensor,
     check_total,
@@ -93,13 +94,15 @@ def open_torch(path: Path, resources: ExitStack) -> Source:
     tensors: dict[str, Tensor] = {}
     spans: dict[str, _Span] = {}
     weights, beside = _weights(tree)
-    skipped = {str(key): "beside the weights: state of the training" for key in beside}
+    skipped = LeftOut(path)
+    for key in beside:
+        skipped[str(key)] = "beside the weights: state of the training"
     for name, leaf in _leaves(path, weights):
         if isinstance(leaf, _View):
             tensor = declare(path, tensors, name, leaf.shape, leaf.dtype)
             spans[name] = _span(path, tensor, leaf, sizes)
         else:
-            skipped[name[:MAX_NAME]] = _refusal(leaf)
+            skipped[name] = _refusal(leaf)
     check_total(path, tensors)
 
     def read(name: str) -> np.ndarray:
