@@ -764,6 +764,11 @@ def test_saving_never_overwrites_unless_told_and_is_whole_or_not_at_all(tmp_path
         for target in (path, tmp_path / "new"):
             with pytest.raises(OSError, match="no space"):
                 save_safetensors(target, {"w": np.ones(2)}, force=True)
+    for kind in ("nowhere", "/dev/null"):
+        (tmp_path / "link").symlink_to(kind)
+        with pytest.raises(FileExistsError, match="no regular file"):
+            save_safetensors(tmp_path / "link", {"w": np.ones(2)}, force=True)
+        (tmp_path / "link").unlink()
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
     assert not load(path)["w"].any()
     save_safetensors(path, {"w": np.ones(2)}, force=True)

@@ -112,6 +112,7 @@ class _Child:
 def serve(module: str, function: str, file: str) -> None:
     """Be the child: describe the file on stdout, then send the tensors that stdin names."""
     path = Path(file)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, decides
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     opener = getattr(importlib.import_module(module), function)
@@ -146,6 +147,7 @@ def _limit(expected: int) -> None:
         import resource
     except ImportError:  # Windows has no such limits
         return
+    _lower(resource.RLIMIT_CORE, 0)  # a crash leaves no file behind
     _lower(resource.RLIMIT_CPU, int(time.process_time() + SECONDS + expected / BYTES_PER_SECOND))
     _lower(resource.RLIMIT_DATA, _data() + MEMORY + COPIES * expected)
 

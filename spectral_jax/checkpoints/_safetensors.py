@@ -152,6 +152,8 @@ def save_safetensors(
     path = Path(path)
     if not force and path.exists():
         raise FileExistsError(f"{path} exists: pass force=True to replace it")
+    if os.path.lexists(path) and not path.is_file():
+        raise FileExistsError(f"{path} is no regular file, which force does not replace")
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     header = _header(path, arrays, dict(metadata or {}))
     with _appearing(path, force) as file:

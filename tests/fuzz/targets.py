@@ -233,7 +233,7 @@ def _check_command(
 
 ANALYZE = ("--layers", "--metrics", "--conv", "--framework", "--kind", "--json", "--csv",
            "--parquet", "--report", "--compare", "--force", "--skipped", "--columns", "--gate",
-           "--rank", "--out", "--nonsense", "-x", "--", "--layers=")  # fmt: skip
+           "--rank", "--out", "--step", "--nonsense", "-x", "--", "--layers=")  # fmt: skip
 VALUES = ("norms", "hill,ks", "flattened", "torch", "*", "dense*", "dense.weight=dense", "=", "mp",
           "energy=0.5", "energy=x", "3", "-1", "0", "nan", "1e999", "9" * 400)  # fmt: skip
 
