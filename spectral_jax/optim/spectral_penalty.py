@@ -91,8 +91,9 @@ def spectral_penalty(
         None in the place of any other. By default a penalty on matrices sees those of
         ``weights.plan``: dense, attention, embeddings, a convolution as ``[h w i, o]``, several in
         one leaf as ``[stack, m, n]``. One on magnitudes sees the chain of dense kernels, in the
-        order of their names. Where that is not the order of the layers:
-        ``lambda params: weights.graph_weights(params, (Block("hidden/kernel", 0, 1), ...))``.
+        order of their names. For any other network:
+        ``lambda params: weights.graph_weights(params, blocks)`` with the blocks of
+        ``weights.layout_of``.
         A view of magnitudes is linear and keeps them non-negative (a selection of kernels, a norm
         over kernel positions); before a proximal step on matrices it only moves entries.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.

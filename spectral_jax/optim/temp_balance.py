@@ -276,6 +276,6 @@ def _check(refresh_every: int, tuned: str, layout: Any) -> None:
         raise ValueError(f"tuned={tuned!r}: choose 'all', 'inner' or 'not_last'")
     if tuned != "all" and layout is None:
         raise ValueError(
-            f"tuned={tuned!r} needs layout=model.layout(), or weights.layout(params) for a chain "
-            "of dense layers: names do not tell first from last"
+            f"tuned={tuned!r} needs layout=weights.layout_of(function, params, x), or that of the "
+            "model: names do not tell first from last"
         )

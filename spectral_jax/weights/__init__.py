@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         graph_weights,
         layout,
     )
+    from spectral_jax.weights._layout import layout_of
     from spectral_jax.weights._matrices import (
         Place,
         WeightMatrix,
@@ -61,6 +62,7 @@ __all__ = [
     "entry",
     "graph_weights",
     "layout",
+    "layout_of",
     "leaf_name",
     "matrices",
     "named_leaves",
@@ -86,6 +88,7 @@ _NEEDS_JAX = {
     "edges": "_graph",
     "graph_weights": "_graph",
     "layout": "_graph",
+    "layout_of": "_layout",
 }
 
 __getattr__, __dir__ = lazy(__name__, _NEEDS_JAX)

@@ -1,8 +1,11 @@
 """The blocks of a network graph, read off the parameters of a Flax network."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from itertools import pairwise
+from itertools import groupby, pairwise, permutations
+from math import prod
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +29,9 @@ class Block(NamedTuple):
     norm: path of the batch-norm whose scale is folded into the target side.
     positions: how many spatial positions a flattened dense kernel reads per source channel; its
         rows are ordered position-major, ``[positions * channels, n]``.
+    axes: how many axes of the kernel are window, inputs and outputs, in this order, where it is no
+        dense ``(0, 1, 1)`` nor 2-D convolution ``(2, 1, 1)``; queries ``[in, heads, size]`` have
+        ``(0, 1, 2)``.
     """
 
     path: str | None
@@ -33,14 +39,18 @@ class Block(NamedTuple):
     target: int
     norm: str | None = None
     positions: int = 1
+    axes: tuple[int, int, int] | None = None
 
 
 def layout(params: PyTree) -> tuple[Block, ...]:
     """Chain the dense kernels in natural order: the layout of a plain feed-forward network.
 
+    Names that only count (``layers/0``, ``fc1``), or widths that fit in no other way, leave no
+    doubt. Else the order is a guess, with a `UserWarning`; `layout_of` reads it off a forward pass.
+
     Raises:
         ValueError: two neighbouring widths disagree, or there is a convolution (its pooling,
-            skips and norms are not in the parameters: pass the model's own layout).
+            skips and norms are not in the parameters: see `layout_of`).
     """
     kernels = _kernels(named_leaves(params))
     if not kernels:
@@ -49,7 +59,7 @@ def layout(params: PyTree) -> tuple[Block, ...]:
         if _kind(path, kernel) == "conv":
             raise ValueError(
                 f"params: {path!r} is a convolution, which a chain of dense layers cannot "
-                "describe; pass the layout() of the model"
+                "describe; pass the layout() of the model, or layout_of a forward pass"
             )
     for (left, before), (right, after) in pairwise(kernels.items()):
         if before.shape[1] != after.shape[0]:
@@ -57,7 +67,39 @@ def layout(params: PyTree) -> tuple[Block, ...]:
                 f"params: {left!r} has {before.shape[1]} outputs but {right!r} has "
                 f"{after.shape[0]} inputs; pass a layout that says how they connect"
             )
+    if _fits_otherwise(kernels):
+        warnings.warn(
+            f"the order of {', '.join(map(repr, kernels))} is that of their names, and others fit "
+            "their widths; weights.layout_of(function, params, x) reads it off a forward pass",
+            stacklevel=2,
+        )
     return tuple(Block(path, i, i + 1) for i, path in enumerate(kernels))
+
+
+def _fits_otherwise(kernels: Mapping[str, Array]) -> bool:
+    """Whether kernels that their names do not count make a chain in another order, too.
+
+    A trail through widths is the only one unless it closes, or passes one of them three times or
+    two of them in turns.
+    """
+    widths: list[int] = []
+    for _, run in groupby(kernels, _uncounted):
+        shapes = [kernels[name].shape for name in run]
+        widths += [shapes[0][0], shapes[-1][1]] if not widths else [shapes[-1][1]]
+    visits: dict[int, list[int]] = {}
+    for place, width in enumerate(widths):
+        visits.setdefault(width, []).append(place)
+    twice = [places for places in visits.values() if len(places) == 2]
+    return len(widths) > 2 and (
+        widths[0] == widths[-1]
+        or any(len(places) > 2 for places in visits.values())
+        or any(a < c < b < d for (a, b), (c, d) in permutations(twice, 2))
+    )
+
+
+def _uncounted(name: str) -> str:
+    """The name without what counts: numbers, and letters that stand alone."""
+    return re.sub(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|\d+", "#", name)
 
 
 def edges(layout: Sequence[Block]) -> tuple[tuple[int, int], ...]:
@@ -124,13 +166,10 @@ def _kernel_weights(
 ) -> Array | None:
     if block.path is None:
         return None
-    kernel = _lookup(leaves, block.path, "params")
-    if _kind(block.path, kernel) == "conv":
-        weight = _channel_norm(kernel, norm)
-    elif block.positions == 1:
-        weight = kernel
-    else:
-        weight = _channel_norm(_unflatten(block, kernel), norm)
+    kernel = _folded(block, _lookup(leaves, block.path, "params"))
+    if block.positions > 1:
+        kernel = _unflatten(block, kernel)
+    weight = kernel if kernel.ndim == 2 else _channel_norm(kernel, norm)
     return weight if block.norm is None else weight * _norm_scale(block.norm, leaves, stats)
 
 
@@ -138,6 +177,11 @@ def _norm_scale(path: str, leaves: Mapping[str, Array], stats: Mapping[str, Arra
     if not stats:
         raise ValueError(f"batch_stats is needed to fold {path!r}: pass the state of the model")
     scale = _lookup(leaves, f"{path}/scale", "params")
+    if scale.ndim != 1:
+        raise ValueError(
+            f"params: the scale of {path!r} has shape {scale.shape}, a stack of norms, which "
+            "is not folded; use a layout without it (layout_of: fold_norms=False)"
+        )
     variance = _lookup(stats, f"{path}/var", "batch_stats")
     return magnitude(scale) / jnp.sqrt(variance + BATCH_NORM_EPSILON)
 
@@ -153,6 +197,21 @@ def _kind(name: str, kernel: Array) -> Literal["dense", "conv"]:
     )
 
 
+def _folded(block: Block, kernel: Array) -> Array:
+    """The kernel with one axis of inputs and one of outputs, behind those of its window."""
+    if block.axes is None:
+        _kind(str(block.path), kernel)
+        return kernel
+    window, inputs, outputs = block.axes
+    if window + inputs + outputs != kernel.ndim:
+        raise ValueError(
+            f"layout: {block.path!r} has shape {kernel.shape}, not the {sum(block.axes)} axes of "
+            f"axes={block.axes}; correct one of them"
+        )
+    shape, split = kernel.shape, window + inputs
+    return kernel.reshape(*shape[:window], prod(shape[window:split]), prod(shape[split:]))
+
+
 def _unflatten(block: Block, kernel: Array) -> Array:
     rows, columns = kernel.shape
     if rows % block.positions:
@@ -160,13 +219,14 @@ def _unflatten(block: Block, kernel: Array) -> Array:
             f"layout: {block.path!r} has {rows} rows, not a multiple of "
             f"positions={block.positions}; set positions to the flattened height * width"
         )
-    return kernel.reshape(block.positions, 1, rows // block.positions, columns)
+    return kernel.reshape(block.positions, rows // block.positions, columns)
 
 
 def _channel_norm(kernel: Array, norm: Norm = "l1") -> Array:
+    window = tuple(range(kernel.ndim - 2))
     if norm == "l1":
-        return jnp.sum(magnitude(kernel), axis=(0, 1))
-    squares = jnp.sum(jnp.square(kernel), axis=(0, 1))
+        return jnp.sum(magnitude(kernel), axis=window)
+    squares = jnp.sum(jnp.square(kernel), axis=window)
     # Both branches of `where` are differentiated: keep the root away from 0, where it has no slope.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 

@@ -118,11 +118,13 @@ register(
 )
 
 exempt("weights.layout", "returns no arrays; tests/test_weights.py")
+exempt("weights.layout_of", "returns no arrays; tests/test_layout_of.py")
 exempt("weights.edges", "returns no arrays; tests/test_weights.py")
 exempt("weights.plan", "takes shapes, returns no arrays; tests/test_weights.py")
 exempt("weights.places", "returns names and places; tests/test_weights_stacks.py")
 exempt("weights.entry", "indexing; tests/test_weights_stacks.py, by way of the pruners")
 exempt("weights.with_entry", "indexing; tests/test_weights_stacks.py, by way of the pruners")
+exempt("weights.tied_leaves", "returns names; tests/test_weights_plan.py")
 exempt("weights.leaf_name", "returns a name; tests/test_weights.py and test_optim.py")
 exempt("weights.skipped", "returns no arrays; tests/test_weights.py")
 exempt(
