@@ -3,7 +3,6 @@
 import errno
 import importlib
 import os
-import stat
 import zipfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -172,8 +171,6 @@ def detect(path: Path) -> str:
     """The format of a file or directory, from its content; ``CheckpointError`` if unknown."""
     if path.is_dir():
         return "orbax"
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise CheckpointError(path, "is neither a file nor a directory")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
@@ -208,6 +205,8 @@ def _kind_of_zip(path: Path) -> str:
 
 def _open(path: Path, resources: ExitStack, format: str | None) -> tuple[str, Source]:
     """The format and the content of a file or an Orbax folder."""
+    if not path.is_file() and not path.is_dir():  # a pipe or a device would be read without end
+        raise CheckpointError(path, "is neither a file nor a directory")
     if path.is_file() and _sharded.is_index(path):
         return _sharded.open_index(path, resources, partial(_open_shard, format=format))
     return _open_one(path, resources, format=format)

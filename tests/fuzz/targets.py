@@ -36,6 +36,8 @@ WEIGHTS = {
 }
 PLAIN = {name: array for name, array in WEIGHTS.items() if array.dtype != "float16"}
 
+DRAWN = 0.01  # of the analyses also draw figures, which takes a second
+
 Parts = dict[str, bytes]  # the members of an archive or of a folder, or one nameless content
 
 
@@ -187,7 +189,8 @@ def _read(rng: np.random.Generator, path: Path) -> None:
         _load(path)
     elif rng.random() < 0.8:
         form = ("--json", "--csv", "--skipped")[rng.integers(3)]
-        _spectral_jax(["analyze", str(path), form])
+        page = ["--report", str(path.parent / "page.html")] * (rng.random() < DRAWN)
+        _spectral_jax(["analyze", str(path), form, *page])
     else:
         _spectral_jax(["compress", str(path), "--out", str(path.parent / "small.safetensors")])
         if (path.parent / "small.safetensors").exists():
