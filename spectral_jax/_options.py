@@ -1,8 +1,13 @@
 """Options of public functions that are plain numbers, refused in one way wherever they are not."""
 
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+
+# Not numbers.Real and numbers.Integral: asking an abstract class takes six times as long.
+REAL = int, float, np.integer, np.floating
+WHOLE = int, np.integer
 
 
 def check_number(wanted: str, accepts: Callable[[Any], bool], **options: Any) -> None:
@@ -15,7 +20,7 @@ def check_number(wanted: str, accepts: Callable[[Any], bool], **options: Any) ->
     ValueError: tol=-1.0: choose above 0
     """
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not accepts(value):
+        if isinstance(value, bool) or not isinstance(value, REAL) or not accepts(value):
             raise ValueError(f"{name}={value!r}: {wanted}")
 
 
@@ -33,4 +38,4 @@ def check_count(**options: Any) -> None:
 
 def is_count(value: Any) -> bool:
     """Whether it is a whole number from 1 up, as the sides of a shape are."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    return isinstance(value, WHOLE) and not isinstance(value, bool) and int(value) >= 1

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -21,7 +22,8 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
     >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working(jnp.arange(2)).dtype
     (dtype('float32'), dtype('float32'))
     """
-    x = jnp.asarray(x)
+    if not isinstance(x, jax.Array):  # asarray takes as long as a small program
+        x = jnp.asarray(x)
     if x.dtype in WORKING:
         return x
     if jnp.iscomplexobj(x):
@@ -47,6 +49,11 @@ def power_of_two(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """
     size = jax.lax.stop_gradient(size)
     usable = (size > 0) & jnp.isfinite(size)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 0.75))
-    most = -int(jnp.finfo(size.dtype).minexp)
-    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -most, most))
+    # A number without its fraction is the power of two below. The exponent's bits are those of
+    # infinity; frexp and ldexp would be fifty operations, as long as a whole fit of a small layer.
+    bits = jnp.dtype(f"int{8 * size.dtype.itemsize}")
+    exponent = np.asarray(np.inf, size.dtype).view(bits)
+    below = jax.lax.bitcast_convert_type(size, bits) & exponent
+    above = 2 * jax.lax.bitcast_convert_type(below, size.dtype)
+    smallest = float(jnp.finfo(size.dtype).tiny)
+    return jnp.where(usable, jnp.clip(above, smallest, 1 / smallest), 1)

@@ -18,6 +18,7 @@ from spectral_jax.rmt._spectrum import Spectrum, ordered, rounding, spectra
 from spectral_jax.rmt._variance import simple_variance
 
 Method = Literal["bema", "bema_gamma", "trace", "clip", "median", "density"]
+METHODS = get_args(Method)
 Plotting = Literal["(k-1/2)/p", "k/p", "(k-1)/p"]
 
 BEFORE = {"k/p": 0, "(k-1/2)/p": 1, "(k-1)/p": 2}  # in half steps
@@ -128,8 +129,8 @@ def fit_marchenko_pastur(
     """
     p, n = sizes(shape)
     eigenvalues = spectra(eigenvalues, shape, "eigenvalues")
-    if method not in get_args(Method):
-        raise ValueError(f"method={method!r}: choose one of {get_args(Method)}")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: choose one of {METHODS}")
     if plotting not in BEFORE:
         raise ValueError(f"plotting={plotting!r}: choose one of {tuple(BEFORE)}")
     check_number("choose at least 0 and below 1/2", lambda share: 0 <= share < 0.5, trim=trim)

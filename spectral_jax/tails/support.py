@@ -73,12 +73,13 @@ def support(eigenvalues: Float[Array, "*batch N"], floor: float | None = None) -
     """
     if floor is None:
         floor = (NOISE * float(jnp.finfo(eigenvalues.dtype).eps)) ** 2
-    largest = jnp.max(eigenvalues, axis=-1, initial=0)
+    # Else no comparison would see -inf.
+    seen = jnp.where(jnp.isneginf(eigenvalues), jnp.inf, eigenvalues)
+    largest = jnp.max(seen, axis=-1, initial=0)
     unit = power_of_two(largest)
     values = eigenvalues / unit[..., None]
     keep = values > floor * (largest / unit)[..., None]
-    finite = jnp.isfinite(largest) & jnp.isfinite(jnp.min(eigenvalues, axis=-1, initial=0))
-    return Support(jnp.maximum(values, 0), keep, unit, finite)
+    return Support(jnp.maximum(values, 0), keep, unit, jnp.isfinite(largest))
 
 
 def check_floor(floor: float | None) -> None:
