@@ -548,14 +548,12 @@ def test_orbax_trees_are_read_leaf_by_leaf(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_orbax_checkpoints_are_refused_in_one_line(tmp_path):
     step = write_orbax(tmp_path / "step", {"w": np.eye(2), "b": np.ones(3)})
-    refused = 0
-    for file in sorted(step.rglob("*")):
-        if file.is_file() and file.name not in ("_sharding", "commit_success.txt"):
-            content = file.read_bytes()
-            file.write_bytes(content[: len(content) // 2])
-            refused += not tolerable(step)
-            file.write_bytes(content)
-    assert refused >= 2
+    for file in (step / "_METADATA", step / "manifest.ocdbt", *(step / "d").iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        assert not tolerable(step)
+        file.write_bytes(content)
+    assert tolerable(step)
 
 
 def test_the_newest_step_of_a_training_run_is_read(tmp_path):
@@ -917,12 +915,13 @@ def open_it(path, resources):
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
         ("os.abort()", "ended by SIGABRT"),
-        ("os._exit(3)", "ended by exit code 3"),
+        ("os._exit(3)", "ended with exit code 3"),
         ("sum(iter(int, 1))", "far longer to read"),
         ("np.ones(1 << 40)", "does not fit in memory"),
         ("np.ones(1 << 27)", "does not fit in memory"),
         ("return np.ones(3, 'float32')", "'b' is not as it is declared"),
         ("raise TypeError('no')", "corrupt: no"),
+        ("raise PermissionError('not yours')", "not yours"),
     ],
 )
 @pytest.mark.parametrize("at", ["open", "read"])
@@ -940,9 +939,11 @@ def test_a_library_that_dies_takes_nobody_with_it(at, fault, says, tmp_path, mon
             source = _child.open_apart("library", "open_it", path, resources)
             np.testing.assert_array_equal(source.read("a"), [1, 1])
             source.read("b")
-        if at == "read":
-            with pytest.raises(CheckpointError):
+        if at == "read" and re.search("ended|longer", says):
+            with pytest.raises(CheckpointError, match=says):
                 source.read("a")  # the process is no more
+        elif at == "read":
+            np.testing.assert_array_equal(source.read("a"), [1, 1])
     assert capfd.readouterr() == ("", "")
 
 

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,8 +100,9 @@ class _Child:
         code = self.process.wait()
         if code == -getattr(signal, "SIGXCPU", 0):
             return "takes far longer to read than its size allows: corrupt, or made to"
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"corrupt: the library that reads it ended by {how}"
+        if code >= 0:
+            return f"the process that reads it ended with exit code {code}"
+        return f"corrupt: the library that reads it ended by {signal.Signals(-code).name}"
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -116,24 +118,35 @@ def serve(module: str, function: str, file: str) -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     opener = getattr(importlib.import_module(module), function)
-    with ExitStack() as resources:
-        try:
-            with any_failure(path):
-                _limit(stored_bytes(path))
-                source = opener(path, resources)
-            _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
-            for line in sys.stdin:
-                tensor = source.tensors[json.loads(line)]
-                with any_failure(path):
-                    _limit(tensor.nbytes)
-                    array = np.ascontiguousarray(source.read(tensor.name))
-                if array.nbytes != tensor.nbytes:
-                    raise CheckpointError(path, f"{tensor.name!r:.80} is not as it is declared")
-                _say(output, {})
-                output.write(array.reshape(-1).view(np.uint8).data)
-                output.flush()
-        except CheckpointError as error:
-            _say(output, {"problem": error.args[1]})
+    with ExitStack() as resources, _told(output):
+        with any_failure(path):
+            _limit(stored_bytes(path))
+            source = opener(path, resources)
+        _say(output, {"tensors": [*source.tensors.values()], "skipped": source.skipped})
+        for line in sys.stdin:
+            with _told(output):  # another tensor may be sound
+                _send(output, path, source, source.tensors[json.loads(line)])
+
+
+def _send(output: IO[bytes], path: Path, source: Source, tensor: Tensor) -> None:
+    with any_failure(path):
+        _limit(tensor.nbytes)
+        array = np.ascontiguousarray(source.read(tensor.name))
+    if array.nbytes != tensor.nbytes:
+        raise CheckpointError(path, f"{tensor.name!r:.80} is not as it is declared")
+    _say(output, {})
+    output.write(array.reshape(-1).view(np.uint8).data)
+    output.flush()
+
+
+@contextmanager
+def _told(output: IO[bytes]) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        _say(output, {"problem": error.args[1]})
+    except OSError as error:  # a file that may not be read, or is gone
+        _say(output, {"problem": str(error)})
 
 
 def _say(output: IO[bytes], answer: dict[str, Any]) -> None:
