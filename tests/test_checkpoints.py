@@ -936,7 +936,7 @@ def test_a_library_that_dies_takes_nobody_with_it(at, fault, says, tmp_path, mon
     path.touch()
     with ExitStack() as resources:
         with pytest.raises(CheckpointError, match=says):
-            source = _child.open_apart("library", "open_it", path, resources)
+            source = _child.open_apart("library", "open_it", "json", path, resources)
             np.testing.assert_array_equal(source.read("a"), [1, 1])
             source.read("b")
         if at == "read" and re.search("ended|longer", says):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,12 +41,15 @@ BOOT = (
 )
 
 
-def open_apart(module: str, function: str, path: Path, resources: ExitStack) -> Source:
+def open_apart(
+    module: str, function: str, library: str, path: Path, resources: ExitStack
+) -> Source:
     """The source that ``function`` of ``module`` makes of ``path``, in a child process.
 
-    It costs the start of a Python with the library; a tensor takes its memory twice as it passes.
+    ``library`` is what it is made with, whose import is not held against the file. It costs the
+    start of a Python with that library, and a tensor takes its memory twice as it passes.
     """
-    child = _Child(path, module, function)
+    child = _Child(path, module, function, library)
     resources.callback(child.end)
     answer = child.answer()
     tensors = {name: Tensor(name, tuple(shape), dtype) for name, shape, dtype in answer["tensors"]}
@@ -111,13 +114,15 @@ class _Child:
             pass
 
 
-def serve(module: str, function: str, file: str) -> None:
+def serve(module: str, function: str, library: str, file: str) -> None:
     """Be the child: describe the file on stdout, then send the tensors that stdin names."""
     path = Path(file)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which gets it too, decides
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     opener = getattr(importlib.import_module(module), function)
+    with suppress(ImportError):  # of which the opener has more to say
+        importlib.import_module(library)
     with ExitStack() as resources, _told(output):
         with any_failure(path):
             _limit(stored_bytes(path))

@@ -37,8 +37,8 @@ FORMATS = {
     "msgpack": ("_msgpack", "open_msgpack"),
 }
 
-# Modules whose libraries a broken file can crash: they run in a process of their own.
-NATIVE = ("_hdf5", "_orbax")
+# Modules and their libraries, which a broken file can crash: they run in a process of their own.
+NATIVE = {"_hdf5": "h5py", "_orbax": "orbax.checkpoint"}
 
 # What people point at by mistake, by its first bytes.
 STRANGERS = {
@@ -228,5 +228,5 @@ def _opener(format: str) -> Callable[[Path, ExitStack], Source]:
     module, function = FORMATS[format]
     dotted = f"spectral_jax.checkpoints.{module}"
     if module in NATIVE:
-        return partial(open_apart, dotted, function)
+        return partial(open_apart, dotted, function, NATIVE[module])
     return getattr(importlib.import_module(dotted), function)
