@@ -3,6 +3,7 @@
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ class _Campaign:
         """Work from input ``first``; the next number if the process died of one, -1 if not."""
         command = [sys.executable, "-m", "tests.fuzz", "--target", name, "--seed", str(self.seed)]
         command += ["--work", str(first), str(seconds)]
-        number = first
+        number, folder = first, ""
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
@@ -96,20 +97,23 @@ class _Campaign:
                 except (ValueError, TypeError, KeyError):
                     heard.append(line)
                     continue
-                self.inputs[name] += "failure" not in report
-                if "failure" in report:
-                    self._found(name, number, report["failure"])
+                if "folder" in report:
+                    self.inputs[name] += 1
+                    folder = report["folder"]
+                else:
+                    self._found(name, number, folder, report["failure"])
             watchdog.cancel()
         if process.returncode == 0:
             return -1
-        self._found(name, number, f"ended with {process.returncode}: {''.join(heard[-3:])!r}")
+        died = f"ended with {process.returncode}: {''.join(heard[-3:])!r}"
+        self._found(name, number, folder, died)
         return number + 1
 
-    def _found(self, name: str, number: int, failure: str) -> None:
+    def _found(self, name: str, number: int, folder: str, failure: str) -> None:
         again = f"--seed {self.seed} --target {name} --only {number}"
         with self.lock:
             self.failures.append(failure)
-            print(f"{again}\n    {failure}", flush=True)
+            print(f"{again}, kept in {folder}\n    {failure}", flush=True)
 
 
 def _work(name: str, seed: int, first: int, seconds: float) -> None:
@@ -122,12 +126,12 @@ def _work(name: str, seed: int, first: int, seconds: float) -> None:
     end = time.monotonic() + seconds
     number = first
     while time.monotonic() < end:
-        print(json.dumps({"number": number}), file=report, flush=True)
+        folder = tempfile.mkdtemp(prefix=f"fuzz-{name}-")
+        print(json.dumps({"number": number, "folder": folder}), file=report, flush=True)
         start = _used()
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                attempt(name, seed, number, Path(folder))
+            attempt(name, seed, number, Path(folder))
             failure = None
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -137,6 +141,8 @@ def _work(name: str, seed: int, first: int, seconds: float) -> None:
             failure = f"took {took}: {failure or 'else fine'}"
         if failure:
             print(json.dumps({"number": number, "failure": failure}), file=report, flush=True)
+        else:
+            shutil.rmtree(folder)
         number += 1
 
 
