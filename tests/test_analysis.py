@@ -457,6 +457,22 @@ def test_parquet_holds_what_json_says(checkpoint, tmp_path, capsys):
     assert parquet.read_table(target).num_rows == 7
 
 
+def test_a_table_that_cannot_be_written_leaves_the_older_one(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "table.parquet").write_text("precious")
+
+    def half(table, path):
+        path.write_text("PAR1")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(parquet, "write_table", half)
+    words = (checkpoint, "--parquet", tmp_path / "table.parquet", "--force")
+    assert run(capsys, *words)[0] == 2
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
+
+
 def test_the_page_stands_alone_and_escapes_names(tmp_path, capsys):
     path, page = tmp_path / "m.safetensors", tmp_path / "out.html"
     save_safetensors(path, {"<script>/kernel": noise(32, 24), "b/kernel": noise(24, 24)})

@@ -14,6 +14,7 @@ from typing import Any
 from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, compare, titles
 from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
+from spectral_jax.analysis.target import check_target, replacing
 from spectral_jax.analysis.text import align, render
 from spectral_jax.analysis.verdicts import by_urgency
 
@@ -174,25 +175,6 @@ def _skipped_lines(analyses: Sequence[Analysis]) -> list[str]:
     return align([("not analysed", "shape", "why"), *lines])
 
 
-def check_target(target: str, *, inputs: Sequence[str], force: bool) -> None:
-    """Refuse, before anything is computed, a file that cannot or must not be written.
-
-    ``force`` replaces an older result, never a device or a pipe, nor what is being read.
-    """
-    path = Path(target)
-    if not target or path.is_dir():
-        raise ValueError(f"{target!r} is a folder: name a file")
-    if os.path.lexists(path) and not path.is_file():
-        raise ValueError(f"{path} is no regular file: name another one")
-    if path.exists() and not force:
-        raise ValueError(f"{path} exists: name another file, or add --force to overwrite it")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.parent}")
-    for place in (path, *path.resolve().parents) if path.exists() else ():
-        if any(os.path.exists(each) and place.samefile(each) for each in inputs):
-            raise ValueError(f"{path} is what is to be read, or in it: name another file")
-
-
 def _write_parquet(path: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
     try:
         import pyarrow
@@ -200,4 +182,5 @@ def _write_parquet(path: str, rows: Sequence[dict[str, Any]], names: Sequence[st
     except ImportError as error:
         raise ImportError("--parquet needs pyarrow: pip install 'spectral-jax[tables]'") from error
     table = {name: [row.get(name) for row in rows] for name in names}
-    parquet.write_table(pyarrow.table(table), path)
+    with replacing(Path(path)) as partial:
+        parquet.write_table(pyarrow.table(table), partial)

@@ -1,6 +1,5 @@
 """The table as a page that stands alone: gist, figures, every column, what was skipped."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -14,6 +13,7 @@ from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, titles
 from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
+from spectral_jax.analysis.target import replacing
 from spectral_jax.analysis.text import SHOWN, number, short_names
 from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, against_chance, by_urgency
 from spectral_jax.checkpoints import as_line
@@ -50,12 +50,8 @@ def write_page(
     parts += ["<h2>Provenance</h2>", page.definitions(_provenance(paths))]
     title = "Spectra of " + " and ".join(as_line(Path(path).name) for path in paths)
     text = page.page(title, parts, style=_BADGES)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _item(sentence: str) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_jax.analysis.command import STEP_HELP, check_target, glob_and_kind
+from spectral_jax.analysis.command import STEP_HELP, glob_and_kind
+from spectral_jax.analysis.target import check_target
 from spectral_jax.analysis.text import align, number
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
