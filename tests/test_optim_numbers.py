@@ -8,7 +8,26 @@ import numpy as np
 import optax
 import pytest
 
-from spectral_jax.optim import Penalty, fiedler_decay, spectral_penalty
+from spectral_jax.optim import (
+    METRICS,
+    Penalty,
+    Policy,
+    alpha_decay,
+    alpha_pruning,
+    factorize,
+    fiedler_decay,
+    halve,
+    prune_spectra,
+    recombine,
+    reconstruction_error,
+    shrink,
+    sparsegpt,
+    spectral_penalty,
+    split,
+    svd_prune,
+    temp_balance,
+    truncate,
+)
 from tests.test_optim import first_update, nothing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -150,3 +169,164 @@ def test_mixed_trees_keep_their_dtypes_in_a_scan(made):
     for name in ("steps", "tokens"):
         np.testing.assert_array_equal(after[name], params[name])
     assert (after["0"]["kernel"] != params["0"]["kernel"]).any()
+
+
+# What steers, prunes and decays
+
+
+def corner(matrix):
+    return jnp.ravel(matrix)[0]
+
+
+STEERED = dict(metric=corner, refresh_every=1, min_eigenvalues=2)
+
+
+def kernels(dtype="float32"):
+    """Two kernels whose corners, 2 and 4, are taken for alphas: a map has both its ends."""
+    params = network(dtype)
+    for layer, alpha in (("0", 2), ("1", 4)):
+        params[layer]["kernel"] = params[layer]["kernel"].at[0, 0].set(alpha)
+    return params
+
+
+def test_a_scheduled_weight_decay_moves_with_and_without_optax():
+    params = kernels()
+    make = partial(alpha_decay, assignment="linear", **STEERED)
+    for tx in (make(RAMP), optax.inject_hyperparams(make)(weight_decay=RAMP)):
+        state, step, found = tx.init(params), jax.jit(tx.update), []
+        for _ in range(3):
+            updates, state = step(nothing(params), state, params)
+            found.append(float(updates["1"]["kernel"][0, 0] / 4))
+        np.testing.assert_allclose(found, [0, 0.5 * 1.5, 1.0 * 1.5], rtol=1e-6)
+
+
+def test_the_levels_of_a_balance_may_be_schedules():
+    params, rise = kernels(), lambda step: 1.0 + step
+    make = partial(temp_balance, "linear", **STEERED)
+    for tx in (make(high=rise), optax.inject_hyperparams(make)(high=rise)):
+        state, step, found = tx.init(params), jax.jit(tx.update), []
+        for _ in range(3):
+            updates, state = step(params, state, params)
+            found.append(float(updates["1"]["kernel"][0, 0] / 4))
+        np.testing.assert_allclose(found, [1, 2, 3])
+
+
+def test_by_default_near_equal_alphas_get_near_equal_rates():
+    """A min-max map would make a half and one and a half of any difference."""
+    params = kernels()
+    params["1"]["kernel"] = params["1"]["kernel"].at[0, 0].set(2.001)
+    updates, _ = first_update(temp_balance(**STEERED), params, params)
+    for name, layer in params.items():
+        np.testing.assert_allclose(updates[name]["kernel"], layer["kernel"], rtol=2e-2)
+    default, _ = first_update(alpha_decay(1.0, **STEERED), params)
+    np.testing.assert_allclose(default["1"]["kernel"], params["1"]["kernel"], rtol=2e-2)
+
+
+TRANSFORMED = {
+    "temp_balance": lambda: temp_balance("linear", **STEERED),
+    "alpha_decay": lambda: alpha_decay(0.1, "linear", **STEERED),
+    "svd_prune": lambda: svd_prune(Policy(keep_below=0.5), steps_per_epoch=1, every=1),
+}
+
+
+@pytest.mark.parametrize("made", TRANSFORMED)
+def test_the_others_too_compute_in_float32_and_keep_dtypes_in_a_scan(made):
+    params, tx = mixed(), TRANSFORMED[made]()
+    gradient = jax.tree.map(lambda p: (p / 8).astype(p.dtype), params)
+    once, _ = first_update(tx, params, gradient)
+    wide = lambda tree: jax.tree.map(lambda x: x.astype("float32"), tree["0"])  # noqa: E731
+    exact, _ = first_update(
+        tx,
+        {"0": wide(params), "1": wide({"0": params["1"]})},
+        {"0": wide(gradient), "1": wide({"0": gradient["1"]})},
+    )
+    for name in ("0", "1"):
+        jax.tree.map(
+            lambda u, e: np.testing.assert_array_equal(u, e.astype(u.dtype)),
+            once[name],
+            exact[name],
+        )
+
+    def step(carry, _):
+        updates, state = tx.update(gradient, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    (after, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=2)
+    assert jax.tree.map(lambda p: p.dtype, after) == jax.tree.map(lambda p: p.dtype, params)
+    np.testing.assert_array_equal(after["tokens"], params["tokens"])
+
+
+@pytest.mark.parametrize("name", ["low", "high"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_levels_that_are_none_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*choose a finite number >= 0"):
+        temp_balance("linear", **STEERED, **{name: value})
+    with pytest.raises(ValueError, match="weight_decay=.*choose a finite number >= 0"):
+        alpha_decay(value, **STEERED)
+
+
+# At any scale
+
+
+SCALES = [1e-30, 1e-12, 1e12, 1e30]
+
+
+@pytest.mark.parametrize("name", ["hill", "farms", "debiased"])
+def test_exponents_have_no_scale(name):
+    matrix, metric = network()["0"]["kernel"], jax.jit(METRICS[name]())
+    expected = float(metric(matrix))
+    for scale in SCALES:
+        assert float(metric(scale * matrix)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_pruning_and_surgery_follow_the_scale_of_the_matrix():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(60, 40)), "float32")
+    edits = {
+        "truncate": lambda w, s: truncate(w, 5),
+        "split": lambda w, s: recombine(split(w, 5)),
+        "halve": lambda w, s: halve(w, 9 * s),
+        "shrink": lambda w, s: shrink(w, 0.5 * s),
+        "prune_spectra": lambda w, s: prune_spectra({"kernel": w}, Policy()).params["kernel"],
+    }
+    for name, edit in edits.items():
+        edit, size = jax.jit(edit), np.abs(w).max()
+        expected = np.asarray(edit(w, 1.0))
+        assert np.abs(expected - w).max() > 0.1, name
+        for scale in SCALES:
+            found = np.asarray(edit(w * scale, scale)) / scale
+            np.testing.assert_allclose(found, expected, atol=1e-5 * size, err_msg=name)
+
+
+def test_sparsities_are_numbers_whatever_the_size_of_the_alphas():
+    sizes = jnp.array([1.0, 2.0, 3.0])
+    expected = alpha_pruning(jnp.array([1.0, 2.0, 3.0]), sizes, 0.5).ratios
+    for scale in (1e-30, 1e30, 1.1e38):
+        alphas = scale * jnp.array([1.0, 2.0, 3.0])
+        for found in (
+            alpha_pruning(alphas, sizes, 0.5).ratios,
+            alpha_pruning(alphas, scale * sizes, 0.5).ratios,
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_complex_matrices_are_refused_by_name():
+    w = jnp.ones((8, 6), jnp.complex64)
+    inputs = jnp.ones((4, 8))
+    for call in (
+        lambda: truncate(w, 2),
+        lambda: halve(w, 1.0),
+        lambda: shrink(w, 1.0),
+        lambda: split(w, 2),
+        lambda: factorize({"fc": {"kernel": w}}, {"fc/kernel": 2}),
+        lambda: sparsegpt(w, inputs, 0.5),
+        lambda: reconstruction_error(w, w, inputs),
+    ):
+        with pytest.raises(ValueError, match="complex dtype complex64: pass real matrices"):
+            call()
+
+
+@pytest.mark.parametrize("rank", [True, 2.0, 0.5, -1])
+def test_a_rank_that_is_no_count_is_refused_by_name(rank):
+    for edit in (truncate, split):
+        with pytest.raises(ValueError, match=f"rank={rank}: "):
+            edit(jnp.ones((8, 6)), rank)

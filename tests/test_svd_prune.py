@@ -329,7 +329,7 @@ def test_a_change_that_costs_more_than_allowed_is_taken_back(after, accepted):
 def test_nnx_optimizer_runs_it_beside_the_layer_wise_learning_rates():
     layers = [nnx.Linear(40, 60, rngs=nnx.Rngs(0)), nnx.Linear(60, 10, rngs=nnx.Rngs(1))]
     model = nnx.Sequential(*layers)
-    balance = temp_balance(metric=jnp.max, refresh_every=1, min_eigenvalues=1)
+    balance = temp_balance("linear", metric=jnp.max, refresh_every=1, min_eigenvalues=1)
     prune = svd_prune({"layers/0/*": Policy()}, steps_per_epoch=2, every=1)
     chain = optax.chain(optax.sgd(0.1), balance, prune)
     optimizer = nnx.Optimizer(model, chain, wrt=nnx.Param)

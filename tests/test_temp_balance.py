@@ -167,7 +167,9 @@ def network(alphas=ALPHA):
     return params
 
 
-balance = partial(temp_balance, metric=corner, refresh_every=3, min_eigenvalues=8)
+def balance(assignment="linear", **options):
+    options = {"metric": corner, "refresh_every": 3, "min_eigenvalues": 8} | options
+    return temp_balance(assignment, **options)
 
 
 def scales_of(updates):
@@ -271,7 +273,8 @@ def test_it_multiplies_the_learning_rate_behind_momentum():
 
 def test_alpha_decay_decays_weakly_where_the_tail_is_heavy():
     params = network()
-    decay = alpha_decay(0.1, metric=corner, refresh_every=3, min_eigenvalues=8, low=0.5, high=3.0)
+    options = {"metric": corner, "refresh_every": 3, "min_eigenvalues": 8}
+    decay = alpha_decay(0.1, "linear", low=0.5, high=3.0, **options)
     updates, _ = first(decay, params)
     for name, scale in zip(NAMES, [0.5, 1.125, 1.75, 3], strict=True):
         expected = 1 + 0.1 * scale * np.asarray(params[name]["kernel"])

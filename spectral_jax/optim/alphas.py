@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from spectral_jax import tails
 from spectral_jax.linalg import svdvals
+from spectral_jax.linalg.precision import power_of_two
 
 Metric = Callable[[Float[Array, "*positions m n"]], Float[Array, ""]]
 
@@ -20,7 +21,7 @@ def hill(*, fraction: float = 0.5) -> Metric:
     """The Hill exponent of the whole spectrum, biased by the shape (TempBalance)."""
 
     def metric(matrix):
-        return tails.hill_alpha(jnp.ravel(svdvals(matrix)) ** 2, fraction=fraction)
+        return tails.hill_alpha(jnp.ravel(svdvals(_unit(matrix))) ** 2, fraction=fraction)
 
     return metric
 
@@ -33,7 +34,7 @@ def farms(
     def metric(matrix):
         # Not pooled: that would sort, which the fit does again; a sort is slow to compile.
         eigenvalues = tails.farms_eigenvalues(
-            matrix, window=window, samples=samples, cols_per_row=cols_per_row, pooled=False
+            _unit(matrix), window=window, samples=samples, cols_per_row=cols_per_row, pooled=False
         )
         return tails.hill_alpha(jnp.ravel(eigenvalues), fraction=fraction)
 
@@ -62,6 +63,11 @@ def shape_only(*, fraction: float = 0.5) -> Metric:
         return jnp.asarray(tails.null_alpha(matrix.shape, fraction=fraction).mean, matrix.dtype)
 
     return metric
+
+
+def _unit(matrix: Array) -> Array:
+    """An exponent has no scale, but the squares of its eigenvalues may overflow, or be lost."""
+    return matrix / power_of_two(jnp.max(jnp.abs(matrix)))
 
 
 METRICS: dict[str, Callable[..., Metric]] = {

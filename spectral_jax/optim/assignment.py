@@ -17,13 +17,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.optim.hyperparameters import concrete
+
 Assignment = Callable[[Float[Array, "*batch layers"]], Float[Array, "*batch layers"]]
 
 
 def linear_map(
     alpha: Float[Array, "*batch layers"], *, low: float = 0.5, high: float = 1.5
 ) -> Float[Array, "*batch layers"]:
-    """``low + (high - low) (alpha - min) / (max - min)``, TempBalance's default.
+    """``low + (high - low) (alpha - min) / (max - min)``, TempBalance's own.
 
     With other ends it is AlphaDecay's map (weight decay) and AlphaPruning's (``1 -+ eps``).
     Raises ``ValueError`` unless ``0 <= low <= high``.
@@ -114,6 +117,7 @@ def _share(alpha: Array, known: Array, function: Callable[[Any], Array]) -> Arra
 
 def _unit_interval(alpha: Array, known: Array) -> Array:
     """``(alpha - min) / (max - min)`` over the known ones; 0 where that is 0/0."""
+    alpha, _ = _scaled_down(alpha, known)
     low, high = _extremes(alpha, known)
     apart = high > low
     width = jnp.where(apart, high - low, 1)
@@ -125,7 +129,7 @@ def _where_unequal(
 ) -> Array:
     """The scale of known layers, but 1 if all of them are equal, for then no map has an opinion."""
     low, high = _extremes(alpha, known)
-    return jnp.where(known & (high > low), scale, 1)
+    return jnp.where(known & (high > low), scale, 1).astype(alpha.dtype)
 
 
 def _extremes(alpha: Array, known: Array) -> tuple[Array, Array]:
@@ -140,8 +144,16 @@ def _deviation(alpha: Array, known: Array) -> Array:
 
 
 def _mean(values: Array, known: Array) -> Array:
+    values, unit = _scaled_down(values, known)
     total = jnp.sum(values, axis=-1, where=known, keepdims=True)
-    return total / _count(known, values.dtype)
+    return total / _count(known, values.dtype) * unit
+
+
+def _scaled_down(values: Array, known: Array) -> tuple[Array, Array]:
+    """Values over a unit in which their sums and differences do not overflow, and the unit."""
+    largest = jnp.max(jnp.abs(values), axis=-1, where=known, initial=0, keepdims=True)
+    unit = power_of_two(largest)
+    return values / unit, unit
 
 
 def _count(known: Array, dtype: Any) -> Array:
@@ -151,5 +163,5 @@ def _count(known: Array, dtype: Any) -> Array:
 
 
 def _check_range(low: float, high: float) -> None:
-    if not 0 <= low <= high:
+    if concrete(low, high) and not 0 <= low <= high:
         raise ValueError(f"low={low}, high={high}: choose 0 <= low <= high")

@@ -21,9 +21,14 @@ def at(strength: Strength, step: Any) -> Any:
     return strength(step) if callable(strength) else strength
 
 
+def concrete(*values: Any) -> bool:
+    """Whether all these numbers are known before the program runs, so that they can be judged."""
+    return not any(isinstance(value, jax.core.Tracer) or callable(value) for value in values)
+
+
 def check_strength(name: str, strength: Strength) -> None:
     """Raise ``ValueError`` for a negative, infinite or NaN strength, where it is known by now."""
-    if callable(strength) or isinstance(strength, jax.core.Tracer):
+    if not concrete(strength):
         return
     values = np.asarray(strength, float)
     if not np.all(np.isfinite(values) & (values >= 0)):

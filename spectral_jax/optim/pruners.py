@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 
 Sparsity = float | Float[Array, ""]
@@ -49,7 +50,7 @@ def wanda_mask(
     Raises ``ValueError`` if the inputs are not as wide as the matrix is high.
     Source: Wanda, arXiv 2306.11695.
     """
-    _check_inputs(weights, inputs)
+    weights, inputs = _checked(weights, inputs)
     scores = jnp.abs(weights) * jnp.linalg.norm(inputs, axis=0)[:, None]
     return jax.vmap(lambda column: _largest(column, sparsity), in_axes=1, out_axes=1)(scores)
 
@@ -76,7 +77,8 @@ def sparsegpt(
     Raises ``ValueError`` for inputs of the wrong width, ``block_size < 1`` or ``damping <= 0``.
     Source: SparseGPT, arXiv 2301.00774.
     """
-    _check_inputs(weights, inputs)
+    dtype = weights.dtype
+    weights, inputs = _checked(weights, inputs)
     if block_size < 1:
         raise ValueError(f"block_size={block_size}: choose at least 1")
     if not damping > 0:
@@ -91,14 +93,15 @@ def sparsegpt(
         stop = min(start + block_size, size)
         rest, mask = _prune_block(rest, factor, start, stop, sparsity)
         kept.append(mask)
-    return Pruned(rest, jnp.concatenate(kept), jnp.all(jnp.isfinite(rest)))
+    return Pruned(rest.astype(dtype), jnp.concatenate(kept), jnp.all(jnp.isfinite(rest)))
 
 
 def reconstruction_error(
     weights: Float[Array, "m n"], pruned: Float[Array, "m n"], inputs: Float[Array, "samples m"]
 ) -> Float[Array, ""]:
     """``||X W - X W'||_F^2 / ||X W||_F^2``; 0 where that is 0/0."""
-    _check_inputs(weights, inputs)
+    weights, inputs = _checked(weights, inputs)
+    pruned = working(pruned, "pruned")
     lost, whole = (jnp.sum(mm(inputs, w) ** 2) for w in (weights - pruned, weights))
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
 
@@ -206,8 +209,10 @@ def _prune_block(rest: Array, factor: Array, start: int, stop: int, sparsity: Sp
     return jnp.concatenate([rest[:start], pruned, after]), kept
 
 
-def _check_inputs(weights: Array, inputs: Array) -> None:
+def _checked(weights: Array, inputs: Array) -> tuple[Array, Array]:
+    """Both in a dtype to compute in, or ``ValueError``."""
     if weights.ndim != 2 or inputs.ndim != 2 or inputs.shape[1] != weights.shape[0]:
         raise ValueError(
             f"weights {weights.shape} and inputs {inputs.shape}: pass [in, out] and [samples, in]"
         )
+    return working(weights, "weights"), working(inputs, "inputs")

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.optim.assignment import linear_map
+from spectral_jax.optim.hyperparameters import concrete
 
 
 class Allocation(NamedTuple):
@@ -53,12 +55,13 @@ def alpha_pruning(
     """
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon={epsilon}: choose 0 <= epsilon < 1, the spread of the ratios")
-    if isinstance(sparsity, float | int) and not 0 <= sparsity <= 1:
+    if concrete(sparsity) and not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity={sparsity} is a share of the weights: choose it in [0, 1]")
     if paper_compat not in (None, "clip_no_renorm"):
         raise ValueError(f"paper_compat={paper_compat!r}: choose 'clip_no_renorm' or None")
     target = jnp.asarray(sparsity, alpha.dtype)
     sizes = jnp.asarray(sizes).astype(alpha.dtype)
+    sizes = sizes / power_of_two(jnp.max(sizes, initial=0))
     shares = linear_map(alpha, low=1 - epsilon, high=1 + epsilon)
     if paper_compat is None:
         ceiling, scale = jnp.ones((), alpha.dtype), _water_level(shares, sizes, target)

@@ -3,17 +3,21 @@
 Everything but `split` keeps the shape of the matrix, so that what is removed is a mask inside a
 compiled program; `split` needs a rank that is known outside it. ``edge`` is the singular value at
 which the noise ends, ``sqrt(max(m, n) * edge of the eigenvalues)``. Leading axes are a batch.
+Half precision is computed in float32 and comes back in the dtype of the matrix; complex matrices
+are refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spectral_jax import rmt
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
 
 Factored = Mapping[str, "Array | Factored"]
@@ -35,9 +39,9 @@ def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
     Holds under ``jit`` and ``vmap``; NaN or inf in a matrix gives NaN for that matrix only.
     Sources: Golub & Van Loan, Matrix Computations, section 8.6.
     """
-    scale = jnp.max(jnp.abs(w), axis=(-2, -1), keepdims=True, initial=0)
-    unit = w / jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1)
-    squares, vectors = jnp.linalg.eigh(_gram(unit))
+    w = working(w, "w")
+    scale = power_of_two(jnp.max(jnp.abs(w), axis=(-2, -1), keepdims=True, initial=0))
+    squares, vectors = jnp.linalg.eigh(_gram(w / scale))
     values = jnp.sqrt(jnp.maximum(squares, 0)) * scale[..., 0]
     return Spectrum(values[..., ::-1], vectors[..., ::-1])
 
@@ -59,13 +63,14 @@ def truncate(
     """The best approximation of that rank: the ``rank`` largest singular values, the rest at 0.
 
     ``rank`` may be traced. The squared Frobenius error is the sum of the dropped squares
-    (Eckart-Young). Holds under ``jit`` and ``vmap``.
+    (Eckart-Young). Holds under ``jit`` and ``vmap``. Raises ``ValueError`` for a rank that is
+    known to be negative, or no integer.
 
     >>> truncate(jnp.diag(jnp.array([3.0, 2.0, 1.0])), 2).diagonal().round(5)
     Array([3., 2., 0.], dtype=float32)
     """
-    found = spectrum(w)
-    return rescaled(w, found, _flags(first(found.values, rank), w))
+    _check_rank(rank, least=0)
+    return _with_gains(w, lambda values: first(values, rank))
 
 
 def halve(
@@ -75,8 +80,7 @@ def halve(
 
     Source: variant 2 of the released code of arXiv 2303.08986.
     """
-    found = spectrum(w)
-    return rescaled(w, found, jnp.where(_above(found.values, edge), 1, 0.5).astype(w.dtype))
+    return _with_gains(w, lambda values: jnp.where(_above(values, edge), 1, 0.5))
 
 
 def random_subset(
@@ -90,10 +94,11 @@ def random_subset(
     The control for keeping the largest: it keeps as many, ``floor(keep_below count)``.
     Holds under ``jit`` and ``vmap``. Source: variant 3 of the code of arXiv 2303.08986.
     """
-    found = spectrum(w)
-    rank = kept_rank(found.values, edge, keep_below)
-    kept = random_choice(key, found.values, edge, rank)
-    return rescaled(w, found, _flags(kept, w))
+
+    def kept(values):
+        return random_choice(key, values, edge, kept_rank(values, edge, keep_below))
+
+    return _with_gains(w, kept)
 
 
 def shrink(
@@ -105,8 +110,8 @@ def shrink(
     noise goes to 0. Holds under ``jit`` and ``vmap``.
     Raises ``ValueError`` for ``noise`` not above 0. Source: Gavish & Donoho, arXiv 1405.7511.
     """
-    found = spectrum(w)
-    return rescaled(w, found, shrinkage(found.values, (w.shape[-2], w.shape[-1]), noise))
+    shape = (w.shape[-2], w.shape[-1])
+    return _with_gains(w, lambda values: shrinkage(values, shape, noise))
 
 
 def sparsify(
@@ -120,7 +125,8 @@ def sparsify(
     Holds under ``jit`` and ``vmap``.
     Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
     """
-    return sparsified(w, spectrum(w), edge, threshold)
+    x = working(w, "w")
+    return _like(w, sparsified(x, spectrum(x), edge, threshold))
 
 
 def sparsify_vectors(
@@ -136,7 +142,8 @@ def sparsify_vectors(
     Entries of ``u_i`` and ``v_i`` up to ``theta max(floor, max(0, 1 - s_i / edge)^power)`` go to 0.
     Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
     """
-    return with_sparse_vectors(w, spectrum(w), edge, theta, floor=floor, power=power)
+    x = working(w, "w")
+    return _like(w, with_sparse_vectors(x, spectrum(x), edge, theta, floor=floor, power=power))
 
 
 def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
@@ -145,17 +152,19 @@ def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
     ``u v = U_k S_k V_k^T`` with ``sqrt(S_k)`` in each. A convolution ``[h, w, i, o]`` is read as
     ``[h w i, o]`` and becomes ``u [h, w, i, rank]`` and ``v [1, 1, rank, o]``, its window and then
     a 1 x 1 one. Holds under ``jit`` (``rank`` is static).
-    Raises ``ValueError`` with the reason where two factors would not save parameters.
+    Raises ``ValueError`` with the reason where two factors would not save parameters, and for a
+    rank that is no integer.
     Source: arXiv 2303.08986.
 
     >>> {name: factor.shape for name, factor in split(jnp.ones((8, 6)), 2).items()}
     {'u': (8, 2), 'v': (2, 6)}
     """
+    _check_rank(rank)
     refused = split_refusal(kernel.shape, rank)
     if refused:
         raise ValueError(f"rank={rank}: {refused}")
     *window, m, n = kernel.shape
-    w = kernel.reshape(-1, n)
+    w = working(kernel, "kernel").reshape(-1, n)
     found = spectrum(w)
     vectors = found.vectors[:, :rank]
     roots = jnp.sqrt(found.values[:rank])
@@ -164,7 +173,8 @@ def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
         u, v = mm(w, vectors * inverse), (vectors * roots).T
     else:
         u, v = vectors * roots, mm((vectors * inverse).T, w)
-    return {"u": u.reshape(*window, m, rank), "v": v.reshape(*[1] * len(window), rank, n)}
+    u, v = u.reshape(*window, m, rank), v.reshape(*[1] * len(window), rank, n)
+    return {"u": _like(kernel, u), "v": _like(kernel, v)}
 
 
 def split_refusal(shape: tuple[int, ...], rank: int) -> str:
@@ -282,6 +292,27 @@ def first(values: Float[Array, "*batch p"], rank: int | Int[Array, "*batch"]) ->
     """Flags of the ``rank`` largest values."""
     places = jnp.arange(values.shape[-1], dtype=jnp.int32)
     return places < jnp.asarray(rank, jnp.int32)[..., None]
+
+
+def _with_gains(w: Array, gains: Callable[[Array], Array]) -> Array:
+    """The matrix with each singular value times its gain."""
+    x = working(w, "w")
+    found = spectrum(x)
+    return _like(w, rescaled(x, found, gains(found.values).astype(x.dtype)))
+
+
+def _like(w: Array, result: Array) -> Array:
+    """In the dtype of the weights it replaces; of integers nothing would be left."""
+    floating = jnp.issubdtype(jnp.result_type(w), jnp.floating)
+    return result.astype(jnp.result_type(w)) if floating else result
+
+
+def _check_rank(rank: int | Array, *, least: int = 1) -> None:
+    if isinstance(rank, jax.core.Tracer):
+        return
+    known = np.asarray(rank)
+    if not np.issubdtype(known.dtype, np.integer) or np.any(known < least):
+        raise ValueError(f"rank={rank}: choose an integer, at least {least}")
 
 
 def _above(values: Array, edge: float | Array) -> Array:

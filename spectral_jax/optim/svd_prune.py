@@ -22,7 +22,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
 from spectral_jax.linalg.lapack import each
+from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.optim import surgery
+from spectral_jax.optim.leaves import changed, floats, moved
 from spectral_jax.optim.policies import Policy, policy_of
 from spectral_jax.optim.surgery import Spectrum
 
@@ -88,7 +90,8 @@ def prune_spectra(
 
     A convolution ``[h, w, i, o]`` is the matrix ``[h w i, o]``; the factors of a split layer are
     layers of their own, and so are those of a stack, ``"layers/fc/kernel:3"``. Layers of equal
-    shape and policy go through one vmapped computation.
+    shape and policy go through one vmapped computation, in float32 at least; every leaf keeps its
+    dtype.
 
     Args:
       policies: one for all layers, or by glob of the names (``"layers/*"``), first match wins;
@@ -101,13 +104,12 @@ def prune_spectra(
     Holds under ``jit`` and ``vmap``. Costs one symmetric eigendecomposition of the short side.
     Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
     """
-    leaves = _leaves(params)
+    leaves = weights_of.named_leaves(floats(params))
     kernels = weights_of.places(leaves, kinds=("dense", "conv", "low_rank"))
     chosen = policy_of(kernels, policies)
     if key is None and any(policy.edit == "random" for policy in chosen.values()):
         raise ValueError("key: edit='random' draws, so pass a jax.random.key")
     key = jax.random.key(0) if key is None else key
-    fit = _fit_bulk if fit is None else fit
     layers = {name: weights_of.entry(leaves[leaf], at) for name, (leaf, at) in kernels.items()}
     groups: dict[Any, list[str]] = {}
     for name, policy in chosen.items():
@@ -124,7 +126,14 @@ def prune_spectra(
             layer = matrices[i].reshape(layers[name].shape)
             leaves[leaf] = weights_of.with_entry(leaves[leaf], at, layer)
             report[name] = jax.tree.map(lambda x, i=i: x[i], rows)
-    params = jax.tree.unflatten(jax.tree.structure(params), list(leaves.values()))
+
+    touched = {kernels[name].leaf for name in chosen}
+
+    def after(path, leaf):
+        name = weights_of.leaf_name(path)
+        return leaves[name].astype(leaf.dtype) if name in touched else leaf
+
+    params = jax.tree.map_with_path(after, params)
     return Pruning(params, {name: report[name] for name in chosen})
 
 
@@ -167,10 +176,10 @@ def svd_prune(
         due = step % (steps_per_epoch * every) == 0
 
         def event():
-            moved = optax.apply_updates(params, updates)
             draw = None if key is None else jax.random.fold_in(key, step)
-            pruned, report = prune(moved, epoch=step / steps_per_epoch, key=draw)
-            fresh = jax.tree.map(jnp.subtract, pruned, params), report
+            led = moved(params, updates)
+            pruned, report = prune(led, epoch=step / steps_per_epoch, key=draw)
+            fresh = changed(lambda u, p, to: to - p, updates, params, pruned), report
             return jax.tree.map(partial(jnp.where, due), fresh, (updates, state.report))
 
         # With a batched predicate cond would run both branches: one that is common to all members.
@@ -184,21 +193,24 @@ def svd_prune(
 
 
 def _prune_matrix(
-    policy: Policy, fit: Fit, keep_below: Any, w: Array, key: PRNGKeyArray
+    policy: Policy, fit: Fit | None, keep_below: Any, w: Array, key: PRNGKeyArray
 ) -> tuple[Array, LayerReport]:
     shape = (w.shape[0], w.shape[1])
     n = max(shape)
-    spectral = _spectrum(w)
-    found = fit(spectral.values[::-1] ** 2 / n, shape)
+    # A fit of the caller's own may know sizes: it gets the eigenvalues as they are.
+    size = jnp.max(jnp.abs(w), initial=0)
+    unit = power_of_two(size) if fit is None else jnp.ones_like(size)
+    spectral = _spectrum(w / unit)
+    found = (fit or _fit_bulk)(spectral.values[::-1] ** 2 / n, shape)
     edge, sigma = jnp.sqrt(n * found.edge), jnp.sqrt(found.variance)
     status = _status(policy, spectral, found, keep_below)
     ready = status == PruneStatus.PRUNED
-    cut = _Cut(edge, sigma, keep_below, key)
-    edited, rank = _EDITS[policy.edit](w, spectral, cut, policy)
+    cut = _Cut(edge, sigma, keep_below, key, unit)
+    edited, rank = _EDITS[policy.edit](w / unit, spectral, cut, policy)
     rank = jnp.where(ready, rank, len(spectral.values)).astype(jnp.int32)
     spikes, ks = jnp.asarray(found.spikes, jnp.int32), jnp.asarray(found.ks, w.dtype)
-    row = LayerReport(sigma, edge, spikes, ks, rank, status)
-    return jnp.where(ready, edited, w), row
+    row = LayerReport(unit * sigma, unit * edge, spikes, ks, rank, status)
+    return jnp.where(ready, unit * edited, w), row
 
 
 @custom_vmap
@@ -235,10 +247,13 @@ def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> 
 
 
 class _Cut(NamedTuple):
+    """Where and how to cut the matrix in its unit, in which its squares are of order 1."""
+
     edge: Array
     noise: Array
     keep_below: Any
     key: PRNGKeyArray
+    unit: Array
 
 
 def _truncate(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
@@ -267,7 +282,8 @@ def _shrink(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Ar
 
 
 def _sparsify(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
-    return surgery.sparsified(w, spectral, cut.edge, policy.threshold), _all(spectral)
+    threshold = policy.threshold / cut.unit
+    return surgery.sparsified(w, spectral, cut.edge, threshold), _all(spectral)
 
 
 def _sparsify_vectors(
@@ -300,12 +316,6 @@ def _all(spectral: Spectrum) -> Array:
 
 def _matrix(kernel: Array) -> Array:
     return kernel.reshape(prod(kernel.shape[:-1]), kernel.shape[-1])
-
-
-def _leaves(params: PyTree) -> dict[str, Array]:
-    """The leaves by path, in the order of the tree."""
-    found, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {weights_of.leaf_name(path): leaf for path, leaf in found}
 
 
 def _unknown(shape: jax.ShapeDtypeStruct) -> Array:

@@ -15,6 +15,8 @@ from spectral_jax import weights as weights_of
 from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
+from spectral_jax.optim.hyperparameters import Strength, at, check_strength, injectable
+from spectral_jax.optim.leaves import changed, floats
 from spectral_jax.optim.ownership import owners
 
 Tuned = Literal["all", "inner", "not_last"]
@@ -32,8 +34,13 @@ class TempBalanceState(NamedTuple):
     scales: dict[str, Float[Array, ""]]
 
 
+_LEVELS = ("low", "high", "tau", "s_min", "s_max")
+_MAPS = tuple(ASSIGNMENTS.values())
+
+
+@injectable(*_LEVELS, options_of=_MAPS)
 def temp_balance(
-    assignment: str | Assignment = "linear",
+    assignment: str | Assignment = "tb_sigmoid",
     *,
     refresh_every: int,
     metric: str | Metric = "farms",
@@ -47,11 +54,14 @@ def temp_balance(
     """Scale each layer's update by ``assignment(alphas of all layers)``; put it last in the chain.
 
     There it multiplies the learning rate, whatever comes before (momentum, Adam, decoupled decay).
-    A kernel's bias, and the norm that belongs to it, take its scale; all else keeps scale 1.
+    A kernel's bias, and the norm that belongs to it, take its scale; all else keeps scale 1, and
+    every update its dtype.
 
     Args:
-      assignment: a name in ``ASSIGNMENTS`` (``options`` go to it, as ``low``, ``high`` or ``tau``)
-        or a map ``alphas -> scales``.
+      assignment: a name in ``ASSIGNMENTS`` or a map ``alphas -> scales``. The ``options`` of a
+        name (``low``, ``high``, ``tau``) may be schedules; they count at the next refresh.
+        TempBalance's ``"linear"`` stretches any spread of alphas over its whole range: before the
+        layers have parted that is noise turned into learning rates.
       refresh_every: steps between measurements, the first at step 0; the papers measure at every
         epoch, so pass the steps per epoch.
       metric: a name in ``METRICS`` or ``matrix -> alpha``; equal shapes are measured in one batch.
@@ -92,37 +102,41 @@ def temp_balance(
         del extra
         if params is None:
             raise ValueError("params are measured: call update(updates, state, params)")
-        state = control.refreshed(state, jax.lax.stop_gradient(params))
+        params = jax.lax.stop_gradient(floats(params))
+        state = control.refreshed(state, params)
         scales = control.per_leaf(params, state.scales)
         return jax.tree.map(_scaled, updates, scales), state._replace(step=state.step + 1)
 
     return optax.GradientTransformationExtraArgs(control.init, update)
 
 
+@injectable("weight_decay", *_LEVELS, options_of=temp_balance)
 def alpha_decay(
-    weight_decay: float | Float[Array, ""], assignment: str | Assignment = "linear", **options: Any
+    weight_decay: Strength, assignment: str | Assignment = "tb_sigmoid", **options: Any
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``weight_decay * scale * w`` to each update: the heavier the tail, the weaker the decay.
 
     In place of ``optax.add_decayed_weights``, before the learning rate. Scales are those of
     ``temp_balance``, whose options it takes; AlphaDecay's own are ``metric="hill"``, the linear map
     from ``low=2/3`` to ``high=3`` or 5, and ``refresh_every=500``. Leaves that belong to no tuned
-    kernel decay with scale 1.
+    kernel decay with scale 1. ``weight_decay`` may be a function of the number of updates done.
     Source: AlphaDecay, arXiv 2506.14562.
 
     >>> params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": 2 * jnp.ones((64, 64))}}
-    >>> tx = alpha_decay(0.1, metric=jnp.max, refresh_every=500, low=0.5, high=3.0)
+    >>> tx = alpha_decay(0.1, "linear", metric=jnp.max, refresh_every=500, low=0.5, high=3.0)
     >>> nothing = jax.tree.map(jnp.zeros_like, params)
     >>> updates, _ = tx.update(nothing, tx.init(params), params)
     >>> [round(float(layer["kernel"][0, 0]), 3) for layer in updates.values()]
     [0.05, 0.6]
     """
+    check_strength("weight_decay", weight_decay)
     balance = temp_balance(assignment, **options)
 
     def update(updates, state, params=None, **extra):
-        decay = jax.tree.map(lambda p: weight_decay * p, params)
+        rate = jnp.asarray(at(weight_decay, state.step))
+        decay = jax.tree.map(lambda p: rate.astype(p.dtype) * p, floats(params))
         decay, state = balance.update(decay, state, params, **extra)
-        return jax.tree.map(jnp.add, updates, decay), state
+        return changed(lambda u, p, d: u + d, updates, params, decay), state
 
     return optax.GradientTransformationExtraArgs(balance.init, update)
 
@@ -130,7 +144,7 @@ def alpha_decay(
 class _Control(NamedTuple):
     """Whom to measure, when, and what follows from it."""
 
-    assign: Assignment
+    assign: Callable[[Array, Array], Array]
     metric: Metric
     refresh_every: int
     tuned: Tuned
@@ -140,7 +154,7 @@ class _Control(NamedTuple):
     axis_name: str | None
 
     def init(self, params) -> TempBalanceState:
-        matrices = self.matrices(params)
+        matrices = self.matrices(floats(params))
         alphas = {name: jnp.full((), jnp.nan, m.dtype) for name, m in matrices.items()}
         ones = jax.tree.map(jnp.ones_like, alphas)
         return TempBalanceState(jnp.zeros((), jnp.int32), alphas, ones)
@@ -163,20 +177,16 @@ class _Control(NamedTuple):
         return large
 
     def matrices(self, params) -> dict[str, Array]:
-        """The tuned kernels by name, in a dtype that spectra can be taken in."""
-        leaves = _named_leaves(params)
-        found = {v.name: v.read(*(leaves[s] for s in v.sources)) for v in self.views(leaves)}
-        return {
-            name: m if m.dtype in (jnp.float32, jnp.float64) else m.astype(jnp.float32)
-            for name, m in found.items()
-        }
+        """The tuned kernels by name."""
+        leaves = weights_of.named_leaves(params)
+        return {v.name: v.read(*(leaves[s] for s in v.sources)) for v in self.views(leaves)}
 
     def refreshed(self, state: TempBalanceState, params) -> TempBalanceState:
         due = state.step % self.refresh_every == 0
 
         def measure():
             alphas = self.measured(params)
-            scales = self.assign(jnp.stack(list(alphas.values())))
+            scales = self.assign(jnp.stack(list(alphas.values())), state.step)
             fresh = alphas, dict(zip(alphas, scales, strict=True))
             return jax.tree.map(partial(jnp.where, due), fresh, (state.alphas, state.scales))
 
@@ -205,8 +215,8 @@ class _Control(NamedTuple):
         return dict(zip(matrices, values, strict=True))
 
     def per_leaf(self, params, scales: Mapping[str, Array]):
-        """The tree of scales: that of its kernel for each leaf, 1 for a leaf without one."""
-        leaves = _named_leaves(params)
+        """The tree of scales: that of its kernel for each leaf, None for a leaf without one."""
+        leaves = weights_of.named_leaves(params)
         views = _plan(leaves)
         owner = owners(leaves, {s for view in views for s in view.sources}, self.layout)
 
@@ -214,9 +224,11 @@ class _Control(NamedTuple):
 
         def scale(name):
             own = [v for v in views if owner.get(name) in v.sources]
+            if not any(v.name in scales for v in own):
+                return None
             return _spread([(v.at, scales.get(v.name, one)) for v in own], leaves[name].shape)
 
-        return jax.tree.unflatten(jax.tree.structure(params), [scale(name) for name in leaves])
+        return jax.tree.map_with_path(lambda path, _: scale(weights_of.leaf_name(path)), params)
 
 
 def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...]) -> Array:
@@ -224,7 +236,7 @@ def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...
 
     What is fused in a layer, as queries, keys and values, shares the mean.
     """
-    layers: dict[weights_of.At, list[Array]] = {(): [jnp.ones(())]} if not scales else {}
+    layers: dict[weights_of.At, list[Array]] = {}
     for at, value in sorted(scales, key=lambda pair: sorted(pair[0])):
         layers.setdefault(at, []).append(value)
     means = jnp.stack([sum(values) / len(values) for values in layers.values()])
@@ -233,32 +245,35 @@ def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...
     return means.reshape(along) if axes and prod(along) == len(means) else means.mean()
 
 
-def _named_leaves(params) -> dict[str, Array]:
-    """The leaves by path, in the order of the tree."""
-    found, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {weights_of.leaf_name(path): leaf for path, leaf in found}
-
-
 def _plan(leaves: Mapping[str, Array]) -> tuple[weights_of.View, ...]:
     return weights_of.plan(leaves).views
 
 
-def _scaled(update: Array, scale: Array) -> Array:
-    return update * scale.astype(update.dtype)
+def _scaled(update: Any, scale: Array | None) -> Any:
+    return update if scale is None else (update * scale).astype(update.dtype)
 
 
 def _spectrum_size(shape: tuple[int, ...]) -> int:
     return prod(shape[:-2]) * min(shape[-2:])
 
 
-def _assignment(assignment: str | Assignment, options: dict[str, Any]) -> Assignment:
+def _assignment(
+    assignment: str | Assignment, options: dict[str, Any]
+) -> Callable[[Array, Array], Array]:
+    """``(alphas, step) -> scales``."""
     if not isinstance(assignment, str):
         if options:
             raise ValueError(f"{sorted(options)} go to a named assignment: bind them to yours")
-        return assignment
-    bound = partial(_named(assignment, ASSIGNMENTS, "assignment"), **options)
-    bound(jnp.ones(1))  # a bad option fails here rather than in the training step
-    return bound
+        return lambda alphas, step: assignment(alphas)
+    chosen = _named(assignment, ASSIGNMENTS, "assignment")
+    for name, value in options.items():
+        check_strength(name, value)
+
+    def assign(alphas, step):
+        return chosen(alphas, **{name: at(value, step) for name, value in options.items()})
+
+    assign(jnp.ones(1), 0)  # a bad option fails here rather than in the training step
+    return assign
 
 
 def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callable:
