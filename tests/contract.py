@@ -38,6 +38,7 @@ SIDE_DOOR = {
     "analysis",
     "cli",
     "compress",
+    "factored",
     "plots",
     "checkpoints",
 }  # files in, pictures out: not pure functions of arrays

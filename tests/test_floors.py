@@ -15,7 +15,7 @@ FLOORS = (
     THEORY,
     ("optim",),
     ("plots", "checkpoints", "_progress"),
-    ("analysis", "compress"),
+    ("analysis", "compress", "factored"),
     ("cli", "_doctor"),
     ("models",),
     ("experiments",),
@@ -28,7 +28,7 @@ LIBRARY_FLOOR = {
     "optax": FLOOR["optim"],
     "matplotlib": FLOOR["plots"],
     "orbax": FLOOR["checkpoints"],
-    "flax": FLOOR["models"],
+    "flax": FLOOR["factored"],
     "rich": FLOOR["_progress"],
 }
 

@@ -17,6 +17,7 @@ from spectral_jax.optim import (
     factorize,
     fiedler_decay,
     halve,
+    prune,
     prune_spectra,
     recombine,
     reconstruction_error,
@@ -330,3 +331,31 @@ def test_a_rank_that_is_no_count_is_refused_by_name(rank):
     for edit in (truncate, split):
         with pytest.raises(ValueError, match=f"rank={rank}: "):
             edit(jnp.ones((8, 6)), rank)
+
+
+def test_the_numbers_of_a_pruning_policy_may_be_swept():
+    w = jnp.asarray(np.random.default_rng(0).normal(size=(40, 30)), "float32")
+
+    @jax.jit
+    @jax.vmap
+    def ranks(keep_below):
+        policy = Policy(keep_below=keep_below, gate=jnp.ones(()))
+        return prune_spectra({"kernel": w}, policy).report["kernel"].rank
+
+    assert ranks(jnp.array([0.0, 0.5, 1.0])).tolist() == [1, 15, 30]
+    assert Policy(keep_below=0.5) == Policy(keep_below=0.5) != Policy(keep_below=0.4)
+
+
+@pytest.mark.parametrize("sparsity", [float("nan"), 1.5, -0.1])
+def test_a_sparsity_that_is_no_share_is_refused_by_name(sparsity):
+    params, inputs = network(), {"0/kernel": jnp.ones((4, 12))}
+    for method in ("magnitude", "wanda", "sparsegpt"):
+        with pytest.raises(ValueError, match=f"sparsity={sparsity} is a share"):
+            prune(params, {"0/kernel": sparsity}, method=method, inputs=inputs)
+
+
+@pytest.mark.parametrize("made", [*MADE, *TRANSFORMED])
+def test_an_empty_network_is_refused_by_name(made):
+    tx = MADE[made][0](0.5) if made in MADE else TRANSFORMED[made]()
+    with pytest.raises(ValueError, match="no leaf with two or more axes|names no layer"):
+        tx.init({})

@@ -19,6 +19,7 @@ from spectral_jax.optim.factoring import (
     kept_ranks,
     recombine_all,
 )
+from spectral_jax.optim.metrics import metrics
 from spectral_jax.optim.ownership import owners
 from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty
 from spectral_jax.optim.policies import Policy, every_epochs, linear_keep, on_plateau
@@ -109,6 +110,7 @@ __all__ = [
     "llr_sigmoid",
     "log2_map",
     "magnitude_mask",
+    "metrics",
     "on_plateau",
     "on_residual",
     "owners",

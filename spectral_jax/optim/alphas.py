@@ -67,7 +67,7 @@ def shape_only(*, fraction: float = 0.5) -> Metric:
 
 def _unit(matrix: Array) -> Array:
     """An exponent has no scale, but the squares of its eigenvalues may overflow, or be lost."""
-    return matrix / power_of_two(jnp.max(jnp.abs(matrix)))
+    return matrix / power_of_two(jnp.max(jnp.abs(matrix), initial=0))
 
 
 METRICS: dict[str, Callable[..., Metric]] = {

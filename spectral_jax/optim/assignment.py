@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.optim.hyperparameters import concrete
 
 Assignment = Callable[[Float[Array, "*batch layers"]], Float[Array, "*batch layers"]]
@@ -35,18 +35,20 @@ def linear_map(
     [0.5, 0.75, 1.0, 1.5]
     """
     _check_range(low, high)
-    known = jnp.isfinite(alpha)
+    alpha, known = _known(alpha)
     return _where_unequal(alpha, known, low + (high - low) * _unit_interval(alpha, known))
 
 
 def sqrt_map(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
     """``sqrt(alpha) / mean sqrt(alpha)``; an alpha that is not positive counts as unknown."""
-    return _share(alpha, jnp.isfinite(alpha) & (alpha > 0), jnp.sqrt)
+    alpha, known = _known(alpha)
+    return _share(alpha, known & (alpha > 0), jnp.sqrt)
 
 
 def log2_map(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
     """``log2(alpha) / mean log2(alpha)``; an alpha of 1 or less counts as unknown."""
-    return _share(alpha, jnp.isfinite(alpha) & (alpha > 1), jnp.log2)
+    alpha, known = _known(alpha)
+    return _share(alpha, known & (alpha > 1), jnp.log2)
 
 
 def step_map(
@@ -61,7 +63,7 @@ def step_map(
     [1.0, 0.5, 1.25, 0.75]
     """
     _check_range(low, high)
-    known = jnp.isfinite(alpha)
+    alpha, known = _known(alpha)
     ours, theirs = alpha[..., :, None], alpha[..., None, :]
     below = jnp.sum((theirs < ours) & known[..., None, :], axis=-1)
     ties = jnp.sum((theirs == ours) & known[..., None, :], axis=-1)
@@ -84,7 +86,7 @@ def tb_sigmoid(
     >>> [round(float(x), 4) for x in scale]
     [0.8166, 0.902, 1.0742, 1.5934]
     """
-    known = jnp.isfinite(alpha)
+    alpha, known = _known(alpha)
     deviation = _deviation(alpha, known)
     strength = jnp.where(deviation > 0, s_max, s_min).astype(alpha.dtype)
     ten = jnp.asarray(10, alpha.dtype)
@@ -93,8 +95,8 @@ def tb_sigmoid(
 
 def llr_sigmoid(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
     """``2 / (1 + exp(-4 z))``, with ``z`` alpha standardised by its population deviation."""
-    known = jnp.isfinite(alpha)
-    deviation = _deviation(alpha, known)
+    alpha, known = _known(alpha)
+    deviation, _ = _scaled_down(_deviation(alpha, known), known)
     variance = _mean(deviation**2, known)
     spread = jnp.sqrt(jnp.where(variance > 0, variance, 1))
     return _where_unequal(alpha, known, 2 * jax.nn.sigmoid(4 * deviation / spread))
@@ -108,6 +110,12 @@ ASSIGNMENTS: dict[str, Callable[..., Array]] = {
     "tb_sigmoid": tb_sigmoid,
     "llr_sigmoid": llr_sigmoid,
 }
+
+
+def _known(alpha: Array) -> tuple[Array, Bool[Array, "*batch layers"]]:
+    """The exponents in a dtype to compute in, and which of them are decided."""
+    alpha = working(alpha, "alpha")
+    return alpha, jnp.isfinite(alpha)
 
 
 def _share(alpha: Array, known: Array, function: Callable[[Any], Array]) -> Array:

@@ -16,7 +16,7 @@ Strength: TypeAlias = float | Float[Array, ""] | optax.Schedule
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
-def at(strength: Strength, step: Any) -> Any:
+def strength_at(strength: Strength, step: Any) -> Any:
     """The strength at that step."""
     return strength(step) if callable(strength) else strength
 
@@ -33,6 +33,12 @@ def check_strength(name: str, strength: Strength) -> None:
     values = np.asarray(strength, float)
     if not np.all(np.isfinite(values) & (values >= 0)):
         raise ValueError(f"{name}={strength}: choose a finite number >= 0, or a schedule")
+
+
+def check_share(name: str, share: Strength) -> None:
+    """Raise ``ValueError`` for a share outside [0, 1], where it is known by now."""
+    if concrete(share) and not 0 <= share <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name}={share} is a share: choose it in [0, 1]")
 
 
 def injectable(

@@ -11,8 +11,16 @@ from spectral_jax.linalg.precision import working
 
 
 def floats(tree: PyTree) -> PyTree:
-    """Floating leaves in float32 or float64; None in the place of step counts, tables and keys."""
-    return jax.tree.map(lambda leaf: working(leaf) if _floating(leaf) else None, tree)
+    """Floating leaves in float32 or float64; None in the place of step counts, tables and keys.
+
+    Complex leaves are let be among others; ``ValueError`` where there is nothing else.
+    """
+    found = jax.tree.map(lambda leaf: working(leaf) if _floating(leaf) else None, tree)
+    if not jax.tree.leaves(found):
+        for leaf in jax.tree.leaves(tree):
+            if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+                working(leaf, "params")
+    return found
 
 
 def moved(params: PyTree, updates: PyTree) -> PyTree:
@@ -40,6 +48,11 @@ def changed(change: Callable[..., Array], updates: PyTree, params: PyTree, by: P
         return change(*pair, amount).astype(jnp.result_type(update))
 
     return jax.tree.map(one, updates, params, by)
+
+
+def like(weights: Array, result: Array) -> Array:
+    """In the dtype of the weights it takes the place of; of integers nothing would be left."""
+    return result.astype(jnp.result_type(weights)) if _floating(weights) else result
 
 
 def _floating(leaf: Any) -> bool:

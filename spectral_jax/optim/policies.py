@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax.optim.hyperparameters import check_share, check_strength
+
 Edit = Literal["truncate", "random", "halve", "shrink", "sparsify", "sparsify_vectors"]
-Keep: TypeAlias = "float | Callable[[Any], Float[Array, ''] | float]"
+Number: TypeAlias = float | Float[Array, ""]
+Keep: TypeAlias = Number | Callable[[Any], Number]
 Trigger: TypeAlias = Callable[[int, Sequence[float]], bool]
 """(epochs done, validation errors since the last pruning) -> prune now?"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
-    """How to prune a layer.
+    """How to prune a layer; numbers may be arrays, traced in a sweep.
 
     edit: what happens to the singular values up to the edge, as in the functions of these names:
       ``truncate`` keeps the largest share ``keep_below`` of them, ``random`` a random one.
@@ -33,24 +37,31 @@ class Policy:
 
     edit: Edit = "truncate"
     keep_below: Keep = 0.0
-    gate: float = 1.0
+    gate: Number = 1.0
     min_rank: int = 1
     keep_offset: int = 0
-    threshold: float = 0.0
+    threshold: Number = 0.0
 
     def __post_init__(self) -> None:
         if self.edit not in get_args(Edit):
             raise ValueError(f"edit={self.edit!r}: choose one of {', '.join(get_args(Edit))}")
-        if not callable(self.keep_below) and not 0 <= self.keep_below <= 1:
-            raise ValueError(f"keep_below={self.keep_below} is a share: choose it in [0, 1]")
-        if not 0 <= self.gate <= 1:
-            raise ValueError(f"gate={self.gate}: distances lie in [0, 1], so choose it there")
+        check_share("keep_below", self.keep_below)
+        check_share("gate", self.gate)
         if min(self.min_rank, self.keep_offset) < 0:
             raise ValueError(
                 f"min_rank={self.min_rank}, keep_offset={self.keep_offset}: choose at least 0"
             )
-        if not self.threshold >= 0:
-            raise ValueError(f"threshold={self.threshold}: choose at least 0")
+        check_strength("threshold", self.threshold)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        """Arrays have no truth of equality, nor a hash: they are themselves or another."""
+        return tuple(id(x) if isinstance(x, jax.Array) else x for x in vars(self).values())
 
     def keep_at(self, epoch: Any) -> Float[Array, ""] | float:
         """The share of the noise to keep at that epoch."""

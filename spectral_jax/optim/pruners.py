@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
-from spectral_jax.linalg.precision import working
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
+from spectral_jax.optim.hyperparameters import check_share
+from spectral_jax.optim.leaves import like
 
 Sparsity = float | Float[Array, ""]
 
@@ -51,6 +53,7 @@ def wanda_mask(
     Source: Wanda, arXiv 2306.11695.
     """
     weights, inputs = _checked(weights, inputs)
+    weights, inputs = weights / _unit(weights), inputs / _unit(inputs)
     scores = jnp.abs(weights) * jnp.linalg.norm(inputs, axis=0)[:, None]
     return jax.vmap(lambda column: _largest(column, sparsity), in_axes=1, out_axes=1)(scores)
 
@@ -77,23 +80,25 @@ def sparsegpt(
     Raises ``ValueError`` for inputs of the wrong width, ``block_size < 1`` or ``damping <= 0``.
     Source: SparseGPT, arXiv 2301.00774.
     """
-    dtype = weights.dtype
+    given = weights
     weights, inputs = _checked(weights, inputs)
     if block_size < 1:
         raise ValueError(f"block_size={block_size}: choose at least 1")
     if not damping > 0:
         raise ValueError(f"damping={damping}: choose it above 0, or H may have no inverse")
+    unit, inputs = _unit(weights), inputs / _unit(inputs)
     gram = mm(inputs.T, inputs)
     dead = jnp.diag(gram) == 0
     factor = _inverse_factor(gram, dead, damping)
-    weights = jnp.where(dead[:, None], 0, weights)
+    weights = jnp.where(dead[:, None], 0, weights / unit)
     size = len(weights)
     rest, kept = weights, []
     for start in range(0, size, block_size):
         stop = min(start + block_size, size)
         rest, mask = _prune_block(rest, factor, start, stop, sparsity)
         kept.append(mask)
-    return Pruned(rest.astype(dtype), jnp.concatenate(kept), jnp.all(jnp.isfinite(rest)))
+    sound = jnp.all(jnp.isfinite(rest))
+    return Pruned(like(given, unit * rest), jnp.concatenate(kept), sound)
 
 
 def reconstruction_error(
@@ -101,7 +106,8 @@ def reconstruction_error(
 ) -> Float[Array, ""]:
     """``||X W - X W'||_F^2 / ||X W||_F^2``; 0 where that is 0/0."""
     weights, inputs = _checked(weights, inputs)
-    pruned = working(pruned, "pruned")
+    unit, inputs = _unit(weights), inputs / _unit(inputs)
+    pruned, weights = working(pruned, "pruned") / unit, weights / unit
     lost, whole = (jnp.sum(mm(inputs, w) ** 2) for w in (weights - pruned, weights))
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
 
@@ -159,6 +165,7 @@ def _layers(
 
 
 def _prune_matrix(matrix: Array, sparsity: Sparsity, method: str, inputs: Any) -> Array:
+    check_share("sparsity", sparsity)
     if method == "sparsegpt":
         return sparsegpt(matrix, inputs, sparsity).weights
     if method == "wanda":
@@ -168,10 +175,16 @@ def _prune_matrix(matrix: Array, sparsity: Sparsity, method: str, inputs: Any) -
 
 def _largest(scores: Float[Array, " k"], sparsity: Sparsity) -> Bool[Array, " k"]:
     """All but the ``round(sparsity k)`` smallest; exactly that many, ties in order of place."""
+    check_share("sparsity", sparsity)
     removed = jnp.round(jnp.asarray(sparsity, jnp.float32) * scores.size)
     order = jnp.argsort(scores)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(scores.size, dtype=order.dtype))
     return rank >= removed.astype(order.dtype)
+
+
+def _unit(x: Array) -> Array:
+    """What to divide by, so that squares neither overflow nor are lost."""
+    return power_of_two(jnp.max(jnp.abs(x), initial=0))
 
 
 def _inverse_factor(gram: Array, dead: Array, damping: float) -> Array:

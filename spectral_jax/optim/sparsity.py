@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.optim.assignment import linear_map
-from spectral_jax.optim.hyperparameters import concrete
+from spectral_jax.optim.hyperparameters import check_share
 
 
 class Allocation(NamedTuple):
@@ -55,12 +55,12 @@ def alpha_pruning(
     """
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon={epsilon}: choose 0 <= epsilon < 1, the spread of the ratios")
-    if concrete(sparsity) and not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity={sparsity} is a share of the weights: choose it in [0, 1]")
+    check_share("sparsity", sparsity)
     if paper_compat not in (None, "clip_no_renorm"):
         raise ValueError(f"paper_compat={paper_compat!r}: choose 'clip_no_renorm' or None")
-    target = jnp.asarray(sparsity, alpha.dtype)
-    sizes = jnp.asarray(sizes).astype(alpha.dtype)
+    alpha = working(alpha, "alpha")
+    target = jnp.asarray(sparsity).astype(alpha.dtype)
+    sizes = working(sizes, "sizes").astype(alpha.dtype)
     sizes = sizes / power_of_two(jnp.max(sizes, initial=0))
     shares = linear_map(alpha, low=1 - epsilon, high=1 + epsilon)
     if paper_compat is None:
@@ -89,7 +89,7 @@ def block_means(
     {'layers/0': Array(3., dtype=float32), 'head': Array(5., dtype=float32)}
     """
     return {
-        block: jnp.nanmean(jnp.stack([jnp.asarray(alphas[name]) for name in names]))
+        block: jnp.nanmean(jnp.stack([working(alphas[name], name) for name in names]))
         for block, names in _blocks(alphas, block_of).items()
     }
 

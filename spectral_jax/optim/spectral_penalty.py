@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax.optim.hyperparameters import Strength, at, check_strength, injectable
+from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
+from spectral_jax.optim.hyperparameters import Strength, check_strength, injectable, strength_at
 from spectral_jax.optim.penalties import PENALTIES, Penalty
 from spectral_jax.optim.sight import SIGHTS, View
 
@@ -49,14 +50,22 @@ def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
 
 
 class SpectralPenaltyState(NamedTuple):
-    """``step`` counts updates; ``penalty`` is the penalty's own state (warm start, diagnostics).
+    """What the transformation carries; ``spectral_jax.optim.metrics`` reads it.
 
-    ``strength`` is that of the last update.
+    step: updates done.
+    strength: that of the last update.
+    penalty: the penalty's own state (warm start, diagnostics).
+    value: the penalty when it was last looked at, as ``refresh`` says; NaN before.
+    staleness: what a refresh could repair, at the last look; 0 where nothing was kept before it.
+    crossings: signs of a sample of the weights.
     """
 
     step: Int[Array, ""]
     strength: Float[Array, ""]
     penalty: Any
+    value: Float[Array, ""]
+    staleness: Float[Array, ""]
+    crossings: Crossings
 
 
 @injectable("strength", "learning_rate", options_of=tuple(PENALTIES.values()))
@@ -121,8 +130,10 @@ def spectral_penalty(
 
     def init(params):
         blocks, step = sight.blocks(params), jnp.zeros((), jnp.int32)
-        factor = jnp.asarray(at(strength, step), blocks[0].dtype)
-        return SpectralPenaltyState(step, factor, penalty.init(blocks))
+        factor = jnp.asarray(strength_at(strength, step), blocks[0].dtype)
+        unseen, fresh = jnp.full_like(factor, jnp.nan), jnp.zeros_like(factor)
+        kept, signs = penalty.init(blocks), no_crossings(params)
+        return SpectralPenaltyState(step, factor, kept, unseen, fresh, signs)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -130,14 +141,16 @@ def spectral_penalty(
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
         # To be called where they are needed: they cost a pass over the weights.
         blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
-        kept = _refreshed(penalty, refresh, blocks, state, axis_name)
-        factor = jnp.asarray(at(strength, state.step), state.strength.dtype)
+        kept, value, staleness = _looked(penalty, refresh, blocks, state, axis_name)
+        factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
         if mode == "penalty":
             updates = sight.pulled(updates, params, kept, factor)
         else:
-            size = factor * jnp.asarray(at(learning_rate, state.step), factor.dtype)
+            size = factor * jnp.asarray(strength_at(learning_rate, state.step), factor.dtype)
             updates = sight.shrunk(updates, params, kept, size)
-        return updates, SpectralPenaltyState(state.step + 1, factor, kept)
+        signs = crossings(params, state.crossings)
+        state = SpectralPenaltyState(state.step + 1, factor, kept, value, staleness, signs)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -191,28 +204,41 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
         )
 
 
-def _refreshed(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
-    if penalty.refresh is None:
-        return state.penalty
+def _looked(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
+    """The penalty's state, its value and its staleness: as they were, or anew where it is time."""
+    first = state.step == 0
+    due = refresh.due(state.step) | first
+    last = state.penalty, state.value, state.staleness
 
     def somewhere(flag):
         """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
         return flag if axis_name is None else jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
 
-    def solve_where(needed):
+    def solved_where(needed):
         def solve():
             fresh = penalty.refresh(blocks(), state.penalty)
             return jax.tree.map(partial(jnp.where, needed), fresh, state.penalty)
 
-        return jax.lax.cond(somewhere(needed), solve, lambda: state.penalty)
-
-    first = state.step == 0
-    due = refresh.due(state.step) | first
-    if refresh.tolerance is None:
-        return solve_where(due)
+        return _either(somewhere(needed), solve, lambda: state.penalty)
 
     def look():
-        stale = ~(penalty.staleness(blocks(), state.penalty) <= refresh.tolerance)
-        return solve_where(due & (stale | first))
+        w, kept, staleness = blocks(), state.penalty, state.staleness
+        wanted = due
+        if penalty.staleness is not None:
+            seen = jnp.asarray(penalty.staleness(w, kept), staleness.dtype)
+            staleness = jnp.where(first, 0, seen)
+            if refresh.tolerance is not None:
+                wanted = due & (~(seen <= refresh.tolerance) | first)
+        if penalty.refresh is not None:
+            kept = solved_where(wanted)
+        value = jnp.asarray(penalty.value(w, kept), state.value.dtype)
+        return jax.tree.map(partial(jnp.where, due), (kept, value, staleness), last)
 
-    return jax.lax.cond(somewhere(due), look, lambda: state.penalty)
+    return _either(somewhere(due), look, lambda: last)
+
+
+def _either(which: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """``lax.cond``, decided at once where it can be: called eagerly, it would compile each time."""
+    if isinstance(which, jax.core.Tracer):
+        return jax.lax.cond(which, then, otherwise)
+    return then() if which else otherwise()

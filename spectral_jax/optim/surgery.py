@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from spectral_jax import rmt
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
+from spectral_jax.optim.leaves import like
 
 Factored = Mapping[str, "Array | Factored"]
 """A kernel as ``{"u": first, "v": second}``, each an array or factored in turn."""
@@ -126,7 +127,7 @@ def sparsify(
     Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
     """
     x = working(w, "w")
-    return _like(w, sparsified(x, spectrum(x), edge, threshold))
+    return like(w, sparsified(x, spectrum(x), edge, threshold))
 
 
 def sparsify_vectors(
@@ -143,7 +144,7 @@ def sparsify_vectors(
     Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
     """
     x = working(w, "w")
-    return _like(w, with_sparse_vectors(x, spectrum(x), edge, theta, floor=floor, power=power))
+    return like(w, with_sparse_vectors(x, spectrum(x), edge, theta, floor=floor, power=power))
 
 
 def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
@@ -174,7 +175,7 @@ def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
     else:
         u, v = vectors * roots, mm((vectors * inverse).T, w)
     u, v = u.reshape(*window, m, rank), v.reshape(*[1] * len(window), rank, n)
-    return {"u": _like(kernel, u), "v": _like(kernel, v)}
+    return {"u": like(kernel, u), "v": like(kernel, v)}
 
 
 def split_refusal(shape: tuple[int, ...], rank: int) -> str:
@@ -298,13 +299,7 @@ def _with_gains(w: Array, gains: Callable[[Array], Array]) -> Array:
     """The matrix with each singular value times its gain."""
     x = working(w, "w")
     found = spectrum(x)
-    return _like(w, rescaled(x, found, gains(found.values).astype(x.dtype)))
-
-
-def _like(w: Array, result: Array) -> Array:
-    """In the dtype of the weights it replaces; of integers nothing would be left."""
-    floating = jnp.issubdtype(jnp.result_type(w), jnp.floating)
-    return result.astype(jnp.result_type(w)) if floating else result
+    return like(w, rescaled(x, found, gains(found.values).astype(x.dtype)))
 
 
 def _check_rank(rank: int | Array, *, least: int = 1) -> None:

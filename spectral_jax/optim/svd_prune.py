@@ -24,6 +24,7 @@ from spectral_jax import weights as weights_of
 from spectral_jax.linalg.lapack import each
 from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.optim import surgery
+from spectral_jax.optim.hyperparameters import injectable
 from spectral_jax.optim.leaves import changed, floats, moved
 from spectral_jax.optim.policies import Policy, policy_of
 from spectral_jax.optim.surgery import Spectrum
@@ -137,6 +138,7 @@ def prune_spectra(
     return Pruning(params, {name: report[name] for name in chosen})
 
 
+@injectable()
 def svd_prune(
     policies: Policies,
     *,

@@ -15,7 +15,7 @@ from spectral_jax import weights as weights_of
 from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
-from spectral_jax.optim.hyperparameters import Strength, at, check_strength, injectable
+from spectral_jax.optim.hyperparameters import Strength, check_strength, injectable, strength_at
 from spectral_jax.optim.leaves import changed, floats
 from spectral_jax.optim.ownership import owners
 
@@ -133,7 +133,7 @@ def alpha_decay(
     balance = temp_balance(assignment, **options)
 
     def update(updates, state, params=None, **extra):
-        rate = jnp.asarray(at(weight_decay, state.step))
+        rate = jnp.asarray(strength_at(weight_decay, state.step))
         decay = jax.tree.map(lambda p: rate.astype(p.dtype) * p, floats(params))
         decay, state = balance.update(decay, state, params, **extra)
         return changed(lambda u, p, d: u + d, updates, params, decay), state
@@ -270,7 +270,8 @@ def _assignment(
         check_strength(name, value)
 
     def assign(alphas, step):
-        return chosen(alphas, **{name: at(value, step) for name, value in options.items()})
+        levels = {name: strength_at(value, step) for name, value in options.items()}
+        return chosen(alphas, **levels)
 
     assign(jnp.ones(1), 0)  # a bad option fails here rather than in the training step
     return assign

@@ -47,6 +47,11 @@ MAPS = {
     llr_sigmoid: lambda a: 2 * sigmoid(4 * (a - a.mean()) / a.std()),
 }
 
+UNSCALED = {
+    log2_map: "a logarithm of the exponents themselves",
+    tb_sigmoid: "tau counts in units of the exponents",
+}
+
 for scale, oracle in MAPS.items():
     register(
         Case(
@@ -54,6 +59,8 @@ for scale, oracle in MAPS.items():
             function=scale,
             make_inputs=alphas,
             oracle=oracle,
+            degree=None if scale in UNSCALED else 0,
+            unscaled=UNSCALED.get(scale, ""),
             degenerate={
                 "equal": Degenerate((jnp.full(5, 3.0),), lambda s: bool((s == 1).all())),
                 "unknown": Degenerate((jnp.full(5, jnp.nan),), lambda s: bool((s == 1).all())),
@@ -90,6 +97,7 @@ register(
         make_inputs=alphas_and_sizes,
         oracle=allocation,
         select=lambda result: result.ratios,
+        degree=0,
         degenerate={
             "equal": Degenerate(
                 (jnp.full(5, 3.0), jnp.ones(5)), lambda r: bool(jnp.allclose(r.ratios, 0.5))
@@ -124,6 +132,7 @@ register(
         make_inputs=named,
         oracle=means,
         select=lambda found: jnp.stack([found[block] for block in ("a/0", "a/1", "head")]),
+        degree=1,
     )
 )
 register(
@@ -134,6 +143,7 @@ register(
         ),
         make_inputs=named,
         oracle=by_layer,
+        degree=0,
     )
 )
 
@@ -178,6 +188,8 @@ register(
         function=lambda w: jnp.where(magnitude_mask(w, 0.5), w, 0),
         make_inputs=lambda key, dtype: layer(key, dtype)[:1],
         oracle=by_magnitude,
+        degree=1,
+        exact_dtype="complex numbers have magnitudes too, and nothing is computed but these",
         degenerate={"zero": Degenerate((jnp.zeros((6, 4)),), lambda w: not w.any())},
     )
 )
@@ -187,6 +199,8 @@ register(
         function=lambda w, x: jnp.where(wanda_mask(w, x, 0.5), w, 0),
         make_inputs=layer,
         oracle=by_output,
+        degree=1,
+        replaces=True,
         degenerate={
             "no signal": Degenerate((jnp.ones((6, 4)), jnp.zeros((40, 6))), lambda w: w.sum() == 12)
         },
@@ -198,6 +212,8 @@ register(
         function=partial(sparsegpt, sparsity=0.5),
         make_inputs=layer,
         oracle=by_surgery,
+        degree=1,
+        replaces=True,
         select=lambda result: result.weights,
         tolerance={"float32": 1e-4, "float64": 1e-10},
         differentiable=False,
@@ -212,6 +228,8 @@ register(
         function=lambda params: prune(params, {"w": 0.5}),
         make_inputs=lambda key, dtype: ({"w": layer(key, dtype)[0], "bias": jnp.ones(4, dtype)},),
         oracle=lambda params: {**params, "w": by_magnitude(params["w"])},
+        degree=1,
+        exact_dtype="complex numbers have magnitudes too, and nothing is computed but these",
     )
 )
 register(
@@ -224,6 +242,7 @@ register(
             layer(key, dtype)[1],
         ),
         oracle=lambda w, v, x: np.sum((x @ (w - v)) ** 2) / np.sum((x @ w) ** 2),
+        degree=0,
         degenerate={
             "nothing to lose": Degenerate(
                 (jnp.zeros((6, 4)), jnp.zeros((6, 4)), jnp.ones((3, 6))), lambda e: e == 0
@@ -246,12 +265,12 @@ def three_layers(key, dtype):
     return tuple(trees)
 
 
-def norm(matrix):
-    return jnp.sqrt(jnp.sum(matrix**2))
+def largest(matrix):
+    return jnp.max(jnp.abs(matrix))
 
 
 def scaled(params, tree):
-    kernels = [np.linalg.norm(layer["kernel"]) for layer in params.values()]
+    kernels = [np.abs(layer["kernel"]).max() for layer in params.values()]
     scales = MAPS[linear_map](np.array(kernels))
     return {n: {"kernel": s * tree[n]["kernel"]} for n, s in zip(params, scales, strict=True)}
 
@@ -259,9 +278,11 @@ def scaled(params, tree):
 UPDATE = dict(
     make_inputs=three_layers,
     differentiable=False,
+    degree=1,
+    exact_dtype="integers are no weights; half types: tests/test_optim_numbers.py",
     recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
 )
-OPTIONS = dict(metric=norm, refresh_every=10, min_eigenvalues=1)
+OPTIONS = dict(metric=largest, refresh_every=10, min_eigenvalues=1)
 
 register(
     Case(

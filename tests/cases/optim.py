@@ -56,6 +56,9 @@ def expected_proximal(params, updates):
 ZEROS = tuple(jax.tree.map(jnp.zeros_like, tree) for tree in network(jax.random.key(0), "float32"))
 
 
+HALVES = "integers are no weights; half types: tests/test_optim_numbers.py"
+
+
 def untouched(updates):
     return not any(leaf.any() for leaf in jax.tree.leaves(updates))
 
@@ -69,6 +72,7 @@ register(
         # The gap is 0.02 here, and a vector is right to 10 eps ||L|| / gap.
         tolerance={"float32": 5e-4, "float64": 1e-6},
         differentiable=False,
+        exact_dtype=HALVES,
         degenerate={"no weights": Degenerate(ZEROS, untouched)},
         recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
     )
@@ -80,6 +84,8 @@ register(
         make_inputs=network,
         oracle=expected_proximal,
         differentiable=False,
+        unscaled="the threshold is bound",
+        exact_dtype=HALVES,
         degenerate={"no weights": Degenerate(ZEROS, untouched)},
     )
 )

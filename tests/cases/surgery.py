@@ -89,6 +89,9 @@ for name, (function, oracle) in CASES.items():
             make_inputs=well_separated,
             oracle=oracle,
             differentiable=False,
+            degree=1 if name == "truncate" else None,
+            unscaled="the edge is bound; at its own scales: tests/test_optim_numbers.py",
+            replaces=True,
             degenerate=ZERO,
             leading=name != "random_subset",  # one key for a batch draws anew for each matrix
         )
@@ -102,6 +105,8 @@ register(
         oracle=edited(lambda s: s * (np.arange(5) < 2)),
         select=lambda factors: factors["u"] @ factors["v"],
         differentiable=False,
+        degree=1,
+        replaces=True,
         degenerate={
             "zero": Degenerate(
                 (jnp.zeros((8, 5)),), lambda f: stays_zero(f["u"]) and stays_zero(f["v"])
@@ -124,6 +129,8 @@ register(
         function=recombine,
         make_inputs=factors,
         oracle=lambda kernel: kernel["u"] @ kernel["v"]["u"] @ kernel["v"]["v"],
+        degree=3,
+        exact_dtype="a product, of complex factors too, in the dtype of the factors",
     )
 )
 
@@ -148,6 +155,8 @@ register(
             name: {"kernel": two_largest(layer["kernel"])} for name, layer in params.items()
         },
         differentiable=False,
+        degree=1,
+        exact_dtype="integers are no weights; half types: tests/test_optim_numbers.py",
     )
 )
 
