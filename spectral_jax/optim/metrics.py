@@ -22,13 +22,13 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
     ``nnx.Optimizer`` are looked through. A second transformation of a kind is ``penalty_2``.
 
     ``penalty/``
-        ``strength``; ``value`` (NaN before the first update) and ``staleness`` at the last look,
-        every ten updates unless ``refresh`` says otherwise; ``chatter``, the share of the worst
-        leaf's weights that crossed zero at both of the last two updates, and ``chatters`` where
-        that is above .1: the strength is too large for the rate, so lower it or take
-        ``mode="proximal"``. Of eigenvectors ``lambda_2``, further ``lambda_3``, ``residual``,
-        ``converged``, ``matvecs`` and ``refreshes``; of another penalty the numbers in its state,
-        by their names there.
+        ``strength``; ``staleness`` at the last look, every ten updates unless ``refresh`` says
+        otherwise; ``value`` then, or at the last refresh where there is something to refresh (NaN
+        before the first update); ``chatter``, the share of the worst leaf's weights that crossed
+        zero at both of the last two updates, and ``chatters`` where that is above .1: the strength
+        is too large for the rate, so lower it or take ``mode="proximal"``. Of eigenvectors
+        ``lambda_2``, further ``lambda_3``, ``residual``, ``converged``, ``matvecs`` and
+        ``refreshes``; of another penalty the numbers in its state, by their names there.
     ``balance/``
         ``alpha/NAME`` and ``scale/NAME`` of every tuned kernel (`temp_balance`, `alpha_decay`).
     ``prune/``

@@ -123,11 +123,8 @@ def fiedler(
         )
 
     def staleness(w, state):
-        operator = graphs.laplacian(w, normalised=normalised, edges=edges)
-        image = operator @ state.vectors
-        values = jnp.sum(state.vectors * image, axis=0)
-        residuals = jnp.linalg.norm(image - values * state.vectors, axis=0)
-        return jnp.max(residuals / jnp.where(values > 0, values, 1))
+        pairs = graphs.pair_residuals(w, state.vectors, normalised=normalised, edges=edges)
+        return jnp.max(pairs.residuals / jnp.where(pairs.values > 0, pairs.values, 1))
 
     def value(w, state):
         return sign * jnp.mean(quotients(w, state))

@@ -55,7 +55,7 @@ class SpectralPenaltyState(NamedTuple):
     step: updates done.
     strength: that of the last update.
     penalty: the penalty's own state (warm start, diagnostics).
-    value: the penalty when it was last looked at, as ``refresh`` says; NaN before.
+    value: the penalty at its last refresh, or, if it has none, at the last look; NaN before.
     staleness: what a refresh could repair, at the last look; 0 where nothing was kept before it.
     crossings: signs of a sample of the weights.
     """
@@ -214,25 +214,28 @@ def _looked(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltySt
         """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
         return flag if axis_name is None else jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
 
+    def valued(w, kept):
+        return kept, jnp.asarray(penalty.value(w, kept), state.value.dtype)
+
     def solved_where(needed):
         def solve():
-            fresh = penalty.refresh(blocks(), state.penalty)
-            return jax.tree.map(partial(jnp.where, needed), fresh, state.penalty)
+            fresh = valued(blocks(), penalty.refresh(blocks(), state.penalty))
+            return jax.tree.map(partial(jnp.where, needed), fresh, last[:2])
 
-        return _either(somewhere(needed), solve, lambda: state.penalty)
+        return _either(somewhere(needed), solve, lambda: last[:2])
 
     def look():
-        w, kept, staleness = blocks(), state.penalty, state.staleness
-        wanted = due
+        staleness, wanted = state.staleness, due
         if penalty.staleness is not None:
-            seen = jnp.asarray(penalty.staleness(w, kept), staleness.dtype)
+            seen = jnp.asarray(penalty.staleness(blocks(), state.penalty), staleness.dtype)
             staleness = jnp.where(first, 0, seen)
             if refresh.tolerance is not None:
                 wanted = due & (~(seen <= refresh.tolerance) | first)
-        if penalty.refresh is not None:
+        if penalty.refresh is None:
+            kept = valued(blocks(), state.penalty)
+        else:
             kept = solved_where(wanted)
-        value = jnp.asarray(penalty.value(w, kept), state.value.dtype)
-        return jax.tree.map(partial(jnp.where, due), (kept, value, staleness), last)
+        return jax.tree.map(partial(jnp.where, due), (*kept, staleness), last)
 
     return _either(somewhere(due), look, lambda: last)
 
