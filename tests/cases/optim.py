@@ -72,6 +72,8 @@ register(
         # The gap is 0.02 here, and a vector is right to 10 eps ||L|| / gap.
         tolerance={"float32": 5e-4, "float64": 1e-6},
         differentiable=False,
+        degree=0,
+        units=(1, 0),
         exact_dtype=HALVES,
         degenerate={"no weights": Degenerate(ZEROS, untouched)},
         recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
