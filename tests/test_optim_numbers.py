@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -359,3 +360,40 @@ def test_an_empty_network_is_refused_by_name(made):
     tx = MADE[made][0](0.5) if made in MADE else TRANSFORMED[made]()
     with pytest.raises(ValueError, match="no leaf with two or more axes|names no layer"):
         tx.init({})
+
+
+ALL = {"fiedler_decay": lambda: fiedler_decay(0.5), **TRANSFORMED}
+
+
+@pytest.mark.parametrize("made", ALL)
+def test_masked_leaves_are_let_be_and_the_others_are_as_if_alone(made):
+    params, gradient = kernels(), jax.tree.map(jnp.ones_like, kernels())
+    only_kernels = {name: {"kernel": layer["kernel"]} for name, layer in params.items()}
+    alone, _ = first_update(ALL[made](), only_kernels, jax.tree.map(jnp.ones_like, only_kernels))
+    mask = {name: {"kernel": True, "bias": False} for name in params}
+    labels = jax.tree.map(lambda ours: "ours" if ours else "rest", mask)
+    for tx in (
+        optax.masked(ALL[made](), mask),
+        optax.partition({"ours": ALL[made](), "rest": optax.identity()}, labels),
+    ):
+        updates, _ = first_update(tx, params, gradient)
+        for name in params:
+            np.testing.assert_allclose(updates[name]["kernel"], alone[name]["kernel"], atol=1e-5)
+            np.testing.assert_array_equal(updates[name]["bias"], gradient[name]["bias"])
+
+
+@pytest.mark.parametrize("made", ALL)
+def test_accumulated_gradients_make_the_steps_of_their_mean(made):
+    params, gradient = kernels(), jax.tree.map(jnp.ones_like, kernels())
+
+    def trained(tx, steps):
+        def step(carry, _):
+            updates, state = tx.update(gradient, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[0][0])(params)
+
+    chain = lambda: optax.chain(ALL[made](), optax.sgd(0.1))  # noqa: E731
+    chex.assert_trees_all_close(
+        trained(optax.MultiSteps(chain(), 2), 4), trained(chain(), 2), atol=1e-5
+    )
