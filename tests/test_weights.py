@@ -152,6 +152,18 @@ MISUSES = {
         lambda: layout({"a": normal(0, 3, 4), "b": normal(1, 5, 2)}),
         "'a' has 4 outputs but 'b' has 5 inputs",
     ),
+    "complex, in a chain": (
+        lambda: layout({"a": normal(0, 3, 4), "b": normal(1, 4, 2).astype(complex)}),
+        "'b' has dtype complex",
+    ),
+    "integers, in a graph": (
+        lambda: graph_weights([jnp.ones((3, 4), jnp.int8)], (Block("0", 0, 1),)),
+        "'0' has dtype int8",
+    ),
+    "axes that are not there": (
+        lambda: graph_weights([normal(0, 3, 4)], (Block("0", 0, 1, axes=(0, 1, 2)),)),
+        r"'0' has shape \(3, 4\), not the 3 axes",
+    ),
     "groups disagree": (
         lambda: graph_weights(
             [normal(0, 3, 4), normal(1, 5, 2)], (Block("0", 0, 1), Block("1", 1, 2))

@@ -123,6 +123,13 @@ def test_the_experts_of_a_torch_network_are_matrices_each():
     assert found == {f"{block}.experts.gate_up_proj:{i}": (32, 48) for i in range(4)}
 
 
+def test_experts_without_biases_go_by_their_name_with_a_note():
+    experts = "mlp.experts.gate_up_proj 4 32 48", "mlp.experts.down_proj 4 24 32"
+    found = plan(shaped(*experts, "mlp.router.weight 4 32"))
+    assert len(found.views) == 9 and found.skipped == ()
+    assert all("expert by its name" in view.note for view in found.views[:8])
+
+
 def test_a_layer_whose_inputs_are_as_many_as_there_are_is_told_by_the_others():
     networks = layers(shaped("a/kernel 6 5", "a/bias 5", "b/kernel 5 4", "b/bias 4"), 6)
     assert_each_read_alone(stacked(networks), networks)
@@ -152,6 +159,7 @@ DOUBTS = {
     "heads or layers": ("a/q_proj/kernel 6 8 8", "heads"),
     "a window or layers": ("conv/kernel 6 3 4 8", "window of 6 x 3"),
     "volumes or layers": ("conv/kernel 6 3 3 4 8", "window of 6 x 3 x 3"),
+    "heads, torch": ("a.o_proj.weight 64 4 16", "window of 16"),
     "experts, torch": ("experts.input.weight 8 32 64", "window of 64"),
 }
 

@@ -153,9 +153,19 @@ def _kernels(leaves: Mapping[str, Array]) -> dict[str, Array]:
     """The kernels by name, those of a stack one by one."""
     found = {name: entry(leaves[place.leaf], place.at) for name, place in places(leaves).items()}
     for name, shape, reason in skipped(leaves):
+        if len(shape) > 1 and jnp.iscomplexobj(leaves[name]):
+            _check_real(name, leaves[name])
         if len(shape) > 2 and reason != BIAS_OR_MASK:
             _kind(name, leaves[name])
     return found
+
+
+def _check_real(name: str, kernel: Array) -> None:
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise ValueError(
+            f"params: {name!r} has dtype {kernel.dtype}, and edges are weighted by real numbers; "
+            "leave it out of the tree and the layout"
+        )
 
 
 def _kernel_weights(
@@ -166,7 +176,9 @@ def _kernel_weights(
 ) -> Array | None:
     if block.path is None:
         return None
-    kernel = _folded(block, _lookup(leaves, block.path, "params"))
+    stored = _lookup(leaves, block.path, "params")
+    _check_real(block.path, stored)
+    kernel = _folded(block, stored)
     if block.positions > 1:
         kernel = _unflatten(block, kernel)
     weight = kernel if kernel.ndim == 2 else _channel_norm(kernel, norm)

@@ -310,9 +310,13 @@ def convolution_views(
 
 
 def _doubt_of_window(tensor: Tensor, network: Network, axes: Sequence[int]) -> str:
-    """A window of uneven sides, or a very long one, may count layers; a bias rules that out."""
+    """A window of uneven sides or a very long one may count layers, that of a projection heads.
+
+    A bias rules that out.
+    """
     sides = {tensor.shape[axis] for axis in axes[:-2]} - {1}
-    if bias_axes(tensor, network) or not sides or (len(sides) == 1 and max(sides) <= LONGEST):
+    plain = len(sides) == 1 and max(sides) <= LONGEST and not _PROJECTION.fullmatch(tensor.module)
+    if bias_axes(tensor, network) or not sides or plain:
         return ""
     window = " x ".join(str(tensor.shape[axis]) for axis in axes[:-2])
     return f"read as a window of {window}; if layers are stacked, say so with kinds: 'stacked'"
@@ -344,6 +348,7 @@ def _cannot_be_kernel(tensor: Tensor, network: Network) -> bool:
     return bool(heads) and len(set(window)) > 1 and not bias_axes(tensor, network)
 
 
+_PROJECTION = re.compile("[qkvo]_proj")
 _TWO_AXES = re.compile(r"weight_[ih][hr].*|(in|[qkv])_proj_weight")
 
 

@@ -6,6 +6,7 @@ a stack of dense kernels ``[layers, in, out]`` looks like a convolution or like 
 What tells is a tensor that has one axis too many for what it is: a bias, the scale of a norm.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -114,6 +115,10 @@ def _evidence(
             yield _Evidence((tensor,), (0, 1) if len(tensor.shape) == 2 else (0,), tensor.parent)
     for tensor in members:
         yield from _projections(tensor, members)
+    experts = Counter(t.parent for t in members if t.module == "experts" and len(t.shape) == 3)
+    for tensor in members:
+        if len(tensor.shape) == 3 and experts[tensor.parent] > 1:
+            yield _Evidence((tensor,), (0,), tensor.parent, "taken for an expert by its name")
 
 
 def _axis_of_bias(kernel: Tensor, bias: Shape, network: Network) -> int | None:
