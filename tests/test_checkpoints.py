@@ -31,6 +31,7 @@ from spectral_jax.checkpoints import (
     Tensor,
     _base,
     _child,
+    _orbax,
     _pickle,
     _torch,
     load,
@@ -577,7 +578,8 @@ def test_an_orbax_key_stays_in_its_folder(tmp_path):
     for key in (f"{outside}/w", f"/{outside}/w", "../outside/w", "w/../../outside/w"):
         leaf["key_metadata"][0]["key"] = key
         (step / "_METADATA").write_text(json.dumps(metadata))
-        assert "leaves the folder" in refusal(step)
+        with pytest.raises(CheckpointError, match="leaves the folder"):
+            _orbax.open_orbax(step, ExitStack())  # in this process: orbax is not asked
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
@@ -586,7 +588,8 @@ def test_what_would_be_read_without_end_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "pipe", "/dev/zero", "nowhere", tmp_path):
         (step / "link").symlink_to(target)
-        assert "'link' in it is no regular file" in refusal(step)
+        with pytest.raises(CheckpointError, match="'link' in it is no regular file"):
+            _orbax.open_orbax(step, ExitStack())  # in this process: orbax is not asked
         (step / "link").unlink()
     (step / "_METADATA").rename(tmp_path / "metadata")
     (step / "_METADATA").symlink_to(tmp_path / "metadata")
