@@ -138,6 +138,49 @@ def test_data_flow_makes_the_blocks(function, x, expected):
     assert ends == expected
 
 
+def through_the_graph(blocks, weights, x):
+    """What arrives at the last group, if every block passes on what its source has."""
+    groups = {0: x}
+    for block, weight in zip(blocks, weights, strict=True):
+        source = groups[block.source]
+        passed = source @ weight if weight.ndim == 2 else source * weight
+        groups[block.target] = groups.get(block.target, 0) + passed
+    return groups[max(groups)]
+
+
+def skips(p, x):
+    first = x @ p["f"]
+    second = first + first @ p["e"]
+    third = second + (second @ p["d"]) @ p["c"] + first @ p["b"]
+    return third @ p["a"] + x @ p["g"]
+
+
+def all_of_two(p, x):
+    left, right = x @ p["f"], x @ p["b"]
+    both = left + right
+    return (both + left + right + both @ p["e"]) @ p["a"] + left @ p["h"] + right @ p["i"]
+
+
+def repeated(p, x):
+    hidden = x @ p["f"]
+    hidden, _ = jax.lax.scan(lambda h, w: (h + h @ w, None), hidden, p["l"]["kernel"])
+    return hidden @ p["a"]
+
+
+@pytest.mark.parametrize("function", [skips, all_of_two, repeated])
+def test_a_linear_network_computes_what_its_graph_passes_on(function):
+    sizes = {"f": (3, 4), "e": (4, 4), "d": (4, 5), "c": (5, 4), "b": (4, 4), "a": (4, 2)}
+    sizes |= {"g": (3, 2), "h": (4, 2), "i": (4, 2)}
+    sizes["b"] = (3, 4) if function is all_of_two else (4, 4)
+    draw = np.random.default_rng(0).normal
+    params = {name: jnp.asarray(draw(size=shape)) for name, shape in sizes.items()}
+    params["l"] = {"kernel": jnp.asarray(draw(size=(3, 4, 4))), "bias": jnp.zeros((3, 4))}
+    x = jnp.asarray(draw(size=(6, 3)))
+    blocks = layout_of(function, params, x)
+    passed = through_the_graph(blocks, graph_weights(params, blocks), x)
+    np.testing.assert_allclose(passed, function(params, x), rtol=1e-4)
+
+
 def test_blocks_say_what_the_axes_of_a_kernel_are():
     found = {block.path: block for block in traced(linen_model(attending), TOKENS)}
     assert found["attn/query/kernel"].axes == (0, 1, 2)
