@@ -253,7 +253,7 @@ def test_an_analysis_has_a_row_per_layer():
 
 def test_every_layer_of_a_stack_learns_at_its_own_rate():
     params = scanned() | {"other": {"kernel": jnp.ones((64, 64)), "bias": jnp.ones(64)}}
-    balance = optim.temp_balance(metric=jnp.max, refresh_every=1, low=0.5, high=1.5)
+    balance = optim.temp_balance("linear", metric=jnp.max, refresh_every=1, low=0.5, high=1.5)
     ones = jax.tree.map(jnp.ones_like, params)
     updates, state = balance.update(ones, balance.init(params), params)
     for index in range(3):

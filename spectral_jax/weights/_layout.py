@@ -116,8 +116,11 @@ def _read(graph: Graph, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
 
 def _scanned(graph: Graph, equation: Any, values: Sequence[Value]) -> list[Value]:
     """Layers that are scanned over: one after the other."""
-    params, body = equation.params, equation.params["jaxpr"].jaxpr
-    constants, carried = params["num_consts"], params["num_carry"]
+    params = equation.params
+    body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+    # What is carried has the same shape within a step; what is scanned has an axis less there.
+    carried = sum(map(_of_one_shape, equation.outvars, body.outvars))
+    constants = sum(map(_of_one_shape, equation.invars, body.invars)) - carried
     fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
     steps = range(params["length"])
     made: list[list[Value]] = []
@@ -127,6 +130,10 @@ def _scanned(graph: Graph, equation: Any, values: Sequence[Value]) -> list[Value
         carry = results[:carried]
         made.append(results[carried:])
     return [*carry, *(_stacked(each) for each in zip(*made, strict=True))]
+
+
+def _of_one_shape(outside: Any, inside: Any) -> bool:
+    return outside.aval.shape == inside.aval.shape
 
 
 def _entry(value: Value, index: int) -> Value:
