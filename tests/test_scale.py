@@ -78,6 +78,22 @@ def test_a_start_in_the_null_space_hides_no_operator(dtype):
     assert_scales(solve, (null + null.T) / 2, dtype, tolerance=TOLERANCE[dtype])
 
 
+def test_a_batch_with_a_start_in_the_null_space_is_right_too():
+    starts = jnp.eye(N, dtype="float32")[jnp.array([0, N - 1])]
+    null = jnp.asarray(np.where(np.arange(N) < N - 2, HALF, 0), "float32")
+
+    @jax.vmap
+    def solve(a, start):
+        return eigsh(dense_operator(a), 1, which="LA", v0=start, method="lobpcg")
+
+    for scale in (1e-20, 1.0):
+        ops = jnp.float32(scale) * jnp.stack([(null + null.T) / 2] * 2)
+        found = solve(ops, starts)
+        largest = np.linalg.eigvalsh(np.asarray(ops[0], float) / scale)[-1]
+        np.testing.assert_allclose(found.values[:, 0] / scale, [largest] * 2, rtol=1e-5)
+        assert found.converged.all()
+
+
 @pytest.mark.parametrize("reorthogonalise", [True, False])
 def test_densities_scale(reorthogonalise, dtype):
     def solve(a):

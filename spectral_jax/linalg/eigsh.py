@@ -14,7 +14,7 @@ from spectral_jax.linalg.arguments import count, tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.precision import power_of_two, working
-from spectral_jax.linalg.scale import magnitude_of, relative
+from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
@@ -127,8 +127,8 @@ def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | N
     if start is None:
         return noise, None
     v0, images = jax.tree.map(lambda x: x.reshape(op.size, -1), start)
-    size = power_of_two(jnp.max(jnp.abs(v0), axis=0))
-    v0, images = jax.tree.map(lambda x: x / size, (v0, images))
+    if images is None:
+        v0 = unit(v0)
     if v0.shape[1] >= k:
         return v0, images
     return jnp.concatenate([v0, noise[:, : k - v0.shape[1]]], axis=1), None
@@ -161,8 +161,8 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     ``A - values_j`` is definite.
     """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
-    magnitude = magnitude_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
-    op, values = relative(op, magnitude), values / magnitude
+    factor = factor_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
+    op, values = factor * op, factor * values
     size = power_of_two(jnp.max(jnp.abs(cotangent), axis=0))
     cotangent = cotangent / size
     known = jnp.concatenate([fixed, vectors], axis=1)
@@ -181,7 +181,7 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
 
     right = -options.sign * orthogonalise(cotangent, known)
     solution = jax.vmap(beyond, in_axes=(0, 1), out_axes=1)(values, right) - mm(known, parts)
-    return solution * size / magnitude
+    return factor * (solution * size)
 
 
 _pairs.defvjp(_pairs_forward, _pairs_backward, symbolic_zeros=True)

@@ -34,14 +34,14 @@ class Tridiagonal(NamedTuple):
 class _Front(NamedTuple):
     """Where the recurrence stands: the last vector, and what becomes the next one.
 
-    Numbers are relative to the operator's ``magnitude``, which is 0 before the first product.
+    ``factor`` is one over the operator's magnitude, and 0 before the first product.
     """
 
     last: Array
     candidate: Array
     length: Array
     scale: Array
-    magnitude: Array
+    factor: Array
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -83,7 +83,7 @@ def lanczos(
         basis = jnp.concatenate([basis, rows])
         parts.append(part)
     alpha, beta, valid = (jnp.concatenate(pieces) for pieces in zip(*parts, strict=True))
-    alpha, beta, rest = (x * front.magnitude for x in (alpha, beta[1:], front.candidate))
+    alpha, beta, rest = (x / front.factor for x in (alpha, beta[1:], front.candidate))
     return Tridiagonal(alpha, beta, basis[fixed.shape[1] :].T, rest, valid.sum())
 
 
@@ -100,21 +100,21 @@ def three_term(
     # The image is carried, not the vector that becomes of it: within one step XLA would compute a
     # product of cheap operations once for each of its uses.
     def step(carry, _):
-        image, alpha, scale, magnitude, q, beta, last = carry
-        rest = image - alpha * q - beta * last
-        front = _Front(q, rest, jnp.linalg.norm(rest), scale, magnitude)
+        image, alpha, scale, factor, q, beta, last = carry
+        rest = image * jnp.where(factor == 0, 1, factor) - alpha * q - beta * last
+        front = _Front(q, rest, jnp.linalg.norm(rest), scale, factor)
         q, beta, valid = _next(front)
-        image, magnitude = seen(op, magnitude, q)
-        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
+        image, factor = seen(op, factor, q)
+        alpha = factor * jnp.vdot(q, image, precision=Precision.HIGHEST)
         # The norm of the image where it matters: where little is left of it.
-        scale = _larger(front, jnp.hypot(alpha, jnp.where(front.magnitude == 0, 0, beta)))
-        return (image, alpha, scale, magnitude, q, beta, front.last), (alpha, beta, valid)
+        scale = _larger(front, jnp.hypot(alpha, jnp.where(front.factor == 0, 0, beta)))
+        return (image, alpha, scale, factor, q, beta, front.last), (alpha, beta, valid)
 
     v0 = unit(v0)
     none, zero = jnp.zeros_like(v0), jnp.zeros((), v0.dtype)
     start = v0, zero, jnp.linalg.norm(v0), zero, none, zero, none
-    (_, _, _, magnitude, *_), (alpha, beta, valid) = jax.lax.scan(step, start, length=steps)
-    return alpha * magnitude, beta[1:] * magnitude, valid.sum()
+    (_, _, _, factor, *_), (alpha, beta, valid) = jax.lax.scan(step, start, length=steps)
+    return alpha / factor, beta[1:] / factor, valid.sum()
 
 
 def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, height: int):
@@ -124,12 +124,12 @@ def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, hei
         rows, front = carry
         q, beta, valid = _next(front)
         rows = rows.at[j].set(q)
-        image, magnitude = seen(op, front.magnitude, q)
-        alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
-        scale = _larger(front, jnp.linalg.norm(image))
-        rest = orthogonalise(image, fixed) - alpha * q - beta * front.last
+        image, factor = seen(op, front.factor, q)
+        alpha = factor * jnp.vdot(q, image, precision=Precision.HIGHEST)
+        scale = _larger(front, jnp.linalg.norm(factor * image))
+        rest = orthogonalise(factor * image, fixed) - alpha * q - beta * front.last
         rest = rest - mm(mm(older, rest), older) - mm(mm(rows, rest), rows)
-        front = _Front(q, rest, jnp.linalg.norm(rest), scale, magnitude)
+        front = _Front(q, rest, jnp.linalg.norm(rest), scale, factor)
         return (rows, front), (alpha, beta, valid)
 
     rows = jnp.zeros((height, older.shape[1]), older.dtype)
@@ -139,7 +139,7 @@ def _stage(op: SymmetricOperator, fixed: Array, older: Array, front: _Front, hei
 
 def _larger(front: _Front, length: Array) -> Array:
     """The largest image so far; before the first the scale is that of the start."""
-    return jnp.where(front.magnitude == 0, length, jnp.maximum(front.scale, length))
+    return jnp.where(front.factor == 0, length, jnp.maximum(front.scale, length))
 
 
 def _next(front: _Front) -> tuple[Array, Array, Array]:

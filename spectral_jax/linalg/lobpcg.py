@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from spectral_jax.linalg.scale import known_magnitude, relative
+from spectral_jax.linalg.scale import known_factor
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
@@ -19,7 +19,6 @@ from spectral_jax.linalg.subspace import (
     off_rows,
     orthonormal_rows,
     restored,
-    unit,
     whitener,
 )
 
@@ -82,11 +81,14 @@ def lobpcg(
     spent = start.shape[1] if images is None else 0
     images = op @ start if images is None else images
     generic = generic_vectors(op.size, search.k, op.dtype, stream=1)
-    magnitude, products = known_magnitude(op, images, unit(generic[:, 0]))
-    search = search._replace(op=relative(op, magnitude))
-    basis, values = _best_guesses(search, start, images / magnitude)
-    result = _rounds(search, basis, values, generic.T, precondition, probe_steps, spent + products)
-    return restored(result, magnitude)
+    basis, values = _best_guesses(search, start, images)
+    factor, products = known_factor(op, jnp.concatenate([basis.ax, basis.ap]), generic[:, 0])
+    search = search._replace(op=factor * op)
+    basis = basis._replace(ax=factor * basis.ax, ap=factor * basis.ap)
+    result = _rounds(
+        search, basis, factor * values, generic.T, precondition, probe_steps, spent + products
+    )
+    return restored(result, factor)
 
 
 def _rounds(

@@ -1,12 +1,13 @@
-"""Operators relative to their own magnitude, which products that are made anyway tell.
+"""The magnitude of an operator, which products that are made anyway tell.
 
 The squares inside a solver (lengths, residuals, Gram matrices) leave the range of float32 for
-operators below 1e-19 or above 1e19. Every solver therefore works on ``op / magnitude`` and
-multiplies what it found; the magnitude is a power of two, so that neither rounds anything.
+operators below 1e-19 or above 1e19. Every solver therefore works on ``factor * op``, of ordinary
+magnitude, and divides what it found; the factor is a power of two, so that neither rounds anything.
 """
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator
@@ -19,38 +20,50 @@ from spectral_jax.linalg.precision import power_of_two
 HEADROOM = 2.0**12
 
 
-def magnitude_of(images: Float[Array, "*shape"]) -> Float[Array, ""]:
-    """What to divide an operator by whose products with unit vectors are ``images``."""
+def factor_of(images: Float[Array, "*shape"]) -> Float[Array, ""]:
+    """The factor for an operator whose products with unit vectors are ``images``."""
     size = power_of_two(jnp.max(jnp.abs(images)))
     # Of a larger one the inverse would be subnormal, which XLA on a CPU takes for 0.
-    return HEADROOM * jnp.minimum(size, 2.0 ** -jnp.finfo(size.dtype).minexp / HEADROOM)
+    most = 2.0 ** -jnp.finfo(size.dtype).minexp
+    return 1 / (HEADROOM * jnp.minimum(size, most / HEADROOM))
 
 
-def known_magnitude(
-    op: SymmetricOperator, images: Float[Array, "n s"], generic: Float[Array, " n"]
+def known_factor(
+    op: SymmetricOperator, images: Float[Array, "s n"], generic: Float[Array, " n"]
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """``magnitude_of(images)``, and how many products that took.
+    """``factor_of(images)``, and how many products that took.
 
     None, but for images that vanish, as those of a start in the null space: one, with ``generic``.
     """
 
-    def one_more(state):
-        return jnp.max(jnp.abs(op @ generic)), state[1] + 1
-
-    start = jnp.max(jnp.abs(images)), jnp.zeros((), jnp.int32)
-    size, products = jax.lax.while_loop(lambda s: (s[0] == 0) & (s[1] == 0), one_more, start)
-    return magnitude_of(size), products
+    size = jnp.max(jnp.abs(images))
+    return factor_of(_size_seen(op, generic, size)), (size == 0).astype(jnp.int32)
 
 
 def seen(
-    op: SymmetricOperator, magnitude: Float[Array, ""], x: Float[Array, " n"]
+    op: SymmetricOperator, factor: Float[Array, ""], x: Float[Array, " n"]
 ) -> tuple[Float[Array, " n"], Float[Array, ""]]:
-    """``op @ x / magnitude`` and the magnitude, which the first product finds, given 0 for it."""
+    """``op @ x``, and the factor to multiply it by, which the first product finds, given 0 for it.
+
+    Multiplying is left to what reads the image anyway: passes over vectors are what a step costs.
+    """
     image = op @ x
-    magnitude = jnp.where(magnitude == 0, magnitude_of(image), magnitude)
-    return image / magnitude, magnitude
+    return image, jax.lax.cond(factor == 0, lambda: factor_of(image), lambda: factor)
 
 
-def relative(op: SymmetricOperator, magnitude: Float[Array, ""]) -> SymmetricOperator:
-    """``op / magnitude``."""
-    return op * (1 / magnitude)
+@custom_vmap
+def _size_seen(op: SymmetricOperator, generic: Array, size: Array) -> Array:
+    return jax.lax.cond(size == 0, lambda: jnp.max(jnp.abs(op @ generic)), lambda: size)
+
+
+@_size_seen.def_vmap
+def _sizes_seen(axis_size, in_batched, op, generic, sizes):
+    """A ``cond`` on one predicate for the batch: under plain ``vmap`` the product would be made."""
+    sizes = jnp.broadcast_to(sizes, axis_size)
+    axes = jax.tree.map(lambda batched: 0 if batched else None, in_batched[:2])
+
+    def products():
+        images = jax.vmap(lambda op, x: op @ x, in_axes=axes, axis_size=axis_size)(op, generic)
+        return jnp.where(sizes == 0, jnp.max(jnp.abs(images), axis=1), sizes)
+
+    return jax.lax.cond(jnp.any(sizes == 0), products, lambda: sizes), True

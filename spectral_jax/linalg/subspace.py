@@ -52,7 +52,7 @@ class Search(NamedTuple):
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
         """Rayleigh quotients and residuals from fresh products, which have not drifted."""
-        vectors = unit(vectors)
+        vectors = unit_rows(vectors.T).T
         images = self.op @ vectors
         values = jnp.sum(vectors * images, axis=0)
         residuals = jnp.linalg.norm(images - values * vectors, axis=0)
@@ -62,9 +62,9 @@ class Search(NamedTuple):
         return EigResult(values, vectors, residuals, converged, spent + self.k)
 
 
-def restored(result: EigResult, magnitude: Array) -> EigResult:
-    """What was found for ``op / magnitude``, of ``op``; NaN and not converged on an overflow."""
-    values, residuals = (x * magnitude for x in (result.values, result.residuals))
+def restored(result: EigResult, factor: Array) -> EigResult:
+    """What was found for ``factor * op``, of ``op``; NaN and not converged on an overflow."""
+    values, residuals = (x / factor for x in (result.values, result.residuals))
     known = jnp.isfinite(values) & jnp.isfinite(residuals)
     values = jnp.where(known, values, jnp.nan)
     return result._replace(values=values, residuals=residuals, converged=result.converged & known)

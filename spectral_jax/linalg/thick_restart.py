@@ -9,7 +9,7 @@ from jax.lax import Precision
 from jaxtyping import Array
 
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.scale import relative, seen
+from spectral_jax.linalg.scale import seen
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
@@ -40,14 +40,14 @@ OVERLOOKED = 1e-4
 class _Krylov(NamedTuple):
     """Vectors are rows; the first ``filled`` of the basis have met the operator.
 
-    Numbers are relative to the operator's ``magnitude``, which is 0 before the first product.
+    ``factor`` is one over the operator's magnitude, and 0 before the first product.
     """
 
     basis: Array
     projected: Array
     filled: Array
     scale: Array
-    magnitude: Array
+    factor: Array
     matvecs: Array
 
 
@@ -141,8 +141,8 @@ class _Solver:
             lambda state: self.one_round(state[0]),
             (krylov, answer),
         )
-        search = self.search._replace(op=relative(self.op, krylov.magnitude))
-        return restored(_certify(search, answer, krylov), krylov.magnitude)
+        search = self.search._replace(op=krylov.factor * self.op)
+        return restored(_certify(search, answer, krylov), krylov.factor)
 
     def one_round(self, krylov: _Krylov) -> tuple[_Krylov, _Answer]:
         """Find pairs, and look beyond them. If that finds more, the next round begins there."""
@@ -199,10 +199,10 @@ class _Solver:
 
     def extended(self, krylov: _Krylov) -> _Krylov:
         """One more vector meets the operator; what is new comes next."""
-        basis, projected, j, scale, magnitude, matvecs = krylov
+        basis, projected, j, scale, factor, matvecs = krylov
         q = basis[j]
-        image, magnitude = seen(self.op, magnitude, q)
-        image = off_rows(image, self.fixed)
+        image, factor = seen(self.op, factor, q)
+        image = off_rows(factor * image, self.fixed)
         alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
         beta = projected[j, j - 1]
         # Beyond these two there is rounding, and after a restart what the kept vectors couple to.
@@ -226,7 +226,7 @@ class _Solver:
             projected.at[:, j].set(column),
             j + 1,
             scale,
-            magnitude,
+            factor,
             matvecs + 1,
         )
 
@@ -279,7 +279,7 @@ class _Solver:
         ``point`` add up to at most ``1 / (u^T g)^2`` for every eigenvector ``u`` of one: in the
         end ``u^T g`` would have to be improbably small.
         """
-        op, sign = relative(self.op, krylov.magnitude), self.search.sign
+        op, sign = krylov.factor * self.op, self.search.sign
         krylov_next = krylov.filled
         following = krylov.basis[krylov_next]
         known = jnp.concatenate([self.fixed, krylov.basis.at[krylov_next].set(0)])

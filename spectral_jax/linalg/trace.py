@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax.linalg.arguments import count
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.scale import magnitude_of, relative
+from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import mm, unit
 
 
@@ -99,8 +99,8 @@ def diagonal(
     if method == "xdiag":
         return _xdiag(op, key, matvecs // 2)
     signs = _signs(key, op, matvecs)
-    images, _, magnitude = _first_products(op, signs)
-    return _of(magnitude, average(signs * images, jnp.asarray(matvecs)))
+    images, _, factor = _first_products(op, signs)
+    return _of(factor, average(signs * images, jnp.asarray(matvecs)))
 
 
 def average(samples: Float[Array, "*shape m"], matvecs: Int[Array, ""]) -> Estimate:
@@ -121,39 +121,39 @@ def _signs(key: PRNGKeyArray, op: SymmetricOperator, k: int) -> Array:
 
 
 def _first_products(op: SymmetricOperator, x: Array) -> tuple[Array, SymmetricOperator, Array]:
-    """``op @ x`` and ``op``, both relative to the magnitude that the images show; and that."""
+    """``op @ x`` and ``op``, both times a factor to an ordinary magnitude; and the factor."""
     images = op @ x
-    magnitude = magnitude_of(images)
-    return images / magnitude, relative(op, magnitude), magnitude
+    factor = factor_of(images)
+    return factor * images, factor * op, factor
 
 
-def _of(magnitude: Array, estimate: Estimate) -> Estimate:
-    """An estimate for ``op / magnitude`` as one for ``op``."""
+def _of(factor: Array, estimate: Estimate) -> Estimate:
+    """An estimate for ``factor * op`` as one for ``op``."""
     value, standard_error, matvecs = estimate
-    return Estimate(value * magnitude, standard_error * magnitude, matvecs)
+    return Estimate(value / factor, standard_error / factor, matvecs)
 
 
 def _hutchinson(op: SymmetricOperator, probes: Array) -> Estimate:
-    images, _, magnitude = _first_products(op, probes)
+    images, _, factor = _first_products(op, probes)
     samples = op.size * jnp.sum(probes * images, axis=0)
-    return _of(magnitude, average(samples, jnp.asarray(probes.shape[1])))
+    return _of(factor, average(samples, jnp.asarray(probes.shape[1])))
 
 
 def _hutchpp(op: SymmetricOperator, range_key, probe_key, matvecs: int) -> Estimate:
     k = matvecs // 3
-    sketch, op, magnitude = _first_products(op, sphere(range_key, op, k))
+    sketch, op, factor = _first_products(op, sphere(range_key, op, k))
     q, _ = jnp.linalg.qr(sketch)
     probes = sphere(probe_key, op, matvecs - 2 * k)
     # The rest of a probe is again uniform on a sphere, that of the complement.
     probes = unit(probes - mm(q, mm(q.T, probes)))
     rest = (op.size - k) * jnp.sum(probes * (op @ probes), axis=0)
-    return _of(magnitude, average(rest + jnp.sum(q * (op @ q)), jnp.asarray(matvecs)))
+    return _of(factor, average(rest + jnp.sum(q * (op @ q)), jnp.asarray(matvecs)))
 
 
 def _xtrace(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
     """Leave-one-out Hutch++; with ``Q_i`` the range without ``A omega_i``, all in coordinates."""
     omega = sphere(key, op, k)
-    sketch, op, magnitude = _first_products(op, omega)
+    sketch, op, factor = _first_products(op, omega)
     q, r = jnp.linalg.qr(sketch)
     s, _ = _left_out(r)
     h = mm(q.T, op @ q)
@@ -164,19 +164,19 @@ def _xtrace(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
     rest = jnp.sum((w - 2 * x) * r + x * mm(h, x), axis=0)
     length = jnp.sum(omega**2, axis=0) - jnp.sum(x**2, axis=0)
     captured = jnp.trace(h) - jnp.sum(s * mm(h, s), axis=0)
-    return _of(magnitude, average(captured + (op.size - k + 1) * rest / length, jnp.asarray(2 * k)))
+    return _of(factor, average(captured + (op.size - k + 1) * rest / length, jnp.asarray(2 * k)))
 
 
 def _xdiag(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
     """Leave-one-out: the diagonal of ``Q_i Q_i^T A``, and Hutchinson for what that leaves."""
     signs = _signs(key, op, k)
-    sketch, op, magnitude = _first_products(op, signs)
+    sketch, op, factor = _first_products(op, signs)
     q, r = jnp.linalg.qr(sketch)
     s, left = _left_out(r)
     z = op @ q
     direction = mm(q, s)
     captured = jnp.sum(q * z, axis=1)[:, None] - direction * mm(z, s)
-    return _of(magnitude, average(captured + signs * direction * left, jnp.asarray(2 * k)))
+    return _of(factor, average(captured + signs * direction * left, jnp.asarray(2 * k)))
 
 
 def _left_out(r: Array) -> tuple[Array, Array]:
