@@ -100,8 +100,9 @@ def spectral_density(
     accelerators.
 
     Works under ``jit`` and ``vmap``; not differentiable where Ritz values coincide (breakdown).
-    NaN in the operator is NaN in every node and weight of the result. Raises ``ValueError`` if
-    ``probes``, ``steps`` or ``batch_size`` is below 1.
+    Nodes scale as the operator does, from 1e-30 to 1e30 in float32. NaN in the operator is NaN in
+    every node and weight of the result. Raises ``ValueError`` if ``probes``, ``steps`` or
+    ``batch_size`` is below 1 or no integer.
     matfree (``funm.monte_carlo_funm_sym`` on ``decomp.tridiag_sym``) integrates one given function
     with the same rules, and brings gradients of its own; it returns no nodes, divides by zero at a
     breakdown, and reads the whole basis four times a step where two reads of the filled part do.

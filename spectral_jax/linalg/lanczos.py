@@ -57,8 +57,9 @@ def lanczos(
     Every new vector is orthogonalised against the last two (the three-term recurrence) and then
     once against the whole basis, which keeps ``||Q^T Q - I||`` at rounding level for any number of
     steps at ``O(n steps)`` extra work a step; against the orthonormal columns of ``deflate`` three
-    times, as nothing says that ``op`` leaves them. Uses exactly ``steps`` matvecs. NaN in the
-    operator or the start is NaN in the result.
+    times, as nothing says that ``op`` leaves them. Uses exactly ``steps`` matvecs. Only the
+    direction of the start counts; the operator may have any scale from 1e-30 to 1e30 in float32.
+    NaN in either is NaN in the result.
 
     Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode (``steps`` is static).
     Raises ``ValueError`` if ``steps`` is not in ``1..n``.

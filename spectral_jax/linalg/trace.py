@@ -46,8 +46,9 @@ def trace(
 
     All are unbiased. ``matvecs >= n`` gives the exact trace from ``n`` products, with error 0.
     The standard error is estimated from the samples and of little worth below some ten of them.
-    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. NaN in the operator is NaN
-    in the value. Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. Both scale
+    as the operator does, from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
+    Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
     matfree's ``leave_one_out_xtrace`` is as good as ``xtrace``.
     Source: Meyer et al. 2021 (Hutch++); Epperly, Tropp & Webber 2024 (XTrace).
 
@@ -83,8 +84,9 @@ def diagonal(
     spectrum decays, exact if ``rank A < matvecs / 2``. Errors are entry by entry, not jointly.
 
     Unbiased. ``matvecs >= n`` gives the exact diagonal from ``n`` products, with error 0.
-    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. NaN in the operator is NaN
-    in the value. Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. Both scale
+    as the operator does, from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
+    Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
     matfree's ``leave_one_out_xdiag`` is as good as ``xdiag``.
     Source: Bekas, Kokiopoulou & Saad 2007; Epperly, Tropp & Webber 2024 (XDiag).
 
