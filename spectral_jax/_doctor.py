@@ -13,6 +13,8 @@ from spectral_jax import __version__
 from spectral_jax.linalg.lapack import LAST_JAXLIB_TO_SPLIT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Memory maps enough for the programs of a few hundred shapes.
+MANY_MAPS = 262_144
 
 
 class Finding(NamedTuple):
@@ -36,6 +38,7 @@ def examine() -> dict[str, Any]:
         "threads": {"cores": os.cpu_count()}
         | {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
         "compilation_cache": cache,
+        "memory_maps": _memory_maps(),
         "data": _data(),
     }
     return facts | {"findings": [finding._asdict() for finding in findings(facts)]}
@@ -43,7 +46,7 @@ def examine() -> dict[str, Any]:
 
 def findings(facts: dict[str, Any]) -> list[Finding]:
     """Say what will be slow or missing, from the facts alone; the most harmful comes first."""
-    checks = (_backend, _lapack_threads, _float64, _compilation_cache, _data_folder)
+    checks = (_backend, _lapack_threads, _float64, _compilation_cache, _few_maps, _data_folder)
     return [finding for check in checks if (finding := check(facts)) is not None]
 
 
@@ -56,6 +59,7 @@ def render(report: dict[str, Any]) -> str:
         "precision": report["precision"],
         "threads": report["threads"],
         "compilation cache": {"folder": report["compilation_cache"]},
+        "memory maps": {"at most": report["memory_maps"]},
         "data": report["data"],
     }
     lines = [
@@ -82,6 +86,12 @@ def _devices() -> dict[str, Any]:
         return {"backend": None, "count": {}, "error": reason}
     count = Counter(device.device_kind for device in devices)
     return {"backend": devices[0].platform, "count": dict(count), "error": None}
+
+
+def _memory_maps() -> int | None:
+    """How many memory maps Linux grants a process; None elsewhere."""
+    limit = Path("/proc/sys/vm/max_map_count")
+    return int(limit.read_text()) if limit.is_file() else None
 
 
 def _data() -> dict[str, str | bool | None]:
@@ -155,6 +165,19 @@ def _compilation_cache(facts: dict[str, Any]) -> Finding | None:
         "compiled programs are not kept between processes",
         "every new process compiles every program again",
         "export JAX_COMPILATION_CACHE_DIR=$HOME/.cache/jax",
+    )
+
+
+def _few_maps(facts: dict[str, Any]) -> Finding | None:
+    granted = facts["memory_maps"]
+    if granted is None or granted >= MANY_MAPS:
+        return None
+    return Finding(
+        f"a process that sees many shapes may die: it may have {granted} memory maps",
+        "XLA keeps every program it has compiled, in tens to hundreds of maps for each shape; at "
+        "the limit the process ends with SIGSEGV, whatever memory is free",
+        "call jax.clear_caches() every few dozen shapes, or raise the limit: "
+        f"sysctl vm.max_map_count={MANY_MAPS}",
     )
 
 

@@ -18,6 +18,7 @@ SOUND = {
     "precision": {"default_dtype": "float64", "x64": True},
     "threads": {"cores": 16, "OPENBLAS_NUM_THREADS": "1", "XLA_FLAGS": None},
     "compilation_cache": "cache",
+    "memory_maps": 1_000_000,
     "data": {"SPECTRAL_JAX_DATA": "data", "exists": True, "cache": "cache", "cached": False},
 }
 
@@ -119,6 +120,7 @@ def test_a_sound_machine_has_no_findings():
         ),
         ({"precision": {"x64": False}}, "float64 is off", "jax.enable_x64"),
         ({"compilation_cache": None}, "not kept between", "JAX_COMPILATION_CACHE_DIR"),
+        ({"memory_maps": 65_530}, "65530 memory maps", "jax.clear_caches()"),
         (
             {"data": {"SPECTRAL_JAX_DATA": None, "exists": False, "cached": False}},
             "no data folder",
@@ -143,6 +145,10 @@ def test_the_thread_finding_says_whether_the_release_nests_threads(jaxlib, neste
     (finding,) = findings(SOUND | {"threads": threads, "versions": {"jaxlib": jaxlib}})
     assert ("many times slower" in finding.what) == nested
     assert ("XLA's threads while OpenBLAS" in finding.why) == nested
+
+
+def test_where_memory_maps_are_not_counted_there_is_nothing_to_mend():
+    assert findings(SOUND | {"memory_maps": None}) == []
 
 
 def test_one_core_needs_no_thread_setting():
