@@ -143,12 +143,15 @@ def spectral_penalty(
         blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
         kept, value, staleness = _looked(penalty, refresh, blocks, state, axis_name)
         factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
+        signs = crossings(params, state.crossings)
+        # Always so, but XLA does not know: were this read of the weights one that nothing waits
+        # for, it would copy them at every step rather than update them in place.
+        factor = jnp.where(signs.chatter <= 1, factor, jnp.nan)
         if mode == "penalty":
             updates = sight.pulled(updates, params, kept, factor)
         else:
             size = factor * jnp.asarray(strength_at(learning_rate, state.step), factor.dtype)
             updates = sight.shrunk(updates, params, kept, size)
-        signs = crossings(params, state.crossings)
         state = SpectralPenaltyState(state.step + 1, factor, kept, value, staleness, signs)
         return updates, state
 
