@@ -96,7 +96,13 @@ def attending(x):
     return dense(11, "head")(x)
 
 
+def pooled(x):
+    x = linen.relu(dense(5, "a")(x))
+    return dense(2, "head")((jax.nn.softmax(dense(1, "score")(x), axis=1) * x).sum(1))
+
+
 def upsampled(x):
+    x = linen.avg_pool(x, (2, 2), (1, 1), "SAME")
     x = linen.ConvTranspose(4, (2, 2), (2, 2), name="up")(conv(4, "conv", strides=2)(x))
     return conv(2, "head")(jax.image.resize(x, (2, 4, 4, 4), "linear"))
 
@@ -126,6 +132,11 @@ NETWORKS = {
             *[("embed", 0, 1), ("attn/query", 1, 2), ("attn/key", 1, 3), ("attn/value", 1, 4)],
             *[("attn/out", 4, 5), (None, 1, 5), ("head", 5, 6)],
         ],
+    ),
+    "positions weighed by a unit": (
+        pooled,
+        FEATURES,
+        [("a", 0, 1), ("score", 1, 2), ("head", 1, 3)],
     ),
     "upsampling": (upsampled, IMAGES, [("conv", 0, 1), ("up", 1, 2), ("head", 2, 3)]),
 }
@@ -248,6 +259,11 @@ def mixed(x):
     return dense(2, "head")(dense(5, "mix")(dense(4, "a")(x).swapaxes(1, 2)).swapaxes(1, 2))
 
 
+def both_sides_of_a_norm(x):
+    x = dense(4, "a")(x)
+    return dense(2, "head")(x + norm("norm")(x))
+
+
 def recurrent(x):
     return linen.RNN(linen.SimpleCell(4))(x)
 
@@ -265,6 +281,7 @@ NOT_UNDERSTOOD = {
         FEATURES,
         "'mix/kernel' sums over other axes than those of the units",
     ),
+    "a norm and what it norms": (both_sides_of_a_norm, FEATURES, "'head/kernel' reads .* 'add'"),
     "recurrence": (recurrent, FEATURES, "'SimpleCell_0/.*' is used 6 times in a pass"),
     "tied table": (tied, TOKENS, r"'embed/embedding' is not read \[inputs, outputs\]"),
     "depthwise": (

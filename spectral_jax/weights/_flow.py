@@ -100,8 +100,17 @@ def _pointwise(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
         weight = values[0]
         kept = name in _ONE_OF and isinstance(weight, Weight)
         return weight if kept else _without_units(values)
-    first = units[0]
-    if len({each.axes for each in units if not each.inputs}) > 1:
+    after = equation.outvars[0].aval.shape
+    whole = [
+        value
+        for value, variable in zip(values, equation.invars, strict=True)
+        if isinstance(value, Units) and _keeps(value, variable.aval.shape, after)
+    ]
+    if not whole:
+        return units[0]._replace(lost=units[0].lost or name)
+    units, first = whole, whole[0]  # the others weigh them, one number for all units
+    norms = {each.norm for each in units if each.node == first.node}
+    if len({each.axes for each in units if not each.inputs}) > 1 or len(norms) > 1:
         return first._replace(lost=name)
     if name in ("mul", "div"):
         for value in values:
@@ -114,6 +123,11 @@ def _pointwise(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     return Units(
         graph.sum([_taken(graph, each, name) for each in (first, *others)]), aligned[0].axes
     )
+
+
+def _keeps(units: Units, before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether a unit of the operand is one of the result: it is not spread over several."""
+    return units.inputs or all(before[axis] == after[axis] for axis in units.axes)
 
 
 def _through_norm(graph: Graph, units: Units, factor: Value) -> Units:
@@ -291,12 +305,14 @@ def _along(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     else:
         given = params.get("axis", params.get("dimension", params.get("dimensions")))
         along = {given} if isinstance(given, int) else {*given}
+    units = [value for value in values if isinstance(value, Units)]
+    cut = next((each for each in units if not each.inputs and along & {*each.axes}), None)
+    if cut is not None:
+        return cut._replace(lost=cut.lost or name)
     combined = _pointwise(graph, equation, values)
-    if not isinstance(combined, Units):
-        return _without_units(values)
-    if combined.inputs:
-        return combined._replace(axes=tuple(a for a in combined.axes if a not in along))
-    return combined._replace(lost=combined.lost or name * bool(along & {*combined.axes}))
+    if not isinstance(combined, Units) or not combined.inputs:
+        return combined
+    return combined._replace(axes=tuple(axis for axis in combined.axes if axis not in along))
 
 
 def _gathered(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:

@@ -103,15 +103,25 @@ def _read(graph: Graph, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
 
     for equation in jaxpr.eqns:
         given = [value(variable) for variable in equation.invars]
-        inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
+        inner = _inner(equation)
         if equation.primitive.name == "scan":
             outputs = _scanned(graph, equation, given)
         elif inner is not None:
-            outputs = _read(graph, getattr(inner, "jaxpr", inner), given)
+            outputs = _read(graph, inner, given)
         else:
             outputs = result(graph, equation, given)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [value(variable) for variable in jaxpr.outvars]
+
+
+def _inner(equation: Any) -> Any:
+    """The program that an operation runs on its own operands, if that is what it does."""
+    for key in _INNER:
+        program = equation.params.get(key)
+        program = getattr(program, "jaxpr", program)
+        if program is not None and len(program.invars) == len(equation.invars):
+            return program
+    return None
 
 
 def _scanned(graph: Graph, equation: Any, values: Sequence[Value]) -> list[Value]:
