@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectral_jax import optim
-from spectral_jax.weights import matrices, plan, skipped
+from spectral_jax.weights import matrices, named_leaves, places, plan, skipped
 
 
 def shaped(*names_and_shapes):
@@ -478,6 +478,7 @@ def test_float8_parameters_are_scaled_before_a_fused_kernel_is_split():
     [
         {"weight_scale": (3, 2)},  # of 200 x 300: neither blocks of 128 nor equal ones
         {"weight_scale": (300,)},
+        {"weight_scale": (100, 1)},  # two rows each: more likely something else
         {"weight_scale": (), "weight_scale_2": ()},
         {"weight_scale_inv": (2, 3, 1)},
     ],
@@ -489,6 +490,18 @@ def test_float8_whose_scales_leave_a_doubt_is_left_out(scales):
     assert [view.name for view in found.views] == ["head.weight"]
     assert "does not tell how" in reasons(found)["fc.weight"]
     assert len(found.skipped) == 1 + len(scales)
+
+
+def test_the_layers_of_a_stack_of_float8_have_scales_of_their_own():
+    kernel = normal(0, 4, 8, 6).astype(FLOAT8)
+    scale = np.exp(normal(1, 4, 1, 6)).astype("float32")
+    params = {"layers": {"kernel": kernel, "kernel_scale": scale, "bias": np.ones((4, 6))}}
+    found = matrices(params)
+    expected = kernel.astype("float32") * scale
+    assert list(found) == [f"layers/kernel:{layer}" for layer in range(4)]
+    for layer in range(4):
+        np.testing.assert_array_equal(found[f"layers/kernel:{layer}"].matrix, expected[layer])
+    assert places(named_leaves(params)) == {}
 
 
 def test_float8_without_a_scale_says_so():

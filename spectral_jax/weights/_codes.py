@@ -14,6 +14,7 @@ from spectral_jax.weights._names import Network, Tensor, output_axis, recognised
 from spectral_jax.weights._rules import View
 
 BLOCK = 128  # rows and columns to a scale, where their number does not tell: DeepSeek, and since
+SMALLEST_BLOCK = 16  # of those in use: 16, 32 and 128
 
 # bitsandbytes, GPTQ, AWQ, EXL2, HQQ, compressed-tensors, QuIP#, MLX, quanto, torchao, AQT
 _PACKED = re.compile(r"qweight|W_q|weight_packed|q_weight|Qidxs|weight_qdata")
@@ -41,6 +42,7 @@ class Codes(NamedTuple):
     network: Network
     dtypes: Mapping[str, str]
     """By name, empty where unknown."""
+    tensors: Mapping[str, Tensor]
     layers: frozenset[tuple[str, ...]]
     """The paths of layers and tensors that hold integer codes."""
 
@@ -49,7 +51,8 @@ class Codes(NamedTuple):
         """Look for codes among all tensors."""
         coded = [tensor for tensor in network.tensors if _is_coded(tensor, dtypes)]
         paths = [path for tensor in coded for path in (tensor.parent, tensor.path) if path]
-        return cls(network, dtypes, frozenset(paths))
+        tensors = {tensor.name: tensor for tensor in network.tensors}
+        return cls(network, dtypes, tensors, frozenset(paths))
 
     def reason(self, tensor: Tensor) -> str | None:
         """Why a tensor of a quantised network is no weight matrix, or None."""
@@ -63,11 +66,14 @@ class Codes(NamedTuple):
             return f"quantised to float8 with {named}, which does not tell how it is to be scaled"
         return None
 
+    def scales(self, name: str) -> list[str]:
+        """What belongs to a tensor of float8 as its scale."""
+        return [each.name for each in self._scales(self.tensors[name])]
+
     def weights(self, view: View) -> View:
         """The view with float8 codes turned into weights before they are read as a matrix."""
         narrow = [name for name in view.sources if self._is_float8(name)]
-        tensors = {each.name: each for each in self.network.tensors if each.name in narrow}
-        found = {name: self._scale(tensors[name]) for name in narrow}
+        found = {name: self._scale(self.tensors[name]) for name in narrow}
         scales = {view.sources.index(name): scale for name, scale in found.items() if scale}
         if len(scales) < len(narrow):
             note = "float8 without a scale: read as stored"
@@ -136,4 +142,5 @@ def _block(size: int, parts: int) -> int:
         return size // parts
     if -(-size // BLOCK) == parts:
         return BLOCK
-    return 0 if size % parts else size // parts
+    block, rest = divmod(size, parts)
+    return block if not rest and block >= SMALLEST_BLOCK and block & (block - 1) == 0 else 0

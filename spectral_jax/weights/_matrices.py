@@ -87,7 +87,8 @@ def places(
 ) -> dict[str, Place]:
     """Find the kernels of those kinds by name, in the order of the leaves and the layouts of Flax.
 
-    A kernel of fused parts is one, the two factors of a low-rank matrix are two.
+    A kernel of fused parts is one, the two factors of a low-rank matrix are two. One of float8 that
+    has a scale is none: it is not the weights.
 
     >>> stack = {"fc/kernel": np.ones((2, 4, 3)), "fc/bias": np.ones((2, 3))}
     >>> places(stack)["fc/kernel:1"]
@@ -95,8 +96,8 @@ def places(
     """
     found: dict[str, dict[str, Place]] = {leaf: {} for leaf in leaves}
     for view in classify(leaves, conv="positions", framework="flax", kinds=None).views:
-        factors = view.sources if view.kind == "low_rank" else view.sources[:1]
-        for leaf in factors if view.kind in kinds else ():
+        whole = len(view.sources) == 1 or view.kind == "low_rank"
+        for leaf in view.sources if whole and view.kind in kinds else ():
             name = ":".join([leaf, *(str(index) for _, index in view.at)])
             found[leaf][name] = Place(leaf, view.at)
     return {name: place for of_leaf in found.values() for name, place in of_leaf.items()}

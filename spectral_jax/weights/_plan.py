@@ -189,6 +189,15 @@ def _one_layer(
     while True:
         shapes = {name: stacks.get(name, Stack()).entry(shape) for name, shape in stored.items()}
         codes = Codes.of(Network.of(shapes, framework), dtypes)
+        scales = {
+            scale: stack
+            for name, stack in stacks.items()
+            for scale in codes.scales(name)
+            if scale not in stacks and len(stored[scale]) == len(stored[name])
+        }
+        if scales:
+            stacks |= scales
+            continue
         reasons = {
             tensor.name: reason
             for tensor in codes.network.tensors
