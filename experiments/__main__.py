@@ -84,8 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache().parent / "xla"))
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if sys.stdout is None:
+            raise UserError("stdout is closed: send it to a file, or to /dev/null")
         options = parse(arguments)
-        return options.command(options)
+        code = options.command(options)
+        sys.stdout.flush()  # what cannot be written is found here, not when the interpreter ends
+        return code
     except UserError as error:
         message, code = error.message, error.exit_code
     except KeyboardInterrupt as error:
@@ -94,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout, say `head`, has seen enough
         sys.stdout = open(os.devnull, "w")
         return DONE
+    except OSError as error:
+        message, code = f"{error.filename or 'stdout'}: {error.strerror or error}", FAILED
+        sys.stdout = open(os.devnull, "w")
     except Exception as error:
         message, code = _bug(error), FAILED
     print(f"error: {one_line(message)}", file=sys.stderr)

@@ -388,6 +388,16 @@ def test_data_verify_names_what_it_verified(capsys):
     assert "t10k-labels-idx1-ubyte" in err and os.environ["SPECTRAL_JAX_DATA"] in err
 
 
+@pytest.mark.parametrize(
+    ("stdout", "code", "says"),
+    [(">&-", USAGE, "stdout is closed"), (">/dev/full", FAILED, "No space")],
+)
+def test_output_that_goes_nowhere_is_one_line(stdout, code, says):
+    command = f"{sys.executable} -m experiments data --json {stdout}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1) and says in done.stderr
+
+
 def test_a_reader_that_stops_early_is_no_failure():
     command = f"{sys.executable} -m experiments data --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=REPOSITORY)
