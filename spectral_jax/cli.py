@@ -50,13 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     4 is a checkpoint that is not there, 1 too little memory, 130 an interruption; each is one line
     on stderr.
     """
+    try:
+        options = _parsed(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while libraries are imported
+        code, message = INTERRUPTED, "interrupted"
+    else:
+        code, message = _run(options)
+    if message:
+        from spectral_jax.checkpoints import as_line
+
+        print(f"spectral-jax: {as_line(message)}", file=sys.stderr)
+    return code
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
-    from spectral_jax.checkpoints import as_line
     from spectral_jax.compress import command as compress
 
-    words = sys.argv[1:] if argv is None else argv
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
     parser.add_argument("--version", action="version", version=f"spectral-jax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -78,10 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         known = commands.choices[words[0]].format_help()
         parser.unknown(unknown[0], re.findall(r"--[a-z]+", known))
-    code, message = _run(options)
-    if message:
-        print(f"spectral-jax: {as_line(message)}", file=sys.stderr)
-    return code
+    return options
 
 
 def _run(options: argparse.Namespace) -> tuple[int, str]:
