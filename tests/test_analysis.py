@@ -172,7 +172,7 @@ def test_the_share_that_was_read_is_that_of_the_tensors_not_of_their_product():
 
 def test_tied_weights_are_one_layer_and_counted_once():
     table = noise(60, 12)
-    found = analyse(Arrays({"wte": {"embedding": table}, "head": {"embedding": table}}))
+    found = analyze_layers(Arrays({"wte": {"embedding": table}, "head": {"embedding": table}}))
     assert [row["layer"] for row in found.rows] == ["head/embedding"]
     assert found.skipped[0].reason == "tied: the same array as 'head/embedding'"
     assert "(100 % of the numbers" in found.summary
