@@ -412,7 +412,7 @@ def test_products_of_other_adapters_are_their_update(parts, update, array):
     [
         ("q.lora_A.weight 2 6", "q.lora_B.weight 5 2", "q.lora_E.weight 2 1"),
         ("q.lora_A.weight 2 6", "q.lora_B.weight 5 3"),
-        ("q.lora_down.weight 2 6 1 1", "q.lora_mid.weight 2 2 3 3", "q.lora_up.weight 5 3 1 1"),
+        ("q.lora_down.weight 2 6 1 1", "q.lora_mid.weight 2 2 3 3", "q.lora_up.weight 5 2 1 1"),
         ("q.hada_w1_a 5 2", "q.hada_w1_b 2 6", "q.hada_w2_a 5 2"),
         ("q.lokr_w1 2 3", "q.lokr_w2_a 4 2", "q.lokr_w2_b 3 5"),
         ("q.oft_r 4 8 8",),

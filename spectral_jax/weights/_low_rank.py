@@ -23,6 +23,7 @@ _ADAPTER_PAIRS = {
 _PAIRS = _ADAPTER_PAIRS | {"kernel_a": "kernel_b", "u": "v"}
 _PARTNERS = _PAIRS | {second: first for first, second in _PAIRS.items()}
 _INSIDE_LORA = ("down", "up")
+_BETWEEN_FACTORS = ("lora_E", "lora_mid")  # the diagonal of AdaLoRA, the window of LoCon
 _OUTPUTS_LAST = ("lora_A", "lora_embedding_A", "lora_down", "down")  # PyTorch: [rank, in] first
 
 # Parts of an adapter: LoHa, LoKr, LoCon, AdaLoRA, DoRA, IA3, OFT and BOFT, VeRA, FourierFT, LN.
@@ -61,7 +62,7 @@ def _pair(tensor: Tensor, network: Network) -> Sequence[View] | None:
         return None
     first, second = (tensor, other) if marker in _PAIRS else (other, tensor)
     factors = _factors(first, second, first.path[at])
-    if factors is None or _part(tensor, network, at, "lora_E") is not None:  # AdaLoRA's diagonal
+    if factors is None or any(_part(tensor, network, at, third) for third in _BETWEEN_FACTORS):
         return None
     if marker not in _PAIRS:
         return []
