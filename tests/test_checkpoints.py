@@ -487,6 +487,27 @@ def test_a_tensor_of_an_unknown_kind_costs_only_itself(tmp_path):
         assert "torch.bits8" in checkpoint.skipped["b"]
 
 
+def test_tensors_with_attributes_are_tensors(tmp_path):
+    array = WEIGHTS["dense.weight"]
+    tensor = opcode_array("0", array)
+    as_parameter = opcode_global("torch._utils", "_rebuild_parameter_with_state") + opcode_tuple(
+        tensor, b"\x88", b"}", opcode_table([("shared", b"\x88")])
+    )
+    function, arguments = tensor[: tensor.index(b"(")], tensor[tensor.index(b"(") : -1]
+
+    def of_class(name):
+        return opcode_global("torch._tensor", "_rebuild_from_type_v2") + opcode_tuple(
+            function, opcode_global("torch", name), arguments, opcode_table([("tag", b"K\1")])
+        )
+
+    tree = opcode_table(
+        [("p", as_parameter + b"R"), ("t", of_class("Tensor") + b"R"), ("x", of_class("X") + b"R")]
+    )
+    with open_checkpoint(zip_torch(tmp_path / "x.pt", tree, [array.tobytes()])) as checkpoint:
+        assert_same({name: checkpoint.read(name) for name in "pt"}, {"p": array, "t": array})
+        assert list(checkpoint.skipped) == ["x"] and "torch.X" in checkpoint.skipped["x"]
+
+
 def test_pytorch_itself_agrees(tmp_path):
     torch = pytest.importorskip("torch")
     layer = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
@@ -614,6 +635,18 @@ def test_what_a_manager_of_checkpoints_saves_is_read_from_its_folder(tmp_path):
         assert_same(load(tmp_path / kind), {"w": np.full((2, 2), 10, "float32")})
         assert "no step 8: there is 10, 9" in refusal(tmp_path / kind, step=8)
     assert_same(load(tmp_path / "named", step=9), {"w": np.full((2, 2), 9, "float32")})
+
+
+def test_a_manager_may_call_its_steps_anything(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    options = ocp.CheckpointManagerOptions(step_prefix="my_model", step_format_fixed_length=8)
+    with ocp.CheckpointManager(tmp_path, options=options) as manager:
+        for step in (9, 10):
+            tree = {"w": np.full((2, 2), step, "float32")}
+            manager.save(step, args=ocp.args.StandardSave(tree))
+        manager.wait_until_finished()
+    assert (tmp_path / "my_model_00000010").is_dir()
+    assert load(tmp_path)["w"][0, 0] == 10 and load(tmp_path, step=9)["w"][0, 0] == 9
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ USUAL_NAMES = (
 ORBAX_MARKS = ("_METADATA", "manifest.ocdbt")
 # Names of steps: bare, as Orbax and Flax write them, and as the Trainer of transformers does.
 STEP = re.compile(r"(?:(?:step|checkpoint|ckpt|epoch|iter)s?[-_]?)?(\d{1,18})", re.ASCII)
+# A manager of Orbax takes any word before the number, and leaves its mark in the folder of a step.
+PREFIXED_STEP = re.compile(r".+_(\d{1,18})", re.ASCII)
+STEP_MARK = "_CHECKPOINT_METADATA"
 NAMED = 5  # steps or items in a message
 
 
@@ -54,9 +57,16 @@ def _at_step(folder: Path, step: int) -> Path:
 
 def _steps(folder: Path) -> Iterator[tuple[int, Path]]:
     """What in it is named like a step, newest first: folders, and files as Flax wrote them."""
-    named = ((STEP.fullmatch(place.name), place) for place in folder.iterdir())
-    numbered = [(int(name[1]), place) for name, place in named if name]
-    return iter(sorted(numbered, reverse=True))
+    numbered = ((_step_number(place), place) for place in folder.iterdir())
+    found = [(number, place) for number, place in numbered if number is not None]
+    return iter(sorted(found, reverse=True))
+
+
+def _step_number(place: Path) -> int | None:
+    named = STEP.fullmatch(place.name)
+    if not named and (place / STEP_MARK).is_file() and not _own(place):
+        named = PREFIXED_STEP.fullmatch(place.name)
+    return int(named[1]) if named else None
 
 
 def _holdings(place: Path) -> list[Path]:

@@ -218,6 +218,16 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _with_attributes(function: Any, kind: Any, arguments: Any, *_: Any) -> _View | Foreign:
+    """A tensor that somebody set attributes on; of another class, it may hold anything."""
+    if not isinstance(kind, Global) or not isinstance(arguments, tuple):
+        raise ValueError("a tensor in the pickle is of unknown type")
+    maker = _CALLS.get(function)
+    if kind != Global("torch", "Tensor") or maker not in (_tensor, _young_tensor):
+        return Foreign(f"{kind.module}.{kind.name}")
+    return maker(*arguments)
+
+
 def _table(pairs: Any = ()) -> dict[Any, Any]:
     table: dict[Any, Any] = {}
     for key, value in pairs:  # there are some in what Python 2 wrote
@@ -234,6 +244,8 @@ _CALLS: dict[Global, Callable[..., Any] | None] = {
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v3"): _young_tensor,
     Global("torch._utils", "_rebuild_parameter"): _parameter,
+    Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Global("torch._tensor", "_rebuild_from_type_v2"): _with_attributes,
     Global("collections", "OrderedDict"): _table,
     Global("collections", "defaultdict"): _empty_table,
     Global("torch", "Size"): tuple,
