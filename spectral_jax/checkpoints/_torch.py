@@ -223,9 +223,9 @@ def _with_attributes(function: Any, kind: Any, arguments: Any, *_: Any) -> _View
     if not isinstance(kind, Global) or not isinstance(arguments, tuple):
         raise ValueError("a tensor in the pickle is of unknown type")
     maker = _CALLS.get(function)
-    if kind != Global("torch", "Tensor") or maker not in (_tensor, _young_tensor):
-        return Foreign(f"{kind.module}.{kind.name}")
-    return maker(*arguments)
+    if maker and maker in (_tensor, _young_tensor) and kind == Global("torch", "Tensor"):
+        return maker(*arguments)
+    return Foreign(f"{kind.module}.{kind.name}")
 
 
 def _table(pairs: Any = ()) -> dict[Any, Any]:
