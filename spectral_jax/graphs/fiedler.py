@@ -28,7 +28,7 @@ from spectral_jax.graphs.laplacian import (
     split,
 )
 from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh, unit
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 
 Component = Literal["largest", "whole"]
 
@@ -387,6 +387,7 @@ class _Problem(NamedTuple):
 
     def embed(self, state: Array) -> Array:
         """A usable start: zero outside the component, off the null vector, of unit length."""
+        state = working(state, "state")
         inside = self.mask if state.ndim == 1 else self.mask[:, None]
         state = jnp.where(inside & jnp.isfinite(state), state, 0).astype(self.null.dtype)
         state = state - self.null.reshape(-1, *[1] * (state.ndim - 1)) * (self.null @ state)

@@ -50,9 +50,10 @@ def eigh(a: Float[Array, "*batch n n"]) -> Eigh:
     >>> values.round(4).tolist(), abs(vectors).round(4).tolist()
     ([1.0, 3.0], [[0.7071, 0.7071], [0.7071, 0.7071]])
     """
+    a = working(a)
     if a.ndim < 2 or a.shape[-2] != a.shape[-1]:
         raise ValueError(f"a has shape {a.shape}: pass square matrices [..., n, n]")
-    return _eigh(working(a))
+    return _eigh(a)
 
 
 @jax.jit
@@ -72,9 +73,10 @@ def svd(a: Float[Array, "*batch m n"]) -> SVD:
     >>> s.tolist(), u.shape, vt.shape
     ([4.0, 3.0], (3, 2), (2, 2))
     """
+    a = working(a)
     if a.ndim < 2:
         raise ValueError(f"a has shape {a.shape}: pass matrices, [..., m, n]")
-    return _svd(working(a))
+    return _svd(a)
 
 
 def to_unit_size(a: Float[Array, "*batch m n"]) -> tuple[Array, Float[Array, "*batch 1"]]:

@@ -86,16 +86,16 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
+    inputs = dict(v0=v0, v0_images=v0_images, deflate=deflate)
+    v0, v0_images, deflate = (
+        x if x is None else working(x, name).astype(op.dtype) for name, x in inputs.items()
+    )
     k, chosen = _check(op, k, which, v0, v0_images, deflate, preconditioner, method)
     max_matvecs = count("max_matvecs", max_matvecs, least=_least(k, chosen, v0, v0_images))
     probe_steps = count("probe_steps", probe_steps)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
     probe = probe_steps if v0 is not None else 0
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
-    inputs = dict(v0=v0, v0_images=v0_images, deflate=deflate)
-    v0, v0_images, deflate = (
-        x if x is None else working(x, name).astype(op.dtype) for name, x in inputs.items()
-    )
     start = None if v0 is None else (v0, v0_images)
     return _compiled_pairs(options, op, start, deflate, preconditioner)
 

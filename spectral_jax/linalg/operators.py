@@ -123,9 +123,10 @@ def dense_operator(a: Float[Array, "n n"]) -> SymmetricOperator:
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` if ``a`` is not square.
     """
+    a = working(a)
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
         raise ValueError(f"a has shape {a.shape}: pass one square matrix [n, n] (vmap for a batch)")
-    return SymmetricOperator(_dense_matvec, working(a), a.shape[0])
+    return SymmetricOperator(_dense_matvec, a, a.shape[0])
 
 
 def diagonal_operator(diagonal: Float[Array, " n"]) -> SymmetricOperator:
@@ -136,9 +137,10 @@ def diagonal_operator(diagonal: Float[Array, " n"]) -> SymmetricOperator:
     >>> diagonal_operator(jnp.array([1.0, 2.0])).dense().tolist()
     [[1.0, 0.0], [0.0, 2.0]]
     """
+    diagonal = working(diagonal, "diagonal")
     if diagonal.ndim != 1:
         raise ValueError(f"diagonal has shape {diagonal.shape}: pass one vector [n]")
-    return SymmetricOperator(_diagonal_matvec, working(diagonal, "diagonal"), diagonal.shape[0])
+    return SymmetricOperator(_diagonal_matvec, diagonal, diagonal.shape[0])
 
 
 def low_rank_operator(
@@ -152,11 +154,11 @@ def low_rank_operator(
     >>> low_rank_operator(jnp.array([[1.0], [2.0]]), jnp.array([3.0])).dense().tolist()
     [[3.0, 6.0], [6.0, 12.0]]
     """
+    vectors, values = working(vectors, "vectors"), working(values, "values")
     if vectors.ndim != 2 or values.shape != vectors.shape[1:]:
         raise ValueError(
             f"vectors {vectors.shape} and values {values.shape}: pass columns [n, r] and [r]"
         )
-    vectors, values = working(vectors, "vectors"), working(values, "values")
     if vectors.dtype != values.dtype:
         raise ValueError(f"vectors are {vectors.dtype}, values {values.dtype}: pass one dtype")
     return SymmetricOperator(_low_rank_matvec, (vectors, values), vectors.shape[0])
@@ -176,9 +178,10 @@ def gram(a: Float[Array, "m n"] | LinearOperator) -> SymmetricOperator:
     """
     if isinstance(a, LinearOperator):
         return SymmetricOperator(_operator_gram_matvec, a, a.shape[1])
+    a = working(a)
     if a.ndim != 2:
         raise ValueError(f"a has shape {a.shape}: pass one matrix [m, n] (vmap for a batch)")
-    return SymmetricOperator(_gram_matvec, working(a), a.shape[1])
+    return SymmetricOperator(_gram_matvec, a, a.shape[1])
 
 
 def function_gram(forward: Callable[[Any, Array], Any], data: Any, size: int) -> SymmetricOperator:

@@ -17,13 +17,17 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
     booleans become the default float.
 
     Works under ``jit``, ``vmap`` and ``grad`` (which comes back in the dtype of ``x``). Raises
-    ``ValueError`` for complex numbers, which would lose their imaginary part.
+    ``ValueError`` for complex numbers, which would lose their imaginary part, and for what is no
+    array.
 
     >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working(jnp.arange(2)).dtype
     (dtype('float32'), dtype('float32'))
     """
     if not isinstance(x, jax.Array):  # asarray takes as long as a small program
-        x = jnp.asarray(x)
+        try:
+            x = jnp.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} is no array of numbers: {error}") from None
     if x.dtype in WORKING:
         return x
     if jnp.iscomplexobj(x):

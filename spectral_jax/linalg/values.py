@@ -44,10 +44,11 @@ def eigvalsh(
     >>> [round(float(x), 4) for x in eigvalsh(jnp.array([[2.0, 1.0], [1.0, 2.0]]))]
     [1.0, 3.0]
     """
+    a = working(a)
     _check(a, method, ("auto", "lapack", "tridiagonal"))
     if a.shape[-2] != a.shape[-1]:
         raise ValueError(f"a has shape {a.shape}: pass square matrices [..., n, n]")
-    return _eigvalsh(method, working(a))
+    return _eigvalsh(method, a)
 
 
 @partial(jax.jit, static_argnames="method")
@@ -78,6 +79,7 @@ def svdvals(
     >>> [round(float(x), 4) for x in svdvals(jnp.array([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))]
     [4.0, 3.0]
     """
+    a = working(a)
     _check(a, method, ("auto", "lapack", "gram"))
     m, n = a.shape[-2:]
     if method == "gram" and not _elongated(a):
@@ -85,7 +87,6 @@ def svdvals(
             f"method='gram' would lose the smallest singular values of {m} x {n} matrices "
             f"(aspect ratio below {GRAM_ASPECT}): use 'auto' or 'lapack'"
         )
-    a = working(a)
     return _svdvals(method, a if m >= n else jnp.swapaxes(a, -2, -1))
 
 
