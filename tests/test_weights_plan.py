@@ -504,6 +504,22 @@ def test_the_layers_of_a_stack_of_float8_have_scales_of_their_own():
     assert places(named_leaves(params)) == {}
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+def test_scales_belong_to_codes_whatever_these_are_called(dtype):
+    shapes = {
+        "experts.up_proj": (4, 256, 384),
+        "experts.up_proj_scale_inv": (4, 2, 3),
+        "experts.down_proj": (4, 384, 256),
+        "experts.down_proj_scales": (4, 384, 1),
+        "fc.weight": (6, 5),
+        "fc.weight_scales.weight": (8, 5),
+    }
+    codes = ("experts.up_proj", "experts.down_proj")
+    found = plan(shapes, dtypes={n: dtype if n in codes else "float32" for n in shapes})
+    read = {view.name.partition(":")[0] for view in found.views}
+    assert read - {*codes} == {"fc.weight", "fc.weight_scales.weight"}
+
+
 def test_float8_without_a_scale_says_so():
     (view,) = plan({"fc.weight": (3, 4)}, dtypes={"fc.weight": "float8_e5m2"}).views
     assert view.note == "float8 without a scale: read as stored"

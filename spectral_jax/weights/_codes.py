@@ -25,6 +25,7 @@ _BESIDE_CODES = re.compile(
     r"|scales|scales_and_zeros|qscales|qzeros|q_scale\w*|q_(groups|perm|invperm)|g_idx|_scale|_shift"
     r"|SCB|(nested_)?(absmax|quant_map)"
 )
+_BESIDE_NAMED = re.compile(r"(.+)_(scales?|scale_inv|scale_\d|zeros|zero_points?)")
 _NESTED = ("meta", "quant_state")  # where HQQ and bitsandbytes keep what belongs to their codes
 
 
@@ -89,7 +90,14 @@ class Codes(NamedTuple):
     def _belongs_to_codes(self, tensor: Tensor) -> bool:
         parent = tensor.parent[:-1] if tensor.module in _NESTED else tensor.parent
         beside = parent in self.layers and not tensor.leaf.endswith("bias")
-        return beside or bool(_BESIDE_CODES.fullmatch(tensor.leaf))
+        return beside or bool(_BESIDE_CODES.fullmatch(tensor.leaf)) or self._is_named_after(tensor)
+
+    def _is_named_after(self, tensor: Tensor) -> bool:
+        """Whether the name is that of codes beside it, whatever these are called, and more."""
+        named = _BESIDE_NAMED.fullmatch(tensor.leaf)
+        codes = named and self.network.sibling(tensor, named[1])
+        narrow = ("float8", "int", "uint")
+        return bool(codes) and len(codes.shape) > 1 and self.dtypes[codes.name].startswith(narrow)
 
     def _is_float8(self, name: str) -> bool:
         return self.dtypes[name].startswith("float8")
