@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_jax.graphs import fiedler
+from spectral_jax.graphs import fiedler, pair_residuals
 from spectral_jax.linalg import (
     dense_operator,
     diagonal_operator,
@@ -12,6 +12,7 @@ from spectral_jax.linalg import (
     eigsh,
     eigvalsh,
     gram,
+    lanczos,
     low_rank_operator,
     spectral_norm,
     svd,
@@ -55,6 +56,22 @@ def test_a_tree_is_no_array(name):
     function, argument = NESTED[name][0], name.split()[1]
     with pytest.raises(ValueError, match=f"^{argument} is no array of numbers"):
         function({"kernel": MATRIX})
+
+
+WRONG_SHAPES = {
+    "lanczos v0": lambda v0: lanczos(SYMMETRIC, v0, 1),
+    "eigsh v0": lambda v0: eigsh(SYMMETRIC, v0=v0),
+    "eigsh deflate": lambda deflate: eigsh(SYMMETRIC, deflate=deflate),
+    "fiedler state": lambda state: fiedler(PAIR, state=state),
+    "pair_residuals vectors": lambda vectors: pair_residuals(PAIR, vectors),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_SHAPES)
+def test_vectors_of_another_size_are_refused(name):
+    for shape in ((), (3,), (3, 2)):
+        with pytest.raises(ValueError, match=f"^{name.split()[1]} ha(s|ve) shape"):
+            WRONG_SHAPES[name](jnp.ones(shape))
 
 
 @pytest.mark.parametrize("argument", ["v0", "state"])

@@ -227,6 +227,12 @@ def pair_residuals(
     [True]
     """
     graph = read_graph(weights, edges)
+    vectors = working(vectors, "vectors")
+    if vectors.ndim != 2 or len(vectors) != sum(graph.sizes):
+        raise ValueError(
+            f"vectors have shape {vectors.shape}: pass columns of an entry per node, "
+            f"[{sum(graph.sizes)}, k]"
+        )
     magnitudes = tuple(jax.lax.stop_gradient(magnitude(block)) for block in graph.weights)
     degree = degree_of(graph, edge_sums(magnitudes))
     root = jnp.ones((), degree.dtype) if normalised else _root(jnp.max(degree))
@@ -388,6 +394,11 @@ class _Problem(NamedTuple):
     def embed(self, state: Array) -> Array:
         """A usable start: zero outside the component, off the null vector, of unit length."""
         state = working(state, "state")
+        if state.ndim not in (1, 2) or state.shape[0] != len(self.mask):
+            raise ValueError(
+                f"state has shape {state.shape}: pass an entry per node, {len(self.mask)}, as the "
+                "``state`` of a result has"
+            )
         inside = self.mask if state.ndim == 1 else self.mask[:, None]
         state = jnp.where(inside & jnp.isfinite(state), state, 0).astype(self.null.dtype)
         state = state - self.null.reshape(-1, *[1] * (state.ndim - 1)) * (self.null @ state)

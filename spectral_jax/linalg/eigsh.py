@@ -198,19 +198,19 @@ def _least(k: int, method: str, v0, v0_images) -> int:
 
 def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tuple[int, str]:
     n = op.size
+    if deflate is not None and (deflate.ndim != 2 or deflate.shape[0] != n):
+        raise ValueError(f"deflate has shape {deflate.shape}: pass orthonormal columns [{n}, d]")
     free = n - (0 if deflate is None else deflate.shape[1])
     k = count("k", k, most=free, why=f"n = {n} less the deflated directions")
     if which not in ("SA", "LA"):
         raise ValueError(f"which={which!r}: choose 'SA' (smallest) or 'LA' (largest)")
     if method not in ("auto", "lobpcg", "lanczos"):
         raise ValueError(f"method={method!r}: choose 'auto', 'lobpcg' or 'lanczos'")
-    if v0 is not None and (v0.shape[0] != n or v0.ndim > 2):
+    if v0 is not None and (v0.ndim not in (1, 2) or v0.shape[0] != n):
         raise ValueError(f"v0 has shape {v0.shape}: pass [n] or [n, s] with n = {n}")
     if v0_images is not None and (v0 is None or v0_images.shape != v0.shape):
         shape = None if v0 is None else v0.shape
         raise ValueError(f"v0_images has shape {v0_images.shape}, v0 {shape}: pass op @ v0")
-    if deflate is not None and (deflate.ndim != 2 or deflate.shape[0] != n):
-        raise ValueError(f"deflate has shape {deflate.shape}: pass orthonormal columns [{n}, d]")
     if preconditioner is not None and method == "lanczos":
         raise ValueError("preconditioner is set but method='lanczos' cannot use it: use 'lobpcg'")
     if v0_images is not None and method == "lanczos":

@@ -62,7 +62,7 @@ def lanczos(
     NaN in either is NaN in the result.
 
     Works under ``jit`` and ``vmap``; differentiable by unrolled reverse mode (``steps`` is static).
-    Raises ``ValueError`` if ``steps`` is not in ``1..n``.
+    Raises ``ValueError`` if ``steps`` is not in ``1..n``, or ``v0`` no vector of that size.
     Source: Golub & Van Loan, Matrix Computations, section 10.3.
 
     >>> from spectral_jax.linalg import dense_operator
@@ -71,7 +71,10 @@ def lanczos(
     [1.5, 1.5, 1.5, 1.5]
     """
     steps = count("steps", steps, most=op.size, why="the size of op")
-    v0 = unit(working(v0, "v0").astype(op.dtype))
+    v0 = working(v0, "v0").astype(op.dtype)
+    if v0.shape != (op.size,):
+        raise ValueError(f"v0 has shape {v0.shape}: pass one vector [{op.size}], the size of op")
+    v0 = unit(v0)
     fixed = jnp.zeros((op.size, 0), v0.dtype) if deflate is None else deflate
     start, unknown = orthogonalise(v0, fixed), jnp.zeros((), v0.dtype)
     front = _Front(jnp.zeros_like(v0), start, jnp.linalg.norm(start), jnp.linalg.norm(v0), unknown)
