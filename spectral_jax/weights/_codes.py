@@ -95,9 +95,10 @@ class Codes(NamedTuple):
     def _is_named_after(self, tensor: Tensor) -> bool:
         """Whether the name is that of codes beside it, whatever these are called, and more."""
         named = _BESIDE_NAMED.fullmatch(tensor.leaf)
-        codes = named and self.network.sibling(tensor, named[1])
-        narrow = ("float8", "int", "uint")
-        return bool(codes) and len(codes.shape) > 1 and self.dtypes[codes.name].startswith(narrow)
+        codes = self.network.sibling(tensor, named[1]) if named else None
+        if codes is None or len(codes.shape) < 2:
+            return False
+        return self.dtypes[codes.name].startswith(("float8", "int", "uint"))
 
     def _is_float8(self, name: str) -> bool:
         return self.dtypes[name].startswith("float8")
