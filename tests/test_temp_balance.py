@@ -395,6 +395,17 @@ def test_on_noise_the_debiased_metrics_see_no_shape_and_the_plain_one_does():
 
 
 @pytest.mark.parametrize("name", METRICS)
+def test_metrics_take_weights_of_any_real_dtype(name):
+    metric = METRICS[name](**{"window": 8} if name == "farms" else {})
+    whole = np.random.default_rng(0).integers(-3, 4, (24, 16))
+    expected = metric(jnp.asarray(whole, jnp.float32))
+    for dtype in ("int8", "bfloat16", "float16", "float64"):
+        np.testing.assert_allclose(metric(jnp.asarray(whole, dtype)), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="^matrix has the complex dtype"):
+        metric(whole.astype("complex64"))
+
+
+@pytest.mark.parametrize("name", METRICS)
 def test_every_metric_steers_a_small_network(name):
     params = {
         "a": {"kernel": gaussian((3, 3, 8, 8))},

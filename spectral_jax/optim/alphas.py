@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from spectral_jax import tails
 from spectral_jax.linalg import svdvals
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import power_of_two, working
 
 Metric = Callable[[Float[Array, "*positions m n"]], Float[Array, ""]]
 
@@ -60,13 +60,15 @@ def shape_only(*, fraction: float = 0.5) -> Metric:
     """The expected exponent of noise of that shape: a control that never saw the weights."""
 
     def metric(matrix):
-        return jnp.asarray(tails.null_alpha(matrix.shape, fraction=fraction).mean, matrix.dtype)
+        expected = tails.null_alpha(matrix.shape, fraction=fraction).mean
+        return jnp.asarray(expected, working(matrix, "matrix").dtype)
 
     return metric
 
 
 def _unit(matrix: Array) -> Array:
     """An exponent has no scale, but the squares of its eigenvalues may overflow, or be lost."""
+    matrix = working(matrix, "matrix")
     return matrix / power_of_two(jnp.max(jnp.abs(matrix), initial=0))
 
 
