@@ -4,6 +4,7 @@ from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
 from spectral_jax.linalg.density import Density, logdet, spectral_density
+from spectral_jax.linalg.driver import drive, faster_driver
 from spectral_jax.linalg.eigsh import eigsh
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
 from spectral_jax.linalg.operators import (
@@ -32,11 +33,13 @@ __all__ = [
     "Tridiagonal",
     "deflate",
     "dense_operator",
+    "drive",
     "diagonal",
     "diagonal_operator",
     "eigh",
     "eigsh",
     "eigvalsh",
+    "faster_driver",
     "fold",
     "from_scipy",
     "function_gram",

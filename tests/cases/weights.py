@@ -54,6 +54,7 @@ for conv_norm, order in (("l1", 1), ("l2", 2)):
             ),
             make_inputs=network,
             unscaled="a normalisation adds its epsilon to the variance; an identity is 1",
+            exact_dtype="integers in a kernel are codes: refused; tests/test_weights.py",
             oracle=lambda params, stats, order=order: expected_graph(params, stats, order),
             degenerate={"zero kernels": Degenerate(zeros(), lambda w: not w[0].any())},
         )

@@ -1,0 +1,105 @@
+"""Solvers driven from the host, for operators whose products crawl inside compiled loops."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import jax
+from jaxtyping import Array
+
+from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.subspace import generic_vectors, unit
+
+Result = TypeVar("Result")
+Driver = Literal["auto", "compiled", "host"]
+
+PROBED = 3  # products on either side of the probe
+# From Python a step costs some milliseconds more, so that a compiled loop has to lose clearly.
+CRAWLS = 1.5
+
+
+def drive(
+    solver: Callable[..., Result],
+    op: SymmetricOperator,
+    *args: Any,
+    driver: Driver = "auto",
+    **options: Any,
+) -> Result:
+    """``solver(op, *args, **options)``, with its loops in the program or in Python.
+
+    Within a loop XLA on a CPU runs a convolution tens of times slower than outside of one
+    (https://github.com/jax-ml/jax/issues/12868), and these solvers are loops. Driven from the host
+    the product is a program of its own, called from Python, and all around it runs operation by
+    operation, which costs some milliseconds a product.
+
+    Args:
+      solver: ``eigsh``, ``lanczos``, ``spectral_density``, ``logdet``, ``trace`` or ``diagonal``,
+        or a function of an operator that calls them.
+      driver: ``host`` or ``compiled``, or ``auto``, which times three products of either kind
+        (`faster_driver`); the numbers differ by rounding alone.
+
+    Not for use under ``jit``, ``vmap`` or ``grad``: there the loops are compiled in any case.
+    Raises ``ValueError`` for an unknown driver and what ``solver`` raises.
+
+    >>> import jax.numpy as jnp
+    >>> from spectral_jax.linalg import diagonal_operator, eigsh
+    >>> top = drive(eigsh, diagonal_operator(jnp.arange(1.0, 9)), 1, which="LA", driver="host")
+    >>> round(float(top.values[0]), 4), bool(top.converged[0])
+    (8.0, True)
+    """
+    if driver not in ("auto", "compiled", "host"):
+        raise ValueError(f"driver={driver!r}: choose 'auto', 'compiled' or 'host'")
+    if driver == "auto":
+        driver = faster_driver(op)
+    if driver == "compiled":
+        return solver(op, *args, **options)
+    with jax.disable_jit():
+        return solver(dataclasses.replace(op, apply=_Compiled(op.apply)), *args, **options)
+
+
+def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
+    """Which driver makes the products of ``op`` sooner: three in a loop and three without, timed.
+
+    Compiles both, each once per kind of operator; what it finds depends on the machine.
+    """
+    start = unit(generic_vectors(op.size, 1, op.dtype)[:, 0])
+    in_loop = _seconds(lambda: _products_in_a_loop(op, start, PROBED))
+
+    def one_by_one() -> Array:
+        x = start
+        for _ in range(PROBED):
+            x = _product(op.apply, op.data, x)
+        return x
+
+    return "host" if in_loop > CRAWLS * _seconds(one_by_one) else "compiled"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Compiled:
+    """A product as a program of its own, also where loops around it run in Python."""
+
+    apply: Callable[[Any, Array], Array]
+
+    def __call__(self, data: Any, x: Array) -> Array:
+        with jax.disable_jit(False):
+            return _product(self.apply, data, x)
+
+
+@partial(jax.jit, static_argnums=0)
+def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array:
+    return apply(data, x)
+
+
+@partial(jax.jit, static_argnames="count")
+def _products_in_a_loop(op: SymmetricOperator, x: Array, count: int) -> Array:
+    return jax.lax.fori_loop(0, count, lambda _, y: op @ y, x)
+
+
+def _seconds(function: Callable[[], Array]) -> float:
+    """Of the second call: the first compiles."""
+    jax.block_until_ready(function())
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
