@@ -235,6 +235,8 @@ def _from_any_address(dataset: str, source: Source, name: str, file: File | None
             return _get(source, url + name, file)
         except NETWORK_ERRORS as error:
             reason = getattr(error, "reason", None) or error
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # an answer of its own, with a connection
             fix = f"check the network, or put {name} in {cache() / source.folder}"
             failures.append(UserError(f"{dataset}: no {url}{name}: {reason}; {fix}", MISSING))
         except BadContent as bad:

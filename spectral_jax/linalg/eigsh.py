@@ -74,7 +74,7 @@ def eigsh(
     vectors does not exist, and what values within ``tol`` of each other would pass on is masked,
     which is right for functions of the subspace. An eigenspace cut by ``k`` stays out of reach. NaN
     in the operator gives NaN values and ``converged = False``.
-    Values scale as the operator does, ``op`` between 1e-30 and 1e30 in float32 (1e-300 and 1e300
+    Values scale as the operator does, ``op`` between 1e-30 and 1e30 in float32 (1e-290 and 1e300
     in float64): beyond, its products lose digits to underflow or overflow, and do not converge.
     Raises ``ValueError`` for an impossible ``k``, ``which``, ``method``, ``tol`` or start block,
     and for ``max_matvecs`` that are not enough to start and to certify (``k + 2`` for ``lanczos``).

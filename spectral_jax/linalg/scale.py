@@ -8,7 +8,7 @@ magnitude, and divides what it found; the factor is a power of two, so that neit
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.precision import power_of_two
@@ -26,6 +26,12 @@ def factor_of(images: Float[Array, "*shape"]) -> Float[Array, ""]:
     # Of a larger one the inverse would be subnormal, which XLA on a CPU takes for 0.
     most = 2.0 ** -jnp.finfo(size.dtype).minexp
     return 1 / (HEADROOM * jnp.minimum(size, most / HEADROOM))
+
+
+def holds_digits(factor: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether products of the operator keep their digits: below, addends are taken for 0 (XLA)."""
+    span = jnp.finfo(factor.dtype)
+    return factor <= float(span.eps) / (float(span.tiny) * HEADROOM)
 
 
 def known_factor(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
 from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.scale import holds_digits
 
 
 class EigResult(NamedTuple):
@@ -63,11 +64,15 @@ class Search(NamedTuple):
 
 
 def restored(result: EigResult, factor: Array) -> EigResult:
-    """What was found for ``factor * op``, of ``op``; NaN and not converged on an overflow."""
+    """What was found for ``factor * op``, of ``op``; NaN and not converged on an overflow.
+
+    Nor is it where the products of ``op`` are so small that they lost digits, unseen by residuals.
+    """
     values, residuals = (x / factor for x in (result.values, result.residuals))
     known = jnp.isfinite(values) & jnp.isfinite(residuals)
     values = jnp.where(known, values, jnp.nan)
-    return result._replace(values=values, residuals=residuals, converged=result.converged & known)
+    converged = result.converged & known & holds_digits(factor)
+    return result._replace(values=values, residuals=residuals, converged=converged)
 
 
 def orthogonalise(x: Array, basis: Array) -> Array:
