@@ -1,5 +1,6 @@
 """Options of public functions that are plain numbers, refused in one way wherever they are not."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +25,31 @@ def check_number(wanted: str, accepts: Callable[[Any], bool], **options: Any) ->
             raise ValueError(f"{name}={value!r}: {wanted}")
 
 
-def check_count(**options: Any) -> None:
-    """Raise ``ValueError`` for an option that is no whole number from 1 up.
+def count(name: str, value: Any, *, least: int = 1, most: int | None = None, why: str = "") -> int:
+    """``value`` as an ``int`` within ``least .. most``, else ``ValueError``; ``why`` is the limit.
 
-    >>> check_count(rank=True)
-    Traceback (most recent call last):
-    ValueError: rank=True: choose a whole number, at least 1
+    ``True`` is an ``int`` to Python, and no count; NumPy's integers are.
+
+    >>> count("k", 3, most=5)
+    3
     """
+    limits = f"at least {least}" if most is None else f"{least} <= {name} <= {most}"
+    advice = f"choose {limits}{why and f' ({why})'}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} is not an integer: {advice}") from None
+    if isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} is not a number: {advice}")
+    if number < least or (most is not None and number > most):
+        raise ValueError(f"{name}={number}: {advice}")
+    return number
+
+
+def check_count(**options: Any) -> None:
+    """Raise ``ValueError`` for an option that is no whole number from 1 up; see ``count``."""
     for name, value in options.items():
-        if not is_count(value):
-            raise ValueError(f"{name}={value!r}: choose a whole number, at least 1")
+        count(name, value)
 
 
 def is_count(value: Any) -> bool:

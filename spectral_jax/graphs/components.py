@@ -1,5 +1,7 @@
 """Connected components of a network graph, by label propagation inside the compiled program."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax

@@ -1,5 +1,7 @@
 """The Fiedler pair of a network: its connectivity, where it sits, and how far to trust it."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Literal, NamedTuple
 

@@ -6,6 +6,8 @@ joins equal-sized groups unit by unit (a skip). Without ``edges`` the blocks for
 1-2, ...``.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial

@@ -7,6 +7,8 @@ result, and the next product gathers it: ``n`` numbers. Low rank, deflation and 
 sharded rows add up ``r`` numbers, ``gram`` of a matrix sharded by rows adds up ``n``.
 """
 
+from __future__ import annotations
+
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 

@@ -1,5 +1,7 @@
 """Operators to and from SciPy, and on pytrees of parameters."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """Eigenvectors and singular vectors of batches of matrices, with derivatives of any order."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """The spectral density of a symmetric operator, by stochastic Lanczos quadrature."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax.linalg.arguments import count
+from spectral_jax._options import count
 from spectral_jax.linalg.lanczos import lanczos, three_term
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.trace import Estimate, average, sphere

@@ -1,5 +1,7 @@
 """Solvers driven from the host, for operators whose products crawl inside compiled loops."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """A few extreme eigenpairs of a symmetric operator: LOBPCG and thick-restart Lanczos."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float
 
-from spectral_jax.linalg.arguments import count, tolerance
+from spectral_jax._options import count
+from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.precision import power_of_two, working

@@ -1,5 +1,7 @@
 """The Lanczos process with full reorthogonalisation."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
-from spectral_jax.linalg.arguments import count
+from spectral_jax._options import count
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.scale import seen

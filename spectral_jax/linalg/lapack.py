@@ -1,5 +1,7 @@
 """Stacks of matrices through LAPACK on a CPU, without the deadlock of jaxlib's thread pool."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """LOBPCG (Knyazev 2001), with a probe for what a start block led it past."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """Symmetric linear operators: what a Krylov solver needs to know of a matrix, and nothing else."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import partial

@@ -1,5 +1,7 @@
 """Orthonormal bases of tall blocks by CholeskyQR2, checked, with Householder QR to fall back on."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap

@@ -1,5 +1,7 @@
 """The dtype and the scale in which spectra are computed, for every boundary of the library."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """The leading singular triplets of a matrix or operator, from products with a random block."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from functools import partial
@@ -10,7 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from spectral_jax.linalg.arguments import count, tolerance
+from spectral_jax._options import count
+from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lapack import in_turn
 from spectral_jax.linalg.operators import LinearOperator, transposed_product
 from spectral_jax.linalg.orthonormal import orthonormal_basis

@@ -5,6 +5,8 @@ operators below 1e-19 or above 1e19. Every solver therefore works on ``factor * 
 magnitude, and divides what it found; the factor is a power of two, so that neither rounds anything.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap

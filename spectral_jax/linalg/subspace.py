@@ -1,5 +1,7 @@
 """What the eigensolvers share: the problem, orthonormal bases, and the verdict on an answer."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax

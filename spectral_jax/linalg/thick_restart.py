@@ -1,5 +1,7 @@
 """Thick-restart Lanczos (Wu & Simon 2000), and a look at what one Krylov space cannot hold."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """Stochastic estimates of the trace and the diagonal of a symmetric operator."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -7,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax.linalg.arguments import count
+from spectral_jax._options import count
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import mm, unit

@@ -1,5 +1,7 @@
 """Eigenvalues of batches of symmetric tridiagonal matrices, by bisection on Sturm counts."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -1,5 +1,7 @@
 """Eigenvalues and singular values of batches of matrices, without the vectors."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Literal
 

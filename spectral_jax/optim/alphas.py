@@ -4,6 +4,8 @@ Each factory returns a metric, ``matrix -> alpha``; a matrix is ``[m, n]``, or `
 for a convolution, whose positions are pooled. Metrics hold under ``jit`` and ``vmap``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Literal
 

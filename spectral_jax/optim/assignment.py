@@ -10,6 +10,8 @@ The maps hold under ``jit``, ``vmap`` and ``grad``. Sources: TempBalance (arXiv 
 ``tb_sigmoid`` from arXiv 2410.12178.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

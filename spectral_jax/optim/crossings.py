@@ -1,5 +1,7 @@
 """Whether weights chatter: step over zero and back, as under a penalty too strong for its rate."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import jax

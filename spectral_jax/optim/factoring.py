@@ -10,6 +10,8 @@ repository run it so (`models.factored`); `recombine_all` turns it back. To see 
 momentum does by itself, train a control that keeps its weights and gets ``optimizer.init(params)``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 

@@ -1,5 +1,7 @@
 """Numbers that move while training goes on: strengths, rates, and how Optax injects them."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 from collections.abc import Callable

@@ -1,5 +1,7 @@
 """The leaves of a tree of parameters that spectra are about: floating ones, in a working dtype."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What the transformations of this room know about themselves, from any optimiser state."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Which kernel a parameter belongs to: its bias, and the norm that rescales its output."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Sequence
 

@@ -5,6 +5,8 @@ cheap part, its ``value`` as a function of the weights with that state held cons
 else (gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 

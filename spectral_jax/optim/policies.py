@@ -1,5 +1,7 @@
 """What to do to which layer's spectrum, how much of its noise to keep, and when."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

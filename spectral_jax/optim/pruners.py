@@ -5,6 +5,8 @@ Matrices are ``[in, out]`` and inputs ``[samples, in]``: a layer computes ``inpu
 with the size, rounded. Everything here holds under ``jit`` and ``vmap``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple

@@ -7,6 +7,8 @@
 A ``report`` is that of `prune_spectra`, ``smaller`` what `factorize` made of its result.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from math import nan, prod
 from typing import Any, NamedTuple

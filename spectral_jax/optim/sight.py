@@ -1,5 +1,7 @@
 """What a penalty sees of the parameters, and how its slope and its proximal step reach them."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 

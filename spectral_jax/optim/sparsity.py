@@ -1,5 +1,7 @@
 """Where to prune: sparsity per block from the tail exponents of its layers (AlphaPruning)."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple

@@ -1,5 +1,7 @@
 """Any penalty of the catalogue as an Optax transformation."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable
 from functools import partial

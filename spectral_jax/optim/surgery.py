@@ -7,6 +7,8 @@ Half precision is computed in float32 and comes back in the dtype of the matrix;
 are refused by name.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from math import prod
 from typing import NamedTuple

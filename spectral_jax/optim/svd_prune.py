@@ -7,6 +7,8 @@
 of the result, between two compiled phases. Source: arXiv 2303.08986.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from functools import partial

@@ -1,5 +1,7 @@
 """Layer-wise learning rates and weight decay, steered by the tails of the weights."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -11,6 +11,8 @@ The laws are Python numbers and load without jax; what takes arrays loads on fir
 (1, True)
 """
 
+from __future__ import annotations
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,5 +1,7 @@
 """How far up noise reaches: the Marchenko-Pastur edge and the Tracy-Widom width around it."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from collections.abc import Collection

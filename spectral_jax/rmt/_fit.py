@@ -1,5 +1,7 @@
 """The bulk of a spectrum: variance of the noise, its edge, and what sticks out."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
 from enum import IntEnum
 from functools import partial

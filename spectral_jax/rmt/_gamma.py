@@ -1,5 +1,7 @@
 """BEMA for noise whose columns have unequal variances, by simulation."""
 
+from __future__ import annotations
+
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """The Marchenko-Pastur law of arrays that are traced; its formulas are those of `laws`."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

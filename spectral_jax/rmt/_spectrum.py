@@ -1,5 +1,7 @@
 """A spectrum in order, its exact zeros counted, and the quantiles that belong to its places."""
 
+from __future__ import annotations
+
 from functools import lru_cache
 from typing import NamedTuple
 

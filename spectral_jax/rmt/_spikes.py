@@ -1,5 +1,7 @@
 """How many eigenvalues stand out of the noise, with an interval."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """What to do with a singular value of signal and noise: keep it, drop it, or shrink it."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, Literal
 

@@ -1,5 +1,7 @@
 """Variances of the noise in a spectrum that are formulas, not simulations."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """What else a tail may be: truncated power law, exponential, lognormal, by likelihood ratios."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

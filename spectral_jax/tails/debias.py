@@ -1,5 +1,7 @@
 """An exponent read against that of noise of the same shape."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import jax.numpy as jnp

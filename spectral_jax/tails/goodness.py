@@ -1,5 +1,7 @@
 """Could a power law have made this spectrum? A p-value by bootstrap."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """The Hill estimator: a tail exponent from the largest eigenvalues, whatever their number."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import NamedTuple
 

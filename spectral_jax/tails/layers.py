@@ -1,5 +1,7 @@
 """FARMS exponents of all layers of a network: few programs, whatever the number of shapes."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial

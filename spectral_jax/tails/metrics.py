@@ -1,5 +1,7 @@
 """Norms, ranks and exponents of a spectrum; and a table of them for the layers of a network."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import log10, prod

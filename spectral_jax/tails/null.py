@@ -4,6 +4,8 @@ Everything here is Python numbers in float64, and needs no jax: a null depends o
 which is known before anything is compiled, so that the results are constants inside ``jit``.
 """
 
+from __future__ import annotations
+
 from functools import lru_cache
 from math import ceil, inf
 from typing import Any, NamedTuple

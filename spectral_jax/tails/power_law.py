@@ -1,5 +1,7 @@
 """Power-law tails: maximum likelihood, with the start of the tail found by an exact KS search."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial

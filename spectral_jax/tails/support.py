@@ -1,5 +1,7 @@
 """Which eigenvalues a fit may use, in which unit, and what it says when it cannot."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 from typing import NamedTuple
 

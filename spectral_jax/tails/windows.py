@@ -1,5 +1,7 @@
 """FARMS: spectra of submatrices of one fixed shape, so that layers can be compared."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Collection
 from functools import partial

@@ -4,6 +4,8 @@ Only float8 with a scale per tensor, row or block is read: all who write it agre
 * scale``. How integer codes are packed, ordered and centred does not show in names and shapes.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from functools import partial

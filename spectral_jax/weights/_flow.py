@@ -6,6 +6,8 @@ norm or the weights of attention. A rule takes the values of an operation's oper
 result; kernels and sums are noted in a `Graph` on the way.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple, NoReturn, TypeAlias

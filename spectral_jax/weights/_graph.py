@@ -1,5 +1,7 @@
 """The blocks of a network graph, read off the parameters of a Flax network."""
 
+from __future__ import annotations
+
 import re
 import warnings
 from collections.abc import Mapping, Sequence

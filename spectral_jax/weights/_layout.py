@@ -1,5 +1,7 @@
 """The layout of a network from one forward pass: by what it computes, not by names."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,5 +1,7 @@
 """Updates and layers that are stored as factors: LoRA and its relatives, halves of a cut."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from functools import partial

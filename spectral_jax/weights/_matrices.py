@@ -1,5 +1,7 @@
 """The matrices of a pytree of parameters."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple, get_args

@@ -1,5 +1,7 @@
 """What the names and shapes of parameters mean in Flax, PyTorch, Keras, Haiku and TensorFlow."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

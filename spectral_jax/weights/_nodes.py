@@ -1,5 +1,7 @@
 """The groups of nodes of a network's graph, noted while a forward pass is read."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 

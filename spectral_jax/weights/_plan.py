@@ -1,5 +1,7 @@
 """Which matrices a network has and how to read them, from names and shapes alone."""
 
+from __future__ import annotations
+
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,5 +1,7 @@
 """From a stored tensor to its matrix: pure functions that NumPy and jax arrays go through alike."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 

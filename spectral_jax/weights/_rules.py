@@ -4,6 +4,8 @@ A rule answers with the views, with none if another tensor's view covers this on
 to leave the tensor out, or with None if it is not of its kind. The first answer holds.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Sequence

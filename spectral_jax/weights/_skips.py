@@ -1,5 +1,7 @@
 """Why a tensor is no weight matrix."""
 
+from __future__ import annotations
+
 import re
 
 from spectral_jax.weights._names import Network, Tensor, bias_axes

@@ -6,6 +6,8 @@ a stack of dense kernels ``[layers, in, out]`` looks like a convolution or like 
 What tells is a tensor that has one axis too many for what it is: a bias, the scale of a norm.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
