@@ -7,5 +7,6 @@ SUITES = {
     "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
     "farms": "FARMS, tails, analyze: oracles, agreement, processes, windows, fits, an epoch",
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
+    "revisions": "What a change costs: this tree against an earlier revision",
     "rmt": "Marchenko-Pastur fits: noise, spikes, ranks; refits, pruning, factored networks",
 }
