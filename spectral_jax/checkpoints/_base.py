@@ -188,9 +188,9 @@ def check_inflation(path: Path, name: str, stored: int, expanded: int) -> None:
         )
 
 
-def check_total(path: Path, tensors: dict[str, Tensor], *beside: Path) -> None:
+def check_total(path: Path, tensors: dict[str, Tensor], *others: Path) -> None:
     """Refuse a file whose tensors, each of which may pass, share or repeat what little it holds."""
-    stored = sum(map(stored_bytes, {path, *beside}))
+    stored = sum(map(stored_bytes, {path, *others}))
     check_inflation(path, "all tensors", stored, sum(each.nbytes for each in tensors.values()))
 
 

@@ -43,7 +43,6 @@ def known_factor(
 
     None, but for images that vanish, as those of a start in the null space: one, with ``generic``.
     """
-
     size = jnp.max(jnp.abs(images))
     return factor_of(_size_seen(op, generic, size)), (size == 0).astype(jnp.int32)
 

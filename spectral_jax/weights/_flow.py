@@ -224,8 +224,6 @@ def _reshaped(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
         wide = [axis for axis in theirs if after[axis] > 1] or theirs[-1:]
         if others == 1:
             axes += wide
-        elif value.inputs:
-            continue
         elif (
             held == [a for a in ours if before[a] > 1][-len(held) :] and len(wide) == 1 and ours[0]
         ):

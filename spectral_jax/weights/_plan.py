@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import product
@@ -135,7 +135,7 @@ def classify(
     dtypes = {n: str(getattr(given, "dtype", "")) for n, given in shapes.items()} | dict(
         dtypes or {}
     )
-    told = _told_kinds(Network.of(stored, framework), kinds or {})
+    told = _told_kinds(stored, kinds or {})
     codes, reasons, stacks = _one_layer(stored, framework, told, dtypes)
     told = {name: kind for name, kind in told.items() if not _is_stack(kind)}
     network = codes.network._replace(settled=frozenset({*told, *reasons}))
@@ -270,9 +270,8 @@ def _unknown(tensor: Tensor) -> str:
     )
 
 
-def _told_kinds(network: Network, kinds: Mapping[str, str]) -> dict[str, str]:
+def _told_kinds(names: Collection[str], kinds: Mapping[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
-    names = [tensor.name for tensor in network.tensors]
     for glob, kind in kinds.items():
         check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "stacked", "skip"))
         matched = [name for name in names if fnmatchcase(name, glob)]

@@ -8,9 +8,9 @@ What tells is a tensor that has one axis too many for what it is: a bias, the sc
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from spectral_jax.weights._names import (
     FROM_MODEL,
@@ -28,6 +28,10 @@ from spectral_jax.weights._skips import BIAS, BIAS_OR_MASK, NORM_SCALE, STATISTI
 
 # The axes that a tensor of one layer has at least, by what it is; a statistic may be a count.
 _LEAST = {BIAS: 1, BIAS_OR_MASK: 1, NORM_SCALE: 1, STATISTICS: 0, VECTOR: 0}
+
+
+Modules: TypeAlias = Mapping[tuple[str, ...], Sequence[Tensor]]
+"""By path, all tensors in a module and below it; ``()`` is the network."""
 
 
 class Found(NamedTuple):
@@ -81,11 +85,12 @@ def find_stacks(
     ]
     kernels = {tensor.name for tensor in members if tensor.name not in reasons}
     least = {tensor.name: _least(tensor, reasons.get(tensor.name)) for tensor in members}
+    inside = _by_module(members)
     found: dict[str, Found] = {}
-    for evidence in _evidence(members, network, reasons):
+    for evidence in _evidence(inside, network, reasons):
         if found.keys() >= {tensor.name for tensor in evidence.tensors}:
             continue
-        stacks = [_stack(evidence, axis, members, least, kernels) for axis in evidence.axes]
+        stacks = [_stack(evidence, axis, inside, least, kernels) for axis in evidence.axes]
         # Of two axes that would do, the one that more tensors have, or else the shorter one: there
         # are more units than layers.
         sizes = [-evidence.tensors[0].shape[axis] for axis in evidence.axes]
@@ -93,6 +98,14 @@ def find_stacks(
         for name, entry in stacks[best].items():
             found.setdefault(name, entry)
     return found
+
+
+def _by_module(members: Sequence[Tensor]) -> Modules:
+    inside = defaultdict(list)
+    for tensor in members:
+        for depth in range(len(tensor.path) + 1):
+            inside[tensor.path[:depth]].append(tensor)
+    return inside
 
 
 def _least(tensor: Tensor, reason: str | None) -> int:
@@ -103,9 +116,8 @@ def _least(tensor: Tensor, reason: str | None) -> int:
     return 3 if named_convolution(tensor) else 2
 
 
-def _evidence(
-    members: Sequence[Tensor], network: Network, reasons: Mapping[str, str]
-) -> Iterator[_Evidence]:
+def _evidence(inside: Modules, network: Network, reasons: Mapping[str, str]) -> Iterator[_Evidence]:
+    members = inside[()]
     for tensor in members:
         # An einsum has the axes of its equation, and its bias whichever of them one likes.
         bias = None if "einsum" in tensor.module else bias_of(tensor, network)
@@ -116,7 +128,7 @@ def _evidence(
         if reasons.get(tensor.name) in (NORM_SCALE, STATISTICS) and len(tensor.shape) > 1:
             yield _Evidence((tensor,), (0, 1) if len(tensor.shape) == 2 else (0,), tensor.parent)
     for tensor in members:
-        yield from _projections(tensor, members)
+        yield from _projections(tensor, inside)
     experts = Counter(t.parent for t in members if t.module == "experts" and len(t.shape) == 3)
     for tensor in members:
         if len(tensor.shape) == 3 and experts[tensor.parent] > 1:
@@ -148,11 +160,11 @@ def _of_one_layer(kernel: Tensor, bias: Shape, network: Network) -> bool:
     return bias[0] in ends if either else bias[0] == ends[0]
 
 
-def _projections(query: Tensor, members: Sequence[Tensor]) -> Iterator[_Evidence]:
+def _projections(query: Tensor, inside: Modules) -> Iterator[_Evidence]:
     """Attention to heads and back, whose shapes are each other's but for one axis."""
     if not FROM_MODEL.fullmatch(query.module) or len(query.shape) not in (3, 4):
         return
-    for out in members:
+    for out in inside[query.path[:-2]]:
         if (
             TO_MODEL.fullmatch(out.module)
             and (out.path[:-2], out.leaf) == (query.path[:-2], query.leaf)
@@ -173,7 +185,7 @@ def _there_and_back(query: Shape, out: Shape, axis: int) -> bool:
 def _stack(
     evidence: _Evidence,
     axis: int,
-    members: Sequence[Tensor],
+    inside: Modules,
     least: Mapping[str, int],
     kernels: Collection[str],
 ) -> dict[str, Found]:
@@ -184,14 +196,14 @@ def _stack(
     def fits(tensor: Tensor) -> bool:
         return len(tensor.shape) > max(axis, least[tensor.name]) and tensor.shape[axis] == size
 
-    inside = _largest_module(evidence.module, members, fits)
-    if not inside and len(evidence.tensors) > 1 and all(map(fits, evidence.tensors)):
-        inside = list(evidence.tensors)
-    if not any(len(tensor.shape) > 2 and tensor.name in kernels for tensor in inside):
+    stacked = _largest_module(evidence.module, inside, fits)
+    if not stacked and len(evidence.tensors) > 1 and all(map(fits, evidence.tensors)):
+        stacked = evidence.tensors
+    if not any(len(tensor.shape) > 2 and tensor.name in kernels for tensor in stacked):
         return {}  # a norm of two axes, and no kernel that has them as well
-    found = {tensor.name: Found(axis, evidence.note) for tensor in inside}
-    for sibling in _siblings(first, members) if first.name in kernels else ():
-        layer = [tensor for tensor in members if tensor.parent == sibling.parent]
+    found = {tensor.name: Found(axis, evidence.note) for tensor in stacked}
+    for sibling in _siblings(first, inside) if first.name in kernels else ():
+        layer = [t for t in inside[sibling.parent] if t.parent == sibling.parent]
         if sibling.name not in found and all(map(fits, layer)):
             note = evidence.note or f"taken for one of a stack of {size}, as {first.name!r} is"
             found |= {tensor.name: Found(axis, note) for tensor in layer}
@@ -199,23 +211,22 @@ def _stack(
 
 
 def _largest_module(
-    module: tuple[str, ...], members: Sequence[Tensor], fits: Callable[[Tensor], bool]
-) -> list[Tensor]:
+    module: tuple[str, ...], inside: Modules, fits: Callable[[Tensor], bool]
+) -> Sequence[Tensor]:
     """The tensors of the module, or of one further up, as far as all of them fit."""
-    largest: list[Tensor] = []
+    largest: Sequence[Tensor] = ()
     for depth in range(len(module), -1, -1):
-        inside = [tensor for tensor in members if tensor.path[:depth] == module[:depth]]
-        if not all(map(fits, inside)):
+        if not all(map(fits, inside[module[:depth]])):
             break
-        largest = inside
+        largest = inside[module[:depth]]
     return largest
 
 
-def _siblings(kernel: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
+def _siblings(kernel: Tensor, inside: Modules) -> list[Tensor]:
     """Kernels of as many axes in layers beside that of the kernel."""
     return [
         other
-        for other in members
+        for other in inside[kernel.path[:-2]]
         if (other.path[:-2], other.leaf) == (kernel.path[:-2], kernel.leaf)
         and len(other.shape) == len(kernel.shape)
         and other.parent != kernel.parent
