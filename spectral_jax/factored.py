@@ -60,7 +60,7 @@ def factored_module(model: nnx.Module, params: PyTree) -> nnx.Module:
     model has not, a shape that does not fit, or factors of another layer than ``nnx.Linear`` and an
     ungrouped ``nnx.Conv``.
     """
-    return _filled(nnx.clone(model), _mapping(params), "params")
+    return _filled(nnx.clone(model), params, "params")
 
 
 def factored_apply(model: linen.Module) -> Callable[..., Any]:
@@ -77,18 +77,20 @@ def factored_apply(model: linen.Module) -> Callable[..., Any]:
     return apply
 
 
-# NNX
-
-
-def _filled(module: Any, tree: Mapping[Any, Any], where: str) -> Any:
+def _filled(module: Any, tree: Any, where: str) -> Any:
     """The module with the values of the tree; another one where its kernel is factored."""
+    tree = nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where}: no parameter of the model; pass a mapping of those in it")
     if is_factored(tree.get("kernel")):
         return _two_layers(module, tree["kernel"], tree.get("bias"), where)
     for key, value in tree.items():
         at = f"{where}/{key}"
         child = _child(module, key, at)
         if not isinstance(child, nnx.Variable):
-            _replace(module, key, _filled(child, _mapping(value), at))
+            _replace(module, key, _filled(child, value, at))
+        elif isinstance(value, Mapping):
+            raise ValueError(f"{at}: a mapping for an array of shape {child.shape}")
         elif jnp.shape(value) != child.shape:
             raise ValueError(f"{at}: shape {jnp.shape(value)} for one of {child.shape}")
         else:
@@ -125,10 +127,6 @@ def _with_kernel(layer: Any, kernel: Any, bias: Any) -> Any:
     return layer
 
 
-def _mapping(tree: Any) -> Mapping[Any, Any]:
-    return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
-
-
 def _child(module: Any, key: Any, where: str) -> Any:
     try:
         return module[int(key)] if _is_sequence(module) else getattr(module, str(key))
@@ -145,9 +143,6 @@ def _replace(module: Any, key: Any, child: Any) -> None:
 
 def _is_sequence(module: Any) -> bool:
     return isinstance(module, nnx.List | list | tuple)
-
-
-# Linen
 
 
 def _through_factors(call: Callable, args: Any, options: Any, context: Any) -> Any:

@@ -106,6 +106,10 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
         factored_module(model, {"hiden": params["hidden"]})
     with pytest.raises(ValueError, match=r"params/norm/scale: shape \(3,\) for one of \(12,\)"):
         factored_module(model, {"norm": {"scale": jnp.ones(3)}})
+    with pytest.raises(ValueError, match="params/norm: no parameter of the model"):
+        factored_module(model, {"norm": jnp.ones(12)})
+    with pytest.raises(ValueError, match=r"params/norm/scale: a mapping for an array of shape"):
+        factored_module(model, {"norm": {"scale": {"u": jnp.ones(12)}}})
     attention = nnx.MultiHeadAttention(2, 8, rngs=nnx.Rngs(0), decode=False)
     factors = {"query": {"kernel": {"u": jnp.ones((8, 2)), "v": jnp.ones((2, 8))}}}
     with pytest.raises(ValueError, match="params/query: factors are for .* is LinearGeneral"):

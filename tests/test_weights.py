@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spectral_jax.weights import Block, edges, graph_weights, layout, matrices, named_leaves
+from spectral_jax.weights import (
+    Block,
+    edges,
+    graph_weights,
+    layout,
+    matrices,
+    named_leaves,
+    places,
+)
 
 
 def normal(seed, *shape):
@@ -51,6 +59,12 @@ def test_a_variable_and_what_is_in_it_have_one_name():
 def test_a_list_of_arrays_is_a_network_too():
     weights = [normal(0, 3, 4), normal(1, 4, 2)]
     assert layout(weights) == (Block("0", 0, 1), Block("1", 1, 2))
+
+
+def test_numbers_of_python_among_the_parameters_are_no_kernels():
+    params = {"fc": {"kernel": np.ones((2, 3))}, "temperature": 1.0, "steps": 3}
+    assert list(matrices(params)) == ["fc/kernel"] == list(places(named_leaves(params)))
+    assert [block.path for block in layout(params)] == ["fc/kernel"]
 
 
 def test_biases_and_norms_are_no_matrices():

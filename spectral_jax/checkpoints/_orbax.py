@@ -20,9 +20,7 @@ from spectral_jax.checkpoints._base import (
     stays_inside,
     to_dtype,
 )
-from spectral_jax.checkpoints._safetensors import parse_json
-
-MAX_METADATA = 100_000_000  # bytes of JSON, as for the header of safetensors
+from spectral_jax.checkpoints._safetensors import MAX_HEADER, parse_json
 
 
 def open_orbax(path: Path, resources: ExitStack) -> Source:
@@ -94,7 +92,7 @@ def _check_files(folder: Path) -> None:
 def _check_keys(folder: Path) -> None:
     """Refuse keys that lead out of the folder, for orbax makes the names of files from them."""
     file = folder / "_METADATA"
-    if not file.is_file() or file.stat().st_size > MAX_METADATA:
+    if not file.is_file() or file.stat().st_size > MAX_HEADER:
         raise CheckpointError(folder, "has no _METADATA of its arrays, or one too long to be that")
     leaves = parse_json(folder, file.read_bytes())["tree_metadata"].values()
     for leaf in leaves:

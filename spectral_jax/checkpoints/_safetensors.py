@@ -21,7 +21,7 @@ from spectral_jax.checkpoints._base import (
     to_dtype,
 )
 
-MAX_HEADER = 100_000_000  # the format's own limit
+MAX_HEADER = 100_000_000  # bytes of JSON: the format's own limit, and that of other tables here
 MAX_VALUES = 1 << 23  # in a header, of which a tensor has some 8
 
 DTYPES = {

@@ -15,9 +15,7 @@ from spectral_jax.checkpoints._base import (
     beside,
     one_line,
 )
-from spectral_jax.checkpoints._safetensors import is_safetensors, parse_json
-
-MAX_INDEX = 100_000_000  # bytes, as for the header of safetensors
+from spectral_jax.checkpoints._safetensors import MAX_HEADER, is_safetensors, parse_json
 
 Opener = Callable[[Path, ExitStack], tuple[str, Source]]
 
@@ -67,7 +65,7 @@ def open_index(path: Path, resources: ExitStack, open_shard: Opener) -> tuple[st
 
 
 def _weight_map(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_INDEX:
+    if path.stat().st_size > MAX_HEADER:
         raise CheckpointError(path, "is too long for the index of a sharded checkpoint")
     weight_map = parse_json(path, path.read_bytes()).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

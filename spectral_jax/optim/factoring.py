@@ -69,8 +69,7 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
 
 
 def _refuse_stacks(params: PyTree, ranks: Mapping[str, int]) -> None:
-    arrays = {name: leaf for name, leaf in named_leaves(params).items() if hasattr(leaf, "shape")}
-    stacks = {place.leaf for place in places(arrays).values() if place.at}
+    stacks = {place.leaf for place in places(named_leaves(params)).values() if place.at}
     stacked = [name for name in ranks if name.partition(":")[0] in stacks]
     if stacked:
         raise ValueError(

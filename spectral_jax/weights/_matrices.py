@@ -97,7 +97,8 @@ def places(
     Place(leaf='fc/kernel', at=((0, 1),))
     """
     found: dict[str, dict[str, Place]] = {leaf: {} for leaf in leaves}
-    for view in classify(leaves, conv="positions", framework="flax", kinds=None).views:
+    arrays = _arrays(leaves)
+    for view in classify(arrays, conv="positions", framework="flax", kinds=None).views:
         whole = len(view.sources) == 1 or view.kind == "low_rank"
         for leaf in view.sources if whole and view.kind in kinds else ():
             name = ":".join([leaf, *(str(index) for _, index in view.at)])
@@ -108,8 +109,13 @@ def places(
 def _plan(
     leaves: Mapping[str, Any], conv: Conv, framework: str, kinds: Mapping[str, str] | None
 ) -> Plan:
-    arrays = {n: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for n, leaf in leaves.items()}
-    return classify(arrays, conv=conv, framework=framework, kinds=kinds, tied=tied_leaves(leaves))
+    tied = tied_leaves(leaves)
+    return classify(_arrays(leaves), conv=conv, framework=framework, kinds=kinds, tied=tied)
+
+
+def _arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """What has a shape and a dtype for every leaf, Python's numbers among them."""
+    return {n: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for n, leaf in leaves.items()}
 
 
 def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
