@@ -178,6 +178,12 @@ def test_tied_weights_are_one_layer_and_counted_once():
     assert "(100 % of the numbers" in found.summary
 
 
+def test_numbers_of_python_among_the_parameters_are_skipped():
+    found = analyze_layers(Arrays({"fc": {"kernel": noise(30, 20)}, "temperature": 1.0}))
+    assert [row["layer"] for row in found.rows] == ["fc/kernel"]
+    assert [(each.name, each.reason) for each in found.skipped] == [("temperature", "scalar")]
+
+
 # The table
 
 

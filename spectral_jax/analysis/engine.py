@@ -45,10 +45,8 @@ def analyze_layers(
         ValueError: an unknown metric group, layers that match nothing, no matrix in the source.
     """
     groups = check_groups(metrics)
-    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-    dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
     plan = weights.plan(
-        shapes, conv=conv, framework=framework, kinds=kinds, dtypes=dtypes, tied=source.tied
+        source.tensors, conv=conv, framework=framework, kinds=kinds, tied=source.tied
     )
     views = select(plan, layers)
     read = _read(source, views, groups, label)
@@ -62,8 +60,9 @@ def analyze_layers(
     )
     # Of the tensors, not of the matrices: the product of two factors is larger than they are.
     sources = {name for layer in read for name in layer.view.sources}
-    whole = sum(prod(shape) for name, shape in shapes.items() if name not in source.tied)
-    share = sum(prod(shapes[name]) for name in sources) / whole
+    sizes = {name: prod(tensor.shape) for name, tensor in source.tensors.items()}
+    whole = sum(size for name, size in sizes.items() if name not in source.tied)
+    share = sum(sizes[name] for name in sources) / whole
     return Analysis(rows, read, skipped, summarise(rows, skipped=len(skipped), share=share))
 
 

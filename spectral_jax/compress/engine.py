@@ -101,31 +101,25 @@ def _compress(
     kinds: Mapping[str, str] | None,
     label: str,
 ) -> Compressed:
-    shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-    dtypes = {name: str(tensor.dtype) for name, tensor in source.tensors.items()}
     plan = weights.plan(
-        shapes,
-        conv="flattened",
-        framework=framework,
-        kinds=kinds,
-        dtypes=dtypes,
-        tied=source.tied,
+        source.tensors, conv="flattened", framework=framework, kinds=kinds, tied=source.tied
     )
     chosen: dict[str, list[weights.View]] = {}
     for view in select(plan, layers):
         chosen.setdefault(view.sources[0], []).append(view)
     rows: list[dict[str, Any]] = []
     tensors: dict[str, np.ndarray] = {}
-    work = sum(map(math.prod, shapes.values()))
+    sizes = {name: math.prod(tensor.shape) for name, tensor in source.tensors.items()}
+    work = sum(sizes.values())
     with progress(work, label, show=work > SHOW_PROGRESS_ABOVE) as advance:
-        for name in shapes:
+        for name, size in sizes.items():
             stored = {name: np.asarray(source.read(name))}
             if name in chosen:
                 refusal = _not_alone(name, source)
                 row, stored = _treat(stored[name], chosen[name], rule, refusal=refusal)
                 rows.append(row)
             _add(tensors, stored)
-            advance(math.prod(shapes[name]), note=name)
+            advance(size, note=name)
     return Compressed(rows, tensors, plan.skipped)
 
 

@@ -154,7 +154,8 @@ def _layers(
     leaves: Mapping[str, Array], sparsities: Mapping[str, Sparsity]
 ) -> dict[str, tuple[weights_of.Place, Sparsity]]:
     """What to prune of which leaf, by name; a leaf that is a stack is all of its layers."""
-    stacks = {name: place for name, place in weights_of.places(leaves).items() if place.at}
+    places = weights_of.places(weights_of.named_leaves(leaves))
+    stacks = {name: place for name, place in places.items() if place.at}
     chosen: dict[str, tuple[weights_of.Place, Sparsity]] = {}
     for name, sparsity in sparsities.items():
         layers = {n: place for n, place in stacks.items() if name in (n, place.leaf)}

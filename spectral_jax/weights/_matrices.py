@@ -97,8 +97,7 @@ def places(
     Place(leaf='fc/kernel', at=((0, 1),))
     """
     found: dict[str, dict[str, Place]] = {leaf: {} for leaf in leaves}
-    arrays = _arrays(leaves)
-    for view in classify(arrays, conv="positions", framework="flax", kinds=None).views:
+    for view in classify(leaves, conv="positions", framework="flax", kinds=None).views:
         whole = len(view.sources) == 1 or view.kind == "low_rank"
         for leaf in view.sources if whole and view.kind in kinds else ():
             name = ":".join([leaf, *(str(index) for _, index in view.at)])
@@ -110,12 +109,7 @@ def _plan(
     leaves: Mapping[str, Any], conv: Conv, framework: str, kinds: Mapping[str, str] | None
 ) -> Plan:
     tied = tied_leaves(leaves)
-    return classify(_arrays(leaves), conv=conv, framework=framework, kinds=kinds, tied=tied)
-
-
-def _arrays(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What has a shape and a dtype for every leaf, Python's numbers among them."""
-    return {n: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for n, leaf in leaves.items()}
+    return classify(leaves, conv=conv, framework=framework, kinds=kinds, tied=tied)
 
 
 def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
@@ -129,10 +123,17 @@ def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a pytree by path, ``"layers/0/kernel"``, in natural order."""
+    """The leaves of a pytree by path, ``"layers/0/kernel"``, in natural order.
+
+    What has no dtype, as a Python number, comes as an array.
+    """
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {leaf_name(path): leaf for path, leaf in found}
+    named = {leaf_name(path): _as_array(leaf) for path, leaf in found}
     return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
