@@ -3,9 +3,7 @@
 import argparse
 import csv
 import json
-import math
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, compare, titles
 from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
 from spectral_jax.analysis.target import check_target, replacing
-from spectral_jax.analysis.text import align, render
+from spectral_jax.analysis.text import align, or_null, render, wrapped
 from spectral_jax.analysis.verdicts import by_urgency
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -132,7 +130,7 @@ def _print(
         print(render(rows, colour=colour))
         for title, analysis in zip(titles(paths), analyses, strict=True):
             named = f"{title}: " if options.compare else ""
-            print("", _wrapped(named + analysis.summary), sep="\n")
+            print("", wrapped(named + analysis.summary), sep="\n")
         if options.skipped:
             print("", *_skipped_lines(analyses), sep="\n")
 
@@ -149,21 +147,10 @@ def _document(
     rows: Sequence[dict[str, Any]], names: Sequence[str], analyses: Sequence[Analysis]
 ) -> dict[str, Any]:
     return {
-        "layers": [{name: _plain(row[name]) for name in names if name in row} for row in rows],
+        "layers": [{name: or_null(row[name]) for name in names if name in row} for row in rows],
         "summary": [analysis.summary for analysis in analyses],
         "skipped": [[each._asdict() for each in analysis.skipped] for analysis in analyses],
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what cannot be said is null, and a status says why."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _wrapped(paragraph: str) -> str:
-    import textwrap
-
-    return textwrap.fill(paragraph, min(100, shutil.get_terminal_size().columns))
 
 
 def _skipped_lines(analyses: Sequence[Analysis]) -> list[str]:

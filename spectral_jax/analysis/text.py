@@ -2,6 +2,8 @@
 
 import math
 import re
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +72,16 @@ def number(value: Any) -> str:
         return f"{value:.2g}"
     text = f"{value:#.3g}"  # rounded first: 9.996 is 10.0, not 10.00
     return f"{value:.0f}" if "e" in text else text.rstrip(".")
+
+
+def or_null(value: Any) -> Any:
+    """JSON has no NaN: what cannot be said is null, and a status or a reason says why."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def wrapped(paragraph: str) -> str:
+    """Lines as long as the terminal is wide, or as can be read."""
+    return textwrap.fill(paragraph, min(100, shutil.get_terminal_size().columns))
 
 
 def short_names(names: Sequence[str]) -> list[str]:

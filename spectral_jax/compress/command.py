@@ -2,17 +2,14 @@
 
 import argparse
 import json
-import math
-import shutil
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spectral_jax.analysis.command import STEP_HELP, glob_and_kind
 from spectral_jax.analysis.target import check_target
-from spectral_jax.analysis.text import align, number
+from spectral_jax.analysis.text import align, number, or_null, wrapped
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
 SHOWN = ("sigma", "edge", "spikes", "ks", "rank", "error")
@@ -109,7 +106,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int]) -> st
         f"after ({100 * (after / before - 1):+.1f} %)."
     )
     if not factored:
-        return _wrapped(
+        return wrapped(
             f"{text} The new file is a copy: --rank energy=0.95 cuts by the norm that is lost, "
             "whatever the bulk."
         )
@@ -118,7 +115,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, int]) -> st
         f" Up to {100 * worst['error']:.0f} % of a layer's norm is gone ({worst['layer']}). What "
         "that does to the accuracy the weights do not say: measure it before and after."
     )
-    return _wrapped(text)
+    return wrapped(text)
 
 
 def _signal_cut(rows: Sequence[Mapping[str, Any]], rank: str) -> str:
@@ -127,25 +124,16 @@ def _signal_cut(rows: Sequence[Mapping[str, Any]], rank: str) -> str:
     doubtful = sum(row["ks"] > NOT_NOISE for row in factored)
     if not doubtful or rank not in ("mp", "gd"):
         return ""
-    return _wrapped(
+    return wrapped(
         f"warning: in {doubtful} of {len(factored)} factored layers the bulk is not noise, or too "
         f"small to tell (ks above {NOT_NOISE}): the cut takes signal. Without --gate these are "
         "copied; --rank energy cuts less."
     )
 
 
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, min(100, shutil.get_terminal_size().columns))
-
-
 def _document(result: Compressed, totals: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "layers": [{name: _plain(value) for name, value in row.items()} for row in result.rows],
+        "layers": [{name: or_null(value) for name, value in row.items()} for row in result.rows],
         **totals,
         "skipped": [each._asdict() for each in result.skipped],
     }
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what cannot be said is null, and the reason stands beside it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,7 @@ def owners(
     >>> owners(["stem/kernel", "stem/bias", "stem_norm/scale", "token"], ["stem/kernel"])
     {'stem/kernel': 'stem/kernel', 'stem/bias': 'stem/kernel', 'stem_norm/scale': 'stem/kernel'}
     """
-    kernels = list(kernels)
+    kernels = dict.fromkeys(kernels)
     modules: dict[str, list[str]] = {}
     for kernel in kernels:
         modules.setdefault(_parent(kernel), []).append(kernel)

@@ -220,12 +220,14 @@ class _Control(NamedTuple):
         """The tree of scales: that of its kernel for each leaf, None for a leaf without one."""
         leaves = weights_of.named_leaves(params)
         views = _plan(leaves)
-        owner = owners(leaves, {s for view in views for s in view.sources}, self.layout)
-
-        one = jnp.ones(())
+        readers: dict[str, list[weights_of.View]] = {}
+        for view in views:
+            for source in view.sources:
+                readers.setdefault(source, []).append(view)
+        owner, one = owners(leaves, readers, self.layout), jnp.ones(())
 
         def scale(name):
-            own = [v for v in views if owner.get(name) in v.sources]
+            own = readers.get(owner.get(name, ""), [])
             if not any(v.name in scales for v in own):
                 return None
             return _spread([(v.at, scales.get(v.name, one)) for v in own], leaves[name].shape)
