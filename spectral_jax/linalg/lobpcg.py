@@ -102,47 +102,12 @@ def _rounds(
     probe_steps: int,
     spent: Array,
 ) -> EigResult:
-    """From the best guesses: rounds that go on from an answer, or probe beyond it."""
+    """From the best guesses: rounds that go on from an answer, or probe beyond it.
+
+    Here and below blocks of vectors are rows.
+    """
     op, k = search.op, search.k
-    probe = probe_steps > 0 and search.free_dimension > k
-    # From here on blocks of vectors are rows.
-    fixed, nothing = search.fixed.T, jax.tree.map(jnp.zeros_like, basis)
     iterate = partial(_iterate, search, precondition=precondition)
-
-    def one_round(state: _Round) -> _Round:
-        probing = state.probing
-        end = iterate(
-            _where(probing, nothing, state.basis),
-            values=jnp.where(probing, 0, state.values),
-            lead=generic,
-            leads=probing,
-            known=jnp.concatenate([fixed, jnp.where(probing, state.basis.x, 0)]),
-            limit=jnp.where(probing, PROBE_STEPS_MOST, search.max_matvecs),
-            bar=jnp.where(probing, search.sign * state.values[-1], jnp.inf),
-            least_steps=probe_steps,
-            scale=state.scale,
-            matvecs=state.matvecs,
-        )
-        beyond = (
-            search.sign * end.values[0]
-            < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
-            - state.residuals[-1]
-        )
-        found = state.basis._replace(p=end.basis.x, ap=end.basis.ax)
-        sound = jnp.all(search.converged(end.values, end.residuals, end.scale))
-        return _Round(
-            basis=_where(probing, found, end.basis),
-            values=jnp.where(probing, state.values, end.values),
-            # Something better exists: the answer is not one, whatever its residual.
-            residuals=jnp.where(
-                probing, jnp.where(beyond, jnp.inf, state.residuals), end.residuals
-            ),
-            scale=end.scale,
-            matvecs=end.matvecs,
-            probing=~probing,
-            finished=jnp.where(probing, ~beyond, ~sound),
-        )
-
     state = _Round(
         basis=basis,
         values=values,
@@ -152,13 +117,13 @@ def _rounds(
         probing=jnp.array(False),
         finished=jnp.array(False),
     )
-    if not probe:
+    if probe_steps == 0 or search.free_dimension <= k:
         end = iterate(
             basis,
             values=values,
             lead=generic,
             leads=jnp.array(False),
-            known=fixed,
+            known=search.fixed.T,
             limit=search.max_matvecs,
             bar=jnp.inf,
             least_steps=0,
@@ -168,11 +133,52 @@ def _rounds(
         return search.certify(end.basis.x.T, end.scale, end.matvecs)
     state = jax.lax.while_loop(
         lambda state: ~state.finished & (state.matvecs + 2 * k < search.max_matvecs),
-        one_round,
+        partial(_next_round, search, iterate, generic, probe_steps),
         state,
     )
     result = search.certify(state.basis.x.T, state.scale, state.matvecs)
     return result._replace(converged=result.converged & jnp.isfinite(state.residuals))
+
+
+def _next_round(
+    search: Search,
+    iterate: Callable[..., _Iterate],
+    generic: Array,
+    probe_steps: int,
+    state: _Round,
+) -> _Round:
+    """Go on from the answer, or probe its complement, whichever is due."""
+    probing, fixed = state.probing, search.fixed.T
+    nothing = jax.tree.map(jnp.zeros_like, state.basis)
+    end = iterate(
+        _where(probing, nothing, state.basis),
+        values=jnp.where(probing, 0, state.values),
+        lead=generic,
+        leads=probing,
+        known=jnp.concatenate([fixed, jnp.where(probing, state.basis.x, 0)]),
+        limit=jnp.where(probing, PROBE_STEPS_MOST, search.max_matvecs),
+        bar=jnp.where(probing, search.sign * state.values[-1], jnp.inf),
+        least_steps=probe_steps,
+        scale=state.scale,
+        matvecs=state.matvecs,
+    )
+    beyond = (
+        search.sign * end.values[0]
+        < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
+        - state.residuals[-1]
+    )
+    found = state.basis._replace(p=end.basis.x, ap=end.basis.ax)
+    sound = jnp.all(search.converged(end.values, end.residuals, end.scale))
+    return _Round(
+        basis=_where(probing, found, end.basis),
+        values=jnp.where(probing, state.values, end.values),
+        # Something better exists: the answer is not one, whatever its residual.
+        residuals=jnp.where(probing, jnp.where(beyond, jnp.inf, state.residuals), end.residuals),
+        scale=end.scale,
+        matvecs=end.matvecs,
+        probing=~probing,
+        finished=jnp.where(probing, ~beyond, ~sound),
+    )
 
 
 def _best_guesses(search: Search, start: Array, images: Array) -> tuple[_Basis, Array]:
