@@ -708,6 +708,10 @@ def test_the_graph_of_a_convolutional_network_is_connected_and_has_a_fiedler_pai
             lambda: graphs.rayleigh_quotient([jnp.ones((2, 2))], jnp.ones(3)),
             r"\(3,\): pass .* \(4,\)",
         ),
+        *(
+            (partial(of_mask, [jnp.ones((2, 2))], mask=jnp.ones(3, bool)), r"mask has shape \(3,\)")
+            for of_mask in (graphs.laplacian, graphs.layer_quotient)
+        ),
     ],
 )
 def test_misuse_names_the_argument_and_the_fix(call, message):

@@ -439,6 +439,10 @@ def test_an_unknown_name_gets_a_suggestion(arguments, message):
 def test_misuse_names_the_argument_and_the_fix():
     with pytest.raises(ValueError, match="mode='prox': choose 'penalty' or 'proximal'"):
         spectral_penalty("l1", 1.0, mode="prox")
+    with pytest.raises(ValueError, match="steps=0: choose at least 1"):
+        every(0)
+    with pytest.raises(ValueError, match="check_every=0.5 is not an integer: choose at least 1"):
+        on_residual(check_every=0.5)
     with pytest.raises(ValueError, match="mode='proximal' needs learning_rate: pass"):
         spectral_penalty("l1", 1.0, mode="proximal")
     penalty = spectral_penalty("l1", 1.0)

@@ -124,7 +124,9 @@ def test_a_glob_that_names_no_layer_is_refused():
         ({"gate": math.nan}, "gate=nan"),
         ({"keep_below": 45}, "keep_below=45"),
         ({"edit": "trunkate"}, "edit='trunkate'"),
+        ({"keep_below": "half"}, "keep_below='half': choose a number"),
         ({"min_rank": -1}, "min_rank=-1"),
+        ({"keep_offset": 0.5}, "keep_offset=0.5 is not an integer"),
         ({"threshold": -1}, "threshold=-1"),
     ],
 )

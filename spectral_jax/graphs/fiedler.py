@@ -20,6 +20,7 @@ from spectral_jax.graphs.laplacian import (
     column,
     degree_of,
     edge_sums,
+    inside_of,
     laplacian_operator,
     magnitude,
     nodal,
@@ -280,7 +281,7 @@ def layer_quotient(
     graph = read_graph(weights, edges)
     sums = edge_sums([magnitude(block) for block in graph.weights])
     degree = degree_of(graph, sums)
-    inside = jnp.ones(degree.shape, bool) if mask is None else mask
+    inside = inside_of(graph, mask)
     root = _root(jnp.max(jnp.where(inside, degree, 0)))
     found = _merged(graph, sums, degree, inside, root, normalised=normalised)
     if normalised:

@@ -45,6 +45,16 @@ def read_graph(weights: Blocks, edges: Edges | None) -> Graph:
     return Graph(tuple(block.astype(dtype) for block in read), edges, sizes)
 
 
+def inside_of(graph: Graph, mask: Bool[Array, " N"] | None) -> Bool[Array, " N"]:
+    """The nodes of a mask that a caller passed: all, if there is none."""
+    nodes = (sum(graph.sizes),)
+    if mask is None:
+        return jnp.ones(nodes, bool)
+    if mask.shape != nodes:
+        raise ValueError(f"mask has shape {mask.shape}: pass one flag per node, {nodes}")
+    return mask
+
+
 def chain(weights: Blocks) -> Edges:
     """The edges of a plain feed-forward net: block ``l`` joins groups ``l`` and ``l + 1``.
 
@@ -117,7 +127,7 @@ def laplacian(
     graph = read_graph(weights, edges)
     magnitudes = tuple(magnitude(block) for block in graph.weights)
     degree = degree_of(graph, edge_sums(magnitudes))
-    inside = jnp.ones(degree.shape, bool) if mask is None else mask
+    inside = inside_of(graph, mask)
     return laplacian_operator(graph, magnitudes, degree, inside, normalised=normalised)
 
 

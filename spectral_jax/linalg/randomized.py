@@ -92,7 +92,8 @@ def randomized_svd(
     """
     op = a if isinstance(a, LinearOperator) else _dense(a)
     options, width = _check(op, rank, oversample, power_iterations, method, block)
-    return _compiled(options, width, key, op, tol if tol is None else tolerance("tol", tol))
+    tol = tol if tol is None else tolerance("tol", tol, traced=True)
+    return _compiled(options, width, key, op, tol)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

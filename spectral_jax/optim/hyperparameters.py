@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
@@ -32,15 +33,25 @@ def check_strength(name: str, strength: Strength) -> None:
     """Raise ``ValueError`` for a negative, infinite or NaN strength, where it is known by now."""
     if not concrete(strength):
         return
-    values = np.asarray(strength, float)
+    values = _numbers(name, strength)
     if not np.all(np.isfinite(values) & (values >= 0)):
         raise ValueError(f"{name}={strength}: choose a finite number >= 0, or a schedule")
 
 
 def check_share(name: str, share: Strength) -> None:
     """Raise ``ValueError`` for a share outside [0, 1], where it is known by now."""
-    if concrete(share) and not 0 <= share <= 1:  # type: ignore[operator]
+    if not concrete(share):
+        return
+    values = _numbers(name, share)
+    if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(f"{name}={share} is a share: choose it in [0, 1]")
+
+
+def _numbers(name: str, given: Any) -> np.ndarray:
+    kind = np.asarray(given).dtype
+    if not (jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)):
+        raise ValueError(f"{name}={given!r}: choose a number")
+    return np.asarray(given, float)
 
 
 def injectable(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax._options import check_count, check_number, count
 from spectral_jax.optim.hyperparameters import check_share, check_strength
 
 Edit = Literal["truncate", "random", "halve", "shrink", "sparsify", "sparsify_vectors"]
@@ -49,10 +50,8 @@ class Policy:
             raise ValueError(f"edit={self.edit!r}: choose one of {', '.join(get_args(Edit))}")
         check_share("keep_below", self.keep_below)
         check_share("gate", self.gate)
-        if min(self.min_rank, self.keep_offset) < 0:
-            raise ValueError(
-                f"min_rank={self.min_rank}, keep_offset={self.keep_offset}: choose at least 0"
-            )
+        count("min_rank", self.min_rank, least=0)
+        count("keep_offset", self.keep_offset, least=0)
         check_strength("threshold", self.threshold)
 
     def __eq__(self, other: object) -> bool:
@@ -78,8 +77,7 @@ def linear_keep(epochs: float | int) -> Callable[[Any], Float[Array, ""]]:
     >>> float(linear_keep(300)(75))
     0.75
     """
-    if not epochs > 0:
-        raise ValueError(f"epochs={epochs}: choose above 0")
+    check_number("choose above 0", lambda number: number > 0, epochs=epochs)
     return lambda epoch: jnp.clip(1 - jnp.asarray(epoch, float) / epochs, 0, 1)
 
 
@@ -91,8 +89,7 @@ def every_epochs(period: int, *, at_start: bool = False) -> Trigger:
     >>> [epoch for epoch in range(10) if every_epochs(3)(epoch, [])]
     [3, 6, 9]
     """
-    if period < 1:
-        raise ValueError(f"period={period}: choose at least 1 epoch")
+    check_count(period=period)
     return lambda epoch, errors: epoch % period == 0 and (epoch > 0 or at_start)
 
 
@@ -105,8 +102,7 @@ def on_plateau(patience: int, *, least_gain: float = 0.0) -> Trigger:
     >>> [on_plateau(2)(0, errors) for errors in ([0.3, 0.2, 0.1], [0.3, 0.1, 0.2, 0.1])]
     [False, True]
     """
-    if patience < 1:
-        raise ValueError(f"patience={patience}: choose at least 1 epoch")
+    check_count(patience=patience)
 
     def stalled(epoch: int, errors: Sequence[float]) -> bool:
         if len(errors) <= patience:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
+from spectral_jax._options import check_count
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.optim.hyperparameters import check_share
@@ -84,8 +85,7 @@ def sparsegpt(
     """
     given = weights
     weights, inputs = _checked(weights, inputs)
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size}: choose at least 1")
+    check_count(block_size=block_size)
     if not damping > 0:
         raise ValueError(f"damping={damping}: choose it above 0, or H may have no inverse")
     unit, inputs = _unit(weights), inputs / _unit(inputs)

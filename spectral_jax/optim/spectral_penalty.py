@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from spectral_jax._options import check_count
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
 from spectral_jax.optim.hyperparameters import Strength, check_strength, injectable, strength_at
 from spectral_jax.optim.penalties import PENALTIES, Penalty
@@ -33,16 +34,19 @@ class Refresh(NamedTuple):
 
 def every(steps: int) -> Refresh:
     """Solve at step 0 and then every ``steps`` steps."""
+    check_count(steps=steps)
     return Refresh(lambda step: step % steps == 0)
 
 
 def on_residual(tolerance: float = 0.05, *, check_every: int = 10) -> Refresh:
     """Solve when ``||L v - rho v|| / rho`` exceeds ``tolerance``, checked every so many steps."""
+    check_count(check_every=check_every)
     return Refresh(lambda step: step % check_every == 0, tolerance)
 
 
 def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
     """The released schedule (arXiv 2003.00992): an epoch's start and after its steps 0, 100, ..."""
+    check_count(steps_per_epoch=steps_per_epoch)
 
     def due(step):
         within = step % steps_per_epoch

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
+from spectral_jax._options import check_count
 from spectral_jax.linalg.lapack import each
 from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.optim import surgery
@@ -164,8 +165,7 @@ def svd_prune(
     ``scan`` and ``vmap``.
     Raises ``ValueError`` as `prune_spectra` does, and for periods below 1 or missing ``params``.
     """
-    if min(steps_per_epoch, every) < 1:
-        raise ValueError(f"steps_per_epoch={steps_per_epoch}, every={every}: choose at least 1")
+    check_count(steps_per_epoch=steps_per_epoch, every=every)
     prune = partial(prune_spectra, policies=policies, fit=fit)
 
     def init(params):

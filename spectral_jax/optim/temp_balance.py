@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
+from spectral_jax._options import check_count
 from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
@@ -290,8 +291,7 @@ def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callab
 
 
 def _check(refresh_every: int, tuned: str, layout: Any) -> None:
-    if refresh_every < 1:
-        raise ValueError(f"refresh_every={refresh_every}: choose at least 1 step")
+    check_count(refresh_every=refresh_every)
     if tuned not in ("all", "inner", "not_last"):
         raise ValueError(f"tuned={tuned!r}: choose 'all', 'inner' or 'not_last'")
     if tuned != "all" and layout is None:
