@@ -167,7 +167,8 @@ def _limit(expected: int) -> None:
         return
     _lower(resource.RLIMIT_CORE, 0)  # a crash leaves no file behind
     _lower(resource.RLIMIT_CPU, int(time.process_time() + SECONDS + expected / BYTES_PER_SECOND))
-    _lower(resource.RLIMIT_DATA, _data() + MEMORY + COPIES * expected)
+    if (held := _data()) is not None:
+        _lower(resource.RLIMIT_DATA, held + MEMORY + COPIES * expected)
 
 
 def _lower(which: int, limit: int) -> None:
@@ -177,10 +178,11 @@ def _lower(which: int, limit: int) -> None:
     resource.setrlimit(which, (limit if hard < 0 else min(limit, hard), hard))
 
 
-def _data() -> int:
-    """The bytes of private memory this process has, where Linux says so."""
+def _data() -> int | None:
+    """The bytes of private memory this process has; None where the system does not say."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
-        return 0
-    return int(status.partition("VmData:")[2].split()[0]) << 10
+        return None
+    _, _, found = status.partition("VmData:")
+    return int(found.split()[0]) << 10 if found else None
