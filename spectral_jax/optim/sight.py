@@ -92,7 +92,7 @@ def _seen(view: View, params: PyTree) -> tuple[Array, ...]:
 def _all_matrices(params: PyTree) -> list[Array]:
     """By names and shapes alone: `weights.matrices` sees tied arrays outside of jit only."""
     leaves = weights.named_leaves(params)
-    views = weights.plan({n: leaf.shape for n, leaf in leaves.items()}, conv="flattened").views
+    views = weights.plan(leaves, conv="flattened").views
     return [view.read(*(leaves[source] for source in view.sources)) for view in views]
 
 
