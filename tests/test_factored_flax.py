@@ -12,6 +12,8 @@ from spectral_jax.compress import compress
 from spectral_jax.factored import factored_apply, factored_module, load_factored
 from spectral_jax.optim import factorize, recombine_all
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 4)), "float32")
 RANKS = {"conv/kernel": 3, "hidden/kernel": 5}
 

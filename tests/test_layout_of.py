@@ -11,6 +11,8 @@ from models.traced import layout_of as layout_of_module
 from spectral_jax import optim
 from spectral_jax.weights import Block, graph_weights, layout, layout_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HOUSE_MODELS = {
     "mlp": ("mlp", (8, 8), {"hidden": (6, 5)}),
     "lenet": ("lenet", (28, 28), {}),

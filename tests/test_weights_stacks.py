@@ -12,6 +12,8 @@ from spectral_jax.analysis import analyze
 from spectral_jax.compress import compress
 from spectral_jax.weights import graph_weights, layout, matrices, plan
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def shaped(*lines):
     """``"fc/kernel 8 4"`` -> ``{"fc/kernel": (8, 4)}``."""
