@@ -59,7 +59,7 @@ Exit codes: 0 done, 1 failed (state kept), 2 usage or configuration, 3 a check f
 RUN_EXAMPLES = f"""\
 examples:
   {COMMAND} run fiedler/mnist --preset small        every arm, one after the other
-  {COMMAND} run fiedler/mnist --arm none train.epochs=3 model.hidden='[64, 64]'
+  {COMMAND} run fiedler/digits --arm none train.epochs=3 model.hidden='[64, 64]'
   {COMMAND} run my-experiment.yaml                  a configuration file
   {COMMAND} run runs/NAME/RUN/config.yaml           an earlier run's configuration
 """
@@ -149,7 +149,7 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
 
     run = commands.add_parser("run", help="train one experiment", examples=RUN_EXAMPLES)
     run.add_argument("experiment", help="PAPER, PAPER/PROTOCOL or a YAML file")
-    run.add_argument("settings", nargs="*", help="changes, as in train.epochs=3")
+    run.add_argument("settings", nargs="*", default=[], help="changes, as in train.epochs=3")
     run.add_argument("--arm", help="one arm of the protocol (default: all, in turn)")
     run.set_defaults(command=run_command)
 
@@ -282,6 +282,10 @@ def _choose(options: argparse.Namespace) -> Mapping[str, ExperimentConfig]:
         offered = ", ".join(f"{name}/{known}" for known in protocols)
         raise UserError(f"{name} has several protocols in preset {preset}; choose one: {offered}")
     protocol = protocol or next(iter(protocols))
+    elsewhere = [other for other, known in paper.PRESETS.items() if protocol in known]
+    if elsewhere and protocol not in protocols:
+        asked = " or ".join(f"--preset {other}" for other in elsewhere)
+        raise UserError(f"{name}/{protocol} is not in preset {preset}: pass {asked}")
     arms = _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
     return {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
 

@@ -103,6 +103,7 @@ def test_help_starts_with_examples_and_never_imports_jax():
     [
         ([], USAGE, "required: COMMAND"),
         (["rnu", "x"], USAGE, "did you mean 'run'?"),
+        (["run"], USAGE, "required: experiment (see"),
         (["run", "fiedlr"], USAGE, "no paper 'fiedlr'; did you mean 'fiedler'?"),
         (["run", "fiedler", "--prest", "small"], USAGE, "did you mean '--preset'?"),
         (["run", "absent.yaml"], MISSING, "no file absent.yaml"),
@@ -210,6 +211,7 @@ def test_run_takes_a_configuration_file(trained, tmp_path):
         (["stub", "--preset", "smal"], "no preset 'smal'; did you mean 'small'?"),
         (["stub", "--preset", "small"], "choose one: stub/toy, stub/real"),
         (["stub/ral", "--preset", "small"], "'ral'; did you mean 'real'?"),
+        (["stub/real"], "stub/real is not in preset smoke: pass --preset small"),
         (["stub", "--arm", "nonne"], "no arm 'nonne'; did you mean 'none'?"),
         (["stub", "--arm", "zzz"], "there are: none, l1"),
     ],
