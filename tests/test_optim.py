@@ -436,7 +436,23 @@ def test_an_unknown_name_gets_a_suggestion(arguments, message):
         spectral_penalty(*arguments)
 
 
+@pytest.mark.parametrize(
+    "penalty, option, message",
+    [
+        ("fiedler", "normalized", "with 'fiedler': did you mean 'normalised'"),
+        ("fiedler", "refesh", "did you mean 'refresh'"),
+        (Penalty(lambda w, _: w[0].sum()), "moed", "with a Penalty: did you mean 'mode'"),
+        (Penalty(lambda w, _: w[0].sum()), "edges", "there is mode, learning_rate, view"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(penalty, option, message):
+    with pytest.raises(TypeError, match=f"'{option}' is no option .*{message}"):
+        spectral_penalty(penalty, 1.0, **{option: 1})
+
+
 def test_misuse_names_the_argument_and_the_fix():
+    with pytest.raises(ValueError, match=r"name=<function.*: pass .* or Penalty\(value\)"):
+        spectral_penalty(lambda w, _: w[0].sum(), 1.0)
     with pytest.raises(ValueError, match="mode='prox': choose 'penalty' or 'proximal'"):
         spectral_penalty("l1", 1.0, mode="prox")
     with pytest.raises(ValueError, match="steps=0: choose at least 1"):

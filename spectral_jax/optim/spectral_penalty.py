@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +121,8 @@ def spectral_penalty(
     Works under ``jit``, ``vmap`` (with ``axis_name``), ``scan`` and ``optax.inject_hyperparams``;
     the state is a pytree of arrays. Raises ``ValueError`` for an unknown name or mode, a strength
     that is negative or not finite, ``mode="proximal"`` with a penalty on matrices that has no
-    ``prox``, and a missing ``learning_rate`` or ``params``.
+    ``prox``, and a missing ``learning_rate`` or ``params``; ``TypeError`` for an option that
+    nothing reads.
     Source: arXiv 2003.00992; proximal mode on magnitudes: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -185,12 +187,26 @@ def fiedler_decay(
 
 def _penalty(name: str | Penalty, options: dict[str, Any]) -> Penalty:
     if isinstance(name, Penalty):
+        _refuse_unread(options, [], "a Penalty")
         return name
+    if not isinstance(name, str):
+        raise ValueError(f"name={name!r}: pass the name of a penalty, or Penalty(value)")
     if name not in PENALTIES:
         near = difflib.get_close_matches(name, PENALTIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {sorted(PENALTIES)}"
         raise ValueError(f"name={name!r} is no penalty: {hint}")
+    _refuse_unread(options, list(inspect.signature(PENALTIES[name]).parameters), repr(name))
     return PENALTIES[name](**options)
+
+
+def _refuse_unread(options: dict[str, Any], read: Sequence[str], penalty: str) -> None:
+    """Raise ``TypeError``, as Python does for a keyword that nobody reads, with a suggestion."""
+    for option in options:
+        if option not in read:
+            known = [*inspect.getfullargspec(inspect.unwrap(spectral_penalty)).kwonlyargs, *read]
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
+            raise TypeError(f"{option!r} is no option of spectral_penalty with {penalty}: {hint}")
 
 
 def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | None) -> None:
