@@ -1,5 +1,6 @@
 """What stands for an array is taken as one, and what does not is refused under its name."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -56,6 +57,13 @@ def test_a_tree_is_no_array(name):
     function, argument = NESTED[name][0], name.split()[1]
     with pytest.raises(ValueError, match=f"^{argument} is no array of numbers"):
         function({"kernel": MATRIX})
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_random_key_in_the_place_of_an_array_is_refused(name):
+    function, argument = NESTED[name][0], name.split()[1]
+    with pytest.raises(ValueError, match=f"^{argument} is a random key"):
+        function(jax.random.key(0))
 
 
 WRONG_SHAPES = {

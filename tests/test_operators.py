@@ -13,7 +13,17 @@ import scipy.sparse.linalg
 from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from spectral_jax.linalg import SymmetricOperator, dense_operator, eigsh
+from spectral_jax.linalg import (
+    SymmetricOperator,
+    dense_operator,
+    diagonal,
+    drive,
+    eigsh,
+    lanczos,
+    logdet,
+    spectral_density,
+    trace,
+)
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.operators import (
@@ -239,6 +249,25 @@ def test_misuse_is_refused_with_its_fix(name):
     attempt, fix = WRONG[name]
     with pytest.raises(ValueError, match=fix):
         attempt()
+
+
+SOLVERS = {
+    "eigsh": eigsh,
+    "lanczos": lambda op: lanczos(op, jnp.ones(3), 2),
+    "spectral_density": lambda op: spectral_density(op, jax.random.key(0)),
+    "logdet": lambda op: logdet(op, jax.random.key(0)),
+    "trace": lambda op: trace(op, jax.random.key(0)),
+    "diagonal": lambda op: diagonal(op, jax.random.key(0)),
+    "drive": lambda op: drive(eigsh, op, 1),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_given_a_matrix_says_how_it_becomes_an_operator(solver):
+    with pytest.raises(ValueError, match=r"an array of shape \(3, 3\): .* dense_operator\(a\)"):
+        SOLVERS[solver](jnp.eye(3))
+    with pytest.raises(ValueError, match=r"op is a LinearOperator: .* or gram\(a\)"):
+        SOLVERS[solver](LinearOperator(tall_product, tall_product, jnp.eye(3), (3, 3)))
 
 
 @pytest.mark.parametrize("other", [3.0, jnp.ones(3), "text"])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax._options import count
 from spectral_jax.linalg.lanczos import lanczos, three_term
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.trace import Estimate, average, sphere
 
 
@@ -119,6 +119,7 @@ def spectral_density(
     >>> bool((abs(share.value - jnp.array([0, 0.75, 1])) <= 3 * share.standard_error + 1e-6).all())
     True
     """
+    check_operator(op)
     probes, batch_size = count("probes", probes), count("batch_size", batch_size)
     steps = min(count("steps", steps), op.size)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import jax
 from jaxtyping import Array
 
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.subspace import generic_vectors, unit
 
 Result = TypeVar("Result")
@@ -51,6 +51,7 @@ def drive(
     >>> round(float(top.values[0]), 4), bool(top.converged[0])
     (8.0, True)
     """
+    check_operator(op)
     if driver not in ("auto", "compiled", "host"):
         raise ValueError(f"driver={driver!r}: choose 'auto', 'compiled' or 'host'")
     if driver == "auto":

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from spectral_jax._options import count
 from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import (
@@ -89,6 +89,7 @@ def eigsh(
     >>> [round(float(x), 4) for x in result.values], result.converged.tolist()
     ([1.0, 2.0], [True, True])
     """
+    check_operator(op)
     inputs = dict(v0=v0, v0_images=v0_images, deflate=deflate)
     v0, v0_images, deflate = (
         x if x is None else working(x, name).astype(op.dtype) for name, x in inputs.items()

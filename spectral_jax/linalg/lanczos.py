@@ -11,7 +11,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from spectral_jax._options import count
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.scale import seen
 from spectral_jax.linalg.subspace import mm, orthogonalise, unit
@@ -72,6 +72,7 @@ def lanczos(
     >>> [round(float(x), 3) for x in t.alpha]
     [1.5, 1.5, 1.5, 1.5]
     """
+    check_operator(op)
     steps = count("steps", steps, most=op.size, why="the size of op")
     v0 = working(v0, "v0").astype(op.dtype)
     if v0.shape != (op.size,):

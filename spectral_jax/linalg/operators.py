@@ -203,6 +203,16 @@ def function_gram(forward: Callable[[Any, Array], Any], data: Any, size: int) ->
     return SymmetricOperator(_FunctionGram(forward), data, size)
 
 
+def check_operator(op: Any) -> None:
+    """Raise ``ValueError``, saying what to pass, for a matrix and whatever else is no operator."""
+    if not isinstance(op, SymmetricOperator):
+        kind = f"an array of shape {op.shape}" if hasattr(op, "ndim") else f"a {type(op).__name__}"
+        raise ValueError(
+            f"op is {kind}: pass an operator, such as dense_operator(a) for a symmetric matrix a, "
+            "or gram(a), which is A^T A, for any other"
+        )
+
+
 def as_scalar(value: ArrayLike, op: SymmetricOperator) -> Float[Array, ""]:
     """``value`` as a traced number in the operator's dtype: a new one compiles nothing."""
     if jnp.ndim(value) != 0:

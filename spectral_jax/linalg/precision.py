@@ -32,6 +32,8 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
             raise ValueError(f"{name} is no array of numbers: {error}") from None
     if x.dtype in WORKING:
         return x
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{name} is a random key: pass an array of numbers in its place")
     if jnp.iscomplexobj(x):
         raise ValueError(
             f"{name} has the complex dtype {x.dtype}: pass real matrices (the real and the "

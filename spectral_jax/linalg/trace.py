@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax._options import count
-from spectral_jax.linalg.operators import SymmetricOperator
+from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import mm, unit
 
@@ -59,6 +59,7 @@ def trace(
     >>> round(float(trace(low_rank, jax.random.key(0), matvecs=6).value), 3)
     50.0
     """
+    check_operator(op)
     _check(method, matvecs, {"xtrace": 4, "hutch++": 3, "hutchinson": 1})
     if matvecs >= op.size:
         return _exact(jnp.trace(op.dense()), op.size)
@@ -97,6 +98,7 @@ def diagonal(
     >>> diagonal(a, jax.random.key(0), matvecs=4, method="hutchinson").value[:3].tolist()
     [0.0, 1.0, 2.0]
     """
+    check_operator(op)
     _check(method, matvecs, {"xdiag": 4, "hutchinson": 1})
     if matvecs >= op.size:
         return _exact(jnp.diagonal(op.dense()), op.size)
