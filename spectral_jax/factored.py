@@ -60,6 +60,8 @@ def factored_module(model: nnx.Module, params: PyTree) -> nnx.Module:
     model has not, a shape that does not fit, or factors of another layer than ``nnx.Linear`` and an
     ungrouped ``nnx.Conv``.
     """
+    if isinstance(model, linen.Module):
+        raise ValueError("model is a Linen module, which needs no copy: use factored_apply(model)")
     return _filled(nnx.clone(model), params, "params")
 
 
@@ -69,6 +71,10 @@ def factored_apply(model: linen.Module) -> Callable[..., Any]:
     Works under ``jit``, ``vmap`` and ``grad``, as ``apply`` does. Raises ``ValueError`` for factors
     of another layer.
     """
+    if not isinstance(model, linen.Module):
+        raise ValueError(
+            f"model is a {type(model).__name__}: pass a Linen module (factored_module is for NNX)"
+        )
 
     def apply(variables: Any, *args: Any, **options: Any) -> Any:
         with linen.intercept_methods(_through_factors):

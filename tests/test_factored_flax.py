@@ -116,6 +116,10 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     factors = {"query": {"kernel": {"u": jnp.ones((8, 2)), "v": jnp.ones((2, 8))}}}
     with pytest.raises(ValueError, match="params/query: factors are for .* is LinearGeneral"):
         factored_module(attention, factors)
+    with pytest.raises(ValueError, match=r"a Linen module, .*: use factored_apply\(model\)"):
+        factored_module(LinenNet(), params)
+    with pytest.raises(ValueError, match="model is a Net: pass a Linen module .*factored_module"):
+        factored_apply(model)
     general = linen.DenseGeneral(6)
     factors = {"kernel": {"u": jnp.ones((4, 2)), "v": jnp.ones((2, 6))}}
     with pytest.raises(ValueError, match="factors are for Dense .* is DenseGeneral"):

@@ -114,7 +114,7 @@ def summarise(rows: Sequence[dict[str, Any]], *, skipped: int, share: float) -> 
     ]
     if skipped:
         tensors = "1 tensor was" if skipped == 1 else f"{skipped} tensors were"
-        parts.append(f"{tensors} left out; the list of what was skipped says why.")
+        parts.append(f"{tensors} left out (why: --skipped, in Python attrs['skipped']).")
     for verdict in sorted(VERDICTS.values(), key=lambda verdict: verdict.urgency):
         if found := [row for row in rows if row["verdict"] == verdict.word]:
             parts.append(_finding(verdict, found, len(rows)))

@@ -275,7 +275,7 @@ def layer_quotient(
     Source: derived (quotient of an equitable relaxation; Courant-Fischer).
 
     >>> net = [jnp.ones((2, 2)), jnp.ones((2, 2))]
-    >>> round(float(layer_quotient(net, normalised=False).value), 4)
+    >>> round(float(layer_quotient(net).value), 4)
     2.0
     """
     graph = read_graph(weights, edges)
