@@ -12,19 +12,24 @@ from typing import NoReturn
 
 from spectral_jax import __version__
 
-EXAMPLES = """\
-examples:
+EXAMPLES = {
+    "analyze": """\
   spectral-jax analyze model.safetensors             what each layer's spectrum says
   spectral-jax analyze first.npz --compare last.npz  two checkpoints side by side
   spectral-jax analyze model.pt --report out.html    a page with figures
   spectral-jax analyze model.pt --metrics all --json every metric as one JSON object
+""",
+    "compress": """\
   spectral-jax compress model.pt --rank mp --out small.safetensors
                                                      layers cut at the noise, as two factors
+  spectral-jax compress model.pt --rank energy=0.99 --out small.safetensors
+                                                     1 % of each layer's squared norm left out
+""",
+    "doctor": """\
   spectral-jax doctor                                what will be slow on this machine, and the fix
   spectral-jax doctor --json                         the same as one JSON object
-
-"""
-
+""",
+}
 
 FAILED, BAD_INPUT, MISSING, INTERRUPTED = 1, 2, 4, 130
 
@@ -33,14 +38,17 @@ class _Parser(argparse.ArgumentParser):
     """Examples come first in the help, and a wrong word costs one line."""
 
     def format_help(self) -> str:
-        return EXAMPLES + super().format_help()
+        examples = EXAMPLES.get(self.prog.split()[-1], "".join(EXAMPLES.values()))
+        return f"examples:\n{examples}\n{super().format_help()}"
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"spectral-jax: {message}; see spectral-jax --help\n")
+        self.exit(2, f"spectral-jax: {message}; see {self.prog} --help\n")
 
     def unknown(self, word: str, known: Sequence[str]) -> NoReturn:
         near = difflib.get_close_matches(word, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
+        if word in known:
+            hint = "it stands behind the command"
         self.error(f"unknown {word!r}: {hint}")
 
 
@@ -71,7 +79,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
     parser.add_argument("--version", action="version", version=f"spectral-jax {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="versions, devices, threads and findings")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=_doctor)
@@ -88,8 +96,8 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         parser.unknown(words[0], list(commands.choices))
     options, unknown = parser.parse_known_args(words)
     if unknown:
-        known = commands.choices[words[0]].format_help()
-        parser.unknown(unknown[0], re.findall(r"--[a-z]+", known))
+        command = commands.choices[options.command]
+        command.unknown(unknown[0], re.findall(r"--[a-z]+", command.format_usage()))
     return options
 
 

@@ -44,6 +44,15 @@ def test_help_shows_examples_first_and_does_not_import_jax():
     assert run.stdout.startswith("examples:\n  spectral-jax analyze")
 
 
+@pytest.mark.parametrize("command", ["analyze", "compress", "doctor"])
+def test_help_of_a_command_shows_its_own_examples(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    examples = capsys.readouterr().out.partition("usage:")[0]
+    words = [line.split()[:2] for line in examples.splitlines() if "spectral-jax" in line]
+    assert words == [["spectral-jax", command]] * len(words) and words
+
+
 def test_rooms_load_on_first_use_and_are_listed():
     assert spectral_jax.cli is sys.modules["spectral_jax.cli"]
     assert {"cli", "linalg"} <= set(dir(spectral_jax))
@@ -56,6 +65,9 @@ def test_rooms_load_on_first_use_and_are_listed():
     [
         (["dcotor"], "did you mean 'doctor'?"),
         (["doctor", "--jsn"], "did you mean '--json'?"),
+        (["doctor", "--threads"], "there is --json; see spectral-jax doctor --help"),
+        (["--json", "doctor"], "unknown '--json': it stands behind the command"),
+        (["--jsn", "doctor"], "did you mean '--json'?"),
         (["train"], "there is doctor"),
         ([], "arguments are required: COMMAND"),
     ],

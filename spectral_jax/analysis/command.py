@@ -19,6 +19,7 @@ from spectral_jax.analysis.verdicts import by_urgency
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 STEP_HELP = "of a folder of steps, this one (default: the newest)"
+KIND_HELP = "overrule a guess, as in 'layers/*=stacked' or '*.proj=dense'; repeatable"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a convolution as a matrix per kernel position, as one, or as its channel graph",
     )
     option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
-    option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
+    option("--kind", action="append", default=[], metavar="GLOB=KIND", help=KIND_HELP)
     stdout = parser.add_mutually_exclusive_group()
     stdout.add_argument("--json", action="store_true", help="one JSON object on stdout")
     stdout.add_argument("--csv", action="store_true", help="every column as CSV on stdout")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_jax.analysis.command import STEP_HELP, glob_and_kind
+from spectral_jax.analysis.command import KIND_HELP, STEP_HELP, glob_and_kind
 from spectral_jax.analysis.target import check_target
 from spectral_jax.analysis.text import align, number, or_null, wrapped
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option("--step", type=int, metavar="N", help=STEP_HELP)
     option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
     option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
-    option("--kind", action="append", default=[], metavar="GLOB=KIND", help="overrule a guess")
+    option("--kind", action="append", default=[], metavar="GLOB=KIND", help=KIND_HELP)
     option("--json", action="store_true", help="one JSON object on stdout")
 
 
