@@ -43,19 +43,25 @@ def training_curves(
         raise ValueError("curves is empty: give at least one arm, as {name: (steps, values)}")
     figure = Figure(figsize=(style.PAGE, 3.1), layout="constrained")
     ax = figure.subplots()
-    draw_curves(ax, curves, arms=arms)
+    spans = draw_curves(ax, curves, arms=arms)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim is None:
-        _focus_on_the_end(ax)
+        _focus_on_the_end(ax, np.array(spans))
     else:
         ax.set_ylim(*ylim)
     style.arm_legend(figure, ax, seed_counts(curves.values()))
     return figure
 
 
-def draw_curves(ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = ()) -> None:
-    """Draw the line and band of each arm into ``ax``; shared with the panels of other figures."""
-    styles = style.arm_styles(curves, arms)
+def draw_curves(
+    ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = ()
+) -> list[tuple[float, float]]:
+    """Draw the line and band of each arm into ``ax``; shared with the panels of other figures.
+
+    Returns what must be seen of each arm to compare it: its means in the second half of training,
+    and its interval at the end.
+    """
+    styles, spans = style.arm_styles(curves, arms), []
     for i, (name, (steps, values)) in enumerate(curves.items()):
         steps, values = np.asarray(steps), as_seeds(values)
         if len(steps) != len(values):
@@ -67,30 +73,31 @@ def draw_curves(ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = 
         mean, half_width, _ = t_interval(values[:, complete])
         gap = max(1, len(steps) // 8)
         look = styles[name]._asdict()
+        low = mean - half_width
+        # Student's interval knows no bounds; a loss or an accuracy does.
+        low = np.maximum(low, 0.0) if (values[:, complete] >= 0).all() else low
+        late = np.append(mean[len(mean) // 2 :], (low[-1:], (mean + half_width)[-1:]))
+        late = late[np.isfinite(late)]
+        spans.append((late.min(), late.max()) if len(late) else (np.nan, np.nan))
         # Staggered markers keep arms apart where their lines coincide.
         ax.plot(steps, mean, label=_label(name, complete), markevery=(i % gap, gap), **look)
         if complete.sum() > 1:
-            low = mean - half_width
-            # Student's interval knows no bounds; a loss or an accuracy does.
-            low = np.maximum(low, 0.0) if (values[:, complete] >= 0).all() else low
             ax.fill_between(
                 steps, low, mean + half_width, color=look["color"], alpha=0.16, linewidth=0
             )
+    return spans
 
 
-def _focus_on_the_end(ax: Axes) -> None:
-    lines = [np.asarray(line.get_ydata(), float) for line in ax.get_lines()]
-    late = [y[len(y) // 2 :] for y in lines]
-    spans = [(y.min(), y.max()) if np.isfinite(y).all() else (np.nan, np.nan) for y in late]
-    low, high = style.focus(*np.array(spans).T)
-    room = 0.15 * (high - low)  # for the bands
+def _focus_on_the_end(ax: Axes, spans: np.ndarray) -> None:
+    low, high = style.focus(*spans.T)
+    room = 0.08 * (high - low)
     if not room > 0:
         return
     ax.set_ylim(low - room, high + room)
-    for line, y, (least, most) in zip(ax.get_lines(), late, spans, strict=True):
+    for line, (least, most) in zip(ax.get_lines(), spans, strict=True):
         if most < low or least > high:
-            side = "below" if most < low else "above"
-            line.set_label(f"{line.get_label()!s} ({side}, ends at {y[-1]:.3g})")
+            side, end = "below" if most < low else "above", np.asarray(line.get_ydata(), float)[-1]
+            line.set_label(f"{line.get_label()!s} ({side}, ends at {end:.3g})")
 
 
 def as_seeds(values: np.ndarray) -> np.ndarray:
