@@ -42,7 +42,7 @@ def latency(
 ) -> tuple[float, float]:
     """Median seconds of ``predict(params, x)``, compiled, with either network's parameters.
 
-    What `spectral_jax.optim.pruning_report` takes as ``latency``.
+    What `spectral_jax.prune.pruning_report` takes as ``latency``.
     """
     run = jax.jit(predict)
     calls = {"before": partial(run, before, x), "after": partial(run, after, x)}

@@ -2,7 +2,7 @@
 
     net = factored("mlp", input_shape=(28, 28), classes=10)
     params, state = net.init(key)                                # whole kernels, as of `network`
-    smaller = spectral_jax.optim.factorize(params, {"layers/0/kernel": 56})
+    smaller = spectral_jax.prune.factorize(params, {"layers/0/kernel": 56})
     logits, state = net.apply(smaller, state, x)                 # the thin products, nothing else
 
 The tree of parameters says which kernels are factored, so one `apply` (and one training program)

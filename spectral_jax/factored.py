@@ -1,6 +1,6 @@
 """Kernels in two factors, run by a Flax network of your own; and read from a compressed file.
 
-    smaller = optim.factorize(params, ranks)             # or load_factored("small.safetensors")
+    smaller = prune.factorize(params, ranks)             # or load_factored("small.safetensors")
     model = factored_module(model, smaller)              # NNX: a module, to call and to train
     logits = factored_apply(net)({"params": smaller}, x) # Linen: in the place of net.apply
 
@@ -18,7 +18,7 @@ from flax import linen, nnx
 from jaxtyping import PyTree
 
 from spectral_jax.checkpoints import load
-from spectral_jax.optim import is_factored
+from spectral_jax.prune import is_factored
 
 # What makes of a convolution the 1 x 1 one that the second factor is.
 _POINTWISE: dict[str, Any] = dict(strides=1, padding="VALID", input_dilation=1, kernel_dilation=1)

@@ -328,7 +328,7 @@ def test_an_unknown_rank_is_refused(rank):
 
 
 def test_this_refusal_is_that_of_the_library():
-    from spectral_jax.optim import surgery
+    from spectral_jax.prune import surgery
 
     for shape in [(10, 10), (1000, 10), (3, 1)]:
         for rank in range(12):

@@ -12,16 +12,16 @@ from experiments.loop import Data, Program
 from experiments.timing import latency
 from models import network
 from models.factored import factored
-from spectral_jax.optim import surgery
-from spectral_jax.optim.factoring import carry_moments, factorize, kept_ranks, recombine_all
-from spectral_jax.optim.policies import Policy
-from spectral_jax.optim.pruning_report import (
+from spectral_jax.prune import surgery
+from spectral_jax.prune.factoring import carry_moments, factorize, kept_ranks, recombine_all
+from spectral_jax.prune.policies import Policy
+from spectral_jax.prune.report import (
     dead_classes,
     parameter_count,
     pruning_report,
     report_rows,
 )
-from spectral_jax.optim.svd_prune import LayerReport, PruneStatus, prune_spectra
+from spectral_jax.prune.spectra import LayerReport, PruneStatus, prune_spectra
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,7 +10,7 @@ from flax import linen, nnx
 from spectral_jax.checkpoints import save_safetensors
 from spectral_jax.compress import compress
 from spectral_jax.factored import factored_apply, factored_module, load_factored
-from spectral_jax.optim import factorize, recombine_all
+from spectral_jax.prune import factorize, recombine_all
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,6 +13,8 @@ FLOORS = (
     ("linalg",),
     ("weights",),
     THEORY,
+    ("_transforms",),
+    ("prune",),
     ("optim",),
     ("plots", "checkpoints", "_progress"),
     ("analysis", "compress", "factored"),
@@ -25,7 +27,7 @@ FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 # has heard of a network.
 LIBRARY_FLOOR = {
     "jax": FLOOR["linalg"],
-    "optax": FLOOR["optim"],
+    "optax": FLOOR["_transforms"],
     "matplotlib": FLOOR["plots"],
     "orbax": FLOOR["checkpoints"],
     "flax": FLOOR["factored"],
@@ -105,6 +107,7 @@ def test_imports_point_down(module, path):
         ("spectral_jax.graphs.laplacian", "import flax.nnx as nnx"),
         ("spectral_jax.tails", "import optax"),
         ("spectral_jax.optim.penalty", "from experiments.train import train"),
+        ("spectral_jax.prune.spectra", "from spectral_jax.optim import metrics"),
         ("models.mlp", "from experiments import config"),
         ("spectral_jax", "from spectral_jax.linalg import eigvalsh"),
     ],

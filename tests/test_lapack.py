@@ -19,7 +19,7 @@ from spectral_jax.linalg import (
     svdvals,
 )
 from spectral_jax.linalg.lapack import after, each, in_turn
-from spectral_jax.optim import Policy, prune_spectra
+from spectral_jax.prune import Policy, prune_spectra
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
 

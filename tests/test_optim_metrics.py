@@ -9,15 +9,14 @@ from flax import nnx
 
 from spectral_jax.optim import (
     Penalty,
-    Policy,
     alpha_decay,
     every,
     fiedler_decay,
     metrics,
     spectral_penalty,
-    svd_prune,
     temp_balance,
 )
+from spectral_jax.prune import Policy, svd_prune
 from tests.cases.graphs import connectivity
 from tests.test_optim_numbers import STEERED, corner, kernels, network
 

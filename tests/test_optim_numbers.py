@@ -12,22 +12,24 @@ import pytest
 from spectral_jax.optim import (
     METRICS,
     Penalty,
-    Policy,
     alpha_decay,
     alpha_pruning,
-    factorize,
     fiedler_decay,
+    spectral_penalty,
+    temp_balance,
+)
+from spectral_jax.prune import (
+    Policy,
+    factorize,
     halve,
-    prune,
     prune_spectra,
+    prune_weights,
     recombine,
     reconstruction_error,
     shrink,
     sparsegpt,
-    spectral_penalty,
     split,
     svd_prune,
-    temp_balance,
     truncate,
 )
 from tests.test_optim import first_update, nothing
@@ -352,7 +354,7 @@ def test_a_sparsity_that_is_no_share_is_refused_by_name(sparsity):
     params, inputs = network(), {"0/kernel": jnp.ones((4, 12))}
     for method in ("magnitude", "wanda", "sparsegpt"):
         with pytest.raises(ValueError, match=f"sparsity={sparsity} is a share"):
-            prune(params, {"0/kernel": sparsity}, method=method, inputs=inputs)
+            prune_weights(params, {"0/kernel": sparsity}, method=method, inputs=inputs)
 
 
 @pytest.mark.parametrize("made", [*MADE, *TRANSFORMED])

@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral_jax.optim import (
-    alpha_pruning,
-    block_means,
-    layer_sparsities,
+from spectral_jax.optim import alpha_pruning, block_means, layer_sparsities
+from spectral_jax.prune import (
     magnitude_mask,
-    prune,
+    prune_weights,
     reconstruction_error,
     sparsegpt,
     wanda_mask,
@@ -220,7 +218,7 @@ def test_sparsegpt_loses_less_than_wanda_and_wanda_less_than_magnitude(sparsity)
     for seed in range(3):
         w, x = layer(seed, samples=256, inputs=32, outputs=16)
         pruned = [
-            prune({"w": w}, {"w": sparsity}, method=method, inputs={"w": x})["w"]
+            prune_weights({"w": w}, {"w": sparsity}, method=method, inputs={"w": x})["w"]
             for method in ("sparsegpt", "wanda", "magnitude")
         ]
         errors.append([float(reconstruction_error(w, p, x)) for p in pruned])
@@ -271,7 +269,9 @@ def test_prune_touches_the_named_kernels_only_and_reads_a_convolution_by_its_las
         "head": {"kernel": jnp.asarray(rng.normal(size=(4, 3)))},
     }
     patches = jnp.asarray(rng.normal(size=(50, 18)))
-    pruned = prune(params, {"conv/kernel": 0.5}, method="wanda", inputs={"conv/kernel": patches})
+    pruned = prune_weights(
+        params, {"conv/kernel": 0.5}, method="wanda", inputs={"conv/kernel": patches}
+    )
     np.testing.assert_array_equal((pruned["conv"]["kernel"] == 0).sum((0, 1, 2)), 9)
     np.testing.assert_array_equal(pruned["conv"]["bias"], 1)
     np.testing.assert_array_equal(pruned["head"]["kernel"], params["head"]["kernel"])
@@ -287,9 +287,12 @@ def test_prune_touches_the_named_kernels_only_and_reads_a_convolution_by_its_las
         (lambda: wanda_mask(jnp.ones((3, 2)), jnp.ones((5, 2)), 0.5), r"pass \[in, out\]"),
         (lambda: sparsegpt(jnp.ones((2, 2)), jnp.ones((2, 2)), 0.5, damping=0), "damping=0"),
         (lambda: sparsegpt(jnp.ones((2, 2)), jnp.ones((2, 2)), 0.5, block_size=0), "block_size=0"),
-        (lambda: prune({"a": jnp.ones((2, 2))}, {"b": 0.5}), "sparsities: no leaf at 'b'"),
-        (lambda: prune({"a": jnp.ones((2, 2))}, {"a": 0.5}, method="wanda"), "inputs: none for"),
-        (lambda: prune({}, {}, method="random"), "method='random': choose"),
+        (lambda: prune_weights({"a": jnp.ones((2, 2))}, {"b": 0.5}), "sparsities: no leaf at 'b'"),
+        (
+            lambda: prune_weights({"a": jnp.ones((2, 2))}, {"a": 0.5}, method="wanda"),
+            "inputs: none for",
+        ),
+        (lambda: prune_weights({}, {}, method="random"), "method='random': choose"),
     ],
 )
 def test_misuse_names_the_argument_and_the_fix(call, message):

@@ -17,10 +17,10 @@ from experiments.papers.rmt_svd.protocols import PRESETS, PUBLISHED
 from experiments.papers.rmt_svd.training import Member, make_task
 from experiments.runs import Run
 from experiments.train import train
-from spectral_jax import optim, plots
+from spectral_jax import plots, prune
 from spectral_jax.compress import compress
-from spectral_jax.optim import surgery
 from spectral_jax.plots import bulks
+from spectral_jax.prune import surgery
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -110,7 +110,7 @@ def test_factors_padded_with_zeros_train_as_the_ranks_that_they_are(task, traine
     first = jax.tree.map(lambda leaf: leaf[:1], (trained, params))
     alone, _ = loop.in_factors(*first, {LAYER: np.array([3])})
     assert loop.leaf(alone.params, LAYER)["u"].shape == (1, 64, 3)
-    ended = [optim.recombine_all(jax.tree.map(lambda leaf: leaf[0], task.train(s, 1).params))
+    ended = [prune.recombine_all(jax.tree.map(lambda leaf: leaf[0], task.train(s, 1).params))
              for s in (both, alone)]  # fmt: skip
     np.testing.assert_allclose(*(loop.leaf(end, LAYER) for end in ended), atol=2e-4)
 
@@ -157,7 +157,7 @@ def test_one_rank_for_all_layers_has_no_fewer_parameters():
 
 def test_where_factors_would_not_save_the_kernel_stays_whole(trained):
     numbers = loop.cut_at(
-        loop.Arm("all", optim.Policy(keep_below=1.0)), trained, (LAYER,), None
+        loop.Arm("all", prune.Policy(keep_below=1.0)), trained, (LAYER,), None
     ).numbers
     np.testing.assert_array_equal(numbers["parameters"], parameters_of((64, 24, 10)))
 
@@ -232,9 +232,9 @@ def test_convolutions_are_split_where_their_gate_is_open():
     assert np.all(np.asarray(kernels["u"])[0, ..., rank[0] :] == 0)
     counted = [np.count_nonzero(leaf[0]) for leaf in jax.tree.leaves(split.params)]
     assert sum(counted) == numbers["parameters"][0]
-    shut = optim.Policy(gate=0.0)
+    shut = prune.Policy(gate=0.0)
     kept, numbers = cnn.cut_at(state, (shut, shut))
-    assert not any(map(optim.is_factored, kept.params["convs"].values()))
+    assert not any(map(prune.is_factored, kept.params["convs"].values()))
     assert set(numbers["parameters"]) == {
         sum(leaf[0].size for leaf in jax.tree.leaves(state.params))
     }

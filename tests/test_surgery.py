@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral_jax.optim import surgery
-from spectral_jax.optim.surgery import (
+from spectral_jax.prune import surgery
+from spectral_jax.prune.surgery import (
     halve,
     random_subset,
     recombine,

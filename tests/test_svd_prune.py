@@ -11,11 +11,11 @@ import optax
 import pytest
 from flax import nnx
 
-from spectral_jax.optim import surgery
-from spectral_jax.optim.factoring import attempt, kept_ranks
-from spectral_jax.optim.policies import Policy, every_epochs, linear_keep, on_plateau
-from spectral_jax.optim.svd_prune import PruneStatus, prune_spectra, svd_prune
 from spectral_jax.optim.temp_balance import temp_balance
+from spectral_jax.prune import surgery
+from spectral_jax.prune.factoring import attempt, kept_ranks
+from spectral_jax.prune.policies import Policy, every_epochs, linear_keep, on_plateau
+from spectral_jax.prune.spectra import PruneStatus, prune_spectra, svd_prune
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -17,7 +17,7 @@ from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral_jax import optim
+from spectral_jax import optim, prune
 from spectral_jax.weights import matrices, named_leaves, places, plan, skipped
 
 
@@ -697,7 +697,7 @@ def test_optimisers_leave_numbers_alone_that_are_not_real(read_by, dtype):
     if read_by == "temp_balance":
         measured = optim.temp_balance(refresh_every=1).init(params).alphas
     else:
-        measured = optim.svd_prune(optim.Policy(), steps_per_epoch=1, every=1).init(params).report
+        measured = prune.svd_prune(prune.Policy(), steps_per_epoch=1, every=1).init(params).report
     assert list(measured) == ["fc/kernel"]
 
 

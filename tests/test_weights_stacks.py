@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from spectral_jax import optim, tails
+from spectral_jax import optim, prune, tails
 from spectral_jax.analysis import analyze
 from spectral_jax.compress import compress
 from spectral_jax.weights import graph_weights, layout, matrices, plan
@@ -265,20 +265,20 @@ def test_every_layer_of_a_stack_learns_at_its_own_rate():
 
 
 def test_every_layer_of_a_stack_is_pruned_by_itself():
-    params, policy = scanned(), optim.Policy(keep_below=0.0)
-    pruned, report = optim.prune_spectra(params, policy)
+    params, policy = scanned(), prune.Policy(keep_below=0.0)
+    pruned, report = prune.prune_spectra(params, policy)
     assert list(report) == ["kernel:0", "kernel:1", "kernel:2"]
     for index in range(3):
-        alone, _ = optim.prune_spectra({"kernel": params["kernel"][index]}, policy)
+        alone, _ = prune.prune_spectra({"kernel": params["kernel"][index]}, policy)
         np.testing.assert_allclose(pruned["kernel"][index], alone["kernel"], rtol=1e-4, atol=1e-5)
-    only = optim.prune_spectra(params, {"kernel:1": policy}).params
+    only = prune.prune_spectra(params, {"kernel:1": policy}).params
     np.testing.assert_array_equal(only["kernel"][0], params["kernel"][0])
     np.testing.assert_array_equal(only["bias"], params["bias"])
 
 
 def test_a_stack_goes_through_the_compiled_step_of_svd_prune():
     params = scanned()
-    tx = optax.chain(optax.sgd(0.0), optim.svd_prune(optim.Policy(), steps_per_epoch=1, every=1))
+    tx = optax.chain(optax.sgd(0.0), prune.svd_prune(prune.Policy(), steps_per_epoch=1, every=1))
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert updates["kernel"].shape == params["kernel"].shape
     assert list(state[-1].report) == ["kernel:0", "kernel:1", "kernel:2"]
@@ -286,16 +286,18 @@ def test_a_stack_goes_through_the_compiled_step_of_svd_prune():
 
 def test_weights_are_removed_layer_by_layer():
     params = scanned()
-    by_layer = optim.prune(params, {"kernel:0": 0.5, "kernel:2": 0.25})["kernel"]
+    by_layer = prune.prune_weights(params, {"kernel:0": 0.5, "kernel:2": 0.25})["kernel"]
     assert [int((layer == 0).sum()) for layer in by_layer] == [2048, 0, 1024]
-    whole = optim.prune(params, {"kernel": 0.5})["kernel"]  # the layers are of different scales
+    whole = prune.prune_weights(params, {"kernel": 0.5})[
+        "kernel"
+    ]  # the layers are of different scales
     assert [int((layer == 0).sum()) for layer in whole] == [2048] * 3
 
 
 @pytest.mark.parametrize("name", ["kernel", "kernel:1"])
 def test_a_stack_is_not_factored_as_a_convolution(name):
     with pytest.raises(ValueError, match=f"ranks: '{name}' is a stack"):
-        optim.factorize(scanned(), {name: 2})
+        prune.factorize(scanned(), {name: 2})
 
 
 def test_compress_copies_a_stack_and_says_so():

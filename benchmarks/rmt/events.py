@@ -21,7 +21,7 @@ from benchmarks.harness import (
 from experiments.loop import Data, Program
 from models import Network
 from models.factored import factored
-from spectral_jax.optim import (
+from spectral_jax.prune import (
     Policy,
     carry_moments,
     factorize,

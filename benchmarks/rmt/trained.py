@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from models import network
 from models.pretrained import load_pretrained
 from spectral_jax.compress import compress
-from spectral_jax.optim import recombine_all
+from spectral_jax.prune import recombine_all
 
 BATCH = 250
 RULES = (("mp", 1.0), ("mp", 0.05), ("gd", 1.0), ("energy=0.99", 1.0), ("energy=0.95", 1.0))

@@ -1,4 +1,4 @@
-"""Spectra that steer training: Optax transformations, the penalty catalogue, and pruning."""
+"""Spectra that steer training: Optax transformations, the penalty catalogue, sparsity per layer."""
 
 from spectral_jax.optim.alphas import METRICS, debiased, farms, hill, shape_only
 from spectral_jax.optim.assignment import (
@@ -10,34 +10,9 @@ from spectral_jax.optim.assignment import (
     step_map,
     tb_sigmoid,
 )
-from spectral_jax.optim.factoring import (
-    Attempt,
-    attempt,
-    carry_moments,
-    factorize,
-    is_factored,
-    kept_ranks,
-    recombine_all,
-)
 from spectral_jax.optim.metrics import metrics
 from spectral_jax.optim.ownership import owners
 from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty
-from spectral_jax.optim.policies import Policy, every_epochs, linear_keep, on_plateau
-from spectral_jax.optim.pruners import (
-    Pruned,
-    magnitude_mask,
-    prune,
-    reconstruction_error,
-    sparsegpt,
-    wanda_mask,
-)
-from spectral_jax.optim.pruning_report import (
-    PruningReport,
-    dead_classes,
-    parameter_count,
-    pruning_report,
-    report_rows,
-)
 from spectral_jax.optim.sparsity import Allocation, alpha_pruning, block_means, layer_sparsities
 from spectral_jax.optim.spectral_penalty import (
     Refresh,
@@ -48,94 +23,47 @@ from spectral_jax.optim.spectral_penalty import (
     on_residual,
     spectral_penalty,
 )
-from spectral_jax.optim.surgery import (
-    halve,
-    random_subset,
-    recombine,
-    shrink,
-    sparsify,
-    sparsify_vectors,
-    split,
-    split_refusal,
-    truncate,
-)
-from spectral_jax.optim.svd_prune import (
-    LayerReport,
-    PruneStatus,
-    Pruning,
-    SVDPruneState,
-    prune_spectra,
-    svd_prune,
-)
 from spectral_jax.optim.temp_balance import TempBalanceState, alpha_decay, temp_balance
+
+# These lived here before `prune` was a room of its own: programs written then still run.
+from spectral_jax.prune import Policy, prune_spectra, recombine, split, svd_prune, truncate
 
 __all__ = [
     "ASSIGNMENTS",
     "Allocation",
-    "Attempt",
     "EigenState",
-    "LayerReport",
     "METRICS",
     "PENALTIES",
     "Penalty",
     "Policy",
-    "PruneStatus",
-    "Pruned",
-    "Pruning",
-    "PruningReport",
     "Refresh",
-    "SVDPruneState",
     "SpectralPenaltyState",
     "TempBalanceState",
     "alpha_decay",
     "alpha_pruning",
-    "attempt",
     "block_means",
-    "carry_moments",
-    "dead_classes",
     "debiased",
     "epoch_start_and_every_100",
     "every",
-    "every_epochs",
-    "factorize",
     "farms",
     "fiedler_decay",
-    "halve",
     "hill",
-    "is_factored",
-    "kept_ranks",
     "layer_sparsities",
-    "linear_keep",
     "linear_map",
     "llr_sigmoid",
     "log2_map",
-    "magnitude_mask",
     "metrics",
-    "on_plateau",
     "on_residual",
     "owners",
-    "parameter_count",
-    "prune",
     "prune_spectra",
-    "pruning_report",
-    "random_subset",
     "recombine",
-    "recombine_all",
-    "reconstruction_error",
-    "report_rows",
     "shape_only",
-    "shrink",
-    "sparsegpt",
-    "sparsify",
-    "sparsify_vectors",
     "spectral_penalty",
     "split",
-    "split_refusal",
     "sqrt_map",
     "step_map",
     "svd_prune",
     "tb_sigmoid",
     "temp_balance",
     "truncate",
-    "wanda_mask",
 ]

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectral_jax._transforms.hyperparameters import concrete
 from spectral_jax.linalg.precision import power_of_two, working
-from spectral_jax.optim.hyperparameters import concrete
 
 Assignment = Callable[[Float[Array, "*batch layers"]], Float[Array, "*batch layers"]]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from spectral_jax.optim.leaves import floats
+from spectral_jax._transforms.leaves import floats
 
 SAMPLE = 128  # of each leaf: enough to tell one in ten from one in a hundred, and too few to cost
 

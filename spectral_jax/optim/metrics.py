@@ -11,8 +11,8 @@ from jaxtyping import Array, PyTree
 
 from spectral_jax.optim.penalties import EigenState
 from spectral_jax.optim.spectral_penalty import SpectralPenaltyState
-from spectral_jax.optim.svd_prune import SVDPruneState
 from spectral_jax.optim.temp_balance import TempBalanceState
+from spectral_jax.prune.spectra import SVDPruneState
 
 CHATTER = 0.1
 

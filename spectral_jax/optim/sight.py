@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from spectral_jax import weights
-from spectral_jax.optim.leaves import changed, floats, moved
+from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax.optim.penalties import Penalty
 
 View: TypeAlias = Callable[[optax.Params], Sequence[Array]]

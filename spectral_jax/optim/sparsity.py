@@ -9,9 +9,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectral_jax._transforms.hyperparameters import check_share
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.optim.assignment import linear_map
-from spectral_jax.optim.hyperparameters import check_share
 
 
 class Allocation(NamedTuple):

@@ -14,8 +14,13 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax._options import check_count
+from spectral_jax._transforms.hyperparameters import (
+    Strength,
+    check_strength,
+    injectable,
+    strength_at,
+)
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
-from spectral_jax.optim.hyperparameters import Strength, check_strength, injectable, strength_at
 from spectral_jax.optim.penalties import PENALTIES, Penalty
 from spectral_jax.optim.sight import SIGHTS, View
 

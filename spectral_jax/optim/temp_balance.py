@@ -15,11 +15,16 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
 from spectral_jax._options import check_count
+from spectral_jax._transforms.hyperparameters import (
+    Strength,
+    check_strength,
+    injectable,
+    strength_at,
+)
+from spectral_jax._transforms.leaves import changed, floats
 from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
-from spectral_jax.optim.hyperparameters import Strength, check_strength, injectable, strength_at
-from spectral_jax.optim.leaves import changed, floats
 from spectral_jax.optim.ownership import owners
 
 Tuned = Literal["all", "inner", "not_last"]

@@ -1,4 +1,4 @@
-"""optim: layer-wise control and pruning, against NumPy."""
+"""optim and prune: layer-wise control and pruned weights, against NumPy."""
 
 from functools import partial
 
@@ -14,14 +14,16 @@ from spectral_jax.optim import (
     linear_map,
     llr_sigmoid,
     log2_map,
-    magnitude_mask,
-    prune,
-    reconstruction_error,
-    sparsegpt,
     sqrt_map,
     step_map,
     tb_sigmoid,
     temp_balance,
+)
+from spectral_jax.prune import (
+    magnitude_mask,
+    prune_weights,
+    reconstruction_error,
+    sparsegpt,
     wanda_mask,
 )
 from tests.cases.optim import added_by
@@ -184,7 +186,7 @@ def by_surgery(w, x):
 
 register(
     Case(
-        name="optim.magnitude_mask",
+        name="prune.magnitude_mask",
         function=lambda w: jnp.where(magnitude_mask(w, 0.5), w, 0),
         make_inputs=lambda key, dtype: layer(key, dtype)[:1],
         oracle=by_magnitude,
@@ -195,7 +197,7 @@ register(
 )
 register(
     Case(
-        name="optim.wanda_mask",
+        name="prune.wanda_mask",
         function=lambda w, x: jnp.where(wanda_mask(w, x, 0.5), w, 0),
         make_inputs=layer,
         oracle=by_output,
@@ -208,7 +210,7 @@ register(
 )
 register(
     Case(
-        name="optim.sparsegpt",
+        name="prune.sparsegpt",
         function=partial(sparsegpt, sparsity=0.5),
         make_inputs=layer,
         oracle=by_surgery,
@@ -224,8 +226,8 @@ register(
 )
 register(
     Case(
-        name="optim.prune",
-        function=lambda params: prune(params, {"w": 0.5}),
+        name="prune.prune_weights",
+        function=lambda params: prune_weights(params, {"w": 0.5}),
         make_inputs=lambda key, dtype: ({"w": layer(key, dtype)[0], "bias": jnp.ones(4, dtype)},),
         oracle=lambda params: {**params, "w": by_magnitude(params["w"])},
         degree=1,
@@ -234,7 +236,7 @@ register(
 )
 register(
     Case(
-        name="optim.reconstruction_error",
+        name="prune.reconstruction_error",
         function=reconstruction_error,
         make_inputs=lambda key, dtype: (
             layer(key, dtype)[0],

@@ -29,7 +29,7 @@ from experiments.runs import Run
 from experiments.study import study
 from models import network
 from models.gpt import TransformerBlock
-from spectral_jax import optim, plots, tails
+from spectral_jax import optim, plots, prune, tails
 from spectral_jax.plots.pruning import pruning_curves
 
 TITLE = "Sparsity allocation on a character GPT"
@@ -536,17 +536,17 @@ class _Programs:
 
     @partial(jax.jit, static_argnums=(0, 4))
     def _prune(self, params: Tree, blocks: Tree, ratios: Tree, pruner: str) -> Tree:
-        def prune(hidden, block):
+        def prune_block(hidden, block):
             kernels, rest, sparsities = block
             inputs, _ = self.block_pass({**rest, **kernels}, hidden)
-            kernels = optim.prune(kernels, sparsities, method=pruner, inputs=inputs)
+            kernels = prune.prune_weights(kernels, sparsities, method=pruner, inputs=inputs)
             _, hidden = self.block_pass({**rest, **kernels}, hidden)
             return hidden, kernels
 
         kernels = {name: blocks[name] for name in KERNELS}
         rest = {name: leaf for name, leaf in blocks.items() if name not in KERNELS}
         hidden = embedded(params, self.calibration[:, :-1])
-        return jax.lax.scan(prune, hidden, (kernels, rest, ratios))[1]
+        return jax.lax.scan(prune_block, hidden, (kernels, rest, ratios))[1]
 
     def block_pass(self, block: Tree, hidden: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         """One block's output, and what each of its layers is given, ``[samples, in]``."""

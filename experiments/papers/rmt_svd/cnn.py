@@ -19,8 +19,8 @@ from experiments.papers.rmt_svd.loop import in_factors, leaf
 from experiments.papers.rmt_svd.training import Member, Tree, in_turn, make_task, trained_study
 from experiments.report import Row, Section, Table, cell
 from experiments.runs import Run
-from spectral_jax import optim
-from spectral_jax.optim import Policy
+from spectral_jax import prune
+from spectral_jax.prune import Policy
 
 CONVOLUTIONS, DENSE = ("convs/0/kernel", "convs/1/kernel"), ("dense/0/kernel", "dense/1/kernel")
 LAYERS = (*CONVOLUTIONS, *DENSE)
@@ -81,7 +81,7 @@ def cut_at(
     ranks = {
         layer: np.asarray(row.rank)
         for layer, row in rows.items()
-        if np.all(np.asarray(row.status) == optim.PruneStatus.PRUNED)
+        if np.all(np.asarray(row.status) == prune.PruneStatus.PRUNED)
     }
     sizes = {layer: leaf(state.params, layer)[0].size for layer in ranks}
     state, costs = in_factors(state, pruned.params, ranks)
@@ -96,10 +96,10 @@ def _pruning(policies: tuple[Policy, Policy]) -> Any:
     of_convolutions, of_dense = policies
     chosen = {**dict.fromkeys(CONVOLUTIONS, of_convolutions), **dict.fromkeys(DENSE, of_dense)}
 
-    def prune(params: Tree) -> optim.Pruning:
-        return optim.prune_spectra(params, chosen)
+    def cut(params: Tree) -> prune.Pruning:
+        return prune.prune_spectra(params, chosen)
 
-    return prune
+    return cut
 
 
 def claims(run: Run | None, command: str) -> list[Judged]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spectral_jax import optim
+from spectral_jax import prune
 
 
 def parameters_of(
@@ -27,7 +27,7 @@ def parameters_of(
         {"kernel": _factors(inner), "bias": _entries(inner[-1])}
         for inner in _by_layer(widths, chain or widths)
     ]
-    return optim.parameter_count(layers, bias_every_factor=bias_every_factor)
+    return prune.parameter_count(layers, bias_every_factor=bias_every_factor)
 
 
 def _by_layer(widths: Sequence[int], chain: Sequence[int]) -> list[list[int]]:

@@ -21,9 +21,9 @@ from experiments.loop import TrainState
 from experiments.papers.rmt_svd.training import Member, in_turn, make_task, trained_study
 from experiments.report import Picture, Row, Section, Table, cell
 from experiments.runs import Run
-from spectral_jax import optim, plots
-from spectral_jax.optim import Policy
+from spectral_jax import plots, prune
 from spectral_jax.plots import bulks as figures
+from spectral_jax.prune import Policy
 
 SOURCE = "arXiv 2606.02608, Fashion-MNIST table"
 # Arm -> (pruned, L1, L2); strengths as published.
@@ -81,7 +81,7 @@ def measure(
     state = task.start([Member(seed, rate, relu, l1, l2) for relu, (_, l1, l2), seed in kinds])
     pruned = jnp.array([arm[0] for _, arm, _ in kinds])
     layers = tuple(f"layers/{i}/kernel" for i in range(len(options["hidden"])))
-    prune = _pruning(layers, keep)
+    event = _pruning(layers, keep)
     begun = 0
     found = run.restore_checkpoint(state)
     if found is not None:
@@ -91,7 +91,7 @@ def measure(
         reached = epoch + every
         if reached < epochs:
             now = jnp.full(len(kinds), reached)
-            state = state._replace(params=in_turn(prune, state.params, pruned, now))
+            state = state._replace(params=in_turn(event, state.params, pruned, now))
         run.save_checkpoint(reached, state)
     shape = len(LOGITS), len(ARMS), seeds
     numbers = task.assess(state) | _sizes(state, layers)
@@ -101,19 +101,19 @@ def measure(
 
 def _pruning(layers: Sequence[str], keep: int) -> Any:
     """A member's kernels after an event, if it is one to be pruned."""
-    policies = dict.fromkeys(layers, Policy(keep_below=optim.linear_keep(keep)))
+    policies = dict.fromkeys(layers, Policy(keep_below=prune.linear_keep(keep)))
 
-    def prune(params: Any, pruned: jax.Array, epoch: jax.Array) -> Any:
-        cut = optim.prune_spectra(params, policies, epoch=epoch).params
+    def event(params: Any, pruned: jax.Array, epoch: jax.Array) -> Any:
+        cut = prune.prune_spectra(params, policies, epoch=epoch).params
         return jax.tree.map(lambda new, old: jnp.where(pruned, new, old), cut, params)
 
-    return prune
+    return event
 
 
 def _sizes(state: TrainState, layers: Sequence[str]) -> dict[str, np.ndarray]:
     """What the fits say of the networks in the end."""
     policies = dict.fromkeys(layers, Policy())
-    report = in_turn(lambda params: optim.prune_spectra(params, policies).report, state.params)
+    report = in_turn(lambda params: prune.prune_spectra(params, policies).report, state.params)
     return {
         "spikes": np.sum([np.asarray(report[layer].spikes) for layer in layers], axis=0),
         "distance from the law": np.mean([np.asarray(report[layer].ks) for layer in layers], 0),

@@ -32,8 +32,8 @@ from experiments.papers.rmt_svd.training import (
     trained_study,
 )
 from experiments.runs import Run
-from spectral_jax import optim, rmt
-from spectral_jax.optim import Policy, surgery
+from spectral_jax import prune, rmt
+from spectral_jax.prune import Policy, surgery
 
 # Padded ranks are multiples of this part of a layer's smaller side, so that arms share programs.
 PAD = 8
@@ -258,7 +258,7 @@ def in_factors(
         *inputs, n = leaf(params, layer).shape[1:]
         m = prod(inputs)
         costs[layer] = rank * (m + n)
-        if optim.split_refusal((m, n), int(max(rank))):
+        if prune.split_refusal((m, n), int(max(rank))):
             costs[layer] = np.full(len(rank), m * n)
             continue
         step = max(1, min(m, n) // PAD)
@@ -300,27 +300,27 @@ def replaced(params: Tree, leaves: Mapping[str, Any]) -> Tree:
     )
 
 
-def fits(params: Tree, layers: Sequence[str]) -> dict[str, optim.LayerReport]:
+def fits(params: Tree, layers: Sequence[str]) -> dict[str, prune.LayerReport]:
     """The fit of every member's layers, their factors multiplied; changes nothing."""
     return in_turn(_fits(tuple(layers)), params)
 
 
 @cache
-def _fits(layers: tuple[str, ...]) -> Callable[[Tree], dict[str, optim.LayerReport]]:
+def _fits(layers: tuple[str, ...]) -> Callable[[Tree], dict[str, prune.LayerReport]]:
     policies = dict.fromkeys(layers, Policy())
-    return lambda params: optim.prune_spectra(optim.recombine_all(params), policies).report
+    return lambda params: prune.prune_spectra(prune.recombine_all(params), policies).report
 
 
 @cache
-def _pruning(policy: Policy, layers: tuple[str, ...], fit: Any) -> Callable[..., optim.Pruning]:
+def _pruning(policy: Policy, layers: tuple[str, ...], fit: Any) -> Callable[..., prune.Pruning]:
     policies = dict.fromkeys(layers, policy)
-    return lambda params, key: optim.prune_spectra(params, policies, fit=fit, key=key)
+    return lambda params, key: prune.prune_spectra(params, policies, fit=fit, key=key)
 
 
 @jax.jit
 def _largest_entries(params: Tree, shares: Mapping[str, jax.Array]) -> Tree:
     def mask(kernel, share):
-        return jnp.where(optim.magnitude_mask(kernel, share), kernel, 0)
+        return jnp.where(prune.magnitude_mask(kernel, share), kernel, 0)
 
     cut = {layer: jax.vmap(mask)(leaf(params, layer), share) for layer, share in shares.items()}
     return replaced(params, cut)
@@ -340,4 +340,4 @@ def _splitting(padded: int) -> Callable[[jax.Array, jax.Array], Tree]:
 
 @jax.jit
 def _carry(opt_state: Tree, before: Tree, after: Tree) -> Tree:
-    return jax.vmap(optim.carry_moments)(opt_state, before, after)
+    return jax.vmap(prune.carry_moments)(opt_state, before, after)

@@ -18,9 +18,9 @@ from experiments.papers.rmt_svd.training import in_turn, on_device
 from experiments.report import Picture, Section, Table, cell
 from experiments.runs import Run
 from experiments.study import study
-from spectral_jax import optim, plots, rmt
-from spectral_jax.optim import surgery
+from spectral_jax import plots, prune, rmt
 from spectral_jax.plots import bulks as figures
+from spectral_jax.prune import surgery
 
 LAYER = "layers/0/kernel"
 RANKS = (0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 95)
@@ -101,7 +101,7 @@ def _by_rank(
             logits = jax.nn.relu(hidden) @ seed["layers/1/kernel"] + seed["layers/1/bias"]
             logits = jax.nn.relu(logits) if relu else logits
             hits = jnp.mean(jnp.argmax(logits, axis=-1) == data.y)
-            return 100 * hits, optim.dead_classes(logits).sum()
+            return 100 * hits, prune.dead_classes(logits).sum()
 
         return jax.lax.map(at, ranks)
 

@@ -25,7 +25,7 @@ from experiments.papers.rmt_svd.training import Tree
 from experiments.report import Picture, Row, Section, Table, cell
 from experiments.runs import Run
 from experiments.study import study
-from spectral_jax import optim, plots
+from spectral_jax import plots, prune
 from spectral_jax.compress import compress
 from spectral_jax.plots import bulks as figures
 
@@ -82,7 +82,7 @@ def measure(run: Run, *, images: int) -> dict[str, Any]:
         found = [np.asarray(hits(params, x[i : i + BLOCK])) for i in range(0, images, BLOCK)]
         return 100 * np.mean(np.stack(found) == y.reshape(-1, BLOCK), axis=1)
 
-    before = optim.parameter_count(trained.params)
+    before = prune.parameter_count(trained.params)
     found = {WHOLE: (accuracy(trained.params), before, 0, 0)}
     for rule, (rank, gate) in RULES.items():
         cut = compress(trained.params, rank=rank, gate=gate, framework="flax")
@@ -99,7 +99,7 @@ def measure(run: Run, *, images: int) -> dict[str, Any]:
 def multiplied_out(params: Tree, tensors: Mapping[str, np.ndarray]) -> Tree:
     """The parameters with the product of each pair of factors in the place of its kernel."""
     products = {
-        name.removesuffix("/u"): optim.recombine(
+        name.removesuffix("/u"): prune.recombine(
             {"u": jnp.asarray(u), "v": jnp.asarray(tensors[name.removesuffix("u") + "v"])}
         )
         for name, u in tensors.items()

@@ -28,7 +28,7 @@ from experiments.runs import Run
 from experiments.study import study
 from models import Network
 from models.factored import factored
-from spectral_jax import optim
+from spectral_jax import prune
 
 Tree = Any
 # What members differ in and the optimiser reads.
@@ -194,4 +194,4 @@ def _zeros_stay(updates: Tree, params: Tree) -> Tree:
 @partial(jax.jit, static_argnames="apply")
 def _assess(params: Tree, state: Tree, data: Data, *, apply: Apply) -> tuple[jax.Array, jax.Array]:
     logits, _ = apply(params, state, normalise(data, data.x))
-    return accuracy(logits, data.y).mean(), optim.dead_classes(logits).sum()
+    return accuracy(logits, data.y).mean(), prune.dead_classes(logits).sum()

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spectral_jax import rmt
+from spectral_jax._transforms.leaves import like
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
-from spectral_jax.optim.leaves import like
 
 Factored = Mapping[str, "Array | Factored"]
 """A kernel as ``{"u": first, "v": second}``, each an array or factored in turn."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spectral_jax._options import check_count, check_number, count
-from spectral_jax.optim.hyperparameters import check_share, check_strength
+from spectral_jax._transforms.hyperparameters import check_share, check_strength
 
 Edit = Literal["truncate", "random", "halve", "shrink", "sparsify", "sparsify_vectors"]
 Number: TypeAlias = float | Float[Array, ""]

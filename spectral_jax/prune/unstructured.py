@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
 from spectral_jax._options import check_count
+from spectral_jax._transforms.hyperparameters import check_share
+from spectral_jax._transforms.leaves import like
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
-from spectral_jax.optim.hyperparameters import check_share
-from spectral_jax.optim.leaves import like
 
 Sparsity = float | Float[Array, ""]
 
@@ -114,7 +114,7 @@ def reconstruction_error(
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
 
 
-def prune(
+def prune_weights(
     params: PyTree,
     sparsities: Mapping[str, Sparsity],
     *,
@@ -130,7 +130,7 @@ def prune(
     Raises ``ValueError`` for a name that is no leaf, or for inputs that are missing.
 
     >>> params = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.ones(2)}}
-    >>> prune(params, {"a/kernel": 0.5})["a"]["kernel"].tolist()
+    >>> prune_weights(params, {"a/kernel": 0.5})["a"]["kernel"].tolist()
     [[0.0, 0.0], [3.0, 4.0]]
     """
     if method not in ("magnitude", "wanda", "sparsegpt"):

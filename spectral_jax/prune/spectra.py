@@ -3,7 +3,7 @@
     policy = Policy(keep_below=0.45, gate=0.05)
     pruned, report = prune_spectra(params, {"layers/*": policy})     # the same shapes: a mask
 
-`svd_prune` does so inside the compiled step. `spectral_jax.optim.factorize` makes a smaller network
+`svd_prune` does so inside the compiled step. `spectral_jax.prune.factorize` makes a smaller network
 of the result, between two compiled phases. Source: arXiv 2303.08986.
 """
 
@@ -24,13 +24,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
 from spectral_jax._options import check_count
+from spectral_jax._transforms.hyperparameters import injectable
+from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax.linalg.lapack import each
 from spectral_jax.linalg.precision import power_of_two
-from spectral_jax.optim import surgery
-from spectral_jax.optim.hyperparameters import injectable
-from spectral_jax.optim.leaves import changed, floats, moved
-from spectral_jax.optim.policies import Policy, policy_of
-from spectral_jax.optim.surgery import Spectrum
+from spectral_jax.prune import surgery
+from spectral_jax.prune.policies import Policy, policy_of
+from spectral_jax.prune.surgery import Spectrum
 
 Policies: TypeAlias = Policy | Mapping[str, Policy]
 Fit: TypeAlias = Callable[[Array, tuple[int, int]], Any]

@@ -1,0 +1,1 @@
+"""What the Optax transformations of `optim` and `prune` share."""
