@@ -1,4 +1,8 @@
-"""Connected components of a network graph, by label propagation inside the compiled program."""
+"""Connected components of a network graph, by label propagation inside the compiled program.
+
+Union-find and breadth-first search follow pointers, which compiled array code cannot; labels that
+spread to neighbours until nothing changes are passes over the weights.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,11 @@ from spectral_jax.graphs.laplacian import Blocks, Edges, Graph, read_graph, spli
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
     """Nodes of the largest connected component (the first one, where sizes tie).
 
-    Two nodes are joined where their weight is not zero. A network whose layers have a row and a
-    column without zeros is recognised from those; another connected one by one or two passes of
-    the cost of a matvec. Otherwise labels spread one edge per pass until nothing changes; there are
-    at most as many passes as the component's diameter, a handful in a trained network.
+    Two nodes are joined where their weight is not zero. A connected network is recognised early:
+    from the first row and the first column of each block if they hold no zero, which costs nothing,
+    or else by one or two passes of the cost of a matvec. Otherwise labels spread one edge per pass
+    until nothing changes: at most as many passes as the component's diameter, a handful in a
+    trained network.
 
     Works under ``jit`` and ``vmap``; piecewise constant, so no gradient. Raises ``ValueError`` for
     blocks that do not fit together.
@@ -36,6 +41,7 @@ def component_mask(graph: Graph) -> Array:
 @partial(jax.jit, static_argnames=("edges", "sizes"))
 def _component_mask(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
     weights = jax.lax.stop_gradient(weights)
+    # Three tests, each dearer than the one before and made only where that has not decided.
     return jax.lax.cond(
         jax.lax.cond(
             _joined_by_hubs(weights, edges, len(sizes)),
@@ -48,7 +54,11 @@ def _component_mask(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Ar
 
 
 def _joined_by_hubs(weights: Blocks, edges: Edges, groups: int) -> Array:
-    """Whether in every kernel the first node of either side reaches the whole other side."""
+    """Whether in every kernel the first node of either side reaches the whole other side.
+
+    Then each kernel's nodes are one component, and the network is one if the kernels link all
+    groups. Enough for a dense network, not necessary: False decides nothing.
+    """
     kernels = [(a, edge) for a, edge in zip(weights, edges, strict=True) if a.ndim == 2]
     reached = {0}
     for _ in kernels:
@@ -60,7 +70,11 @@ def _joined_by_hubs(weights: Blocks, edges: Edges, groups: int) -> Array:
 
 
 def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
-    """Whether node 0 is seen to reach all others; weights that underflow, or NaN, are not seen."""
+    """Whether node 0 reaches all others, by products of an indicator vector with ``|w|``.
+
+    Products whose terms underflow, or are NaN, do not count as reached: the answer is then False,
+    which sends the network to the slower search by labels, not to a wrong result.
+    """
 
     def spread(carry):
         seen, _ = carry
@@ -82,12 +96,16 @@ def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
 
 
 def _reached(a: Array, b: Array) -> Array:
+    """Indicator of the nodes that a product with nonnegative numbers reaches, as 0.0 or 1.0."""
     product = a @ b if a.ndim != b.ndim else a * b
     return (product > 0).astype(product.dtype)
 
 
 def _labels(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
-    """For every node, the lowest node of its component."""
+    """For every node, the lowest number of a node in its component.
+
+    Every node starts with its own number and takes the lowest of its neighbours', over and over.
+    """
     joined = tuple(block != 0 for block in weights)
 
     def spread(carry):
@@ -113,5 +131,6 @@ def _lowest(near: Array, labels: Array, *, axis: int) -> Array:
 
 
 def _most_frequent(labels: Array) -> Array:
+    """Nodes whose label occurs most often; ``argmax`` takes the first where counts tie."""
     counts = jnp.zeros_like(labels).at[labels].add(1)
     return labels == jnp.argmax(counts)

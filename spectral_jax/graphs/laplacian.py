@@ -28,7 +28,11 @@ Blocks = Sequence[Float[Array, "..."]]
 
 
 class Graph(NamedTuple):
-    """A network as every function of this room reads it: blocks of one working dtype."""
+    """A network as every function of this room reads it: blocks of one working dtype.
+
+    ``edges`` names the two groups of each block, ``sizes`` counts the units of each group; nodes
+    are numbered group after group.
+    """
 
     weights: tuple[Array, ...]
     edges: Edges
@@ -36,7 +40,11 @@ class Graph(NamedTuple):
 
 
 def read_graph(weights: Blocks, edges: Edges | None) -> Graph:
-    """Check what a caller passed: half types and integers in float32, complex numbers refused."""
+    """Check what a caller passed, and bring it to one dtype.
+
+    Half types and integers are computed in float32. ``ValueError`` for complex numbers and blocks
+    that do not fit together.
+    """
     weights = _blocks(weights)
     edges = chain(weights) if edges is None else tuple((start, end) for start, end in edges)
     sizes = widths(weights, edges)
@@ -113,12 +121,20 @@ def laplacian(
     """``L = D - A`` of the network graph, or ``D^-1/2 L D^-1/2``, on ``N = n_0 + ... + n_L`` nodes.
 
     One product costs two passes over the weights, about a forward and a backward pass at batch 1;
-    the ``N x N`` matrix never exists. Nodes outside ``mask`` (or of degree zero, if ``normalised``)
-    are set apart: they become eigenvectors above the rest of the spectrum. ``mask`` must be a union
-    of components.
+    the ``N x N`` matrix never exists.
+
+    Args:
+      weights: one block ``[n_source, n_target]`` (or ``[n]`` for a unit-by-unit skip) per pair of
+        joined groups; an edge weighs ``|w|``.
+      normalised: eigenvalues between 0 and 2, whatever the scale of the weights.
+      edges: ``(source, target)`` group of each block; None is the chain ``0-1, 1-2, ...``.
+      mask: nodes to keep, a union of connected components; all if None. The others (and, if
+        ``normalised``, nodes of degree zero, by which one cannot divide) become eigenvectors of
+        their own with the value 2, or twice the largest degree: above the rest of the spectrum,
+        where a search for small eigenvalues does not meet them.
 
     Works under ``jit``, ``vmap``, ``grad`` with respect to ``weights`` and on sharded blocks.
-    Raises ``ValueError`` for blocks that do not fit together.
+    Raises ``ValueError`` for blocks or a mask that do not fit together.
     Source: arXiv 2003.00992; released code edrictam/FiedlerRegularization (combinatorial only).
 
     >>> laplacian([jnp.ones((1, 1)), jnp.ones((1, 1))]).dense().tolist()
@@ -140,10 +156,10 @@ def laplacian_operator(
     normalised: bool,
     root: Array | float = 1.0,
 ) -> SymmetricOperator:
-    """``laplacian`` from what is known of the graph already; ``L / root**2`` if combinatorial.
+    """``laplacian`` from known ``|w|`` and degrees; ``L / root**2`` if combinatorial.
 
-    Dividing the vectors on either side by ``root`` brings the operator to unit scale for nothing;
-    dividing the weights would be another pass over them.
+    Dividing the vectors on either side by ``root`` brings the operator to unit scale in the passes
+    over ``N`` numbers that are made anyway; dividing the weights would be another pass over them.
     """
     if normalised:
         inside = inside & (degree > 0)
@@ -169,11 +185,13 @@ def rayleigh_quotient(
 
     ``v^T L v = sum_ij |W_ij| (v_i - v_j)^2``, so with ``v`` held constant the gradient with respect
     to ``W_ij`` is ``sign(W_ij) (v_i - v_j)^2`` for a unit ``v``: the Fiedler penalty. With
-    ``normalised``, ``v`` is ``D^-1/2 u`` and the gradient
+    ``normalised``, ``v`` is ``D^-1/2 u`` for an eigenvector ``u``, and the gradient
     ``sign(W_ij) ((v_i - v_j)^2 - nu (v_i^2 + v_j^2)) / v^T D v``. Never negative, and right to all
-    digits however small it is beside the weights.
+    digits however small it is beside the weights. ``v`` may have any length but 0, whose quotient
+    is 0.
 
-    Works under ``jit``, ``vmap`` and ``grad``.
+    Works under ``jit``, ``vmap`` and ``grad``, with respect to ``v`` too. Raises ``ValueError`` for
+    blocks that do not fit together and for a ``v`` that is not one entry per node.
     Source: arXiv 2003.00992.
 
     >>> strong_and_weak = [jnp.ones((1, 1)), jnp.full((1, 1), 2.0**-60)]
@@ -189,7 +207,7 @@ def rayleigh_quotient(
 
 
 class Form(NamedTuple):
-    """The static part of a quadratic form on a graph; hashable."""
+    """The static part of a quadratic form on a graph: hashable, so that ``jit`` compiles once."""
 
     edges: Edges
     sizes: tuple[int, ...]
@@ -200,8 +218,9 @@ class Form(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def _quotient(form: Form, weights: tuple[Array, ...], v: Array) -> Array:
     """The Rayleigh quotient of a vector whose entries reach up to 1."""
-    # Weights of 1e-30 times squared differences underflow; a longer vector has the same quotient.
-    # Both sums at once: `cond` would do both under `vmap`, and a loop would copy the weights.
+    # Weights of 1e-30 times squared differences of 1e-5 underflow in float32. A vector 2^50 times
+    # as long has the same quotient and does not. Both sums are always made, in one pass over the
+    # weights: `cond` would make both under `vmap` as well, and a loop would copy the weights.
     (plain, mass), (lifted, mass_lifted) = (
         _energy_and_mass(form, weights, lift * v) for lift in (1, 2.0**50)
     )
@@ -225,10 +244,10 @@ def _quotient_jvp(form, primals, tangents):
 
 
 def quotient_slope(form: Form, weights, weights_dot, v: Array, value: Array) -> Array:
-    """How the Rayleigh quotient ``value`` of a constant ``v`` moves with the weights.
+    """The derivative of the Rayleigh quotient ``value`` by the weights, ``v`` held constant.
 
-    Written out, for the derivative of energy over mass has a square of the mass, which underflows
-    at weights of 1e-20.
+    Written out by hand: the derivative of energy over mass that JAX would form divides by the
+    square of the mass, which underflows in float32 at weights of 1e-20 (normalised).
     """
     _, mass = _energy_and_mass(form, weights, v)
     parts, slope = split(v, form.sizes), jnp.zeros((), v.dtype)
@@ -242,6 +261,7 @@ def quotient_slope(form: Form, weights, weights_dot, v: Array, value: Array) -> 
 
 
 def _energy_and_mass(form: Form, weights, v: Array) -> tuple[Array, Array]:
+    """Numerator ``v^T L v`` and denominator ``v^T v`` (``v^T D v``) of the Rayleigh quotient."""
     magnitudes = [magnitude(block) for block in weights]
     parts, energy = split(v, form.sizes), jnp.zeros((), v.dtype)
     for a, (source, target) in zip(magnitudes, form.edges, strict=True):
@@ -258,12 +278,24 @@ def _ends(block: Array, source: Array, target: Array) -> tuple[Array, Array]:
 
 
 def split(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
-    """The pieces of a node vector, one per group."""
+    """The pieces of a node vector, one per group of ``sizes`` (see ``widths``), input first.
+
+    Works under ``jit``, ``vmap`` and ``grad``.
+
+    >>> [part.tolist() for part in split(jnp.arange(3), (2, 1))]
+    [[0, 1], [2]]
+    """
     offsets = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
     return [x[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
 class _LaplacianData(NamedTuple):
+    """The arrays of a ``laplacian``: ``S (D - A) S + diag(apart)`` with ``S = diag(scale)``.
+
+    ``scale`` is ``D^-1/2`` or one over the unit, and 0 at nodes set apart, where ``apart`` is their
+    eigenvalue; elsewhere ``apart`` is 0.
+    """
+
     magnitudes: tuple[Array, ...]
     degree: Array
     scale: Array
@@ -289,7 +321,10 @@ class _LaplacianProduct:
 
 
 def column(op: SymmetricOperator, node: Array) -> Array:
-    """``op @ e_node`` of a ``laplacian``: from one row or column of each block, not from all."""
+    """``op @ e_node`` of a ``laplacian``, from one row or column of each block.
+
+    A matvec with the indicator of the node would read every weight to use only those.
+    """
     data, product = op.data, _product_of(op)
     edges, sizes = product.edges, product.sizes
     chosen = (jnp.arange(op.size) == node).astype(data.degree.dtype)
@@ -300,6 +335,8 @@ def column(op: SymmetricOperator, node: Array) -> Array:
             parts[target] += a * ones[source]
             parts[source] += a * ones[target]
             continue
+        # `node` is traced: which group holds it is not known at compile time, so every block is
+        # indexed (JAX clips indices that are out of range) and the result dropped where it is not.
         held = [jnp.any(ones[group] > 0) for group in (source, target)]
         parts[target] += jnp.where(held[0], a[node - first[source]], 0)
         parts[source] += jnp.where(held[1], a[:, node - first[target]], 0)
@@ -308,8 +345,10 @@ def column(op: SymmetricOperator, node: Array) -> Array:
 
 
 def nodal(op: SymmetricOperator, x: Array) -> Array:
-    """The vector (``[N]`` or ``[N, k]``) whose differences along edges ``op``, a ``laplacian``,
-    weighs: ``D^-1/2 x`` if normalised, and 0 at nodes set apart."""
+    """The heights ``y`` for which ``x^T op x`` is the sum over edges of ``|w| (y_i - y_j)^2``.
+
+    ``D^-1/2 x`` for a normalised ``laplacian``, and 0 at nodes set apart; ``[N]`` or ``[N, k]``.
+    """
     return op.data.scale.reshape(-1, *[1] * (x.ndim - 1)) * x
 
 
@@ -317,9 +356,10 @@ def nodal(op: SymmetricOperator, x: Array) -> Array:
 def pairs_by_edges(op: SymmetricOperator, vectors: Array) -> tuple[Array, Array]:
     """Rayleigh quotients of unit columns and the norms of their residuals, from sums over edges.
 
-    A product adds ``d_i x_i`` and takes away ``sum_j w_ij x_j``, so that a quotient below eps times
-    the norm is nothing but rounding, of either sign. Differences along edges have no such floor;
-    they cost an elementwise pass over the weights where a product is two of BLAS.
+    A matrix product adds ``d_i x_i`` and takes away ``sum_j w_ij x_j``, two numbers of nearly one
+    size, so that a quotient below ``eps`` times the norm (1e-7 of it in float32) is nothing but
+    rounding, of either sign. Squared differences along edges cancel nothing; they cost an
+    elementwise pass over the weights where a product is two matrix-vector products of BLAS.
     """
     data, product = op.data, _product_of(op)
 
@@ -336,11 +376,13 @@ def pairs_by_edges(op: SymmetricOperator, vectors: Array) -> tuple[Array, Array]
         squares = jnp.sum(x**2)
         value = energy / jnp.where(squares > 0, squares, 1)
         rest = data.scale * jnp.concatenate(pulled) + data.apart * x - value * x
-        # The square of a residual of 1e-20 underflows, and no error would be left to see.
+        # In float32 the square of a residual of 1e-23 underflows to 0, and the pair would look
+        # exact: take the norm in units of the largest entry.
         unit = power_of_two(jnp.max(jnp.abs(rest)))
         return value, jnp.linalg.norm(rest / unit) * unit
 
-    # Not vmap: k columns at once would hold every difference k times.
+    # One column after the other: `vmap` would hold the differences, as large as the weights, k
+    # times in memory.
     return jax.lax.map(one, vectors.T)
 
 
@@ -352,19 +394,24 @@ def _product_of(op: SymmetricOperator) -> _LaplacianProduct:
 
 def magnitude(block: Array) -> Array:
     """Edge weights ``|w|`` of a block."""
-    # Not jnp.abs, whose slope at 0 is 1: an absent edge must not be pulled.
+    # The derivative of jnp.abs at 0 is 1 in JAX: a penalty would then pull at edges that are
+    # absent, such as pruned weights. That of w sign(w) is sign(w), 0 at 0.
     return block * jnp.sign(block)
 
 
 def inverse_root(degree: Array) -> Array:
-    """``degree ** -0.5``, 0 where there is none; its slope, ``degree ** -1.5``, would overflow at
-    weights of 1e-30 but for the unit of scale."""
+    """``degree ** -0.5``, and 0 for a node without edges.
+
+    In units of a power of two near the largest degree, because the derivative ``degree ** -1.5``
+    overflows in float32 at weights of 1e-30.
+    """
     present, root = degree > 0, power_of_two(jnp.sqrt(jnp.max(degree)))
     return jnp.where(present, jnp.where(present, degree / root / root, 1) ** -0.5 / root, 0)
 
 
 class EdgeSums(NamedTuple):
-    """What each node of a block sends over it, and what each receives."""
+    """Row sums and column sums of a block: the weight that leaves each source node over it, and
+    that which reaches each target node."""
 
     sent: Array
     received: Array
@@ -376,7 +423,7 @@ def edge_sums(magnitudes: Sequence[Array]) -> list[EdgeSums]:
 
 
 def _row_sums(a: Array) -> Array:
-    """By a product with ones, which a CPU does in half a sum's time."""
+    """Sums along rows, as a product with ones: BLAS takes half the time of XLA's sum on a CPU."""
     return _times(a, jnp.ones(a.shape[-1], a.dtype))
 
 
@@ -387,7 +434,10 @@ def _column_sums(a: Array) -> Array:
 def pulls(
     sums: Sequence[EdgeSums], heights: Float[Array, " L"], edges: Edges, sizes: Sequence[int]
 ) -> Array:
-    """``L h`` for ``h`` constant in each group, from the sums alone."""
+    """``L h`` for an ``h`` that is constant in each group, from row and column sums alone.
+
+    Over an edge flows ``|w| (h_source - h_target)``, and all edges of a block have one difference.
+    """
     parts = [jnp.zeros(size, sums[0].sent.dtype) for size in sizes]
     for block, (source, target) in zip(sums, edges, strict=True):
         step = heights[source] - heights[target]
@@ -406,8 +456,9 @@ def degree_of(graph: Graph, sums: Sequence[EdgeSums]) -> Array:
 
 
 def _blocks(weights: Blocks) -> tuple:
-    """The sequence that was passed; a tree of parameters or a lone array is none."""
+    """``weights`` as a tuple; ``ValueError`` for a tree of parameters or a single array."""
     one = type(weights).__name__
+    # An array of three axes would pass for a sequence of its slices.
     if hasattr(weights, "shape"):
         one = f"array of shape {np.shape(weights)}"
     elif isinstance(weights, Iterable) and not isinstance(weights, str | Mapping):
