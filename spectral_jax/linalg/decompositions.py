@@ -1,4 +1,9 @@
-"""Eigenvectors and singular vectors of batches of matrices, with derivatives of any order."""
+"""Eigenvectors and singular vectors of batches of matrices, with derivatives of any order.
+
+The textbook derivative of an eigenvector divides by the gaps between eigenvalues, which gives inf
+or NaN where two values repeat, and under- or overflow for matrices far from unit size. The rules
+here mask the first and divide out the second.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,8 @@ from spectral_jax.linalg.lapack import each_leading, joining_batches
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
 
-# Values closer than this many rounding units of the largest are taken for one that repeats.
+# Eigenvalues closer together than 10 eps times the largest are treated as one that repeats: LAPACK
+# computes each with an error of a few eps times the largest, so their gap is nothing but rounding.
 REPEATED = 10
 
 
@@ -36,11 +42,12 @@ def eigh(a: Float[Array, "*batch n n"]) -> Eigh:
     """Eigenvalues and eigenvectors of symmetric matrices ``[..., n, n]``, as ``jnp.linalg.eigh``.
 
     Three things are different. On a CPU whose jaxlib may deadlock over batches, matrices go to
-    LAPACK one by one, in derivatives too (docs/method-selection.md). Derivatives, of any order,
-    know no scale: those of ``1e-20 A`` are, but for the factor, those of ``A``. And they are finite
-    everywhere: what two values within rounding of each other would pass on is masked. That is right
-    for functions of whole eigenspaces, such as projectors; of ``V diag(f(values)) V^T`` and in
-    second derivatives of values a part is then missing, as no basis is differentiable there.
+    LAPACK one by one, in derivatives too (docs/method-selection.md). Derivatives of any order do
+    not depend on the scale of the matrix: those of ``1e-20 A`` neither underflow nor overflow. And
+    they are finite everywhere: the term ``1 / (values_j - values_i)`` of two values within 10 eps
+    of each other is replaced by 0. That is right for functions of whole eigenspaces, such as
+    projectors; in the derivative of ``V diag(f(values)) V^T`` and in second derivatives of values
+    a part is then missing, because no choice of basis vectors is differentiable there.
 
     Only the symmetric part of ``a`` counts. NaN or inf in a matrix gives NaN for that matrix only.
     Half types and integers are computed in float32. Where only values are wanted `eigvalsh` is
@@ -62,8 +69,10 @@ def eigh(a: Float[Array, "*batch n n"]) -> Eigh:
 def svd(a: Float[Array, "*batch m n"]) -> SVD:
     """Singular vectors and values of ``[..., m, n]``, as ``jnp.linalg.svd(full_matrices=False)``.
 
-    What `eigh` says of deadlocks, derivatives and scale holds here; what a value 0 would pass on
-    to its vectors is masked like that of values that repeat. Where only values are wanted `svdvals`
+    What `eigh` says of deadlocks, derivatives and scale holds here; the derivative of the vectors
+    of a singular value 0 divides by it and is masked like that of values that repeat. Signs of
+    vectors are LAPACK's choice, a column of ``u`` and its row of ``vt`` together. Where only values
+    are wanted `svdvals`
     is faster. NaN or inf in a matrix gives NaN for that matrix only; half types and integers are
     computed in float32.
 
@@ -82,7 +91,11 @@ def svd(a: Float[Array, "*batch m n"]) -> SVD:
 
 
 def to_unit_size(a: Float[Array, "*batch m n"]) -> tuple[Array, Float[Array, "*batch 1"]]:
-    """Largest entry 1, so that nothing over- or underflows; zeros in the place of NaN and inf."""
+    """Each matrix divided by its largest magnitude, and those magnitudes.
+
+    LAPACK's squares then neither overflow nor underflow. A matrix with NaN or inf is replaced by
+    zeros; `from_unit_size` puts NaN into its results.
+    """
     scale = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
     usable = (scale > 0) & jnp.isfinite(scale)
     return jnp.where(usable, a / jnp.where(usable, scale, 1), 0), scale[..., 0]
@@ -91,7 +104,7 @@ def to_unit_size(a: Float[Array, "*batch m n"]) -> tuple[Array, Float[Array, "*b
 def from_unit_size(
     values: Float[Array, "*batch k"], scale: Float[Array, "*batch 1"]
 ) -> Float[Array, "*batch k"]:
-    """What was found of matrices of unit size; NaN for what held NaN or inf."""
+    """The values of the matrices that `to_unit_size` scaled; NaN where a matrix held NaN or inf."""
     return jnp.where(jnp.isfinite(scale), values * scale, jnp.nan)
 
 
@@ -111,6 +124,9 @@ def _eigh_stack(a: Array) -> Eigh:
 
 @_eigh.defjvp
 def _eigh_jvp(primals, tangents):
+    # dV = V (F * (V^T dA V)) with F_ij = 1 / (values_j - values_i), F_ii = 0 (Giles 2008, 3.1).
+    # Values are measured in units of `size`: gaps of values of 1e-20 have squares that underflow,
+    # and second derivatives square them.
     values, vectors = found = _eigh(*primals)
     size = _size(values)
     change = mm(_transposed(vectors), mm(_symmetric(*tangents), vectors))
@@ -139,9 +155,12 @@ def _svd_stack(a: Array) -> SVD:
 
 @_svd.defjvp
 def _svd_jvp(primals, tangents):
-    """The change in the basis, ``U^T da V``, turns both by its symmetric part, each by the other.
+    """``dU = U R + (I - U U^T) dA V S^-1`` and likewise ``dV``, with ``P = U^T dA V``.
 
-    Written without squares of the values, which would halve the digits and the range.
+    The textbook's rotation ``R_ij = (P_ij s_j + s_i P_ji) / (s_j^2 - s_i^2)`` squares the values,
+    which halves the digits of a gap and the range of scales. Split into the symmetric and the
+    antisymmetric part of ``P`` it is ``sym(P)_ij / (s_j - s_i) + anti(P)_ij / (s_j + s_i)``, and
+    the rotation of ``V`` is the difference of the two.
     """
     (da,) = tangents
     u, s, vt = found = _svd(*primals)
@@ -157,22 +176,23 @@ def _svd_jvp(primals, tangents):
 
 
 def _inverse_gaps(values: Array, sign: int) -> Array:
-    """``1 / (values_j + sign values_i)``, 0 where that is no more than rounding."""
+    """``1 / (values_j + sign values_i)`` at row ``i``, 0 where the sum is no more than rounding."""
     return _inverse(values[..., None, :] + sign * values[..., :, None])
 
 
 def _inverse(x: Array) -> Array:
-    """``1 / x``, 0 where ``x`` is rounding of values in ``[-1, 1]``."""
+    """``1 / x``, 0 where ``x`` is a rounding error of values in ``[-1, 1]``; NaN stays NaN."""
     counts = ~(jnp.abs(x) <= REPEATED * jnp.finfo(x.dtype).eps)
     return jnp.where(counts, 1 / jnp.where(counts, x, 1), 0)
 
 
 def _size(values: Array) -> Array:
-    """A power of two about the largest of them, ``[..., 1, 1]``."""
+    """A power of two next to the largest of the values, as their unit; shape ``[..., 1, 1]``."""
     return power_of_two(jnp.max(jnp.abs(values), axis=-1, initial=0))[..., None, None]
 
 
 def _outside(basis: Array, x: Array) -> Array:
+    """``x`` minus its part in the span of orthonormal columns."""
     return x - mm(basis, mm(_transposed(basis), x))
 
 
