@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import provenance
+from experiments.runs import provenance
 from experiments.timing import Timing
 from experiments.timing import interleaved as interleaved  # for every suite, from here
 

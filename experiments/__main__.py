@@ -5,7 +5,7 @@ Nothing here imports jax before a command needs it; stdout is for data, stderr f
 
 from __future__ import annotations
 
-from experiments.interruption import meaning, stop_on_signals
+from experiments.runs.interruption import meaning, stop_on_signals
 
 if __name__ == "__main__":
     stop_on_signals()  # first: what follows takes a second or two to import

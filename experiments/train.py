@@ -19,10 +19,8 @@ from experiments.augmentation import AUGMENTATIONS
 from experiments.config import ExperimentConfig
 from experiments.data.splits import Splits, stratified_order
 from experiments.errors import FAILED, UserError
-from experiments.lapack import PAGE, may_deadlock
 from experiments.loop import SEED_AXIS_NAME, Data, Program, SeedAxis, TrainState, evaluate
 from experiments.measure import Measurement
-from experiments.memory import make_room
 from experiments.regularise import (
     arms_of,
     optimizer_of,
@@ -30,8 +28,11 @@ from experiments.regularise import (
     strength_of,
     with_strength,
 )
-from experiments.runs import Run, interruption, open_run
-from experiments.watchdog import watchdog
+from experiments.runs import Run, open_run
+from experiments.runs.interruption import interruption
+from experiments.runs.lapack import PAGE, may_deadlock
+from experiments.runs.memory import make_room
+from experiments.runs.watchdog import watchdog
 from models import Network, network, options
 from spectral_jax._progress import progress
 

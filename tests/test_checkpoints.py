@@ -580,7 +580,7 @@ def test_damaged_orbax_checkpoints_are_refused_in_one_line(tmp_path):
 
 def test_the_newest_step_of_a_training_run_is_read(tmp_path):
     pytest.importorskip("orbax.checkpoint")
-    from experiments.checkpoint import save
+    from experiments.runs.checkpoint import save
 
     for step in (9, 10):
         save(tmp_path, step, {"params": {"w": np.full((2, 2), step, "float32")}})

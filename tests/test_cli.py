@@ -24,9 +24,9 @@ from experiments.errors import (
     USAGE,
     UserError,
 )
-from experiments.files import read_json, write_json
-from experiments.interruption import stop_on_signals
 from experiments.runs import Run, open_run
+from experiments.runs.files import read_json, write_json
+from experiments.runs.interruption import stop_on_signals
 
 REPOSITORY = Path(cli.__file__).parent.parent
 CONFIG = ExperimentConfig("stub", train=TrainConfig(epochs=1, seeds=2))
@@ -279,7 +279,8 @@ TRAINER_THAT_WAITS_TO_BE_STOPPED = """
 import sys, time, types
 import numpy as np
 from experiments.__main__ import main
-from experiments.runs import interruption, open_run
+from experiments.runs import open_run
+from experiments.runs.interruption import interruption
 
 def train(config, *, root, argv):
     with open_run(config, data_sha256="d", root=root, argv=argv) as run, interruption() as stop:

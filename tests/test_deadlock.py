@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lapack, regularise, watchdog
+from experiments import regularise
 from experiments.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainConfig
 from experiments.errors import INTERRUPTED, PREEMPTED
-from experiments.lapack import batches_at_once
+from experiments.runs import lapack, watchdog
+from experiments.runs.lapack import batches_at_once
 from experiments.train import train
 from spectral_jax import linalg, optim
 from spectral_jax.optim import Penalty
@@ -113,8 +114,8 @@ def test_where_it_cannot_hang_nothing_is_lowered_or_changed(name, value, decompo
 
 STUCK = """
 import ctypes
-from experiments import watchdog
-from experiments.interruption import interruption
+from experiments.runs import watchdog
+from experiments.runs.interruption import interruption
 
 watchdog.QUIET, watchdog.GRACE, watchdog.TICK = 0.3, 0.3, 0.1
 lock = ctypes.create_string_buffer(64)  # no signal handler runs while Python waits for it

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import memory
 from experiments.config import (
     DataConfig,
     ExperimentConfig,
@@ -17,6 +16,7 @@ from experiments.config import (
     PenaltyConfig,
     TrainConfig,
 )
+from experiments.runs import memory
 from experiments.train import train
 
 REPOSITORY = Path(memory.__file__).parent.parent
@@ -59,7 +59,7 @@ def test_arms_that_differ_in_a_strength_compile_once(mode, compilations, tmp_pat
 
 MANY_SHAPES = """
 import jax, jax.numpy as jnp
-from experiments import memory
+from experiments.runs import memory
 
 def hold(sizes):
     for size in sizes:

@@ -18,14 +18,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import checkpoint, files, provenance
 from experiments.config import DataConfig, ExperimentConfig, load_yaml
 from experiments.errors import FAILED, INTERRUPTED, MISSING, PREEMPTED, USAGE, UserError
-from experiments.runs import interruption, open_run
+from experiments.runs import checkpoint, files, open_run, provenance
+from experiments.runs.interruption import interruption
 from spectral_jax._progress import progress
 
 CONFIG = ExperimentConfig("fiedler/toy")
-REPOSITORY = Path(checkpoint.__file__).parent.parent
+REPOSITORY = provenance.REPOSITORY
 
 
 class State(NamedTuple):
@@ -111,7 +111,7 @@ def test_config_data_and_code_each_make_another_run(reopen, monkeypatch):
         assert not other.resumed
     with reopen(data_sha256="other") as other:
         assert not other.resumed
-    monkeypatch.setattr("experiments.runs.code_hash", lambda: "changed")
+    monkeypatch.setattr("experiments.runs.run.code_hash", lambda: "changed")
     with reopen() as other:
         assert not other.resumed
 
@@ -489,7 +489,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import jax.numpy as jnp
-from experiments import checkpoint
+from experiments.runs import checkpoint
 
 directory = Path(sys.argv[1])
 checkpoint.save(directory, 1, {"w": jnp.ones((1500, 1000))})

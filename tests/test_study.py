@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.errors import UserError
-from experiments.study import study
+from experiments.runs.study import study
 
 CALLS: list[int] = []
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as cli
-from experiments import checkpoint, files, runs
 from experiments import train as trainer
 from experiments.config import (
     DataConfig,
@@ -29,6 +28,8 @@ from experiments.config import (
 from experiments.data import load
 from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
 from experiments.loop import Program
+from experiments.runs import checkpoint, files
+from experiments.runs import run as runs
 from experiments.train import chunk_steps, faster_seed_axis, train
 
 REPOSITORY = Path(cli.__file__).parent.parent

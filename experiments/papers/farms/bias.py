@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from experiments.claims import Claim, Judged, judge
 from experiments.report import Picture, Section, Table
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from spectral_jax import plots, tails, weights
 from spectral_jax.plots import farms as figures
 

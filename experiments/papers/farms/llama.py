@@ -20,7 +20,7 @@ import numpy as np
 from experiments.claims import Claim, Judged, judge
 from experiments.report import Section, Table
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from spectral_jax import checkpoints, optim, tails
 from spectral_jax.linalg import svdvals
 

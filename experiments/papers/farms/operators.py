@@ -27,7 +27,7 @@ from experiments.data.pde import burgers, random_fields
 from experiments.papers.farms.fitting import Tree, fit, from_arrays, start, to_arrays
 from experiments.report import Picture, Section, Table
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from models.fno import FNO
 from models.functional import functional
 from models.layers import draw

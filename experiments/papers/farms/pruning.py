@@ -26,7 +26,7 @@ from experiments.claims import Claim, Judged, judge
 from experiments.papers.farms.fitting import Tree, fit, from_arrays, start, to_arrays
 from experiments.report import Picture, Section, Table
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from models import network
 from models.gpt import TransformerBlock
 from spectral_jax import optim, plots, prune, tails

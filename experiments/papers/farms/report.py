@@ -5,11 +5,12 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from experiments import provenance, report
+from experiments import report
 from experiments.claims import Judged
 from experiments.papers.farms import evidence, pictures
 from experiments.report import Section, origin, tally
 from experiments.reproduction import Runs
+from experiments.runs import provenance
 
 
 def write_report(

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import provenance, report
+from experiments import report
 from experiments.claims import Judged
 from experiments.papers.fiedler import evidence, pictures
 from experiments.report import cell, origin, tally
 from experiments.reproduction import Runs, final
-from experiments.runs import Run
+from experiments.runs import Run, provenance
 
 
 def write_report(

@@ -17,7 +17,7 @@ from experiments.loop import normalise
 from experiments.papers.rmt_svd.training import in_turn, on_device
 from experiments.report import Picture, Section, Table, cell
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from spectral_jax import plots, prune, rmt
 from spectral_jax.plots import bulks as figures
 from spectral_jax.prune import surgery

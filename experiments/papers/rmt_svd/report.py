@@ -5,12 +5,12 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from experiments import provenance, report
+from experiments import report
 from experiments.claims import Judged
 from experiments.papers.rmt_svd import evidence, pictures
 from experiments.papers.rmt_svd.loop import CELLS
 from experiments.report import Section, cell, origin, tally
-from experiments.runs import Run
+from experiments.runs import Run, provenance
 
 
 def write_report(

@@ -24,7 +24,7 @@ from experiments.papers.rmt_svd.loop import leaf, replaced
 from experiments.papers.rmt_svd.training import Tree
 from experiments.report import Picture, Row, Section, Table, cell
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from spectral_jax import plots, prune
 from spectral_jax.compress import compress
 from spectral_jax.plots import bulks as figures

@@ -25,7 +25,7 @@ import optax
 from experiments import data as datasets
 from experiments.loop import Apply, Data, Program, SeedAxis, TrainState, accuracy, normalise
 from experiments.runs import Run
-from experiments.study import study
+from experiments.runs.study import study
 from models import Network
 from models.factored import factored
 from spectral_jax import prune

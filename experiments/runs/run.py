@@ -30,7 +30,7 @@ import numpy as np
 
 from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml
 from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
-from experiments.files import (
+from experiments.runs.files import (
     append_line,
     disk_full_is_one_line,
     plain,
@@ -40,10 +40,10 @@ from experiments.files import (
     write_json,
     write_text,
 )
-from experiments.interruption import interruption, meaning
-from experiments.provenance import code_hash, now, session, stamp
+from experiments.runs.interruption import meaning
+from experiments.runs.provenance import code_hash, now, session, stamp
 
-__all__ = ["Run", "interruption", "open_run"]
+__all__ = ["Run", "open_run"]
 
 STATES = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
 # What a finished run is read for: status.json keeps the digests.
@@ -152,7 +152,7 @@ class Run:
 
     def save_checkpoint(self, step: int, tree: Any) -> None:
         """Write the training state of `step` and the metrics up to it; the last two are kept."""
-        from experiments import checkpoint  # imports Orbax
+        from experiments.runs import checkpoint  # imports Orbax
 
         checkpoint.save(
             self.path / "checkpoints", int(step), tree, note=_content(self.path / "metrics.jsonl")
@@ -164,7 +164,7 @@ class Run:
         The metrics become those of its step: later lines are dropped, and lines that were lost or
         damaged come back, so that the history goes on as if never cut.
         """
-        from experiments import checkpoint  # imports Orbax
+        from experiments.runs import checkpoint  # imports Orbax
 
         newest = max(checkpoint.steps(self.path / "checkpoints"), default=-1)
         found = checkpoint.restore(self.path / "checkpoints", like)

@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from experiments.interruption import MEANINGS
-from experiments.lapack import PAGE
+from experiments.runs.interruption import MEANINGS
+from experiments.runs.lapack import PAGE
 
 # Seconds without work: before it is said, and before a signal ends the process.
 QUIET, GRACE = 60.0, 10.0

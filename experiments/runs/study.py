@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import StudyConfig
-from experiments.memory import make_room
-from experiments.runs import Run, open_run
+from experiments.runs.memory import make_room
+from experiments.runs.run import Run, open_run
 
 
 def study(

@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.errors import FAILED, MISSING, UserError
-from experiments.files import out_of_space, sync_directory, sync_tree
+from experiments.runs.files import out_of_space, sync_directory, sync_tree
 
 KEEP = 2
 # Names beside those of the leaves, which begin with a dot or a bracket.
