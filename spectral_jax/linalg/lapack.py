@@ -1,4 +1,8 @@
-"""Stacks of matrices through LAPACK on a CPU, without the deadlock of jaxlib's thread pool."""
+"""Stacks of matrices through LAPACK on a CPU, without the deadlock of jaxlib's thread pool.
+
+The deadlock, which programs hang and what each function here does about it:
+docs/method-selection.md, "Several LAPACK calls in one program, on a CPU".
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,13 @@ import jaxlib
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-# Up to here jaxlib splits a batched LAPACK call over its thread pool and blocks the calling thread,
-# itself one of the pool, until all parts are done (cf. jax#36927). As soon as every thread is such
-# a caller, no part is ever run. Later releases (watched to 0.12.0.1) do not split.
+# Up to this release jaxlib splits a batched LAPACK call over its thread pool and blocks the calling
+# thread, itself one of the pool, until all parts are done (related: jax#36927). When every thread
+# of the pool is such a caller, none is left to run a part: the program hangs. Later releases
+# (tested up to 0.12.0.1) do not split.
 LAST_JAXLIB_TO_SPLIT = (0, 11, 0)
-# With more threads than this it takes more calls at once than a program usually has, and splitting
-# the batch gains more than it risks.
+# To block more threads than this takes more simultaneous batched calls than a program usually has,
+# and the gain from splitting a batch over them outweighs the risk.
 FEW_THREADS = 4
 
 Result = TypeVar("Result")
@@ -27,12 +32,15 @@ Result = TypeVar("Result")
 def each(
     function: Callable[[Array], Result], stack: Float[Array, "b m n"], *, split: bool | None = None
 ) -> Result:
-    """``function(stack)``, which must treat matrices apart; on a CPU one after the other.
+    """``function(stack)`` of a stack ``[b, m, n]``; on a CPU for one matrix after the other.
 
-    A LAPACK call for a single matrix does not touch the thread pool; on two threads it is as fast.
-    With ``split``, by default where that `splitting_pays`, and on other backends, it is one batched
-    call. A ``vmap`` would batch the calls again: join the batch before (``custom_vmap``).
-    Works under ``jit``; as differentiable as ``function``.
+    A LAPACK call for a single matrix does not touch the thread pool; on two threads a loop of such
+    calls is as fast as the batched call. On a GPU or TPU, and with ``split``, it is one batched
+    call; ``split=None`` decides by `splitting_pays`.
+
+    ``function`` must treat the matrices independently. Works under ``jit``; as differentiable as
+    ``function``. Not for use under ``vmap``, which would turn the loop over single matrices into
+    batched calls again: wrap the caller in `joining_batches`.
     """
     if split is None:
         split = splitting_pays()
@@ -43,9 +51,10 @@ def each(
 
 
 def joining_batches(function: Callable[[Array], Result]) -> Callable[[Array], Result]:
-    """``function`` of ``[..., m, n]``, to which ``vmap`` adds a leading axis.
+    """``function`` of ``[..., m, n]``, called with one more leading axis under ``vmap``.
 
-    By itself ``vmap`` would batch what `each` takes in turn, and run both branches of a ``cond``.
+    By default ``vmap`` rewrites the inside of ``function``: it would batch the single calls of
+    `each`, and run both branches of every ``cond``.
     """
     joined = custom_vmap(function)
 
@@ -58,15 +67,16 @@ def joining_batches(function: Callable[[Array], Result]) -> Callable[[Array], Re
 
 
 def each_leading(function: Callable[[Array], Result], a: Float[Array, "*batch m n"]) -> Result:
-    """`each` over all the leading axes."""
+    """`each` over all leading axes of ``[..., m, n]``, flattened to one and restored after."""
     results = each(function, a.reshape(-1, *a.shape[-2:]))
     return jax.tree.map(lambda x: x.reshape(*a.shape[:-2], *x.shape[1:]), results)
 
 
 def in_turn(function: Callable[..., Result]) -> Callable[..., Result]:
-    """``function`` of pytrees, which ``vmap`` on a CPU calls for one after the other, like `each`.
+    """``function`` of pytrees, which ``vmap`` on a CPU runs for one example after the other.
 
-    For programs of several LAPACK calls and much else. Not differentiable.
+    For functions that make several LAPACK calls between other work, where `each` around every call
+    would be clumsy. Not differentiable: wrap it in a derivative rule of your own.
     """
     wrapped = custom_vmap(function)
 
@@ -74,6 +84,7 @@ def in_turn(function: Callable[..., Result]) -> Callable[..., Result]:
     def one_after_the_other(size, batched, *arguments):
         leaves, structure = jax.tree.flatten(arguments)
         flags = jax.tree.leaves(batched)
+        # `lax.map` slices all it is given: only the arguments that have the batch axis.
         mapped = [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag]
 
         def single(call, own):
@@ -93,22 +104,26 @@ def in_turn(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """``x``, not before ``known`` is: one batched call after the other in a program of several.
+    """``x`` itself, made to depend on ``known``, so that XLA computes ``known`` first.
 
-    A dependence of data, at the cost of reading ``known``: XLA drops an ``optimization_barrier``
-    before it schedules.
+    Two batched LAPACK calls that do not need each other may run at once, and enough of them
+    deadlock the thread pool. Feed the second with ``after(result_of_first[0], x)``, any scalar of
+    the first result, and it waits. It costs a comparison and a ``where`` over ``x``;
+    ``jax.lax.optimization_barrier`` does not do it, because XLA removes it before it decides in
+    which order things run.
     """
+    # Never true, but the compiler cannot know that and so must wait for `known`.
     never = jnp.isnan(known) & jnp.isinf(known)
     return jnp.where(never, 0, x)
 
 
 def splitting_pays() -> bool:
-    """Whether jaxlib spreads a batched call over threads, and over so many that not all wait."""
+    """Whether jaxlib splits a batched call over threads, and has enough of them not to hang."""
     return splits_batches() and cpu_threads() > FEW_THREADS
 
 
 def splits_batches() -> bool:
-    """Whether this jaxlib spreads a batched call over threads, and blocks one of them for it."""
+    """Whether this jaxlib splits a batched LAPACK call over its threads, blocking the caller's."""
     return tuple(int(part) for part in jaxlib.__version__.split(".")[:3]) <= LAST_JAXLIB_TO_SPLIT
 
 

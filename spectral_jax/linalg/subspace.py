@@ -1,4 +1,8 @@
-"""What the eigensolvers share: the problem, orthonormal bases, and the verdict on an answer."""
+"""What the eigensolvers share: the problem, Gram-Schmidt, and the verdict on an answer.
+
+Inside the solvers blocks of vectors are rows ``[k, n]``, because a CPU multiplies a narrow block of
+columns ten times slower; public results have vectors in columns.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,11 @@ class EigResult(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What every method needs to know of the problem; ``sign * values`` ascend."""
+    """What every method needs to know of the problem.
+
+    ``sign`` is 1 for the smallest and -1 for the largest eigenvalues: methods look for the smallest
+    of ``sign * op``. ``fixed`` ``[n, d]`` are the orthonormal columns to keep out of the search.
+    """
 
     op: SymmetricOperator
     k: int
@@ -40,21 +48,30 @@ class Search(NamedTuple):
 
     @property
     def free_dimension(self) -> int:
-        """Dimension of the space that is searched."""
+        """Dimension of the space that is searched: all but the fixed directions."""
         return self.op.size - self.fixed.shape[1]
 
     def allowed(self, values: Array, scale: Array) -> Array:
-        """The error to live with; ``scale`` is the largest ``||A q||``, ``q`` unit."""
+        """The largest residual to accept: ``tol |value|``, but no less than rounding can give.
+
+        ``scale`` is the largest ``||A q||`` of a unit vector ``q`` seen so far, a lower bound of
+        the norm. A product is wrong by about ``eps`` times that, so that an eigenvalue 0, of which
+        no residual is a small fraction, could never converge without the floor.
+        """
         floor = 10 * jnp.finfo(values.dtype).eps * scale
         return jnp.maximum(self.tol * jnp.abs(values), floor)
 
     def converged(self, values: Array, residuals: Array, scale: Array) -> Array:
         """Whether each pair is good enough."""
-        # An overflow would allow an infinite residual.
+        # Where products overflow, `allowed` is infinite too, and inf <= inf would pass.
         return jnp.isfinite(residuals) & (residuals <= self.allowed(values, scale))
 
     def certify(self, vectors: Array, scale: Array, spent: Array) -> EigResult:
-        """Rayleigh quotients and residuals from fresh products, which have not drifted."""
+        """Rayleigh quotients and residuals of given vectors, from one more product each.
+
+        The images that a solver carries along are linear combinations of old products, whose
+        rounding errors add up over many steps; residuals from them may look better than they are.
+        """
         vectors = unit_rows(vectors.T).T
         images = self.op @ vectors
         values = jnp.sum(vectors * images, axis=0)
@@ -66,9 +83,11 @@ class Search(NamedTuple):
 
 
 def restored(result: EigResult, factor: Array) -> EigResult:
-    """What was found for ``factor * op``, of ``op``; NaN and not converged on an overflow.
+    """The result for ``op`` from that for ``factor * op``.
 
-    Nor is it where the products of ``op`` are so small that they lost digits, unseen by residuals.
+    Values that overflow in the unit of ``op`` become NaN and ``converged = False``. An operator so
+    small that its products lost digits to underflow (`holds_digits`) is not converged either,
+    although its residuals look good.
     """
     values, residuals = (x / factor for x in (result.values, result.residuals))
     known = jnp.isfinite(values) & jnp.isfinite(residuals)
@@ -78,20 +97,25 @@ def restored(result: EigResult, factor: Array) -> EigResult:
 
 
 def orthogonalise(x: Array, basis: Array) -> Array:
-    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns; see ``off_rows``."""
+    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns; see `off_rows`."""
     return off_rows(x.T, basis.T).T
 
 
 def outside(x: Array, basis: Array) -> Array:
-    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns, once."""
+    """``x`` (``[n]`` or ``[n, k]``) minus its part along orthonormal columns: one projection.
+
+    Enough where the result only has to be accurate relative to ``x``; see `off_rows` for more.
+    """
     return x - mm(basis, transposed_product(basis, x))
 
 
 def off_rows(x: Array, basis: Array) -> Array:
-    """``x`` (``[n]`` or ``[k, n]``) minus its part along orthonormal rows, twice for precision.
+    """``x`` (``[n]`` or ``[k, n]``) minus its part along orthonormal rows.
 
-    Zero rows in the basis are harmless. Blocks of vectors are rows inside the solvers: a CPU
-    multiplies a narrow block of columns ten times slower.
+    Two passes of classical Gram-Schmidt. One pass leaves an error of ``eps ||x||``, which is large
+    beside a remainder that is short: a vector nearly inside the basis would come out far from
+    orthogonal to it. The second pass brings that to ``eps`` of the remainder ("twice is enough",
+    Daniel, Gragg, Kaufman & Stewart 1976). Zero rows in the basis are harmless.
     """
     for _ in range(2):
         x = x - mm(mm(x, basis.T), basis)
@@ -101,8 +125,9 @@ def off_rows(x: Array, basis: Array) -> Array:
 def off_rows_checked(x: Array, basis: Array) -> tuple[Array, Array]:
     """``x`` (``[n]``) minus its part along orthonormal rows, and the coordinates of that part.
 
-    One pass does where ``x`` keeps half of its length, and where it does not ("twice is enough",
-    Daniel et al. 1976) more follow.
+    Classical Gram-Schmidt, with the second and third pass only where the first left less than half
+    of ``x``: what a pass leaves behind is ``eps`` relative to ``x``, and so at most ``2 eps``
+    relative to a remainder of half the length (criterion of Daniel, Gragg, Kaufman & Stewart 1976).
     """
     coordinates = mm(basis, x)
     rest = x - mm(coordinates, basis)
@@ -116,10 +141,14 @@ def off_rows_checked(x: Array, basis: Array) -> tuple[Array, Array]:
 def orthonormal_rows(x: Array, basis: Array) -> Array:
     """Orthonormal rows for the part of ``x`` outside ``basis``; dependent rows become zero.
 
-    The whitening by the Gram matrix's eigenvectors is the SVQB of Stathopoulos & Wu 2002.
+    The rows are then orthonormalised among each other by whitening with the eigenvectors of their
+    Gram matrix (SVQB, Stathopoulos & Wu 2002), twice: the Gram matrix squares the condition number,
+    so that after one round rows that were nearly dependent are orthogonal to a few digits only.
+    Dependence shows as a small eigenvalue, where QR would divide by a small pivot.
     """
     x = off_rows(unit_rows(x), basis)
-    # What is left of a unit vector that lay in the basis is rounding, and no direction.
+    # What is left of a unit vector that lay inside the basis is rounding error. Scaled up to a unit
+    # vector it would be a random direction that only looks new.
     lost = jnp.sum(x**2, axis=1, keepdims=True) <= (100 * jnp.finfo(x.dtype).eps) ** 2
     x = unit_rows(off_rows(jnp.where(lost, 0, unit_rows(x)), basis))
     if x.shape[0] == 1:
@@ -130,8 +159,11 @@ def orthonormal_rows(x: Array, basis: Array) -> Array:
 
 
 def whitener(x: Array, floor: float) -> Array:
-    """``T`` such that ``T x`` has orthonormal rows, but for zero ones in place of directions whose
-    eigenvalue of the Gram matrix ``x x^T`` is not above ``floor``."""
+    """``T`` such that ``T x`` has orthonormal rows.
+
+    Directions whose eigenvalue of the Gram matrix ``x x^T`` is not above ``floor`` (for unit rows:
+    1 if independent, 0 if dependent) come out as zero rows.
+    """
     values, rotation = jnp.linalg.eigh(inner_rows(x, x))
     independent = values > floor
     scale = jnp.where(independent, jnp.where(independent, values, 1) ** -0.5, 0)
@@ -139,13 +171,21 @@ def whitener(x: Array, floor: float) -> Array:
 
 
 def inner_rows(x: Array, y: Array) -> Array:
-    """``x y^T`` of blocks of few rows, by sums: a thin product adds one term after the other on a
-    CPU, and of a vector that is constant over a layer it gets four digits."""
+    """``x y^T`` of blocks of few rows ``[k, n]``, by elementwise products and sums.
+
+    A matrix product of so thin a shape adds its ``n`` terms one after the other on a CPU. For a
+    vector that is constant over a layer all those rounding errors have one sign, and in float32
+    four digits are left; XLA's sum adds in a tree.
+    """
     return jnp.sum(x[:, None] * y[None], axis=-1)
 
 
 def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
-    """Smallest eigenpairs of a projected matrix, empty (zero) basis vectors out of the running."""
+    """The ``k`` smallest eigenpairs of a projected matrix (Rayleigh-Ritz).
+
+    Basis vectors that are not ``valid`` are zero. They would contribute eigenvalues 0, possibly
+    below the true ones: they get one above all others instead (Gershgorin), and no coordinates.
+    """
     most = jnp.max(jnp.sum(jnp.abs(gram), axis=0))
     ceiling = jnp.where(most > 0, 2 * most, 1)
     values, coordinates = jnp.linalg.eigh(gram + jnp.diag(jnp.where(valid, 0, ceiling)))
@@ -153,10 +193,14 @@ def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
 
 
 def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array, ""] = 0) -> Array:
-    """``k`` fixed vectors with entries scattered over ``[-1, 1)``: a start that favours nothing.
+    """``k`` fixed pseudo-random vectors ``[n, k]`` with entries uniform in ``[-1, 1)``.
 
-    An integer hash of the position (the finaliser of MurmurHash3) rather than ``jax.random``: the
-    generator would take longer to compile than the solver that starts from it.
+    A start for solvers that take no key: it has a part in every eigenvector, whatever the operator.
+    ``stream`` numbers further sets. An integer hash of the position (the finaliser of MurmurHash3)
+    rather than ``jax.random``, whose generator would take longer to compile than the solver.
+
+    >>> generic_vectors(1000, 2, jnp.float32).shape
+    (1000, 2)
     """
     x = jnp.arange(n * k, dtype=jnp.uint32)
     x += jnp.uint32(0x9E3779B9) * jnp.asarray(stream + 1).astype(jnp.uint32)
@@ -167,20 +211,33 @@ def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array
 
 
 def unit(x: Array) -> Array:
-    """Columns of any size scaled to length one; zero columns stay zero."""
+    """Columns of any magnitude scaled to length one; zero columns stay zero.
+
+    ``x`` is ``[n]`` or ``[n, k]``. Works under ``jit``, ``vmap`` and ``grad``. Raises
+    ``ValueError`` for complex numbers.
+
+    >>> [round(float(x), 3) for x in unit(jnp.array([3e-30, 4e-30]))]
+    [0.6, 0.8]
+    """
     x = working(x, "x")
+    # By an exact unit first: in float32 the square of 1e-30 is 0.
     x = x / power_of_two(jnp.max(jnp.abs(x), axis=0, initial=0))
     squares = jnp.sum(x**2, axis=0)
-    # The root is kept away from 0, where it has no slope.
+    # The derivative of the root at 0 is infinite, and times 0 is NaN, also where the result of the
+    # root is not used: so the root of 0 must not be taken at all.
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def unit_rows(x: Array) -> Array:
-    """Rows of an ordinary size scaled to length one; zero rows stay zero."""
+    """Rows scaled to length one, zero rows stay zero; of magnitudes whose squares are numbers."""
     squares = jnp.sum(x**2, axis=1, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def mm(a: Array, b: Array) -> Array:
-    """Matrix product at full precision on every backend."""
+    """Matrix product at full precision on every backend.
+
+    By default JAX multiplies float32 in bfloat16 on a TPU and in TF32 on recent GPUs: two or three
+    digits, where an orthogonalisation needs all seven.
+    """
     return jnp.matmul(a, b, precision=Precision.HIGHEST)
