@@ -44,41 +44,50 @@ def eigsh(
     method: Literal["auto", "lobpcg", "lanczos"] = "auto",
     probe_steps: int = 8,
 ) -> EigResult:
-    """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``.
+    """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``, from products alone.
 
-    A pair has converged when ``||A v - theta v|| <= tol |theta|``, or when that residual is at the
-    rounding floor of the dtype (which is how an eigenvalue 0 converges). Pairs are sought in the
-    orthogonal complement of ``deflate``. For ``k > 1`` ``lanczos`` ends with a look for further
-    copies of repeated eigenvalues, with a chance of 1e-4 to overlook one, whatever the spectrum.
+    A pair has converged when ``||A v - value v|| <= tol |value|``, or when that residual is at the
+    rounding floor of the dtype (which is how an eigenvalue 0 converges). An eigenvalue of ``A``
+    then lies within the residual of ``value``; the error of ``value`` is about the residual's
+    square over the gap to the next eigenvalue.
 
     Args:
-      v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed random one
-        if None. A start block can lie in an invariant subspace that does not hold the wanted pair,
-        so a converged answer of ``lobpcg`` is probed by ``probe_steps`` to 24 steps from a generic
-        vector in its complement, and the search goes on from there if they see a value beyond it.
-      v0_images: for ``lobpcg``; ``op @ v0``, where it is known for less than a product each.
+      k: how many pairs; memory and time of a step grow with it.
+      v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed
+        pseudo-random one if None.
+      v0_images: ``op @ v0``, where it is known for less than a product each; ``lobpcg`` only.
       deflate: orthonormal columns ``[n, d]`` to keep out of the search: known eigenvectors of
         ``op``.
-      preconditioner: for ``lobpcg``; an approximate inverse of ``op`` to multiply residuals with,
-        positive definite: a diagonal ``[n]`` (such as ``1 / diag(A)``) or an operator.
-      tol: relative residual; ``sqrt(eps)`` of the dtype if None.
+      preconditioner: an approximate inverse of ``op`` to multiply residuals with, positive
+        definite: a diagonal ``[n]`` (such as ``1 / diag(A)``) or an operator; ``lobpcg`` only.
+      tol: the largest relative residual; ``sqrt(eps)`` of the dtype if None (3e-4 in float32),
+        which leaves the value an error near ``eps`` where the gap is of the value's size.
       max_matvecs: cap; on reaching it the best pairs so far come back with ``converged = False``.
-      method: ``auto`` picks ``lobpcg`` for one pair with a preconditioner or a start, else
-        ``lanczos`` (measured: benchmarks/RESULTS.md).
-      probe_steps: how long to look past an answer that came from ``v0``. From an eigenvector that
-        is not the wanted one, as start, 6 gave no wrong pair for 480 network Laplacians; 3 are
-        enough for a start with something of the wanted vector in it (0 of 480).
+      method: ``lobpcg`` can use a start block and a preconditioner; ``lanczos`` gets more from each
+        product where neither is there. ``auto`` picks ``lobpcg`` for one pair with a preconditioner
+        or a start, else ``lanczos`` (measured: benchmarks/RESULTS.md).
+      probe_steps: how long ``lobpcg`` looks past an answer that came from ``v0``, which may be an
+        eigenvector but not the wanted one: steps from a generic vector in the complement of the
+        answer (at most 24; 0: none). If they see a better value, the search goes on from there.
+        From a wrong eigenvector as start, 6 steps let no wrong pair pass for 480 network
+        Laplacians; 3 are enough for a start with a part in the wanted vector (0 of 480).
 
-    Works under ``jit`` (static: all but the arrays), ``vmap`` and on sharded operators.
+    One Krylov space holds one vector of a repeated eigenvalue. For ``k > 1`` ``lanczos`` therefore
+    ends with a look for further copies, with a chance of 1e-4 to overlook one.
+
+    Works under ``jit`` (static: all but the arrays), ``vmap`` and on sharded operators. NaN in the
+    operator gives NaN values and ``converged = False``. The operator may have any scale from 1e-30
+    to 1e30 in float32 (1e-290 to 1e300 in float64): beyond, its products lose digits to underflow
+    or overflow, and pairs do not converge.
+
     Reverse-mode derivatives with respect to ``op.data`` are exact at a converged pair: ``d values =
-    v^T dA v``, and for ``vectors`` the adjoint, solved by conjugate gradients off the pairs at
-    hand; no derivative flows to ``v0``, ``deflate`` or ``preconditioner``. At a repeated eigenvalue
-    the derivative of ``values`` is one finite element of the generalised gradient; that of single
-    vectors does not exist, and what values within ``tol`` of each other would pass on is masked,
-    which is right for functions of the subspace. An eigenspace cut by ``k`` stays out of reach. NaN
-    in the operator gives NaN values and ``converged = False``.
-    Values scale as the operator does, ``op`` between 1e-30 and 1e30 in float32 (1e-290 and 1e300
-    in float64): beyond, its products lose digits to underflow or overflow, and do not converge.
+    v^T dA v``, and for ``vectors`` a linear system per pair, solved by conjugate gradients; none
+    flows to ``v0``, ``deflate`` or ``preconditioner``. At a repeated eigenvalue the derivative of
+    ``values`` is one finite element of the generalised gradient. That of its single vectors does
+    not exist: the terms between values within ``tol`` of each other are set to 0, which is right
+    for functions of the whole eigenspace. Where ``k`` cuts through an eigenspace, the vectors have
+    no derivative that is right.
+
     Raises ``ValueError`` for an impossible ``k``, ``which``, ``method``, ``tol`` or start block,
     and for ``max_matvecs`` that are not enough to start and to certify (``k + 2`` for ``lanczos``).
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
@@ -105,6 +114,8 @@ def eigsh(
 
 
 class _Options(NamedTuple):
+    """What is static under ``jit``; ``sign`` is 1 for the smallest and -1 for the largest."""
+
     k: int
     sign: int
     tol: float
@@ -126,7 +137,10 @@ def _pairs(options, op, start, deflate, preconditioner) -> EigResult:
 
 
 def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | None]:
-    """At least ``k`` columns to start from, and the products with them, if all are known."""
+    """At least ``k`` columns to start from, and the products with them, if all are known.
+
+    A caller's start with fewer columns is filled up with pseudo-random ones.
+    """
     noise = generic_vectors(op.size, k, op.dtype)
     if start is None:
         return noise, None
@@ -140,13 +154,19 @@ def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | N
 
 def _pairs_forward(options, *arguments):
     op, start, deflate, preconditioner = custom_vjp_primal_tree_values(arguments)
-    # Vectors kept for the backward pass carry their own derivative: second derivatives are right.
+    # The vectors are kept as results of `_pairs`, which has this derivative rule itself. That makes
+    # second derivatives right: they go through how the vectors move.
     result = _pairs(options, op, start, deflate, preconditioner)
     return result, (op, start, deflate, preconditioner, result.values, result.vectors)
 
 
 def _pairs_backward(options, saved, cotangent: EigResult):
-    """``A_bar = sum_j z_j v_j^T``, ``z_j = values_bar_j v_j - (A - values_j)^+ vectors_bar_j``."""
+    """``A_bar = sum_j z_j v_j^T``, ``z_j = values_bar_j v_j - (A - values_j)^+ vectors_bar_j``.
+
+    ``x_bar`` is the derivative of the result by ``x``, and ``^+`` the pseudoinverse: a unit vector
+    does not move along itself. ``A_bar`` is ``n x n`` and never formed: pulling ``z_j`` back
+    through the product ``op @ v_j`` gives the derivative by ``op.data``.
+    """
     op, start, deflate, preconditioner, values, vectors = saved
     adjoint = jnp.zeros_like(vectors)
     if not isinstance(cotangent.values, SymbolicZero):
@@ -159,10 +179,11 @@ def _pairs_backward(options, saved, cotangent: EigResult):
 
 
 def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
-    """Solve ``(A - values_j) z_j = -cotangent_j`` off the ``j``-th vector.
+    """Solve ``(A - values_j) z_j = -cotangent_j`` in the complement of the ``j``-th vector.
 
-    By division on the eigenvectors at hand, by conjugate gradients on the rest, where
-    ``A - values_j`` is definite.
+    In the span of the eigenvectors at hand ``A - values_j`` is diagonal: divide. In the complement
+    of them all it is definite, because only larger eigenvalues are left (smaller, for ``LA``), as
+    conjugate gradients need.
     """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     factor = factor_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
@@ -171,7 +192,8 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     cotangent = cotangent / size
     known = jnp.concatenate([fixed, vectors], axis=1)
     apart = jnp.concatenate([jnp.sum(fixed * (op @ fixed), axis=0), values])[:, None] - values
-    # Within an eigenspace no direction is determined: nothing is passed on.
+    # Vectors of one eigenspace may be rotated among each other at will: a gap that is nothing but
+    # rounding would be divided by. Set these terms to 0, by an infinite gap.
     determined = jnp.abs(apart) > options.tol * jnp.max(jnp.abs(values))
     parts = mm(known.T, cotangent) / jnp.where(determined, apart, jnp.inf)
 
@@ -193,7 +215,7 @@ _compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 
 def _least(k: int, method: str, v0, v0_images) -> int:
-    """The products without which there is no answer: the start's, and those that certify."""
+    """The least ``max_matvecs`` that give an answer: products with the start, and to certify."""
     if method == "lanczos":
         return k + 2
     columns = 0 if v0 is None else v0.size // v0.shape[0]
@@ -226,7 +248,7 @@ def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tupl
 
 
 def _as_function(preconditioner) -> Callable[[Array], Array]:
-    """The preconditioner of a block of row vectors."""
+    """The preconditioner as a function of a block of row vectors ``[k, n]``."""
     if preconditioner is None:
         return lambda r: r
     if isinstance(preconditioner, SymmetricOperator):

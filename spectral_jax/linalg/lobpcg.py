@@ -1,4 +1,11 @@
-"""LOBPCG (Knyazev 2001), with a probe for what a start block led it past."""
+"""LOBPCG (Knyazev 2001), with a probe for pairs that the start block hides.
+
+The locally optimal block preconditioned conjugate gradient method keeps three blocks: the best
+vectors ``X``, the preconditioned residuals ``W``, and the directions ``P`` that moved ``X`` in the
+last step. A step takes the best pairs in the span of all three (Rayleigh-Ritz). The blocks are kept
+orthonormal (Hetmaniuk & Lehoucq 2006): in the original basis ``P`` and ``X`` become parallel near
+convergence, and the small projected problem loses its digits.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +31,20 @@ from spectral_jax.linalg.subspace import (
     whitener,
 )
 
-# A probe ends when its Ritz value stands clear of the answer by this many residuals: an eigenvalue
-# lies within one, and a better one nearby would still pull it down.
+# A probe ends when its Ritz value lies above the answer by this many of its residuals. An
+# eigenvalue lies within one residual; the others are a margin, since a better one nearby would
+# still pull the Ritz value down in the next steps.
 PROBE_MARGIN = 4
 PROBE_STEPS_MOST = 24
-# Guesses whose images are known are not multiplied anew once they are orthonormal: their rounding
-# errors grow by one over the root of the least eigenvalue of their Gram matrix that is kept.
+# The least eigenvalue of the Gram matrix of the start vectors whose direction is kept. Their images
+# are combined as they are and not multiplied anew, so that rounding errors in them grow by one over
+# its root: tenfold at most.
 LEAST_INDEPENDENCE = 1e-2
 
 
 class _Basis(NamedTuple):
-    """Blocks of rows: the best vectors, where they last came from, and the images of both."""
+    """Blocks of ``k`` rows: the best vectors ``x``, the directions ``p`` that last moved them, and
+    the products of both with the operator. Rows may be zero (no direction)."""
 
     x: Array
     ax: Array
@@ -43,6 +53,8 @@ class _Basis(NamedTuple):
 
 
 class _Iterate(NamedTuple):
+    """State of the inner iteration; ``gram`` is ``sign * [x, p] A [x, p]^T``, carried along."""
+
     basis: _Basis
     gram: Array
     values: Array
@@ -53,7 +65,10 @@ class _Iterate(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """The answer so far; a round either goes on from it or probes its complement."""
+    """The answer so far. A round either iterates on it or probes its complement (``probing``).
+
+    ``residuals`` are infinite where a probe has found that something better exists.
+    """
 
     basis: _Basis
     values: Array
@@ -74,10 +89,13 @@ def lobpcg(
 ) -> EigResult:
     """Solve from the best pairs in the block ``start`` (``[n, s]``), then look beyond.
 
-    ``images`` are the products with the columns of ``start``, if they are known. A probe is the
-    same iteration on the complement of the answer, from a generic vector and cut short, though not
-    before ``probe_steps`` (0: no probe); while one finds a better value, the search goes on from
-    there. No probe of a few steps can see an eigenvalue that is better by very little.
+    ``images`` are the products with the columns of ``start``, if they are known.
+
+    A start that is an eigenvector, though not the wanted one, has residual 0 and looks like an
+    answer. So an answer is probed: the same iteration in its orthogonal complement, from a generic
+    vector, for at least ``probe_steps`` steps (0: no probe) and at most 24. If it finds a better
+    value, the search goes on with the probe's vectors as ``P``, and is probed again. No probe of a
+    few steps can see an eigenvalue that is better by very little.
     """
     op = search.op
     spent = start.shape[1] if images is None else 0
@@ -102,7 +120,7 @@ def _rounds(
     probe_steps: int,
     spent: Array,
 ) -> EigResult:
-    """From the best guesses: rounds that go on from an answer, or probe beyond it.
+    """From the best guesses: rounds that iterate on the answer and rounds that probe, in turn.
 
     Here and below blocks of vectors are rows.
     """
@@ -147,7 +165,11 @@ def _next_round(
     probe_steps: int,
     state: _Round,
 ) -> _Round:
-    """Go on from the answer, or probe its complement, whichever is due."""
+    """Iterate on the answer, or probe its complement, whichever is due.
+
+    Both are one call of ``iterate``, with arguments chosen by ``where``: the loop is compiled once
+    instead of twice, and under ``vmap`` members of a batch may be at different stages.
+    """
     probing, fixed = state.probing, search.fixed.T
     nothing = jax.tree.map(jnp.zeros_like, state.basis)
     end = iterate(
@@ -172,7 +194,8 @@ def _next_round(
     return _Round(
         basis=_where(probing, found, end.basis),
         values=jnp.where(probing, state.values, end.values),
-        # Something better exists: the answer is not one, whatever its residual.
+        # A better value exists, so this is not the wanted pair, however small its residual is. If
+        # the products run out now, `_rounds` reports it as not converged.
         residuals=jnp.where(probing, jnp.where(beyond, jnp.inf, state.residuals), end.residuals),
         scale=end.scale,
         matvecs=end.matvecs,
@@ -182,13 +205,19 @@ def _next_round(
 
 
 def _best_guesses(search: Search, start: Array, images: Array) -> tuple[_Basis, Array]:
-    """The best ``k`` Ritz pairs in the span of a block with its images, and the ``k`` next best."""
+    """The best ``k`` Ritz vectors in the span of the start block, as ``X``; the next ``k``, ``P``.
+
+    Their images are the same combinations of ``images``.
+    """
     k, sign = search.k, search.sign
     length = jnp.linalg.norm(start, axis=0)
     length = jnp.where(length > 0, length, 1)
     fixed = search.fixed.T
-    # The fixed vectors are eigenvectors: projections off them commute with the operator.
+    # The fixed vectors are eigenvectors of the operator: projecting them out of an image gives the
+    # image of the projected vector, without a new product.
     x, image = off_rows((start / length).T, fixed), off_rows((images / length).T, fixed)
+    # Whitened twice, as in `orthonormal_rows`. After the first round rows have eigenvalues near 1
+    # or are zero, which 0.5 tells apart.
     for floor in (LEAST_INDEPENDENCE, 0.5):
         whiten = whitener(x, floor)
         x, image = mm(whiten, x), mm(whiten, image)
@@ -215,9 +244,14 @@ def _iterate(
     matvecs: Array,
     precondition: Callable[[Array], Array],
 ) -> _Iterate:
-    """Until converged, settled above ``bar``, at ``limit`` steps or out of matvecs.
+    """LOBPCG steps until converged, ``limit`` steps are made or the products are spent.
 
-    The first direction is ``lead``, if it ``leads``, and not a residual.
+    Args:
+      lead, leads: a block to use in place of the residuals in the first step, if ``leads`` is true:
+        a probe begins without vectors, and so without residuals.
+      known: orthonormal rows to stay orthogonal to.
+      bar: a probe's reason to stop early, the answer's worst value (times the sign): it ends when
+        its best Ritz value has settled above, though not before ``least_steps``. Infinite: none.
     """
     op, k, sign = search.op, search.k, search.sign
 
@@ -232,7 +266,9 @@ def _iterate(
         gram = jnp.concatenate([state.gram, cross[: 2 * k].T])
         gram = _symmetric(jnp.concatenate([gram, cross], axis=1))
         values, c = best_pairs(gram, jnp.sum(s**2, axis=1) > 0.5, k)
-        # P is what moved X, kept orthogonal to the new X by working in coordinates.
+        # P is the part of the new X that comes from the old P and W, orthogonalised against X. Both
+        # are formed in coordinates of S, whose rows are orthonormal: small matrices instead of
+        # passes over vectors of length n. (Hetmaniuk & Lehoucq 2006.)
         c = c.T
         both = jnp.concatenate([c, orthonormal_rows(c.at[:, :k].set(0), c)])
         s, image = mm(both, s), mm(both, image)
@@ -253,6 +289,7 @@ def _iterate(
         settled = sign * state.values[0] - PROBE_MARGIN * state.residuals[0] > bar
         good |= settled & (state.step >= least_steps)
         affordable = (state.step < limit) & (state.matvecs + 2 * k <= search.max_matvecs)
+        # NaN and inf never become smaller: stop, and let the residuals tell.
         healthy = jnp.all(jnp.isfinite(state.residuals)) | (state.step == 0)
         return ~good & affordable & healthy
 
@@ -268,6 +305,7 @@ def _where(condition: Array, one: _Basis, other: _Basis) -> _Basis:
 
 
 def _symmetric(gram: Array) -> Array:
+    """Without the antisymmetric part that rounding leaves: ``eigh`` reads one triangle only."""
     return (gram + gram.T) / 2
 
 

@@ -1,4 +1,14 @@
-"""Thick-restart Lanczos (Wu & Simon 2000), and a look at what one Krylov space cannot hold."""
+"""Thick-restart Lanczos (Wu & Simon 2000), and a look for copies of repeated eigenvalues.
+
+Lanczos builds an orthonormal basis of the Krylov space ``v, A v, A^2 v, ...`` and reads eigenpairs
+off the operator's projection on it (Ritz pairs). When the basis has reached the memory set aside
+for it, it is replaced by its best Ritz vectors and the search continues from those: a thick
+restart.
+
+A Krylov space holds a single vector of each eigenspace. Of an eigenvalue that repeats it therefore
+finds one copy, with a residual that says nothing of the others, and the second of the ``k``
+smallest would be reported as the third. `_Solver.look` counts what is missing.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +34,33 @@ from spectral_jax.linalg.subspace import (
     unit_rows,
 )
 
-# Basis vectors beyond the wanted pairs: as many as the memory holds, between these.
+# The basis has at least 20 vectors beyond 2 k, and otherwise as many as 64 MiB hold, up to 64: more
+# make restarts rarer, but every product is orthogonalised against all of them.
 EXTRA_LEAST, BASIS_MOST = 20, 64
 BASIS_BYTES = 2**26
-# Products before the first check, and between two at most. A check costs about as much as one.
+# Products before the first check for convergence, and between two checks at most. A check solves
+# the projected problem, which takes about as long as one product.
 STRIDE, STRIDE_MOST = 16, 32
-# Products after which the rate of convergence is half forgotten.
+# The rate of convergence is an average over past checks; after 8 more products the old average
+# counts one half.
 MEMORY = 8
-# How much of the start is generic: what the given start lacks must be there to grow.
+# The start is a tenth of a generic vector beside the one given, since Lanczos never finds a vector
+# of which the start has no part at all.
 GENERIC_PART = 0.1
-# Shares of the error allowed: what the recurrence must promise, and by how much it may be off.
+# Shares of the residual that is allowed: what the recurrence must predict, and how far the measured
+# one may be from that prediction.
 PROMISED, DRIFT = 0.9, 0.1
-# The chance of overlooking another copy of an eigenvalue, wherever in the spectrum it lies.
+# The chance, over generic vectors, of overlooking another copy of an eigenvalue.
 OVERLOOKED = 1e-4
 
 
 class _Krylov(NamedTuple):
-    """Vectors are rows; the first ``filled`` of the basis have met the operator.
+    """The basis and the operator's projection on it.
 
-    ``factor`` is one over the operator's magnitude, and 0 before the first product.
+    Vectors are rows. The first ``filled`` of ``basis`` have been multiplied by the operator; the
+    next row is the one to multiply next. Column ``j`` of ``projected`` holds the coordinates of the
+    image of row ``j``. ``scale`` is the longest image so far; ``factor`` is one over the operator's
+    magnitude (``scale.py``), and 0 before the first product.
     """
 
     basis: Array
@@ -54,9 +72,10 @@ class _Krylov(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """What the basis says: ``A v_i = values_i v_i + couplings_i (the vector after the basis)``.
+    """Ritz pairs: ``A v_i = values_i v_i + couplings_i (the vector after the basis)``.
 
-    ``excess`` is the worst residual, over the error that is allowed.
+    ``coordinates`` are those of ``v_i`` in the basis. The length of a coupling is the residual of
+    its pair; ``excess`` is the largest over the residual allowed, so that 1 has converged.
     """
 
     values: Array
@@ -66,7 +85,11 @@ class _Pairs(NamedTuple):
 
 
 class _Hunt(NamedTuple):
-    """Lanczos at a check: how fast residuals fall, and the products planned until the next."""
+    """The search at a check for convergence.
+
+    ``rate`` is the fall of ``log(excess)`` per product, ``steps`` the products planned until the
+    next check.
+    """
 
     krylov: _Krylov
     pairs: _Pairs
@@ -77,7 +100,9 @@ class _Hunt(NamedTuple):
 class _Answer(NamedTuple):
     """The pairs so far; ``beyond`` is the vector after the basis.
 
-    ``told`` says that the couplings tell all, those of a basis that began with earlier pairs not.
+    ``told``: the couplings are the whole residual. They are not where the basis began with pairs of
+    an earlier round, whose own residuals were dropped. ``done``: nothing is left to look for;
+    ``promising``: a better value is known to exist, so that another round pays.
     """
 
     values: Array
@@ -90,11 +115,14 @@ class _Answer(NamedTuple):
 
 
 class _Look(NamedTuple):
-    """A bare Lanczos recurrence from ``q``, and what its tridiagonal matrix says of one point.
+    """A three-term Lanczos recurrence, and what its tridiagonal matrix ``T`` says of one point.
 
-    ``pivot``, of its factorisation there, is negative as soon as it has an eigenvalue below.
-    ``growth`` is the orthonormal polynomial that belongs to ``q``; ``total`` its squares so far,
-    ``towards`` their sum over the vectors, where what is below comes to the fore.
+    ``pivot`` is the last one of the factorisation ``T - point = L D L^T``: a negative one means
+    that ``T``, and so the operator, has an eigenvalue below ``point`` (Sylvester's inertia).
+    ``growth`` is the value at ``point`` of the orthonormal polynomial that belongs to ``q`` (its
+    Lanczos vector is that polynomial of the operator, times the start), ``total`` the sum of the
+    squares so far. ``towards`` is the sum of ``growth * q``: parts below ``point`` add up in it, so
+    that it is a start for the missing vector.
     """
 
     q: Array
@@ -110,25 +138,28 @@ class _Look(NamedTuple):
 def thick_restart(search: Search, start: Array) -> EigResult:
     """Solve from the sum of the columns of ``start``, restarting with the best Ritz vectors.
 
-    One Krylov space holds a single vector of a repeated eigenvalue, so several converged pairs get
-    a look at what is orthogonal to it. Where that shows a better value, the search goes on from
-    there, beside the pairs found.
+    When several pairs have converged, a look at the complement of the basis counts copies of
+    repeated eigenvalues. If it shows a better value, the search continues from there, beside the
+    pairs found.
     """
     return _Solver(search).solve(start)
 
 
 class _Solver:
-    """The parts of the solver; everything static is decided here."""
+    """The parts of the solver; sizes that are static under ``jit`` are decided on construction."""
 
     def __init__(self, search: Search) -> None:
         self.search, self.fixed = search, search.fixed.T
         self.op: SymmetricOperator = search.op
         k, free, self.dtype = search.k, search.free_dimension, search.op.dtype
         row = search.op.size * jnp.dtype(self.dtype).itemsize
+        # `keep` Ritz vectors survive a restart: the wanted ones, and a third of the room beyond
+        # them, since the pairs next to the wanted ones decide how fast those converge.
         self.size = min(free, max(2 * k + EXTRA_LEAST, min(BASIS_MOST, BASIS_BYTES // row)))
         self.keep = min(k + (self.size - k) // 3, self.size - 1)
 
     def solve(self, start: Array) -> EigResult:
+        """Rounds of searching and looking until nothing better is known or products are spent."""
         generic = GENERIC_PART * unit_rows(self.fresh(0)[None])[0]
         mixed = unit_rows(jnp.sum(unit_rows(start.T), axis=0)[None])[0] + generic
         first = jnp.zeros((self.size + 1, self.op.size), self.dtype)
@@ -147,7 +178,7 @@ class _Solver:
         return restored(_certify(search, answer, krylov), krylov.factor)
 
     def one_round(self, krylov: _Krylov) -> tuple[_Krylov, _Answer]:
-        """Find pairs, and look beyond them. If that finds more, the next round begins there."""
+        """Find pairs, then look for better ones; the state returned begins where that led."""
         k, sign = self.search.k, self.search.sign
         told, unknown = krylov.filled == 0, jnp.zeros((), self.dtype)
         unchecked = self.pairs_of(krylov)._replace(excess=unknown + jnp.inf)
@@ -156,7 +187,10 @@ class _Solver:
         found, values = pairs.excess <= 1, pairs.values[:k]
         vectors = mm(pairs.coordinates[:, :k].T, krylov.basis[: self.size])
         allowed = self.search.allowed(values[-1], krylov.scale)
-        # Another copy of the last value would be no better: below those to find it must lie.
+        # Only a missing copy of a value below the last one would displace a pair; another copy of
+        # the last value is as good as the one found. So look below the largest value that is less
+        # than the last by more than the error allowed to both. If there is none (-inf), all k
+        # values are one, and a missing copy would not change the answer.
         copied = jnp.max(jnp.where(values < values[-1] - 2 * allowed, values, -jnp.inf))
         unique = (k == 1) | (krylov.filled == self.search.free_dimension) | jnp.isinf(copied)
         look = self.look(krylov, copied + allowed / 2, found & ~unique)
@@ -183,7 +217,8 @@ class _Solver:
         return (open_ & self.affordable(krylov)) | (krylov.matvecs == 0)
 
     def hunt(self, hunt: _Hunt) -> _Hunt:
-        """Restart where the basis is full, extend it, check the pairs, plan the next check."""
+        """Restart if the basis is full, extend it by the planned products, check the pairs, and
+        plan when to check again from how fast the residuals fell."""
         full = hunt.krylov.filled == self.size
         krylov = jax.lax.cond(full, self.restarted, lambda krylov, _: krylov, *hunt[:2])
         steps = jnp.minimum(hunt.steps, self.size - krylov.filled)
@@ -194,26 +229,30 @@ class _Solver:
         fall = jnp.where(jnp.isfinite(fall), fall, 0)
         taken = steps.astype(self.dtype)
         rate = (MEMORY * hunt.rate + fall) / (MEMORY + taken)
-        # Convergence speeds up in the end: not all that the rate asks for.
+        # 0.6 of what the rate predicts: convergence accelerates in the end, and a product too many
+        # costs as much as a check too many.
         planned = jnp.ceil(0.6 * jnp.log(pairs.excess) / jnp.maximum(rate, fall / taken))
         planned = jnp.where(planned > 0, jnp.minimum(planned, STRIDE_MOST), STRIDE_MOST)
         return _Hunt(krylov, pairs, rate, planned.astype(jnp.int32))
 
     def extended(self, krylov: _Krylov) -> _Krylov:
-        """One more vector meets the operator; what is new comes next."""
+        """One Lanczos step: multiply the next basis vector, and append what is new in its image."""
         basis, projected, j, scale, factor, matvecs = krylov
         q = basis[j]
         image, factor = seen(self.op, factor, q)
         image = off_rows(factor * image, self.fixed)
         alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
         beta = projected[j, j - 1]
-        # Beyond these two there is rounding, and after a restart what the kept vectors couple to.
+        # In exact arithmetic nothing is left along older vectors. There is rounding, which grows
+        # if it is not removed, and right after a restart the parts along the kept Ritz vectors.
         rest = image - alpha * q - beta * basis[j - 1]
         rest, coordinates = off_rows_checked(rest, basis)
-        # Near a breakdown the rounding of the image is large beside what is left.
+        # If little is left (near a breakdown), rounding errors of the image along the fixed vectors
+        # are large beside it: remove them once more.
         rest = off_rows(rest, self.fixed)
         scale, length = jnp.maximum(scale, jnp.linalg.norm(image)), jnp.linalg.norm(rest)
-        # An invariant subspace is complete: go on in a fresh direction, coupled to nothing.
+        # Breakdown: the basis spans an invariant subspace, and what is left is rounding. Go on with
+        # a fresh pseudo-random vector orthogonal to it, which nothing in the basis couples to.
         broken = self.vanishes(length, scale)
         following = jax.lax.cond(
             broken,
@@ -233,6 +272,9 @@ class _Solver:
         )
 
     def pairs_of(self, krylov: _Krylov) -> _Pairs:
+        """Ritz pairs of the basis. Their residuals need no product: only the last basis vector has
+        an image that leaves the basis, so a residual is its coupling times the pair's last entry
+        (Golub & Van Loan, section 10.1)."""
         projected, filled, k = krylov.projected, krylov.filled, self.search.k
         square, met = self.square(krylov)
         values, y = best_pairs(self.search.sign * square, met, max(self.keep, k))
@@ -242,20 +284,25 @@ class _Solver:
         return _Pairs(values, y, couplings, jnp.where(filled < k, jnp.inf, jnp.max(excess)))
 
     def square(self, krylov: _Krylov) -> tuple[Array, Array]:
-        """The operator on the basis, and which vectors it knows."""
-        # Kept vectors were not multiplied again: what couples them is in the upper triangle.
+        """The operator's projection on the basis, and which basis vectors were multiplied."""
+        # Ritz vectors kept at a restart are not multiplied again. What couples them to the vector
+        # after them was found when that one was multiplied: in its column, the upper triangle.
         projected = krylov.projected[: self.size]
         met = jnp.arange(self.size, dtype=jnp.int32) < krylov.filled
         square = jnp.triu(projected) + jnp.triu(projected, 1).T
         return jnp.where(met & met[:, None], square, 0), met
 
     def restarted(self, krylov: _Krylov, pairs: _Pairs) -> _Krylov:
+        """The best Ritz vectors as a new basis, followed by the vector after the old one."""
         ritz = mm(pairs.coordinates[:, : self.keep].T, krylov.basis[: self.size])
         values = self.search.sign * pairs.values[: self.keep]
         return self.beginning(krylov, ritz, values, krylov.basis[self.size])
 
     def beginning(self, krylov: _Krylov, ritz: Array, values: Array, following: Array) -> _Krylov:
-        """A basis of Ritz vectors; what couples them to the next shows when that is multiplied."""
+        """A basis of Ritz vectors, with their values as its projection, and the next vector.
+
+        The couplings of both are not needed: they appear in the next vector's image.
+        """
         count = len(values)
         basis = jnp.zeros_like(krylov.basis).at[:count].set(ritz)
         projected = jnp.zeros_like(krylov.projected).at[:count, :count].set(jnp.diag(values))
@@ -268,18 +315,27 @@ class _Solver:
 
     @property
     def enough(self) -> float:
-        """The growth in all at which a look may stop."""
+        """The ``total`` at which a look may stop (see `look`).
+
+        A generic vector has a part ``u^T g`` of about ``n^-1/2`` in a unit vector ``u``, and one
+        below ``c n^-1/2`` with the chance ``sqrt(2 / pi) c`` (a normal density near 0). With ``c``
+        chosen for the chance ``OVERLOOKED``, this is ``1 / (u^T g)^2``.
+        """
         return 2 * self.op.size / (math.pi * OVERLOOKED**2)
 
     def look(self, krylov: _Krylov, point: Array, wanted: Array) -> _Look:
         """Has the operator more eigenvalues below ``point`` than its basis shows?
 
-        By Haynsworth's inertia formula it has as many more as the Schur complement ``S`` of the
-        basis in ``A - point``, which is ``A - point`` off the basis, less a multiple of ``q q^T``
-        where ``q`` is the vector that comes next. Lanczos from a generic vector ``g`` looks for
-        an eigenvalue of ``S`` below 0. While it sees none, the squares of its polynomials at
-        ``point`` add up to at most ``1 / (u^T g)^2`` for every eigenvector ``u`` of one: in the
-        end ``u^T g`` would have to be improbably small.
+        Write ``A - point`` in blocks: the basis, and its complement. By Haynsworth's inertia
+        formula (1968) it has as many negative eigenvalues as the block of the basis, where they are
+        known, and the Schur complement ``S`` together. ``S`` is ``A - point`` on the complement,
+        less a multiple of ``q q^T`` for the vector ``q`` after the basis, the only one that couples
+        to it.
+
+        Lanczos from a generic vector ``g`` of the complement looks for a negative eigenvalue of
+        ``S``. While it sees none, the squares of its orthonormal polynomials at ``point`` add up to
+        at most ``1 / (u^T g)^2`` for the eigenvector ``u`` of any negative eigenvalue. They grow
+        from step to step, until such a ``u`` would have to be improbably orthogonal to ``g``.
         """
         op, sign = krylov.factor * self.op, self.search.sign
         krylov_next = krylov.filled
@@ -294,7 +350,8 @@ class _Solver:
             rest, _ = off_rows_checked(image - alpha * q - look.beta * look.before, known)
             beta = jnp.linalg.norm(rest)
             pivot = alpha - point - look.beta**2 / look.pivot
-            # An invariant subspace has a part in every eigenvalue there is.
+            # Breakdown: the vectors span an invariant subspace, in which a generic start has a part
+            # of every eigenvalue. None was below, so there is none.
             growth = jnp.where(self.vanishes(beta, krylov.scale), jnp.inf, -pivot / beta)
             growth = growth * look.growth
             return _Look(
@@ -319,7 +376,8 @@ class _Solver:
         return jax.lax.while_loop(open_, step, look)
 
     def eliminated(self, krylov: _Krylov, point: Array) -> Array:
-        """``b^T (T - point)^-1 b``, ``b`` what couples the basis to the next vector."""
+        """``b^T (T - point)^-1 b``, ``b`` the coupling of the basis to the vector ``q`` after it:
+        the factor of ``q q^T`` in the Schur complement."""
         square, met = self.square(krylov)
         last = jnp.arange(self.size, dtype=jnp.int32) == krylov.filled - 1
         coupling = krylov.projected[krylov.filled, krylov.filled - 1]
@@ -330,29 +388,39 @@ class _Solver:
     # What both need
 
     def affordable(self, state):
-        """Whether one more product leaves what certifying the answer may take."""
+        """Whether one more product leaves the ``k + 1`` that certifying the answer may take."""
         first = state.matvecs == 0
         return first | (state.matvecs + self.search.k + 1 < self.search.max_matvecs)
 
     def vanishes(self, length, scale):
+        """Whether what is left of an image is nothing but its rounding error."""
         return length <= 10 * jnp.finfo(self.dtype).eps * scale
 
     def fresh(self, number) -> Array:
+        """A pseudo-random vector, another for every ``number``."""
         return generic_vectors(self.op.size, 1, self.dtype, stream=number + 2)[:, 0]
 
     def outside(self, vector: Array, known: Array) -> Array:
+        """The part of a vector outside orthonormal rows, at unit length."""
         return unit_rows(off_rows(vector, known)[None])[0]
 
 
 def _certify(search: Search, answer: _Answer, krylov: _Krylov) -> EigResult:
-    """The residuals of the recurrence, if a product with a mixture of all vectors confirms them."""
+    """The answer with residuals that are known to hold.
+
+    The couplings predict residuals for nothing, but after many steps rounding may have made them
+    wrong. One product, with the sum of all vectors under random signs, checks the prediction for
+    all pairs at once. If it fails, every vector gets a product of its own. A single pair is always
+    measured: that is one product as well.
+    """
     if search.k == 1:
         result = search.certify(answer.vectors.T, krylov.scale, krylov.matvecs)
         return result._replace(converged=result.converged & answer.done)
     values, vectors, couplings = answer.values, answer.vectors, answer.couplings
     signs = jnp.copysign(jnp.ones_like(values), generic_vectors(search.k, 1, values.dtype)[:, 0])
     expected = mm(signs * values, vectors) + jnp.sum(signs * couplings) * answer.beyond
-    # With random signs its square is that of all errors together, in the mean; of one, exactly.
+    # The length of the sum of all prediction errors under the signs. For independent random signs
+    # the mean of its square is the sum of the squared errors, so that errors hardly cancel.
     drift = jnp.linalg.norm(search.op @ mm(signs, vectors) - expected)
     small = drift <= DRIFT * jnp.min(search.allowed(values, krylov.scale))
 
