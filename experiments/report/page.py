@@ -1,0 +1,227 @@
+"""A reproduction on one page: what was learned, verdicts, pictures and tables, where it is from.
+
+The page is a single HTML file with no script and no outside resource; figures are inline SVG. The
+same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from experiments.errors import CHECK_FAILED, DONE
+from experiments.report.claims import Declaration
+from experiments.report.tables import Table
+from experiments.report.verdicts import Judged, Verdict, as_json
+from spectral_jax.plots import page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+UNDECIDED = ("INCONCLUSIVE", "ESTIMATE", "CONTEXT")
+NOT_RUN = ("NOT RUN", "UNDERSPECIFIED")
+LEGEND = (
+    "Mean and 95 % interval. SUPPORTED: the interval lies on the claimed side of zero, corrected "
+    "for the number of claims; CONTRADICTED: on the other; negligible: smaller than anybody would "
+    "care about. NO EFFECT: no more than that, either way. INCONCLUSIVE: too few seeds to tell."
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure and the sentence below it, which is also what a screen reader says."""
+
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page."""
+
+    heading: str
+    figures: Sequence[Picture] = field(default_factory=tuple)
+    tables: Sequence[Table] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page says.
+
+    Attributes:
+        learned: sentences that a stranger understands; the page begins with them.
+        results: the numbers of all arms, as the paper's table would have them.
+        provenance: facts by name; the hash of the claims is added to them.
+    """
+
+    title: str
+    learned: Sequence[str]
+    judged: Sequence[Judged]
+    declaration: Declaration
+    sections: Sequence[Section] = ()
+    results: Table = field(default_factory=lambda: Table("", ()))
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -> int:
+    """Write the page and its tables (.csv, .md, .tex) into ``folder``, and print the verdicts.
+
+    Returns:
+        The exit code. A claim that does not hold is a result (0); a number that this machine and
+        this code must give, and do not, is a failed check (3).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+    Table("Claims", [one.row() for one in report.judged]).write(folder / "claims")
+    report.results.write(folder / "results")
+    print(_json(report) if as_json else claims_table(report.judged).terminal(), end="")
+    print(f"claims: {report.declaration.sha256}", file=sys.stderr)
+    print(f"report: {folder / 'report.html'}", file=sys.stderr)
+    return CHECK_FAILED if any(one.missed for one in report.judged) else DONE
+
+
+def claims_table(judged: Sequence[Judged]) -> Table:
+    """What a terminal shows of the claims: those that were run, and how many were not."""
+    rows = [
+        {"verdict": one.verdict, "claim": one.claim.text, "stated": one.stated, "ours": one.ours}
+        for one in judged
+        if one.verdict not in NOT_RUN
+    ]
+    if len(rows) < len(judged):
+        rest = f"{len(judged) - len(rows)} further claims: the page says what each would cost"
+        rows.append({"verdict": "NOT RUN", "claim": rest})
+    return Table("Claims", rows, styles=_STYLES)
+
+
+def tally(judged: Sequence[Judged]) -> str:
+    """How many claims there are, by verdict, in a sentence."""
+    counts = {verdict: sum(one.verdict == verdict for one in judged) for verdict in VERDICTS}
+    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"Of {len(judged)} claims: {told}."
+
+
+def origin(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a page says of where its numbers come from, of a run's provenance or a session's."""
+    return {
+        "commit": str(facts["git"]["commit"]) + (" (with changes)" if facts["git"]["diff"] else ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "device": f"{facts['device']}, {facts['cpus']} CPUs, {facts['dtype']}",
+        "platform": facts["platform"],
+        "threads": str(facts["threads"]),
+    }
+
+
+def render(report: Report) -> str:
+    """The page as HTML."""
+    lead = escape(" ".join(report.learned))
+    facts = {**report.provenance, "claims (SHA-256)": report.declaration.sha256}
+    parts = [
+        f"<p class='lead'>{lead}</p>" if lead else "",
+        *_claims(report.judged),
+        *_changes(report.declaration),
+        *(_section(section) for section in report.sections),
+        "<h2>Provenance</h2>",
+        page.definitions(facts),
+    ]
+    return page.page(report.title, [part for part in parts if part], style=_BADGES)
+
+
+def _claims(judged: Sequence[Judged]) -> list[str]:
+    """What was decided; regression checks; then, folded away, what was not decided and not run."""
+    checks = [one for one in judged if _is_check(one)]
+    others = [one for one in judged if not _is_check(one)]
+    decided = [one for one in others if one.verdict not in (*UNDECIDED, *NOT_RUN)]
+    undecided = [one for one in others if one.verdict in UNDECIDED]
+    waiting = [one for one in judged if one.verdict in NOT_RUN]
+    return [
+        "<h2>Claims</h2>",
+        f"<p>{escape(tally(judged))}</p>",
+        _claims_html(LEGEND, decided),
+        _folded("not decided", "Shown, but not decided.", undecided),
+        _folded("not run", "Not run in this preset, and what each would cost.", waiting),
+        "<h2>Checks against our own references</h2>" if checks else "",
+        _claims_html("Numbers that this code gave before.", checks),
+    ]
+
+
+def _is_check(one: Judged) -> bool:
+    return one.claim.origin == "our reference" and one.verdict not in NOT_RUN
+
+
+def _folded(name: str, caption: str, judged: Sequence[Judged]) -> str:
+    if not judged:
+        return ""
+    table = _claims_html(caption, judged)
+    return f"<details><summary>{len(judged)} {name}</summary>{table}</details>"
+
+
+def _claims_html(caption: str, judged: Sequence[Judged]) -> str:
+    if not judged:
+        return ""
+    head = ("Verdict", "Claim", "Stated", "Ours", "Protocol difference", "Source and note")
+    rows = []
+    for one in judged:
+        claim = one.claim
+        badge = one.verdict.lower().replace(" ", "-")
+        source = f"{escape(claim.source)} ({claim.origin})"
+        quoted = f"<br><q>{escape(claim.citation)}</q>" if claim.citation else ""
+        note = f"<br><em>{escape(one.note)}</em>" if one.note else ""
+        rows.append(
+            [
+                f"<span id='{escape(claim.id)}' class='badge {badge}'>{one.verdict}</span>",
+                *map(escape, (claim.text, one.stated, one.ours, claim.difference)),
+                source + quoted + note,
+            ]
+        )
+    return page.table(caption, head, rows)
+
+
+def _changes(declaration: Declaration) -> list[str]:
+    if not declaration.changes:
+        return []
+    items = "".join(f"<li>{escape(line)}</li>" for line in declaration.changes)
+    count = len(declaration.changes)
+    return [f"<details><summary>{count} claims changed since the first run</summary>"
+            f"<ul>{items}</ul></details>"]  # fmt: skip
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{escape(section.heading)}</h2>"]
+    parts += [
+        page.picture(picture.figure, picture.caption, name=f"{section.heading}-{number}")
+        for number, picture in enumerate(section.figures)
+    ]
+    parts += [table.html() for table in section.tables]
+    return "\n".join(parts)
+
+
+def _json(report: Report) -> str:
+    content = {
+        "claims_sha256": report.declaration.sha256,
+        "changes": list(report.declaration.changes),
+        "learned": list(report.learned),
+        "claims": [as_json(one) for one in report.judged],
+        "results": [dict(row) for row in report.results.rows],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+_STYLES = {
+    "NUMBER MATCH": "bold green", "REPRODUCED": "bold green", "SUPPORTED": "bold green",
+    "NUMBER MISS": "bold red", "NOT REPRODUCED": "bold red", "CONTRADICTED": "bold red",
+    "NO EFFECT": "bold cyan", "INCONCLUSIVE": "yellow", "NOT RUN": "dim", "UNDERSPECIFIED": "dim",
+}  # fmt: skip
+
+_BADGES = """
+.number-match, .reproduced, .supported { background: #00694b; }
+.number-miss, .not-reproduced, .contradicted { background: #a63a00; }
+.no-effect { background: #0b5a8a; } .inconclusive { background: #7a5c00; }
+.underspecified { background: #7d4a72; }
+"""

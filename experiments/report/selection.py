@@ -1,0 +1,141 @@
+"""Choosing a method's setting on validation data; its test numbers come from other seeds.
+
+An arm of a tuned protocol is called ``method@setting``. The rows that the choice is made on stand
+in the results under ``<protocol>/tuning``, those of the chosen settings, trained again on fresh
+seeds, under ``<protocol>`` with the method's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.errors import UserError
+from experiments.report.results import Results
+
+TUNING = "/tuning"
+VALIDATION = "validation/"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting that a method is held to.
+
+    Attributes:
+        arm: ``method@setting``, or the method itself where it has nothing to choose.
+        at_edge: the best setting is the least or greatest number of its grid: a better one may
+            lie outside.
+        tied: the settings that are within a standard error of the best, itself left out.
+    """
+
+    method: str
+    arm: str
+    at_edge: bool = False
+    tied: tuple[str, ...] = ()
+
+
+def choose(
+    results: Results,
+    protocol: str,
+    *,
+    method: str,
+    by: str = "validation/accuracy",
+    higher: bool = True,
+    default: str = "",
+) -> Choice | None:
+    """The setting of ``method`` with the best mean validation score.
+
+    A seed without a number is worse than any score: fewest lost seeds first, then the mean of the
+    rest. Settings whose paired difference to the best is within its standard error over seeds are
+    tied with it, and the ``default`` setting wins a tie.
+
+    Returns:
+        None if no setting of the method has a number.
+
+    Raises:
+        UserError: if ``by`` is not a metric of the validation split.
+    """
+    require_validation(by)
+    scores = {
+        arm: values
+        for arm in sorted(results.arms(protocol), key=_place)
+        if arm.partition("@")[0] == method
+        and (values := results.values(by, arm=arm, protocol=protocol)) is not None
+        and np.isfinite(values).any()
+    }
+    if not scores:
+        return None
+    best = min(scores, key=lambda arm: badness(scores[arm], higher=higher))
+    tied = tuple(
+        arm for arm in scores if arm != best and _within_an_error(scores[arm], scores[best])
+    )
+    wanted = f"{method}@{default}"
+    chosen = wanted if wanted in tied else best
+    return Choice(method, chosen, at_edge=_at_edge(best, list(scores)), tied=tied)
+
+
+def badness(scores: Float[np.ndarray, " seeds"], *, higher: bool) -> tuple[int, float]:
+    """What the best arm has least of: first lost seeds, then the mean of the others, signed."""
+    finite = np.isfinite(scores)
+    mean = float(np.mean(scores[finite])) if finite.any() else 0.0
+    return int(np.count_nonzero(~finite)), -mean if higher else mean
+
+
+def require_validation(metric: str) -> None:
+    """Refuse to choose by anything that was not measured on the validation split."""
+    if not metric.startswith(VALIDATION):
+        raise UserError(
+            f"by={metric!r}: settings are chosen on validation data alone, by a metric whose name "
+            f"begins with {VALIDATION!r}"
+        )
+
+
+def require_fresh_seeds(results: Results) -> None:
+    """Refuse final rows on a seed that the same protocol was tuned on."""
+    for tuning in results.protocols():
+        protocol = tuning.removesuffix(TUNING)
+        shared = _seeds(results, tuning) & _seeds(results, protocol) if protocol != tuning else None
+        if shared:
+            raise UserError(
+                f"protocol {protocol!r} was tuned on seed {min(shared)}, and its final numbers "
+                "hold that seed too: train the winners on fresh seeds"
+            )
+
+
+def _seeds(results: Results, protocol: str) -> set[int]:
+    arms = results.arms(protocol)
+    return {seed for arm in arms for seed in results.seeds(arm=arm, protocol=protocol)}
+
+
+def _within_an_error(one: np.ndarray, best: np.ndarray) -> bool:
+    """Whether the mean difference over common seeds is no larger than its standard error."""
+    if one.shape != best.shape:
+        return False
+    difference = (one - best)[np.isfinite(one - best)]
+    if len(difference) < 2 or len(difference) < np.count_nonzero(np.isfinite(best)):
+        return False
+    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
+    return bool(abs(np.mean(difference)) <= error)
+
+
+def _at_edge(arm: str, arms: list[str]) -> bool:
+    settings = [_number(other) for other in arms]
+    if len(arms) < 2 or any(setting is None for setting in settings):
+        return False
+    known = [setting for setting in settings if setting is not None]
+    return _number(arm) in (min(known), max(known))
+
+
+def _place(arm: str) -> tuple[float, str]:
+    """By number where there is one: of equal scores the least setting is taken."""
+    number = _number(arm)
+    return (np.inf if number is None else number), arm
+
+
+def _number(arm: str) -> float | None:
+    try:
+        return float(arm.partition("@")[2])
+    except ValueError:
+        return None

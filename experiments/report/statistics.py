@@ -1,0 +1,98 @@
+"""Intervals, tests and sample sizes over seeds: Student, Welch, Holm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A mean over replications and how well it is known.
+
+    Attributes:
+        mean: of the finite samples.
+        error: its standard error; NaN where a single sample leaves it unknown, 0 where all agree.
+        freedom: degrees of freedom of ``error``; infinite where it is exact.
+        n: finite samples.
+        lost: samples without a number.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    n: int
+    lost: int = 0
+
+
+def estimate(samples: Float[np.ndarray, " seeds"]) -> Estimate:
+    """Mean and standard error of the finite samples; the others are counted as lost."""
+    samples = np.asarray(samples, float)
+    finite = samples[np.isfinite(samples)]
+    count = len(finite)
+    mean = float(np.mean(finite)) if count else math.nan
+    error = float(np.std(finite, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(mean, error, count - 1, count, len(samples) - count)
+
+
+def against(ours: Estimate, value: float, spread: float, reference_n: int) -> Estimate:
+    """Ours minus a reference that has an error of its own (Welch).
+
+    Args:
+        spread: standard deviation of the reference over its ``reference_n`` replications; 0 for a
+            number that is known exactly.
+    """
+    reference = spread / math.sqrt(reference_n) if spread else 0.0
+    error = math.hypot(ours.error, reference)
+    freedom = ours.freedom
+    if reference and error:  # Welch and Satterthwaite's; NaN stays NaN
+        parts = ours.error**4 / max(ours.freedom, 1) + reference**4 / (reference_n - 1)
+        freedom = error**4 / parts
+    return ours._replace(mean=ours.mean - value, error=error, freedom=freedom)
+
+
+def interval(one: Estimate, level: float) -> tuple[float, float]:
+    """Student's two-sided interval; NaN where a single sample has none."""
+    half = float(stats.t.ppf((1 + level) / 2, one.freedom)) * one.error
+    return one.mean - half, one.mean + half
+
+
+def p_above(one: Estimate, bound: float = 0.0) -> float:
+    """One-sided p-value of "the true mean is above ``bound``"; 1 where it cannot be tested."""
+    if not math.isfinite(one.error):
+        return 1.0
+    if one.error == 0:
+        return 0.0 if one.mean > bound else 1.0
+    return float(stats.t.sf((one.mean - bound) / one.error, one.freedom))
+
+
+def within(one: Estimate, bound: float) -> bool:
+    """Whether two one-sided tests at 5 % say that the mean lies between ``-bound`` and ``bound``.
+
+    The same as: the 90 % interval lies inside.
+    """
+    low, high = interval(one, 0.90)
+    return -bound < low and high < bound
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down adjustment: the i-th smallest of m is multiplied by m - i, never falling."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    ordered = sorted(p_values, key=lambda name: (p_values[name], name))
+    for place, name in enumerate(ordered):
+        largest = max(largest, min(1.0, (len(ordered) - place) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def seeds_needed(deviation: float, smallest_effect: float) -> int:
+    """Seeds that tell an effect of that size from none: 5 % two-sided at a power of 90 %.
+
+    ``(3.24 sd / d)^2``, with 3.24 the sum of the normal quantiles of .975 and .9; at least 2.
+    """
+    return max(2, math.ceil((3.24 * deviation / smallest_effect) ** 2))

@@ -1,0 +1,163 @@
+"""One table, five forms: for a terminal, Markdown, CSV, LaTeX and HTML."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.report import statistics
+from experiments.report.results import Results
+from spectral_jax.plots import page
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts by column; a row may leave columns out.
+
+    ``styles`` says how a terminal shows a cell that holds just that text ("bold red").
+    """
+
+    caption: str
+    rows: Sequence[Mapping[str, str]]
+    styles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column of any row, in the order in which they come up."""
+        return list(dict.fromkeys(column for row in self.rows for column in row))
+
+    def lines(self) -> list[list[str]]:
+        """The cells, row by row, without the head."""
+        return [[str(row.get(column, "")) for column in self.columns] for row in self.rows]
+
+    def terminal(self) -> str:
+        """Wrapped to the window for a person at a terminal, aligned text for a pipe."""
+        if not sys.stdout.isatty():
+            return self.text()
+        from rich.console import Console
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        grid = Grid(*self.columns, box=None, pad_edge=False)
+        for line in self.lines():
+            grid.add_row(*(Text(cell, style=self.styles.get(cell, "")) for cell in line))
+        console = Console(width=shutil.get_terminal_size().columns, highlight=False)
+        with console.capture() as shown:
+            console.print(grid)
+        return shown.get()
+
+    def text(self) -> str:
+        """Aligned columns, for a pipe."""
+        lines = [self.columns, *self.lines()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        told = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return "".join(f"{line}\n" for line in told)
+
+    def markdown(self) -> str:
+        """A table of GitHub's Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.lines()]
+        return "".join("| " + " | ".join(map(_markdown, line)) + " |\n" for line in lines)
+
+    def csv(self) -> str:
+        """Comma-separated values with a head."""
+        stream = io.StringIO()
+        csv.writer(stream).writerows([self.columns, *self.lines()])
+        return stream.getvalue()
+
+    def latex(self) -> str:
+        """A table of booktabs, ready for ``\\input``."""
+        lines = [" & ".join(map(_latex, line)) + r" \\" for line in [self.columns, *self.lines()]]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                rf"\caption{{{_latex(self.caption)}}}",
+                rf"\begin{{tabular}}{{{'l' * len(self.columns)}}}",
+                r"\toprule",
+                lines[0],
+                r"\midrule",
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+    def html(self) -> str:
+        """A table of the page; empty without rows."""
+        if not self.rows:
+            return ""
+        cells = [[escape(cell) for cell in line] for line in self.lines()]
+        return page.table(self.caption, list(map(escape, self.columns)), cells)
+
+    def write(self, stem: str | Path) -> None:
+        """Write ``stem.csv``, ``stem.md`` and ``stem.tex``; nothing for no rows."""
+        forms = {"csv": self.csv, "md": self.markdown, "tex": self.latex} if self.rows else {}
+        for suffix, form in forms.items():
+            Path(f"{stem}.{suffix}").write_text(form(), encoding="utf-8", newline="")
+
+
+def cell(values: Float[np.ndarray, " seeds"] | None, *, scale: float = 1.0) -> str:
+    """Mean and half width of the 95 % interval; empty where there is no number."""
+    if values is None:
+        return ""
+    found = statistics.estimate(scale * np.asarray(values, float))
+    if not found.n:
+        return ""
+    low, high = statistics.interval(found, 0.95)
+    return number(found.mean, (high - low) / 2)
+
+
+def number(mean: float, half: float) -> str:
+    """``mean ± half`` with as many digits as two of the interval's are worth."""
+    if not half > 0 or not math.isfinite(half):
+        return f"{mean:.4g}"
+    decimals = int(1 - math.floor(math.log10(half)))
+    if 0 <= decimals <= 6:
+        return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+    return f"{mean:.4g} ± {half:.2g}"
+
+
+def of_results(
+    results: Results,
+    columns: Mapping[str, tuple[str, float]],
+    *,
+    caption: str = "Mean and 95 % interval over seeds",
+    protocols: Iterable[str] | None = None,
+) -> Table:
+    """One row per arm; a column is a metric and the factor that brings it to the column's unit."""
+    rows = []
+    for protocol in results.protocols() if protocols is None else protocols:
+        for arm in results.arms(protocol):
+            told = {
+                name: cell(results.values(metric, arm=arm, protocol=protocol), scale=scale)
+                for name, (metric, scale) in columns.items()
+            }
+            seeds = str(len(results.seeds(arm=arm, protocol=protocol)))
+            rows.append({"protocol": protocol, "arm": arm, **told, "seeds": seeds})
+    return Table(caption, rows)
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "\n": " ",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_TEX.get(letter, letter) for letter in text)
