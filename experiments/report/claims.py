@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.errors import UserError
-from experiments.files import read_json, write_json
 from experiments.names import did_you_mean
 from experiments.report.evidence import Evidence
+from experiments.runs.files import read_json, write_json
 
 Origin = Literal["published", "released code", "our reference", "our question"]
 Kind = Literal["deterministic", "stochastic", "direction"]

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,20 +45,21 @@ class Absent(NamedTuple):
 
 @dataclass(frozen=True)
 class Results:
-    """Rows sorted by protocol, arm and seed, whatever order they came in; none comes twice."""
+    """Rows that may come in any order, but none twice.
+
+    Arms and protocols are told in the order in which they first come up, seeds ascending.
+    """
 
     rows: tuple[Row, ...] = ()
-    absent: tuple[Absent, ...] = field(default=())
+    absent: tuple[Absent, ...] = ()
 
     def __post_init__(self) -> None:
-        rows = tuple(sorted(self.rows, key=lambda row: row[:3]))
-        for one, next_one in zip(rows, rows[1:], strict=False):
-            if one[:3] == next_one[:3]:
+        for (protocol, arm, seed), count in Counter(row[:3] for row in self.rows).items():
+            if count > 1:
                 raise UserError(
-                    f"results hold seed {one.seed} of {one.protocol}/{one.arm} twice: a study or a "
-                    "run was merged into them two times"
+                    f"results hold seed {seed} of {protocol}/{arm} {count} times: the same run or "
+                    "study was merged into them again"
                 )
-        object.__setattr__(self, "rows", rows)
 
     def protocols(self) -> tuple[str, ...]:
         """Every protocol that has rows."""
@@ -124,7 +126,7 @@ class Results:
         found: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             found.setdefault((row.protocol, row.arm), []).append(row)
-        return found
+        return {arm: sorted(rows, key=lambda row: row.seed) for arm, rows in found.items()}
 
 
 def merge(parts: Iterable[Results]) -> Results:

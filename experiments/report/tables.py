@@ -121,7 +121,7 @@ def cell(values: Float[np.ndarray, " seeds"] | None, *, scale: float = 1.0) -> s
 def number(mean: float, half: float) -> str:
     """``mean ± half`` with as many digits as two of the interval's are worth."""
     if not half > 0 or not math.isfinite(half):
-        return f"{mean:.4g}"
+        return f"{mean:.0f}" if mean == round(mean) else f"{mean:.4g}"
     decimals = int(1 - math.floor(math.log10(half)))
     if 0 <= decimals <= 6:
         return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
