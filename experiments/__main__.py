@@ -18,15 +18,15 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
-from types import ModuleType
 from typing import Any, NoReturn
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
 from experiments.data.files import cache
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
 from experiments.names import did_you_mean
-from experiments.papers import PAPERS
+from experiments.papers import PAPERS, reproduce
 from experiments.papers import load as load_paper
+from experiments.papers.paper import Paper
 
 COMMAND = "python -m experiments"
 DEFAULT_PRESET = "smoke"
@@ -180,12 +180,12 @@ def list_command(options: argparse.Namespace) -> int:
         {
             "experiment": f"{name}/{protocol}",
             "preset": preset,
-            "arms": " ".join(arms) if options.json else _some(list(arms)),
-            "cost": _cost(paper, preset),
+            "arms": " ".join(declared.arms) if options.json else _some(list(declared.arms)),
+            "cost": paper.costs.get(preset, ""),
         }
         for name, paper in ((name, load_paper(name)) for name in PAPERS)
-        for preset, protocols in paper.PRESETS.items()
-        for protocol, arms in protocols.items()
+        for preset, protocols in paper.protocols.items()
+        for protocol, declared in protocols.items()
     ]
     _print_rows(rows, as_json=options.json)
     return DONE
@@ -193,9 +193,7 @@ def list_command(options: argparse.Namespace) -> int:
 
 def run_command(options: argparse.Namespace) -> int:
     """Train the chosen arms in turn and print their summaries; 3 if a seed came to nothing."""
-    configs = {
-        arm: apply_overrides(config, options.settings) for arm, config in _choose(options).items()
-    }
+    configs = _choose(options)
     if not options.experiment.endswith(CONFIG_FILES):
         _announce(load_paper(options.experiment.partition("/")[0]), _preset(options))
     from experiments.train import train
@@ -227,15 +225,14 @@ def reproduce_command(options: argparse.Namespace) -> int:
     chosen = {name: load_paper(name) for name in ([options.paper] if options.paper else PAPERS)}
     preset = _preset(options)
     for paper in chosen.values():
-        # Every setting for every arm, before the first arm is trained for a minute.
-        for arms in _lookup(paper.PRESETS, preset, "preset").values():
-            for config in arms.values():
-                apply_overrides(config, settings)
+        _lookup(paper.protocols, preset, "preset")
+        paper.arms(preset, settings)  # every setting for every arm, before the first one is trained
     codes = []
     for paper in chosen.values():
         _announce(paper, preset)
-        form = {"as_json": True} if options.json else {}
-        codes.append(paper.reproduce(preset, root=options.runs, overrides=settings, **form))
+        codes.append(
+            reproduce(paper, preset, root=options.runs, overrides=settings, as_json=options.json)
+        )
     return max(codes)
 
 
@@ -273,20 +270,21 @@ def _choose(options: argparse.Namespace) -> Mapping[str, ExperimentConfig]:
     if options.experiment.endswith(CONFIG_FILES):
         if options.arm or options.preset:
             raise UserError("a configuration file has no presets and arms: leave out the option")
-        config = load_yaml(options.experiment)
+        config = apply_overrides(load_yaml(options.experiment), options.settings)
         return {config.name: config}
     name, _, protocol = options.experiment.partition("/")
     paper, preset = load_paper(name), _preset(options)
-    protocols = _lookup(paper.PRESETS, preset, "preset")
+    protocols = _lookup(paper.protocols, preset, "preset")
     if not protocol and len(protocols) > 1:
         offered = ", ".join(f"{name}/{known}" for known in protocols)
         raise UserError(f"{name} has several protocols in preset {preset}; choose one: {offered}")
     protocol = protocol or next(iter(protocols))
-    elsewhere = [other for other, known in paper.PRESETS.items() if protocol in known]
+    elsewhere = [other for other, known in paper.protocols.items() if protocol in known]
     if elsewhere and protocol not in protocols:
         asked = " or ".join(f"--preset {other}" for other in elsewhere)
         raise UserError(f"{name}/{protocol} is not in preset {preset}: pass {asked}")
-    arms = _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
+    _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
+    arms = paper.arms(preset, options.settings)[protocol]
     return {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
 
 
@@ -308,13 +306,9 @@ def _some(names: list[str]) -> str:
     return " ".join(shown) + rest
 
 
-def _cost(paper: ModuleType, preset: str) -> str:
-    return getattr(paper, "COSTS", {}).get(preset, "")
-
-
-def _announce(paper: ModuleType, preset: str) -> None:
-    cost = _cost(paper, preset)
-    print(f"{paper.TITLE}, preset {preset}{': ' + cost if cost else ''}", file=sys.stderr)
+def _announce(paper: Paper, preset: str) -> None:
+    cost = paper.costs.get(preset)
+    print(f"{paper.title}, preset {preset}{': ' + cost if cost else ''}", file=sys.stderr)
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

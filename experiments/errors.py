@@ -21,6 +21,13 @@ class UserError(Exception):
         self.exit_code = exit_code
 
 
+class Diverged(UserError):
+    """Every seed's loss left the finite numbers: of an arm under comparison that is a finding."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, FAILED)
+
+
 def one_line(message: str) -> str:
     """``message`` fit for a terminal: one line, no control characters, not longer than a screen.
 

@@ -24,6 +24,7 @@ from experiments.errors import (
     USAGE,
     UserError,
 )
+from experiments.papers.paper import Paper, Protocol
 from experiments.runs import Run, open_run
 from experiments.runs.files import read_json, write_json
 from experiments.runs.interruption import stop_on_signals
@@ -48,16 +49,17 @@ def shell(*arguments, cwd=REPOSITORY):
 @pytest.fixture
 def paper(monkeypatch):
     """A paper with one protocol of two arms, in the registry as `stub`."""
-    module = types.ModuleType("stub_paper")
-    module.TITLE = "A stub"
-    arms = {"none": CONFIG, "l1": CONFIG}
-    module.PRESETS = {"smoke": {"toy": arms}, "small": {"toy": arms, "real": arms}}
-    module.COSTS = {"small": "an hour on two cores"}
-    module.reproduce = lambda preset, *, root, overrides: DONE
-    monkeypatch.setitem(sys.modules, "stub_paper", module)
-    monkeypatch.setattr(papers, "PAPERS", {"stub": "stub_paper"})
+    module = types.ModuleType("experiments.papers.stub")
+    toy = Protocol({"none": CONFIG, "l1": CONFIG})
+    module.PAPER = Paper(
+        "stub",
+        "A stub",
+        {"smoke": {"toy": toy}, "small": {"toy": toy, "real": toy}},
+        costs={"small": "an hour on two cores"},
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(papers, "PAPERS", ["stub"])
     monkeypatch.setattr(cli, "PAPERS", papers.PAPERS)
-    return module
 
 
 @pytest.fixture
@@ -169,6 +171,7 @@ def test_list_shows_every_preset_and_protocol(paper, capsys):
 def test_run_trains_every_arm_with_the_settings_wherever_they_stand(paper, trained, capsys):
     words = ["run", "stub/toy", "train.epochs=7", "--runs", "elsewhere", "model.depth=3"]
     assert cli.main(words) == DONE
+    assert [config.name for config, _, _ in trained] == ["stub/toy/none", "stub/toy/l1"]
     assert [(config.train.epochs, config.model.depth) for config, _, _ in trained] == [(7, 3)] * 2
     assert trained[0][1:] == ("elsewhere", ["python", "-m", "experiments", *words])
     header, none, l1 = capsys.readouterr().out.splitlines()
@@ -222,14 +225,14 @@ def test_run_names_what_there_is(paper, trained, words, message, capsys):
     assert not trained
 
 
-def test_reproduce_returns_the_worst_verdict_and_says_what_it_costs(paper, capsys):
+def test_reproduce_returns_the_worst_verdict_and_says_what_it_costs(paper, monkeypatch, capsys):
     asked = []
 
-    def reproduce(preset, *, root, overrides, as_json=False):
+    def reproduce(paper, preset, *, root, overrides, as_json):
         asked.append((preset, root, overrides, as_json))
         return CHECK_FAILED
 
-    paper.reproduce = reproduce
+    monkeypatch.setattr(cli, "reproduce", reproduce)
     words = ["reproduce", "stub", "--preset", "small", "train.seeds=2", "--json"]
     assert cli.main(words) == CHECK_FAILED
     assert cli.main(["reproduce", "train.seeds=2"]) == CHECK_FAILED
@@ -242,9 +245,9 @@ def test_reproduce_returns_the_worst_verdict_and_says_what_it_costs(paper, capsy
 @pytest.mark.parametrize("setting", ["nonsense.key=1", "train.epochs=0", "train.epochs=010"])
 @pytest.mark.parametrize("words", [["reproduce", "stub"], ["reproduce"], ["run", "stub"]])
 def test_a_wrong_setting_is_refused_before_anything_is_said_or_done(
-    paper, trained, setting, words, capsys
+    paper, trained, setting, words, monkeypatch, capsys
 ):
-    paper.reproduce = lambda *_, **__: pytest.fail("it began")
+    monkeypatch.setattr(cli, "reproduce", lambda *_, **__: pytest.fail("it began"))
     assert cli.main([*words, setting]) == USAGE
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
@@ -265,11 +268,13 @@ def test_a_message_cannot_move_the_cursor_or_fill_the_screen(paper, capsys):
         (ZeroDivisionError("by\nzero"), FAILED, "ZeroDivisionError: by (" + __file__),
     ],
 )
-def test_what_ends_a_command_is_one_line_and_a_code(paper, failure, code, message, capsys):
-    def reproduce(preset, *, root, overrides):
+def test_what_ends_a_command_is_one_line_and_a_code(
+    paper, failure, code, message, monkeypatch, capsys
+):
+    def reproduce(*_, **__):
         raise failure
 
-    paper.reproduce = reproduce
+    monkeypatch.setattr(cli, "reproduce", reproduce)
     assert cli.main(["reproduce", "stub"]) == code
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and message in last
@@ -358,12 +363,14 @@ def test_a_signal_while_jax_is_imported_is_one_line_at_once(number, code, word, 
     ("number", "code", "state"),
     [(signal.SIGINT, INTERRUPTED, "interrupted"), (signal.SIGTERM, PREEMPTED, "preempted")],
 )
-def test_a_signal_outside_of_training_is_in_the_status(number, code, state, paper, tmp_path):
-    def reproduce(preset, *, root, overrides):
+def test_a_signal_outside_of_training_is_in_the_status(
+    number, code, state, paper, monkeypatch, tmp_path
+):
+    def reproduce(*_, **__):
         with open_run(StudyConfig("toy", {}), data_sha256="d", root=tmp_path, argv=[]):
             os.kill(os.getpid(), number)
 
-    paper.reproduce = reproduce
+    monkeypatch.setattr(cli, "reproduce", reproduce)
     before = {other: signal.getsignal(other) for other in (signal.SIGINT, signal.SIGTERM)}
     stop_on_signals()
     try:
