@@ -1,4 +1,4 @@
-"""Tolerances as people type them, or as a program traces them."""
+"""The check of a tolerance, which may be a Python number or a traced array."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from spectral_jax._options import check_number
 def tolerance(name: str, value: Any, *, traced: bool = False) -> Any:
     """``value``, which must be finite and not negative, else ``ValueError``.
 
-    traced: an array passes, for it may have no value yet; a comparison with NaN is never met.
+    With ``traced`` an array passes unchecked: under ``jit`` it has no value yet. If it is NaN no
+    comparison with it holds, and the solver reports that nothing has converged.
     """
     if not (traced and isinstance(value, jax.Array)):
         wanted = "choose a finite number, 0 or above"

@@ -1,10 +1,7 @@
 """New operators from an operator: shifted, folded, deflated, projected.
 
-What a product costs when the data is sharded: nothing crosses devices in sums, scalings, shifts and
-diagonals, nor in any operator whose data is replicated, applied to a block sharded by columns (the
-probes of an estimator). A dense matrix sharded by rows takes a replicated ``x`` to a sharded
-result, and the next product gathers it: ``n`` numbers. Low rank, deflation and projection with
-sharded rows add up ``r`` numbers, ``gram`` of a matrix sharded by rows adds up ``n``.
+What a product sends between devices when the data is sharded: the table at the end of
+docs/which-solver-when.md.
 """
 
 from __future__ import annotations
@@ -38,9 +35,11 @@ def shift(op: SymmetricOperator, mu: ArrayLike) -> SymmetricOperator:
 def fold(op: SymmetricOperator, sigma: ArrayLike) -> SymmetricOperator:
     """``(A - sigma I)^2``: its smallest eigenpairs are those of ``A`` nearest ``sigma``.
 
-    For the interior of a spectrum when nothing can be factorised; a product costs two, and the
-    squared gaps ask for many. An eigenvalue of ``A`` is then ``v^T A v``; of two values at the same
-    distance on either side any mixture of vectors is an answer, so choose ``sigma`` off the middle.
+    For eigenvalues in the interior of a spectrum where ``A - sigma I`` cannot be factorised. A
+    product costs two with ``A``, and as gaps between eigenvalues are squared, solvers need many.
+    The eigenvalue of ``A`` itself is ``v^T A v``. Two eigenvalues at the same distance on either
+    side of ``sigma`` become one that repeats, with any mixture of their vectors as an answer:
+    choose ``sigma`` off the middle.
 
     Works under ``jit``, ``vmap`` and ``grad``, with respect to ``sigma`` too. Raises ``ValueError``
     if ``sigma`` is not one number.
@@ -57,10 +56,11 @@ def fold(op: SymmetricOperator, sigma: ArrayLike) -> SymmetricOperator:
 def deflate(
     op: SymmetricOperator, vectors: Float[Array, "n d"], values: Float[Array, " d"]
 ) -> SymmetricOperator:
-    """``A - V diag(values) V^T``: known eigenpairs become eigenvalues 0 (Hotelling).
+    """``A - V diag(values) V^T``: known eigenpairs become eigenvalues 0 (Hotelling's deflation).
 
-    With values other than the eigenvalues they move to ``lambda - values`` instead. Errors of the
-    pairs stay in the result; ``project`` is exact where only orthonormality is.
+    ``vectors`` are orthonormal columns. With ``values`` other than their eigenvalues these move to
+    ``lambda - values`` instead. An error in a pair remains in the result as a perturbation of that
+    size; `project` removes the directions exactly, whether or not they are eigenvectors.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for shapes or dtypes that do
     not fit ``op``. Source: Saad 2011, Numerical Methods for Large Eigenvalue Problems, section 4.2.

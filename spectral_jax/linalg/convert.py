@@ -36,7 +36,7 @@ def from_scipy(matrix: Any) -> SymmetricOperator:
     >>> (from_scipy(np.diag([1.0, 2.0])) @ jnp.ones(2)).tolist()
     [1.0, 2.0]
     """
-    # SciPy's sparse package takes longer to import than the rest of this library.
+    # Imported only here: SciPy's sparse package takes longer to import than the whole library.
     from scipy.sparse.linalg import aslinearoperator
 
     linear_operator = aslinearoperator(matrix)
@@ -88,6 +88,9 @@ def pytree_operator(
     in ``data``: new parameters then compile nothing. Trees keep their dtypes; in a half type they
     have no more digits than that, though vectors are float32.
 
+    ``function(data, tree)`` must be linear and symmetric in ``tree``, such as a Hessian-vector
+    product at the parameters ``data``; that is the caller's promise.
+
     Works under ``jit`` and ``vmap``, and ``grad`` with respect to ``data`` where ``function`` does.
     Raises ``ValueError`` if ``example`` has no entries, or not the dtype of ``data``.
 
@@ -121,7 +124,8 @@ class _HostProduct:
         return jax.pure_callback(on_host, shape, x, vmap_method="broadcast_all")
 
     def _on_host(self, x: Array, *, dtype: jnp.dtype) -> np.ndarray:
-        # JAX runs this in a thread of its own, which does not see `with jax.enable_x64(True)`.
+        # JAX runs callbacks in a thread of their own. `with jax.enable_x64(True)` holds for one
+        # thread only, so that a float64 vector arrives here rounded to float32, without a warning.
         if x.dtype != dtype:
             fix = "jax.config.update('jax_enable_x64', True), for every thread"
             raise ValueError(f"JAX rounded {dtype} to {x.dtype} on its way to SciPy: set {fix}")
@@ -141,7 +145,7 @@ class _TreeProduct:
 
 
 def _carrier(dtype: Any) -> Array:
-    """No numbers, only their dtype, for operators whose data may have none."""
+    """An empty array: it gives an operator without floating data the dtype of its vectors."""
     return jnp.zeros(0, jax.dtypes.canonicalize_dtype(dtype))
 
 

@@ -17,17 +17,17 @@ from spectral_jax.linalg.trace import Estimate, average, sphere
 
 
 class Density(NamedTuple):
-    """One quadrature rule a probe for the density ``mu = (1/n) sum_i delta(lambda_i)``.
+    """One quadrature rule for each probe, for the density ``mu = (1/n) sum_i delta(lambda_i)``.
 
-    Row ``p`` holds the nodes (ascending Ritz values) and weights (at least 0, sum 1) of the rule
-    that probe ``p`` sees. ``rank[p]`` counts the Lanczos steps before breakdown: if it is below
-    the number of steps, the probe lay in an invariant subspace of that dimension, the rule is exact
-    for it, and the nodes left over have weight 0.
-    ``matvecs`` is what all this cost.
+    Row ``p`` holds the nodes (eigenvalues of the Lanczos matrix, ascending, in the unit of the
+    operator) and weights (at least 0, sum 1) of probe ``p``. ``rank[p]`` counts the Lanczos steps
+    before breakdown: if it is below the number of steps, the probe lay in an invariant subspace of
+    that dimension, the rule is exact for it, and the nodes left over have weight 0. ``matvecs`` is
+    the number of products made in all.
 
-    The methods return an ``Estimate``: the mean over probes and its standard error, which is that
-    of the *probes*; it does not know of the resolution of a rule. They hold under ``jit``, ``vmap``
-    and ``grad``; with one probe the error is NaN, as nothing is known of it.
+    The methods return an ``Estimate``: the mean over probes and its standard error. The error is
+    the spread between probes alone; that a rule of few nodes does not resolve the spectrum is not
+    in it. They work under ``jit``, ``vmap`` and ``grad``; with one probe the error is NaN.
     """
 
     nodes: Float[Array, "probes steps"]
@@ -36,7 +36,9 @@ class Density(NamedTuple):
     matvecs: Int[Array, ""]
 
     def mean(self, function: Callable[[Array], Array]) -> Estimate:
-        """``integral of f d mu = tr f(A) / n``; ``f`` acts elementwise and may add axes in front.
+        """``tr f(A) / n``, the integral of ``f`` over the density.
+
+        ``f`` gets the nodes ``[probes, steps]``, acts elementwise and may add axes in front.
 
         Each rule is exact for polynomials of degree ``2 steps - 1``.
         """
@@ -52,16 +54,18 @@ class Density(NamedTuple):
     def cdf(self, at: Float[Array, " grid"]) -> Estimate:
         """The share of eigenvalues at most ``at``, of shape ``[grid]``.
 
-        A staircase: what one rule says between two of its nodes is off by at most the weight of a
-        neighbouring node (Chebyshev, Markov, Stieltjes), which no standard error shows.
+        A staircase with steps at the nodes. Between two nodes the share of one rule is off by at
+        most the weight of the next node (Chebyshev-Markov-Stieltjes inequalities), which the
+        standard error does not show.
         """
         return self.mean(lambda x: (x <= at[:, None, None]).astype(x.dtype))
 
     def smoothed(self, at: Float[Array, " grid"], broadening: Float[Array, ""] | float) -> Estimate:
         """The density convolved with a Gaussian of standard deviation ``broadening``, at ``at``.
 
-        ``broadening`` is in units of the eigenvalues; the result integrates to one. What is
-        narrower than the spacing of the nodes is not seen: choose it no smaller than that.
+        ``broadening`` has the unit of the eigenvalues; the result integrates to one. Choose it no
+        smaller than the spacing of the nodes, below which the peaks are those of the rule, not of
+        the spectrum.
         """
         norm = broadening * jnp.sqrt(2 * jnp.pi).astype(self.nodes.dtype)
         return self.mean(
@@ -86,25 +90,32 @@ def spectral_density(
     as nodes and the squared first entries of its eigenvectors as weights. With ``steps = n`` the
     nodes are the eigenvalues and only the weights are random; more steps are cut to ``n``.
 
-    What it cannot see. A rule has ``steps`` nodes, dense at the ends of the spectrum and sparse
-    where eigenvalues crowd: an outlier of multiplicity ``m`` is found when separated, with weight
-    ``m/n`` to the error of the probes, but the shape of a narrow bulk is not resolved, nor is
-    anything far smaller than ``||A||``. It cannot certify that a spectrum is sloppy: of 2000
-    eigenvalues spread geometrically from 1 to 1e-10, 100 steps report none below 1e-6 (truth:
-    40 %) with an error bar of 0. All standard errors are those over probes, given the rules. Below
-    ``steps * eps * ||A||`` nodes are rounding. For such spectra use exact Gram matrices.
+    Args:
+      probes: random starts. The standard error of the mean of ``f`` is about
+        ``sqrt(2 / (n probes))`` times the spread of ``f`` over the spectrum: 1 % of it for 10
+        probes and 2000 rows.
+      steps: Lanczos steps, and so nodes, of each. 100 resolve a spectrum to about 2 % of its width
+        in the middle, and finer at the ends.
+      reorthogonalise: keep the basis of a probe, ``steps n`` numbers, and keep it orthogonal.
+        Without, memory is ``3 n`` and time that of the products alone. Converged nodes then appear
+        in copies that share their weight: density and moments stay right, but some of the ``steps``
+        nodes are spent on copies.
+      batch_size: probes that run together, as one product with a block a step, with as many bases
+        in memory; 1 takes one after another. Raise it where a product with a block costs little
+        more than with a vector, as on accelerators.
 
-    ``reorthogonalise=False`` keeps no basis: memory ``3 n`` instead of ``steps n`` a probe, and no
-    time but the matvecs; converged nodes then appear in copies that share their weight, so that
-    the density and its moments stay right, while the nodes are fewer than they seem.
-    ``batch_size`` probes run together (``vmap``: one block product a step, and as many bases in
-    memory), one batch after another; raise it where products with a block are cheap, and on
-    accelerators.
+    What it cannot see. Nodes are dense at the ends of the spectrum and sparse where eigenvalues
+    crowd. An outlier of multiplicity ``m`` that stands apart is found, with weight ``m/n`` to the
+    error of the probes; the shape of a narrow bulk is not resolved, nor is anything far smaller
+    than ``||A||`` (nodes below ``steps * eps * ||A||`` are rounding). So it cannot certify that a
+    spectrum reaches over many decades: of 2000 eigenvalues spread geometrically from 1 to 1e-10,
+    100 steps report none below 1e-6 (truth: 40 %), with a standard error of 0. For such spectra
+    form the matrix.
 
-    Works under ``jit`` and ``vmap``; not differentiable where Ritz values coincide (breakdown).
-    Nodes scale as the operator does, from 1e-30 to 1e30 in float32. NaN in the operator is NaN in
-    every node and weight of the result. Raises ``ValueError`` if ``probes``, ``steps`` or
-    ``batch_size`` is below 1 or no integer.
+    Works under ``jit`` and ``vmap``; not differentiable where nodes coincide (breakdown). The
+    operator may have any scale from 1e-30 to 1e30 in float32. NaN in it is NaN in every node and
+    weight. Raises ``ValueError`` if ``probes``, ``steps`` or ``batch_size`` is below 1 or no
+    integer.
     matfree (``funm.monte_carlo_funm_sym`` on ``decomp.tridiag_sym``) integrates one given function
     with the same rules, and brings gradients of its own; it returns no nodes, divides by zero at a
     breakdown, and reads the whole basis four times a step where two reads of the filled part do.
@@ -130,7 +141,8 @@ def spectral_density(
         return _gauss(*three_term(op, start, steps))
 
     starts = sphere(key, op, probes).T
-    # A batch of one would be mapped too, to products of matrices that take twice as long.
+    # `batch_size=1` would `vmap` over batches of one: matrix products with one column, which take
+    # twice as long as matrix-vector products.
     together = min(batch_size, probes) if batch_size > 1 else None
     nodes, weights, rank = jax.lax.map(rule, starts, batch_size=together)
     return Density(nodes, weights, rank, jnp.asarray(probes * steps))
@@ -142,11 +154,12 @@ def logdet(
 ) -> Estimate:
     """Estimate ``log det A = tr log A`` of a positive definite ``op`` by Lanczos quadrature.
 
-    Value and standard error are scalars; ``probes * steps`` matvecs. The rules converge like
-    ``exp(-4 steps / sqrt(cond A))``, from above; the standard error is that over probes alone.
+    Value and standard error are scalars; ``probes * steps`` matvecs. The error of the quadrature
+    falls like ``exp(-4 steps / sqrt(cond A))`` and makes the value too large; the standard error is
+    that over probes alone.
 
-    NaN if some node is not above ``10 eps`` of the largest: then ``A`` is indefinite,
-    or singular to working precision, and its log-determinant out of reach.
+    NaN if some node is not above ``10 eps`` of the largest: then ``A`` is indefinite or singular
+    to working precision, and the logarithm of such a node is that of a rounding error.
     Works under ``jit`` and ``vmap``. Raises ``ValueError`` as `spectral_density` does.
     matfree's ``monte_carlo_funm_sym_logdet`` is as accurate, and to be preferred for gradients.
     Source: Ubaru, Chen & Saad 2017.
@@ -163,8 +176,9 @@ def logdet(
 
 
 def _gauss(alpha: Array, beta: Array, rank: Array) -> tuple[Array, Array, Array]:
-    """Nodes and weights of the rule behind a Lanczos matrix."""
-    # What lies beyond a breakdown is decoupled; it gets a node within the spectrum, weight zero.
+    """Nodes and weights of the Gauss rule of a Lanczos matrix (Golub & Welsch 1969)."""
+    # Rows after a breakdown are zero. They are not coupled to the others, so their nodes get weight
+    # 0; but a node 0 might lie far outside the spectrum (where log fails): take alpha[0] instead.
     left_over = jnp.arange(len(alpha)) >= rank
     alpha = jnp.where(left_over, alpha[0], alpha)
     nodes, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta, 1) + jnp.diag(beta, -1))

@@ -17,8 +17,9 @@ from spectral_jax.linalg.subspace import generic_vectors, unit
 Result = TypeVar("Result")
 Driver = Literal["auto", "compiled", "host"]
 
-PROBED = 3  # products on either side of the probe
-# From Python a step costs some milliseconds more, so that a compiled loop has to lose clearly.
+PROBED = 3  # products that are timed, in a compiled loop and from Python
+# How many times slower the compiled loop must be before Python takes over, because from Python the
+# rest of a step costs some milliseconds more.
 CRAWLS = 1.5
 
 
@@ -29,12 +30,12 @@ def drive(
     driver: Driver = "auto",
     **options: Any,
 ) -> Result:
-    """``solver(op, *args, **options)``, with its loops in the program or in Python.
+    """``solver(op, *args, **options)``, with its loops in the compiled program or in Python.
 
-    Within a loop XLA on a CPU runs a convolution tens of times slower than outside of one
-    (https://github.com/jax-ml/jax/issues/12868), and these solvers are loops. Driven from the host
-    the product is a program of its own, called from Python, and all around it runs operation by
-    operation, which costs some milliseconds a product.
+    Inside a compiled loop XLA on a CPU runs a convolution tens of times slower than outside of one
+    (https://github.com/jax-ml/jax/issues/12868), and these solvers are loops. With the driver
+    ``host`` the product is a program of its own, called from Python, and everything around it runs
+    operation by operation, which costs some milliseconds a product.
 
     Args:
       solver: ``eigsh``, ``lanczos``, ``spectral_density``, ``logdet``, ``trace`` or ``diagonal``,
@@ -65,7 +66,8 @@ def drive(
 def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
     """Which driver makes the products of ``op`` sooner: three in a loop and three without, timed.
 
-    Compiles both, each once per kind of operator; what it finds depends on the machine.
+    Compiles both, each once per kind of operator (``apply`` and shapes). The answer depends on the
+    machine, and on what else runs on it. Not for use under ``jit``.
     """
     start = unit(generic_vectors(op.size, 1, op.dtype)[:, 0])
     in_loop = _seconds(lambda: _products_in_a_loop(op, start, PROBED))
@@ -101,7 +103,7 @@ def _products_in_a_loop(op: SymmetricOperator, x: Array, count: int) -> Array:
 
 
 def _seconds(function: Callable[[], Array]) -> float:
-    """Of the second call: the first compiles."""
+    """How long the second call takes; the first compiles."""
     jax.block_until_ready(function())
     start = time.perf_counter()
     jax.block_until_ready(function())

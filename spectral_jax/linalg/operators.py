@@ -121,9 +121,15 @@ class LinearOperator:
 
 
 def dense_operator(a: Float[Array, "n n"]) -> SymmetricOperator:
-    """Wrap a dense symmetric matrix ``[n, n]``; products run at HIGHEST precision.
+    """Wrap a dense symmetric matrix ``[n, n]``; a product costs ``2 n^2`` flops.
+
+    Products run at JAX's HIGHEST precision: by default float32 is multiplied in bfloat16 on a TPU,
+    with two or three digits. That ``a`` is symmetric is the caller's promise.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` if ``a`` is not square.
+
+    >>> (dense_operator(jnp.array([[2.0, 1.0], [1.0, 2.0]])) @ jnp.ones(2)).tolist()
+    [3.0, 3.0]
     """
     a = working(a)
     if a.ndim != 2 or a.shape[0] != a.shape[1]:
@@ -169,9 +175,10 @@ def low_rank_operator(
 def gram(a: Float[Array, "m n"] | LinearOperator) -> SymmetricOperator:
     """``A^T A`` of a rectangular matrix ``[m, n]`` or operator; ``gram(a.T)`` is ``A A^T``.
 
-    It is never formed. Its eigenvalues are the squared singular values of ``A``, those below
-    ``eps * ||A||^2`` lost. Of a matrix a product costs ``4 m n`` flops, forming it as much as
-    ``n / 2`` of them; of an operator, one product with it and one with its transpose.
+    It is never formed. Its eigenvalues are the squared singular values of ``A``; those below
+    ``eps * ||A||^2`` are lost in rounding. A product costs ``4 m n`` flops for a matrix (forming
+    ``A^T A`` would cost as much as ``n / 2`` products), and one product with ``A`` and one with its
+    transpose for an operator.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` if an array is not a matrix.
 
@@ -221,7 +228,10 @@ def as_scalar(value: ArrayLike, op: SymmetricOperator) -> Float[Array, ""]:
 
 
 def floating_dtype(data: Any) -> jnp.dtype:
-    """What to compute in with the floating arrays of a pytree; the default if there are none."""
+    """The dtype to compute in with the floating arrays of a pytree: float32 or float64.
+
+    JAX's default float if there are none.
+    """
     floating = {x.dtype for x in jax.tree.leaves(data) if jnp.issubdtype(x.dtype, jnp.floating)}
     if not floating:
         return jnp.result_type(float)
@@ -229,9 +239,11 @@ def floating_dtype(data: Any) -> jnp.dtype:
 
 
 def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float[Array, "n *k"]:
-    """``A^T x`` as ``x A``, which XLA would otherwise turn back into a product with ``A^T``.
+    """``A^T x``, computed as ``x A``.
 
-    On a CPU that one takes up to 15 times as long for a vector, 4 times for a block of 8.
+    On a CPU XLA reads ``A^T`` column by column, across the rows that are contiguous in memory: up
+    to 15 times as long for a vector, 4 times for a block of 8. The optimisation barrier keeps XLA
+    from turning ``x A`` back into a product with ``A^T``.
     """
     if x.ndim == 2:
         return jax.vmap(transposed_product, in_axes=(None, 1), out_axes=1)(a, x)
@@ -239,6 +251,7 @@ def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float
 
 
 def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array:
+    """A product with one vector, or with every column of a block by ``vmap``."""
     if x.ndim == 1:
         image = apply(data, x)
     else:
@@ -247,6 +260,7 @@ def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array
 
 
 def _real(image: Any) -> Any:
+    """``image`` itself. A solver would drop the imaginary part of a complex product unseen."""
     for leaf in jax.tree.leaves(image):
         if jnp.iscomplexobj(leaf):
             raise ValueError(f"a product is complex ({leaf.dtype}): pass a real operator")

@@ -16,17 +16,19 @@ def orthonormal_basis(
 ) -> Float[Array, "n k"]:
     """Orthonormal columns ``Q`` whose span, beside that of ``against``, is that of ``x``.
 
-    Two rounds of projection and ``Q = X L^-T``, ``L L^T = X^T X``: matrix products, where
-    Householder QR is a chain of small steps. The first round may leave ``Q^T Q`` far from the
-    identity; the second mends it to rounding error if the distance is below ``1/2``, which is
-    checked. Where it is not (dependent columns, a block inside ``against``, a condition number
-    beyond ``eps^-1/2``, NaN) Householder QR of ``[against, x]`` takes over, so that ``Q`` has ``k``
-    orthonormal columns whatever ``x`` is; dependent columns are completed by arbitrary ones.
+    CholeskyQR2: twice in turn, project off ``against`` and set ``Q = X L^-T`` with the Cholesky
+    factor of ``X^T X = L L^T``. These are matrix products; Householder QR is a chain of small
+    steps, one for each column. But ``X^T X`` squares the condition number, so that the first round
+    may leave ``Q^T Q`` far from the identity. The second round mends it to rounding error if the
+    distance is below ``1/2``, which is checked. Where it is not (dependent columns, a block inside
+    ``against``, a condition number beyond ``eps^-1/2``: 3000 in float32; NaN), Householder QR of
+    ``[against, x]`` takes over. ``Q`` therefore has ``k`` orthonormal columns whatever ``x`` is;
+    dependent columns are completed by arbitrary ones.
 
-    ``against`` must have orthonormal columns, and ``d + k <= n``. NaN in ``x`` gives NaN.
-    Works under ``jit`` and ``vmap``; a batch pays for Householder only if one of it needs it. Not
-    differentiable.
-    Sources: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015 (CholeskyQR2, and when it holds).
+    ``against`` must have orthonormal columns. NaN in ``x`` gives NaN.
+    Works under ``jit`` and ``vmap``; a batch pays for Householder only if a member needs it. Not
+    differentiable. Raises ``ValueError`` for ``d + k > n`` columns, which cannot be orthonormal.
+    Source: Yamamoto, Nakatsukasa, Yanagisawa & Fukaya 2015 (CholeskyQR2, and when it holds).
 
     >>> q = orthonormal_basis(jnp.array([[3.0, 1.0], [4.0, 2.0], [0.0, 2.0]]))
     >>> jnp.round(q.T @ q, 5).tolist()
@@ -44,9 +46,11 @@ def orthonormal_basis(
     factor = jnp.linalg.cholesky(transposed_product(first, first))
     second = outside(_divide(first, factor), basis)
     gram, identity = transposed_product(second, second), jnp.eye(x.shape[1], dtype=x.dtype)
-    # Well conditioned, or about to be refused: the inverse is as good as solving, and faster.
+    # Multiplying by the inverse of a triangular factor is faster than solving with it, and loses
+    # digits only if the factor is ill conditioned; this one is near the identity, or `holds` below
+    # refuses the result.
     inverse = _divide(identity, jnp.linalg.cholesky(gram))
-    # NaN, which a failed factorisation leaves, compares as False.
+    # A Cholesky factorisation that fails leaves NaN, and NaN <= 0.5 is False.
     holds = jnp.linalg.norm(gram - identity) <= 0.5
     return _checked(holds, mm(second, inverse), basis, x)
 
@@ -67,7 +71,11 @@ def _checked(holds: Array, candidate: Array, basis: Array, x: Array) -> Array:
 
 @_checked.def_vmap
 def _checked_batch(axis_size, in_batched, *arguments):
-    """A ``cond`` on one predicate for the batch: under plain ``vmap`` both branches would run."""
+    """The same for a batch, by a ``cond`` on one predicate for all of it.
+
+    Plain ``vmap`` turns a ``cond`` into a ``select`` that runs both branches: every batch would pay
+    for Householder QR.
+    """
     holds, candidate, basis, x = (
         argument if batched else jnp.broadcast_to(argument, (axis_size, *argument.shape))
         for argument, batched in zip(arguments, in_batched, strict=True)

@@ -25,7 +25,7 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
     >>> working(jnp.ones(2, jnp.bfloat16)).dtype, working(jnp.arange(2)).dtype
     (dtype('float32'), dtype('float32'))
     """
-    if not isinstance(x, jax.Array):  # asarray takes as long as a small program
+    if not isinstance(x, jax.Array):  # asarray of an Array costs as much as a small program
         try:
             x = jnp.asarray(x)
         except (TypeError, ValueError) as error:
@@ -57,8 +57,9 @@ def power_of_two(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """
     size = jax.lax.stop_gradient(size)
     usable = (size > 0) & jnp.isfinite(size)
-    # A number without its fraction is the power of two below. The exponent's bits are those of
-    # infinity; frexp and ldexp would be fifty operations, as long as a whole fit of a small layer.
+    # A floating-point number with its fraction bits cleared is the power of two below it. The mask
+    # for the exponent bits is the bit pattern of infinity. frexp and ldexp would do the same in
+    # fifty operations, which takes as long as a whole fit of a small layer.
     bits = jnp.dtype(f"int{8 * size.dtype.itemsize}")
     exponent = np.asarray(np.inf, size.dtype).view(bits)
     below = jax.lax.bitcast_convert_type(size, bits) & exponent

@@ -20,8 +20,8 @@ from spectral_jax.linalg.orthonormal import orthonormal_basis
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 
-PROBES = 10
-DEFAULT_OVERSAMPLE = 10
+PROBES = 10  # Gaussian vectors for the error estimate; what they promise: `randomized_svd`
+DEFAULT_OVERSAMPLE = 10  # Halko, Martinsson & Tropp 2011 advise 5 or 10
 
 
 class SVDResult(NamedTuple):
@@ -54,19 +54,23 @@ def randomized_svd(
     """The ``rank`` leading singular triplets of ``a``: ``u [m, rank]``, ``s``, ``vt [rank, n]``.
 
     ``Q`` is an orthonormal basis of ``b = rank + oversample`` random combinations of the columns
-    of ``a``, sharpened by ``q = power_iterations`` products with ``A A^T``; the answer is the
-    truncated SVD of ``Q Q^T A``. Its singular values never exceed those of ``a``. Each vector of
-    ``u`` has its largest entry positive.
+    of ``a``, brought nearer to the leading singular vectors by ``q = power_iterations`` products
+    with ``A A^T``; the answer is the truncated SVD of ``Q Q^T A``. Its singular values never exceed
+    those of ``a``. Each vector of ``u`` has its largest entry positive.
 
     Args:
+      power_iterations: products with ``A A^T``; each damps the part beyond ``rank`` by another
+        factor ``(s_(b+1) / s_rank)^2``. 1 or 2 are usually enough (Halko, Martinsson & Tropp
+        2011), but for flat spectra.
       method: ``power`` keeps the last block, ``span (A A^T)^q A Omega``; ``krylov`` keeps all
         ``q + 1`` of them. Both make ``2 q + 2`` products of ``a`` with ``b`` columns and Krylov is
         always the more accurate, at ``q + 1`` times the memory for ``Q``.
       oversample: extra columns, 10 if None; Krylov does without (``0``) when ``q >= 1``.
       block: columns of a product, instead of ``rank + oversample``; Krylov only. A smaller block
         and more iterations reach the same error with fewer columns multiplied in all (two thirds
-        at a quarter of the rank), as long as ``block (q + 1) >= rank`` and a product is worth its
-        call: 16 or 32 columns for a dense matrix. As large as the most repeated singular value.
+        at a quarter of the rank), as long as ``block (q + 1) >= rank``. Not below 16 or 32 columns
+        for a dense matrix, where a product takes as long for fewer; and not below the multiplicity
+        of a singular value that is wanted in full.
       tol: keep the smallest rank with ``||A - u diag(s) vt||_F <= tol ||A||_F``, at most ``rank``.
         Shapes stay static: what is beyond ``result.rank`` is zero.
 
@@ -79,7 +83,7 @@ def randomized_svd(
     The reverse-mode derivative of ``s`` is ``d s_i = u_i^T dA v_i``, exact for converged triplets
     (not those of a flat spectrum after few products); none for ``u``, ``vt`` and ``error``. NaN in
     ``a`` gives NaN, ``rank = 0`` and ``converged = False``. ``u`` and ``vt`` stay orthonormal where
-    ``a`` has a lower rank. Not for most of the spectrum: use ``jnp.linalg.svd``.
+    ``a`` has a lower rank. If most of the spectrum is wanted, ``jnp.linalg.svd`` is faster.
     Raises ``ValueError`` for an impossible ``rank``, option or shape, and ``NotImplementedError``
     for derivatives of anything but ``s``.
     Sources: Halko, Martinsson & Tropp 2011 (algorithm 4.4, error estimate of section 4.3); Musco &
@@ -114,7 +118,8 @@ def _triplets(options, op, draws, tol) -> SVDResult:
 
 
 def _found(options, op, draws, tol) -> SVDResult:
-    # Two products: XLA's is up to twice as slow at widths that are not powers of two.
+    # Sketch and probes in two products instead of one of all columns: XLA's product is up to twice
+    # as slow at widths that are not powers of two.
     sketch, probes = op @ draws[:, :-PROBES], draws[:, -PROBES:]
     find = _krylov if options.method == "krylov" else _power
     u, s, vt = _project(*find(op, orthonormal_basis(sketch), options.iterations), options.rank)
@@ -134,7 +139,11 @@ def _power(op: LinearOperator, q: Array, iterations: int) -> tuple[Array, Array,
 
 
 def _krylov(op: LinearOperator, q: Array, iterations: int) -> tuple[Array, Array, Array]:
-    """The same for the whole block Krylov space, as far as there is room for it."""
+    """The same for the whole block Krylov space, which ends where it fills the smaller side.
+
+    Each new block is ``A`` times the newest part of the right basis, made orthogonal to all blocks
+    before it; powers of ``A A^T`` themselves would soon all be parallel to the leading vector.
+    """
     image = op.T @ q
     basis, images, right = q, image, orthonormal_basis(image)
     for _ in range(iterations):
@@ -149,7 +158,11 @@ def _krylov(op: LinearOperator, q: Array, iterations: int) -> tuple[Array, Array
 
 
 def _project(q: Array, image: Array, p: Array, rank: int) -> tuple[Array, Array, Array]:
-    """The leading triplets of ``Q image^T = Q (P^T image)^T P^T``, which is ``Q Q^T A``."""
+    """The leading triplets of ``Q Q^T A = Q image^T = Q (P^T image)^T P^T``.
+
+    ``P^T image`` is a small square matrix: its SVD, rotated by ``Q`` and ``P``, is that of
+    ``Q Q^T A``. (An SVD of the wide ``image`` gives the same and takes longer.)
+    """
     x, s, yt = jnp.linalg.svd(transposed_product(p, image))
     u, vt = mm(q, yt[:rank].T), mm(p, x[:, :rank]).T
     largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)[0]
@@ -158,13 +171,14 @@ def _project(q: Array, image: Array, p: Array, rank: int) -> tuple[Array, Array,
 
 
 def _truncate(u: Array, s: Array, vt: Array, error: Array, tol) -> SVDResult:
-    """Count the triplets that hold and, given ``tol``, drop the others."""
+    """Count the triplets above rounding; or, given ``tol``, those it needs, and zero the others."""
     if tol is None:
         floor = max(len(u), vt.shape[1]) * jnp.finfo(s.dtype).eps * s[0]
         return SVDResult(u, s, vt, error, jnp.sum(s > floor), ~jnp.isnan(error))
     scale = jnp.where(s[0] > 0, s[0], 1)
     squares = jnp.append(s, error) / scale
-    # tails[r] is the Frobenius norm of what r triplets leave; tails[0] is that of A.
+    # The squares of a Frobenius norm add up: tails[r] is the norm of what r triplets leave, the
+    # singular values from r on and the estimated rest together; tails[0] is the norm of A.
     tails = scale * jnp.sqrt(jnp.cumsum(squares[::-1] ** 2)[::-1])
     allowed = jnp.asarray(tol, s.dtype) * tails[0]
     rank = jnp.sum(tails[:-1] > allowed)
@@ -180,7 +194,7 @@ def _triplets_forward(options, *arguments):
 
 
 def _triplets_backward(options, saved, cotangent: SVDResult):
-    """``A_bar = u diag(s_bar) vt``."""
+    """``A_bar = u diag(s_bar) vt``, pulled back through ``op @ v`` to the arrays of ``op``."""
     op, u, vt = saved
     if not all(isinstance(x, SymbolicZero) for x in (cotangent.u, cotangent.vt, cotangent.error)):
         raise NotImplementedError("derivative of u, vt or error: only that of s is supported")
@@ -208,7 +222,7 @@ def _norm(x: Array) -> Array:
 
 
 def _check(op, rank, oversample, power_iterations, method, block) -> tuple[_Options, int]:
-    """The options as they are meant, and how many columns a product has."""
+    """Validated options, and how many columns a product has."""
     smaller = min(op.shape)
     rank = count("rank", rank, most=smaller, why="min(m, n)")
     iterations = count("power_iterations", power_iterations, least=0)

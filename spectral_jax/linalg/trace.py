@@ -1,4 +1,9 @@
-"""Stochastic estimates of the trace and the diagonal of a symmetric operator."""
+"""Stochastic estimates of the trace and the diagonal of a symmetric operator.
+
+If ``v`` is random with ``E v v^T = I``, then ``E v^T A v = tr A`` (Girard 1989, Hutchinson 1989).
+The variance comes from the large eigenvalues. Hutch++ and XTrace first find a basis ``Q`` of their
+eigenvectors by multiplying random vectors, take the trace on ``Q`` exactly, and sample the rest.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,8 @@ from spectral_jax.linalg.subspace import mm, unit
 class Estimate(NamedTuple):
     """A mean over random probes, the standard error of that mean, and the products it took.
 
-    The error is 0 where the answer is exact, and NaN if there was one sample only.
+    ``value`` and ``standard_error`` have the unit of the estimated quantity. The error is 0 where
+    the answer is exact, and NaN if there was one sample only.
     """
 
     value: Float[Array, "*shape"]
@@ -36,6 +42,9 @@ def trace(
 ) -> Estimate:
     """Estimate ``tr A`` from at most ``matvecs`` products; value and standard error are scalars.
 
+    The default of 60 products makes 30 samples of ``xtrace``, enough for a standard error to mean
+    something. Methods:
+
     ``hutchinson``
         the mean of ``n v^T A v``, ``v`` uniform on the sphere: error ``~ ||A||_F sqrt(2/matvecs)``,
         whatever the spectrum.
@@ -47,9 +56,9 @@ def trace(
         best whenever the spectrum decays, and never far behind. Exact if ``rank A < matvecs / 2``.
 
     All are unbiased. ``matvecs >= n`` gives the exact trace from ``n`` products, with error 0.
-    The standard error is estimated from the samples and of little worth below some ten of them.
-    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. Both scale
-    as the operator does, from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
+    The standard error is estimated from the samples and unreliable below some ten of them.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. The operator may have any
+    scale from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
     Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
     matfree's ``leave_one_out_xtrace`` is as good as ``xtrace``.
     Source: Meyer et al. 2021 (Hutch++); Epperly, Tropp & Webber 2024 (XTrace).
@@ -87,8 +96,8 @@ def diagonal(
     spectrum decays, exact if ``rank A < matvecs / 2``. Errors are entry by entry, not jointly.
 
     Unbiased. ``matvecs >= n`` gives the exact diagonal from ``n`` products, with error 0.
-    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. Both scale
-    as the operator does, from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
+    Works under ``jit`` and ``vmap``; ``hutchinson`` under ``grad`` too. The operator may have any
+    scale from 1e-30 to 1e30 in float32. NaN in it is NaN in the value.
     Raises ``ValueError`` for an unknown ``method`` or too few ``matvecs``.
     matfree's ``leave_one_out_xdiag`` is as good as ``xdiag``.
     Source: Bekas, Kokiopoulou & Saad 2007; Epperly, Tropp & Webber 2024 (XDiag).
@@ -112,13 +121,17 @@ def diagonal(
 def average(samples: Float[Array, "*shape m"], matvecs: Int[Array, ""]) -> Estimate:
     """The mean over the last axis, and its standard error."""
     m = samples.shape[-1]
-    # One sample says nothing of its error: 0/0.
+    # The spread of one sample is 0 / 0: NaN, not a claim of exactness.
     error = jnp.std(samples, axis=-1, ddof=1) / m**0.5 if m > 1 else samples[..., 0] * jnp.nan
     return Estimate(jnp.mean(samples, axis=-1), error, matvecs)
 
 
 def sphere(key: PRNGKeyArray, op: SymmetricOperator, k: int) -> Float[Array, "n k"]:
-    """``k`` vectors uniform on the unit sphere: no basis is special, so none flatters the error."""
+    """``k`` vectors uniform on the unit sphere.
+
+    Their distribution is the same in every basis, so that the error depends on the eigenvalues
+    alone. With random signs it would depend on how nearly diagonal the operator is.
+    """
     return unit(jax.random.normal(key, (op.size, k), op.dtype))
 
 
@@ -127,14 +140,14 @@ def _signs(key: PRNGKeyArray, op: SymmetricOperator, k: int) -> Array:
 
 
 def _first_products(op: SymmetricOperator, x: Array) -> tuple[Array, SymmetricOperator, Array]:
-    """``op @ x`` and ``op``, both times a factor to an ordinary magnitude; and the factor."""
+    """``op @ x`` and ``op``, scaled to an ordinary magnitude, and the factor (``scale.py``)."""
     images = op @ x
     factor = factor_of(images)
     return factor * images, factor * op, factor
 
 
 def _of(factor: Array, estimate: Estimate) -> Estimate:
-    """An estimate for ``factor * op`` as one for ``op``."""
+    """The estimate for ``op`` from that for ``factor * op``."""
     value, standard_error, matvecs = estimate
     return Estimate(value / factor, standard_error / factor, matvecs)
 
@@ -146,26 +159,34 @@ def _hutchinson(op: SymmetricOperator, probes: Array) -> Estimate:
 
 
 def _hutchpp(op: SymmetricOperator, range_key, probe_key, matvecs: int) -> Estimate:
+    """A third of the products finds the range, a third its trace, a third samples the rest."""
     k = matvecs // 3
     sketch, op, factor = _first_products(op, sphere(range_key, op, k))
     q, _ = jnp.linalg.qr(sketch)
     probes = sphere(probe_key, op, matvecs - 2 * k)
-    # The rest of a probe is again uniform on a sphere, that of the complement.
+    # Projected and rescaled, a probe is uniform on the unit sphere of the complement, of dimension
+    # n - k.
     probes = unit(probes - mm(q, mm(q.T, probes)))
     rest = (op.size - k) * jnp.sum(probes * (op @ probes), axis=0)
     return _of(factor, average(rest + jnp.sum(q * (op @ q)), jnp.asarray(matvecs)))
 
 
 def _xtrace(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
-    """Leave-one-out Hutch++; with ``Q_i`` the range without ``A omega_i``, all in coordinates."""
+    """Leave-one-out Hutch++: the mean over ``i`` of the estimate with the range ``Q_i`` of all
+    products but ``A omega_i``, and ``omega_i`` as the probe of what ``Q_i`` leaves.
+
+    ``Q_i`` is ``Q`` without one direction ``Q s_i``, so that all ``k`` estimates follow from the
+    same ``Q``, in ``k x k`` matrices (Epperly, Tropp & Webber 2024).
+    """
     omega = sphere(key, op, k)
     sketch, op, factor = _first_products(op, omega)
     q, r = jnp.linalg.qr(sketch)
     s, _ = _left_out(r)
     h = mm(q.T, op @ q)
     w = mm(q.T, omega)
-    # omega_i = Q_i x_i + rest, and rest^T A rest from the parts; the rest is rescaled to the
-    # length it has on average, which rotational symmetry permits.
+    # omega_i = Q_i x_i + rest; rest^T A rest is expanded into products that are known. The rest is
+    # uniform on a sphere of n - k + 1 dimensions but for its length: scaling it to the length it
+    # has on average keeps the mean and lowers the variance.
     x = w - s * jnp.sum(s * w, axis=0)
     rest = jnp.sum((w - 2 * x) * r + x * mm(h, x), axis=0)
     length = jnp.sum(omega**2, axis=0) - jnp.sum(x**2, axis=0)

@@ -13,23 +13,27 @@ def tridiagonal_eigvals(
     """All eigenvalues, ascending, with absolute error of a few ``eps ||T||``.
 
     The number of eigenvalues below ``x`` is the number of negative pivots in ``T - x = L D L^T``
-    (Sylvester). Counts at ``n`` points or a few more give every eigenvalue its first bracket; then
-    all of them, of every matrix, are bisected at once, one lane each, so the work is ``n`` fused
-    steps over ``n * batch`` lanes for each bit of the dtype beyond the first ``log2 n``.
+    (Sylvester's law of inertia; the Sturm count). Counts at ``n`` points or a few more give every
+    eigenvalue its first bracket; then all of them, of every matrix, are bisected at once. A
+    halving is ``n`` steps of elementwise work on ``n * batch`` numbers, and there is one for each
+    bit of the dtype beyond the first ``log2 n``. LAPACK's QR iteration does less arithmetic, but
+    for one matrix after the other.
 
     Works under ``jit`` and ``vmap``; has no useful derivative (the callers bring their own). NaN or
     inf in a matrix gives NaN for that matrix only.
-    Source: Barth, Martin & Wilkinson 1967; Demmel, Dhillon & Ren 1995 on why the count stays
+    Sources: Barth, Martin & Wilkinson 1967; Demmel, Dhillon & Ren 1995 on why the count stays
     monotone in floating point.
 
     >>> [round(float(x), 4) for x in tridiagonal_eigvals(jnp.full(3, 2.0), jnp.full(2, -1.0))]
     [0.5858, 2.0, 3.4142]
     """
     batch, n = diagonal.shape[:-1], diagonal.shape[-1]
-    # The batch goes last, where it is contiguous: XLA then vectorises over matrices.
+    # The batch is the last axis, contiguous in memory: XLA then vectorises over matrices, while the
+    # recurrence over rows of one matrix cannot be vectorised.
     d = diagonal.reshape(-1, n).T
     e = jnp.pad(off_diagonal.reshape(-1, n - 1).T, ((1, 0), (0, 0)))
     bound = jnp.max(jnp.abs(d), axis=0) + 2 * jnp.max(jnp.abs(e), axis=0)
+    # All eigenvalues lie within the bound (Gershgorin); divided by it, within [-1, 1].
     usable = (bound > 0) & jnp.isfinite(bound)
     scale = jnp.where(usable, bound, 1)
     values = _bisect(d / scale, (e / scale) ** 2) * scale
@@ -38,10 +42,14 @@ def tridiagonal_eigvals(
 
 
 def _bisect(d: Float[Array, "n b"], e_squared: Float[Array, "n b"]) -> Float[Array, "n b"]:
-    """Eigenvalues in ``[-1, 1]``; ``e_squared[0]`` has no row above it and is zero."""
+    """Eigenvalues in ``[-1, 1]``; ``e_squared[i]`` couples row ``i`` to row ``i - 1``, the first 0.
+
+    Eigenvalue ``i`` (from 0) is at least ``x`` exactly if at most ``i`` of them are below ``x``.
+    """
     n, batch = d.shape
     index = jnp.arange(n, dtype=jnp.int32)[:, None]
-    # Kept from 0, so that a vanishing pivot gives an infinite one next and never 0 / 0.
+    # Kept above 0: after a pivot 0 the next one is then -(positive / 0), infinite, which counts
+    # rightly; 0 / 0 would be NaN and spoil all counts after it.
     e_squared = jnp.maximum(e_squared, jnp.finfo(d.dtype).tiny)
     bits = (n - 1).bit_length()
     points = jnp.linspace(-1, 1, 2**bits, endpoint=False, dtype=d.dtype)[:, None]
@@ -61,10 +69,13 @@ def _bisect(d: Float[Array, "n b"], e_squared: Float[Array, "n b"]) -> Float[Arr
 def _count_below(
     d: Float[Array, "n b"], e_squared: Float[Array, "n b"], x: Float[Array, "p b"]
 ) -> Int[Array, "p b"]:
+    """How many eigenvalues lie below each of the points ``x``: negative pivots of ``T - x``."""
+
     def next_pivot(carry, row):
         pivot, count = carry
         pivot = row[0] - x - row[1] / pivot
-        # The sign bit, not `< 0`: a pivot -0 makes the next one +inf, and must itself count.
+        # By the sign bit, not `< 0`: after a pivot -0 the next one is +inf and does not count, so
+        # that -0 itself must; with +0 it is the other way round.
         return (pivot, count + jnp.signbit(pivot).astype(jnp.int32)), None
 
     start = jnp.ones_like(x), jnp.zeros(x.shape, jnp.int32)

@@ -15,9 +15,14 @@ from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
 
-GRAM_ASPECT = 1.5  # a matrix squarer than this has a hard edge, which its Gram matrix loses
-GRAM_CONDITION = 32.0  # up to which `auto` trusts the Gram matrix
-STRIPED_GRAM = 128  # from which half a product and its bookkeeping are shorter than the whole
+# A random matrix squarer than 1.5 : 1 has singular values that come close to 0 (the hard edge),
+# and a Gram matrix, which squares them, loses those below sqrt(eps) of the largest.
+GRAM_ASPECT = 1.5
+# `auto` trusts the Gram matrix up to this ratio of the largest to the smallest singular value: the
+# error of the smallest is then at most 32 times that of LAPACK's.
+GRAM_CONDITION = 32.0
+# From this size on, forming half of the symmetric Gram matrix in strips takes less time than all.
+STRIPED_GRAM = 128
 
 
 @partial(jax.jit, static_argnames="method")
@@ -149,7 +154,7 @@ def _by_bisection(a: Array) -> Array:
 
 
 def _tridiagonal(symmetric: Array) -> tuple[Array, Array]:
-    """Diagonal and off-diagonal; reads the lower triangle alone."""
+    """Diagonal and off-diagonal by Householder reduction; reads the lower triangle alone."""
     _, diagonal, off_diagonal, _ = jax.lax.linalg.tridiagonal(symmetric)
     return diagonal, off_diagonal
 
@@ -172,7 +177,9 @@ def _by_gram(method: str, a: Array) -> Array:
         a, cpu=_gram_eigvals, default=lambda a: jnp.linalg.eigvalsh(_gram(a))
     )
     values = jnp.sqrt(jnp.maximum(squares, 0))[..., ::-1]
-    # Instead of scaling beforehand, which is as long as the product at n = 128. NaN fails, too.
+    # Matrices whose squares may have left the range of the dtype are found out here, by their
+    # largest value. Scaling all of them beforehand would take as long as the product at n = 128.
+    # NaN is not trusted either: its comparisons are False.
     span = jnp.finfo(a.dtype)
     largest = squares[..., -1]
     trusted = (largest > float(span.tiny) ** 0.5) & (largest < float(span.max) ** 0.5)
@@ -198,7 +205,10 @@ def _gram(a: Array) -> Array:
 
 
 def _lower_gram(a: Array) -> Array:
-    """``a^T a`` up to its diagonal, in four strips of rows: 5/8 of the flops; zeros beyond."""
+    """The lower triangle of ``a^T a``, in four strips of rows up to the diagonal block.
+
+    5/8 of the flops of the whole product; what lies right of the diagonal block is zero.
+    """
     n = a.shape[-1]
     strips = [slice(start, min(start + -(-n // 4), n)) for start in range(0, n, -(-n // 4))]
     products = [mm(jnp.swapaxes(a[..., rows], -2, -1), a[..., : rows.stop]) for rows in strips]
@@ -207,7 +217,11 @@ def _lower_gram(a: Array) -> Array:
 
 
 def _doubted(values: Array, trusted: Array, a: Array) -> Array:
-    """Values by SVD, unless all the matrices that are not trusted are zero or hold NaN or inf."""
+    """Values by SVD, where the Gram matrix cannot be trusted.
+
+    Except if all such matrices of the batch are zero or hold NaN or inf: their values are known to
+    be 0 or NaN, and the batch need not pay for an SVD.
+    """
     scale = jnp.max(jnp.abs(a), axis=(-2, -1))
     hopeless = ~((scale > 0) & jnp.isfinite(scale))
     known = jnp.where((scale == 0)[..., None], 0, jnp.nan).astype(a.dtype)
@@ -216,7 +230,8 @@ def _doubted(values: Array, trusted: Array, a: Array) -> Array:
 
 
 def _elongated(a: Array) -> bool:
-    """A single row or column is as good: its Gram matrix is its squared norm."""
+    """Whether the Gram route is safe: an aspect ratio of 1.5, or a single row or column, whose
+    Gram matrix is its squared length."""
     short, long = sorted(a.shape[-2:])
     return short <= 1 or long >= GRAM_ASPECT * short
 
