@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.report.evidence import Evidence
+from experiments.report.evidence import Evidence, Need
 from experiments.runs.files import read_json, write_json
 
 Origin = Literal["published", "released code", "our reference", "our question"]
@@ -82,22 +82,15 @@ def check(claims: Sequence[Claim], known: Mapping[str, Collection[str] | None]) 
     """Refuse what cannot be meant, in one line that names the claim.
 
     Args:
-        known: the arms by protocol of all presets together; None where only a run can tell.
+        known: the arms by protocol of all presets together; None for a study, whose arms only a
+            run can tell. A study called ``loop`` may have protocols ``loop/<anything>``.
     """
     for id, count in Counter(claim.id for claim in claims).items():
         if count > 1:
             raise UserError(f"claim {id!r} is declared {count} times: give each an id of its own")
     for claim in claims:
-        for protocol, arm in sorted(claim.evidence.needs()) if claim.evidence else ():
-            if protocol not in known:
-                close = did_you_mean(protocol, known)
-                raise UserError(f"claim {claim.id!r}: no preset has a protocol {protocol!r}{close}")
-            arms = known[protocol]
-            if arms is not None and arm not in arms:
-                raise UserError(
-                    f"claim {claim.id!r}: no preset has an arm {arm!r} in protocol {protocol!r}"
-                    f"{did_you_mean(arm, arms)}"
-                )
+        for need in sorted(claim.evidence.needs()) if claim.evidence else ():
+            _check_name(claim, need, known)
 
 
 @dataclass(frozen=True)
@@ -122,6 +115,21 @@ def declare(claims: Sequence[Claim], path: Path) -> Declaration:
     if first is None:
         write_json(path, {"sha256": sha256, "claims": now})
     return Declaration(sha256, tuple(_changes(now if first is None else first, now)))
+
+
+def _check_name(claim: Claim, need: Need, known: Mapping[str, Collection[str] | None]) -> None:
+    study = need.protocol.partition("/")[0]
+    if known.get(study, ()) is None:
+        return
+    if need.protocol not in known:
+        close = did_you_mean(need.protocol, known)
+        raise UserError(f"claim {claim.id!r}: no preset has a protocol {need.protocol!r}{close}")
+    arms = known[need.protocol]
+    if arms is not None and need.arm not in arms:
+        raise UserError(
+            f"claim {claim.id!r}: no preset has an arm {need.arm!r} in protocol "
+            f"{need.protocol!r}{did_you_mean(need.arm, arms)}"
+        )
 
 
 def _rules(claim: Claim) -> list[tuple[bool, str]]:

@@ -6,15 +6,15 @@
     paired("fiedler", best_of("l2", "l1", protocol="fair"), protocol="fair")
 
 Each is a frozen dataclass with two methods: ``of(results)`` is one number per seed, or None where
-this preset did not run what it needs; ``needs()`` names the arms, so that a name that does not
-exist is found when the claim is declared.
+this preset did not run what it needs; ``needs()`` names what it looks at, so that a name that does
+not exist is found when the claim is declared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -23,7 +23,17 @@ from experiments.report.results import Results
 from experiments.report.selection import badness, require_validation
 
 Samples = Float[np.ndarray, " seeds"]
-Needs = frozenset[tuple[str, str]]
+
+
+class Need(NamedTuple):
+    """A metric of an arm that some evidence looks at."""
+
+    protocol: str
+    arm: str
+    metric: str
+
+
+Needs = frozenset[Need]
 
 ACCURACY = "test/accuracy"
 
@@ -35,7 +45,7 @@ class Evidence(Protocol):
         """One number per seed, NaN where a seed has none; None where it was not measured."""
 
     def needs(self) -> Needs:
-        """Every ``(protocol, arm)`` that it looks at."""
+        """Everything that it looks at."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,7 @@ class Final:
     def needs(self) -> Needs:
         """The arm, or all those of which one is chosen."""
         arms = self.arm.arms if isinstance(self.arm, Best) else (self.arm,)
-        return frozenset((self.protocol, arm) for arm in arms)
+        return frozenset(Need(self.protocol, arm, self.metric) for arm in arms)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class Paired:
         return _by_pairs(self.first, self.second, results, lambda one, other: one - other)
 
     def needs(self) -> Needs:
-        """The arms of both."""
+        """What both need."""
         return self.first.needs() | self.second.needs()
 
 
@@ -119,7 +129,7 @@ class Change:
         return _by_pairs(self.first, self.second, results, _percent)
 
     def needs(self) -> Needs:
-        """The arms of both."""
+        """What both need."""
         return self.first.needs() | self.second.needs()
 
 
@@ -148,8 +158,10 @@ class Slope:
         return np.array(found) if found else None
 
     def needs(self) -> Needs:
-        """All arms."""
-        return frozenset((self.protocol, arm) for arm in self.arms)
+        """Both metrics of all arms."""
+        return frozenset(
+            Need(self.protocol, arm, metric) for arm in self.arms for metric in (self.x, self.y)
+        )
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ class FirstRun:
 
     def needs(self) -> Needs:
         """What any of them needs."""
-        return frozenset[tuple[str, str]]().union(*(choice.needs() for choice in self.choices))
+        return frozenset[Need]().union(*(choice.needs() for choice in self.choices))
 
 
 def final(metric: str, *, arm: Arm, protocol: str, scale: float = 1.0) -> Final:

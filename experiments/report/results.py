@@ -9,13 +9,12 @@ A number that a seed does not have is NaN, here and in everything that is comput
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -112,14 +111,14 @@ class Results:
         """The same, and the reason why an arm (or, with ``arm`` empty, a protocol) is missing."""
         return replace(self, absent=(*self.absent, Absent(protocol, arm, reason)))
 
-    def to_json(self) -> str:
-        """Text that `from_json` reads back; NaN is null."""
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `from_json` reads back; NaN is null."""
         rows = [
             [*row[:3], {name: value if math.isfinite(value) else None
                         for name, value in row.metrics.items()}]
             for row in self.rows
         ]  # fmt: skip
-        return json.dumps({"rows": rows, "absent": list(self.absent)})
+        return {"rows": rows, "absent": [list(one) for one in self.absent]}
 
     @cached_property
     def _by_arm(self) -> dict[tuple[str, str], list[Row]]:
@@ -174,9 +173,13 @@ def of_run(run: Run, protocol: str, arm: str, *, first_seed: int = 0) -> Results
     return of_arrays(protocol, arm, numbers, first_seed=first_seed)
 
 
-def from_json(text: str) -> Results:
-    """What `Results.to_json` wrote."""
-    stored = json.loads(text)
+def study_results(run: Run) -> Results:
+    """What a finished study measured: its ``measure`` returned it as `Results`."""
+    return from_json(run.summary["results"])
+
+
+def from_json(stored: Mapping[str, Any]) -> Results:
+    """What `Results.to_json` made."""
     rows = (
         Row(protocol, arm, seed, {n: math.nan if v is None else v for n, v in metrics.items()})
         for protocol, arm, seed, metrics in stored["rows"]

@@ -7,12 +7,13 @@ seeds, under ``<protocol>`` with the method's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from experiments.errors import UserError
+from experiments.names import did_you_mean
 from experiments.report.results import Results
 
 TUNING = "/tuning"
@@ -25,8 +26,7 @@ class Choice:
 
     Attributes:
         arm: ``method@setting``, or the method itself where it has nothing to choose.
-        at_edge: the best setting is the least or greatest number of its grid: a better one may
-            lie outside.
+        at_edge: it is the least or the greatest number of its grid: a better one may lie outside.
         tied: the settings that are within a standard error of the best, itself left out.
     """
 
@@ -58,26 +58,23 @@ def choose(
         UserError: if ``by`` is not a metric of the validation split.
     """
     require_validation(by)
-    scores = {
-        arm: values
-        for arm in sorted(results.arms(protocol), key=_place)
-        if arm.partition("@")[0] == method
-        and (values := results.values(by, arm=arm, protocol=protocol)) is not None
-        and np.isfinite(values).any()
-    }
+    grid = [arm for arm in _tried(results, protocol) if arm.partition("@")[0] == method]
+    wanted = f"{method}@{default}" if default else ""
+    if wanted and wanted not in grid:
+        close = did_you_mean(wanted, grid)
+        raise UserError(f"default={default!r}: {protocol!r} has no arm {wanted!r}{close}")
+    scores = {arm: found for arm in grid if (found := _scores(results, protocol, arm, by))}
     if not scores:
         return None
-    best = min(scores, key=lambda arm: badness(scores[arm], higher=higher))
-    tied = tuple(
-        arm for arm in scores if arm != best and _within_an_error(scores[arm], scores[best])
-    )
-    wanted = f"{method}@{default}"
+    best = min(scores, key=lambda arm: badness([*scores[arm].values()], higher=higher))
+    tied = [arm for arm in scores if arm != best and _within_an_error(scores[arm], scores[best])]
     chosen = wanted if wanted in tied else best
-    return Choice(method, chosen, at_edge=_at_edge(best, list(scores)), tied=tied)
+    return Choice(method, chosen, at_edge=_at_edge(chosen, grid), tied=tuple(tied))
 
 
-def badness(scores: Float[np.ndarray, " seeds"], *, higher: bool) -> tuple[int, float]:
+def badness(scores: Sequence[float] | np.ndarray, *, higher: bool) -> tuple[int, float]:
     """What the best arm has least of: first lost seeds, then the mean of the others, signed."""
+    scores = np.asarray(scores)
     finite = np.isfinite(scores)
     mean = float(np.mean(scores[finite])) if finite.any() else 0.0
     return int(np.count_nonzero(~finite)), -mean if higher else mean
@@ -109,12 +106,27 @@ def _seeds(results: Results, protocol: str) -> set[int]:
     return {seed for arm in arms for seed in results.seeds(arm=arm, protocol=protocol)}
 
 
-def _within_an_error(one: np.ndarray, best: np.ndarray) -> bool:
-    """Whether the mean difference over common seeds is no larger than its standard error."""
-    if one.shape != best.shape:
+def _tried(results: Results, protocol: str) -> list[str]:
+    """Every arm of the protocol, those that came to nothing too, by number where there is one."""
+    failed = {one.arm for one in results.absent if one.protocol == protocol and one.arm}
+    return sorted({*results.arms(protocol), *failed}, key=_place)
+
+
+def _scores(results: Results, protocol: str, arm: str, by: str) -> dict[int, float]:
+    """The arm's score by seed; empty if no seed has one."""
+    values = results.values(by, arm=arm, protocol=protocol)
+    if values is None or not np.isfinite(values).any():
+        return {}
+    seeds = results.seeds(arm=arm, protocol=protocol)
+    return dict(zip(seeds, values.tolist(), strict=True))
+
+
+def _within_an_error(one: Mapping[int, float], best: Mapping[int, float]) -> bool:
+    """Whether the mean difference, paired by seed, is no larger than its standard error."""
+    if one.keys() != best.keys():
         return False
-    difference = (one - best)[np.isfinite(one - best)]
-    if len(difference) < 2 or len(difference) < np.count_nonzero(np.isfinite(best)):
+    difference = np.array([one[seed] - best[seed] for seed in best])
+    if len(difference) < 2 or not np.isfinite(difference).all():
         return False
     error = np.std(difference, ddof=1) / np.sqrt(len(difference))
     return bool(abs(np.mean(difference)) <= error)

@@ -31,8 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from experiments.names import did_you_mean
 from experiments.report import statistics
 from experiments.report.claims import Claim
+from experiments.report.evidence import Need
 from experiments.report.results import Results
 from experiments.report.selection import require_fresh_seeds
 from experiments.report.statistics import Estimate
@@ -80,10 +82,11 @@ class Judged:
 
     @property
     def stated(self) -> str:
-        """What the source says."""
+        """What the source says; of a direction, its sign and the least effect that matters."""
         claim = self.claim
         if claim.value is None:
-            return {1: "positive", -1: "negative", 0: ""}[claim.direction]
+            sign = {1: "positive", -1: "negative", 0: ""}[claim.direction]
+            return f"{sign}, d = {claim.smallest_effect:g}{claim.unit}" if sign else ""
         error = claim.tolerance if claim.type == "deterministic" else claim.spread
         return f"{claim.value:.9g}{f' ± {error:g}' if error else ''}{claim.unit}"
 
@@ -215,14 +218,27 @@ def _still_needed(claim: Claim, found: Estimate) -> str:
 def _not_run(claim: Claim, found: Estimate | None, results: Results) -> Judged:
     if claim.type is None:
         return Judged(claim, "UNDERSPECIFIED", None, claim.reason)
-    if found is not None:
-        lost = f"none of {found.lost} {claim.replication} has a number"
-        return Judged(claim, "NOT RUN", None, lost)
+    lost = f"none of {found.lost} {claim.replication} has a number" if found else ""
     needs = sorted(claim.evidence.needs()) if claim.evidence else ()
-    told = [results.reason(protocol=protocol, arm=arm) for protocol, arm in needs]
     cost = f"cost: {claim.cost}" if claim.cost else ""
-    reasons = dict.fromkeys(filter(None, [*told, claim.reason, cost]))
-    return Judged(claim, "NOT RUN", None, "; ".join(reasons))
+    told = [lost, *(_why_missing(need, results) for need in needs), claim.reason, cost]
+    return Judged(claim, "NOT RUN", None, "; ".join(dict.fromkeys(filter(None, told))))
+
+
+def _why_missing(need: Need, results: Results) -> str:
+    """The reason that was noted, or the name that is not there; empty if all is there."""
+    reason = results.reason(protocol=need.protocol, arm=need.arm)
+    arms = results.arms(need.protocol)
+    if reason or not arms:
+        return reason
+    if need.arm not in arms:
+        close = did_you_mean(need.arm, arms)
+        return f"this preset has no arm {need.arm!r} in {need.protocol!r}{close}"
+    metrics = results.metrics(protocol=need.protocol, arm=need.arm)
+    if need.metric not in metrics:
+        close = did_you_mean(need.metric, metrics)
+        return f"{need.protocol}/{need.arm} has no metric {need.metric!r}{close}"
+    return ""
 
 
 def _caveats(claim: Claim, found: Estimate) -> list[str]:
@@ -230,6 +246,8 @@ def _caveats(claim: Claim, found: Estimate) -> list[str]:
     notes = []
     if found.lost:
         notes.append(f"{found.lost} of {total} {claim.replication} have no number")
+    if found.n > 1 and found.error == 0 and claim.type != "deterministic":
+        notes.append(f"all {found.n} {claim.replication} agree exactly")
     if claim.largest_n and total > claim.largest_n:
         notes.append(f"{total} {claim.replication} are more than the {claim.largest_n} declared")
     return notes
