@@ -13,7 +13,6 @@ from experiments.regularise import arms_of, balance_state, penalty_of, penalty_s
 from models import Network
 from spectral_jax import graphs, optim, rmt, weights
 from spectral_jax.linalg import svdvals
-from spectral_jax.linalg.lapack import after
 from spectral_jax.optim import SpectralPenaltyState
 from spectral_jax.optim.sight import SIGHTS
 
@@ -116,18 +115,13 @@ def tail_exponents(
     }
 
     def one(params: Any) -> dict[str, jax.Array]:
-        shapes: dict[tuple[int, ...], dict[str, jax.Array]] = {}
-        for name, kernel in weights.matrices(params).items():
-            if kernel.matrix.size // max(kernel.matrix.shape[-2:]) >= min_eigenvalues:
-                shapes.setdefault(kernel.matrix.shape, {})[name] = kernel.matrix
-        alphas: dict[str, jax.Array] = {}
-        last = jnp.zeros(())
-        for named in shapes.values():
-            for kind, metric in metrics.items():
-                found = jax.vmap(metric)(after(last, jnp.stack(list(named.values()))))
-                last = found[-1]
-                alphas |= {f"{kind}/{name}": a for name, a in zip(named, found, strict=True)}
-        return alphas
+        kernels = {
+            name: matrix
+            for name, (_, matrix, _) in weights.matrices(params).items()
+            if matrix.size // max(matrix.shape[-2:]) >= min_eigenvalues
+        }
+        found = weights.map_by_shape(kernels, lambda w: {k: m(w) for k, m in metrics.items()})
+        return {f"{kind}/{name}": alpha for name, of in found.items() for kind, alpha in of.items()}
 
     return over_seeds(one, seed_axis)(params)
 

@@ -20,6 +20,7 @@ from spectral_jax.linalg import (
 )
 from spectral_jax.linalg.lapack import after, each, in_turn
 from spectral_jax.prune import Policy, prune_spectra
+from spectral_jax.weights import map_by_shape
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
 
@@ -121,13 +122,9 @@ def test_after_leaves_x_as_it_is(known):
     assert jnp.array_equal(after(jnp.asarray(known), x), x, equal_nan=True)
 
 
-def test_after_survives_the_compiler():
-    def program(a, b):
-        first = jnp.linalg.cholesky(a)
-        return first, jnp.linalg.cholesky(after(first[0, 0], b))
-
-    matrix = jnp.eye(3)
-    text = jax.jit(program).lower(matrix, matrix).compile().as_text()
+def in_a_chain(program, *args):
+    """Whether of two Cholesky decompositions one waits for the other in the compiled program."""
+    text = jax.jit(program).lower(*args).compile().as_text()
     lines = {m[1]: m[0] for m in re.finditer(r"^ *(?:ROOT )?%(\S+) = .*$", text, re.MULTILINE)}
     calls = [line for line in lines.values() if "potrf" in line]
     assert len(calls) == 2
@@ -136,4 +133,21 @@ def test_after_survives_the_compiler():
         operands = re.findall(r"%([\w.\-]+)", line.split("=", 1)[1])
         return {line}.union(*(sources(lines[name]) for name in operands if name in lines))
 
-    assert calls[0] in sources(calls[1]) or calls[1] in sources(calls[0])
+    return calls[0] in sources(calls[1]) or calls[1] in sources(calls[0])
+
+
+def test_after_survives_the_compiler():
+    def program(a, b, wait):
+        first = jnp.linalg.cholesky(a)
+        return first, jnp.linalg.cholesky(wait(first[0, 0], b))
+
+    matrix = jnp.eye(3)
+    assert in_a_chain(partial(program, wait=after), matrix, matrix)
+    assert not in_a_chain(partial(program, wait=lambda _, b: b), matrix, matrix)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "bool", "complex64"])
+def test_one_shape_waits_for_the_other_whatever_is_made_of_it(dtype):
+    shapes = {"a": jnp.eye(3), "b": jnp.eye(4), "c": jnp.eye(3)}
+    found = partial(map_by_shape, function=lambda w: jnp.linalg.cholesky(w).astype(dtype))
+    assert in_a_chain(found, shapes)

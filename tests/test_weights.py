@@ -11,6 +11,7 @@ from spectral_jax.weights import (
     edges,
     graph_weights,
     layout,
+    map_by_shape,
     matrices,
     named_leaves,
     places,
@@ -215,3 +216,49 @@ MISUSES = {
 def test_misuse_is_named(misuse, message):
     with pytest.raises(ValueError, match=message):
         misuse()
+
+
+def counted(function):
+    """The function, and a list of what it was called with: under ``vmap`` once a batch."""
+    calls = []
+
+    def called(x):
+        calls.append(x)
+        return function(x)
+
+    return called, calls
+
+
+def test_a_function_of_all_matrices_is_traced_once_a_shape_and_dtype():
+    found = {"a": np.ones((2, 3)), "b": np.ones((3, 2)), "c": 2 * np.ones((2, 3))}
+    found["d"] = np.ones((2, 3), np.int32)
+    total, calls = counted(jnp.sum)
+    assert map_by_shape(found, total) == {"a": 6, "b": 6, "c": 12, "d": 6}
+    assert [call.shape for call in calls] == [(2, 3), (3, 2), (2, 3)]
+    assert list(map_by_shape(found, jnp.sum)) == ["a", "b", "c", "d"]
+    assert map_by_shape({}, jnp.sum) == {}
+
+
+def test_a_batch_of_equal_shapes_has_an_end(monkeypatch):
+    monkeypatch.setattr("spectral_jax.weights._by_shape.ENTRIES", 12)
+    total, calls = counted(jnp.sum)
+    found = {i: i * np.ones((2, 3)) for i in range(5)} | {"large": np.ones((4, 4))}
+    assert map_by_shape(found, total) == {0: 0, 1: 6, 2: 12, 3: 18, 4: 24, "large": 16}
+    assert len(calls) == 4  # twice two of 2 x 3, the fifth, and one that is more than a batch
+
+
+def test_a_matrix_may_bring_a_key_and_come_back_in_parts():
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = {i: (normal(i, 2, 2), key) for i, key in enumerate(keys)}
+
+    def draw(pair):
+        matrix, key = pair
+        return {"flipped": matrix * jax.random.rademacher(key, (2, 2)), "corner": matrix[0, 0]}
+
+    for i, parts in jax.jit(lambda: map_by_shape(found, draw))().items():
+        jax.tree.map(np.testing.assert_array_equal, parts, draw(found[i]))
+
+
+def test_matrices_without_names_are_refused():
+    with pytest.raises(ValueError, match=r"matrices is a list: pass a dict, as weights.matrices"):
+        map_by_shape([np.ones((2, 2))], jnp.sum)

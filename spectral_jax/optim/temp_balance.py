@@ -22,7 +22,6 @@ from spectral_jax._transforms.hyperparameters import (
     strength_at,
 )
 from spectral_jax._transforms.leaves import changed, floats
-from spectral_jax.linalg.lapack import after
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
 from spectral_jax.optim.ownership import owners
@@ -208,16 +207,8 @@ class _Control(NamedTuple):
     def measured(self, params) -> dict[str, Float[Array, ""]]:
         """The metric of every tuned kernel, one batch per shape."""
         matrices = self.matrices(params)
-        groups: dict[Any, list[str]] = {}
-        for name, matrix in matrices.items():
-            groups.setdefault((matrix.shape, matrix.dtype), []).append(name)
-        alphas: dict[str, Array] = {}
-        last = jnp.zeros(())
-        for names in groups.values():
-            batch = after(last, jnp.stack([matrices[name] for name in names]))
-            alphas.update(zip(names, jax.vmap(self.metric)(batch), strict=True))
-            last = alphas[names[-1]]
-        values = jnp.stack([alphas[name] for name in matrices])
+        alphas = weights_of.map_by_shape(matrices, self.metric)
+        values = jnp.stack(list(alphas.values()))
         if self.shuffle_key is not None:
             values = jax.random.permutation(self.shuffle_key, values)
         return dict(zip(matrices, values, strict=True))

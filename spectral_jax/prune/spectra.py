@@ -115,21 +115,19 @@ def prune_spectra(
         raise ValueError("key: edit='random' draws, so pass a jax.random.key")
     key = jax.random.key(0) if key is None else key
     layers = {name: weights_of.entry(leaves[leaf], at) for name, (leaf, at) in kernels.items()}
-    groups: dict[Any, list[str]] = {}
-    for name, policy in chosen.items():
-        matrix = _matrix(layers[name])
-        groups.setdefault((matrix.shape, matrix.dtype, policy), []).append(name)
-    report: dict[str, LayerReport] = {}
-    for (_, _, policy), names in groups.items():
-        stack = jnp.stack([_matrix(layers[name]) for name in names])
-        keys = jnp.stack([jax.random.fold_in(key, list(chosen).index(name)) for name in names])
+    drawing = {
+        name: (_matrix(layers[name]), jax.random.fold_in(key, place))
+        for place, name in enumerate(chosen)
+    }
+    pruned: dict[str, tuple[Array, LayerReport]] = {}
+    for policy in dict.fromkeys(chosen.values()):
+        its_own = {name: pair for name, pair in drawing.items() if chosen[name] == policy}
         one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
-        matrices, rows = jax.vmap(one)(stack, keys)
-        for i, name in enumerate(names):
-            leaf, at = kernels[name]
-            layer = matrices[i].reshape(layers[name].shape)
-            leaves[leaf] = weights_of.with_entry(leaves[leaf], at, layer)
-            report[name] = jax.tree.map(lambda x, i=i: x[i], rows)
+        pruned |= weights_of.map_by_shape(its_own, one)
+    for name, (matrix, _) in pruned.items():
+        leaf, at = kernels[name]
+        layer = matrix.reshape(layers[name].shape)
+        leaves[leaf] = weights_of.with_entry(leaves[leaf], at, layer)
 
     touched = {kernels[name].leaf for name in chosen}
 
@@ -138,7 +136,7 @@ def prune_spectra(
         return leaves[name].astype(leaf.dtype) if name in touched else leaf
 
     params = jax.tree.map_with_path(after, params)
-    return Pruning(params, {name: report[name] for name in chosen})
+    return Pruning(params, {name: pruned[name][1] for name in chosen})
 
 
 @injectable()
@@ -197,8 +195,9 @@ def svd_prune(
 
 
 def _prune_matrix(
-    policy: Policy, fit: Fit | None, keep_below: Any, w: Array, key: PRNGKeyArray
+    policy: Policy, fit: Fit | None, keep_below: Any, drawing: tuple[Array, PRNGKeyArray]
 ) -> tuple[Array, LayerReport]:
+    w, key = drawing
     shape = (w.shape[0], w.shape[1])
     n = max(shape)
     # A fit of the caller's own may know sizes: it gets the eigenvalues as they are.

@@ -17,6 +17,7 @@ from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.tails.hill import hill_alpha
 from spectral_jax.tails.power_law import Rule, power_law_fit
 from spectral_jax.tails.windows import CHUNK, Method, farms_eigenvalues, farms_windows, squares
+from spectral_jax.weights import map_by_shape
 
 SHORTEST = 512  # eigenvalues: spectra are padded to this length, or 4 times it, or 16 times, ...
 
@@ -74,11 +75,8 @@ def _spectra(
     layers = [working(w, f"matrices[{i}]") for i, w in enumerate(matrices)]
     spectra: dict[int, np.ndarray] = {}
     for batch in _batches(layers, grid):
-        shapes = _groups(layers[i].shape for i in batch).values()
-        alike = [[batch[place] for place in places] for places in shapes]
-        stacks = tuple(tuple(layers[i] for i in same) for same in alike)
-        for same, values in zip(alike, _decomposed(stacks, grid, method, absolute), strict=True):
-            spectra.update(zip(same, np.asarray(values), strict=True))
+        found = _decomposed([layers[i] for i in batch], grid, method, absolute)
+        spectra |= zip(batch, map(np.asarray, found), strict=True)
     return [spectra[i] for i in range(len(layers))]
 
 
@@ -105,20 +103,18 @@ def _cut_shape(shape: tuple[int, ...], grid: _Grid) -> tuple[int, ...]:
 
 
 @partial(jax.jit, static_argnames=("grid", "method", "absolute"))
-def _decomposed(stacks: tuple, grid: _Grid, method: Method, absolute: bool) -> list[Array]:
-    """Of each tuple of layers of one shape, the eigenvalues ``[layers, N]``."""
+def _decomposed(layers: list[Array], grid: _Grid, method: Method, absolute: bool) -> list[Array]:
+    """The eigenvalues of all windows of each layer; their windows are of one size."""
     if not absolute:
-        stacks = jax.tree.map(lambda w: w / power_of_two(jnp.max(jnp.abs(w))), stacks)
-    if len(stacks) == len(stacks[0]) == 1:  # it may be larger than a chunk
-        values = farms_eigenvalues(stacks[0][0], **grid._asdict(), method=method, pooled=False)
-        return [values.reshape(1, -1)]
-    cut = [farms_windows(jnp.stack(same), **grid._asdict()) for same in stacks]
-    size = cut[0].shape[-2:]
-    windows = [each.reshape(-1, *size) for each in cut]
+        layers = [w / power_of_two(jnp.max(jnp.abs(w))) for w in layers]
+    if len(layers) == 1:  # it may be larger than a chunk
+        values = farms_eigenvalues(layers[0], **grid._asdict(), method=method, pooled=False)
+        return [values.ravel()]
+    cut = map_by_shape(dict(enumerate(layers)), partial(farms_windows, **grid._asdict()))
+    windows = [each.reshape(-1, *each.shape[-2:]) for each in cut.values()]
     values = squares(jnp.concatenate(windows), method)
     ends = np.cumsum([len(each) for each in windows])[:-1]
-    parts = jnp.split(values, ends)
-    return [part.reshape(len(same), -1) for same, part in zip(stacks, parts, strict=True)]
+    return [part.ravel() for part in jnp.split(values, ends)]
 
 
 @partial(jax.jit, static_argnames=("xmin", "paper_compat"))

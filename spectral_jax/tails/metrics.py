@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import log10, prod
 from typing import Any, Literal, NamedTuple
@@ -19,11 +18,10 @@ from spectral_jax.tails.hill import hill_fit
 from spectral_jax.tails.layers import farms_alphas
 from spectral_jax.tails.null import check_shape, null_alpha
 from spectral_jax.tails.support import FitStatus, number, spectra, support
-from spectral_jax.weights import WeightMatrix, matrices
+from spectral_jax.weights import WeightMatrix, map_by_shape, matrices
 
 Conv = Literal["positions", "flattened", "channels"]
 
-CHUNK = 2**24  # matrix entries that are decomposed together: 64 MB in float32
 SMALL = 2**20  # entries of a matrix that LAPACK decomposes before a Gram program has compiled
 
 
@@ -126,7 +124,8 @@ def layer_metrics(
     found = _named(layers, conv)
     arrays = [working(layer.matrix, layer.name) for layer in found]
     shapes = [array.shape for array in arrays]
-    values, exponents = _to_unit_size(_padded(_singular_values(arrays)))
+    spectra = map_by_shape(dict(enumerate(arrays)), _singular_values)
+    values, exponents = _to_unit_size(_padded([np.asarray(each) for each in spectra.values()]))
     of_shape = np.asarray([_of_shape(shape) for shape in shapes], values.dtype).T
     metrics = jax.device_get(_metrics(values**2, of_shape, None))
     table: dict[str, list[Any]] = {
@@ -208,20 +207,9 @@ def _named(layers, conv: Conv) -> list[WeightMatrix]:
     return list(matrices(layers, conv=conv).values())
 
 
-def _singular_values(arrays: Sequence[Array]) -> list[np.ndarray]:
-    """Those of each, pooled over its positions; equal shapes are decomposed together."""
-    groups = defaultdict(list)
-    for index, array in enumerate(arrays):
-        groups[array.shape, array.dtype].append(index)
-    spectra: dict[int, np.ndarray] = {}
-    for (shape, _), members in groups.items():
-        together = max(1, CHUNK // prod(shape))
-        method = "lapack" if prod(shape[-2:]) < SMALL else "auto"
-        for start in range(0, len(members), together):
-            chunk = members[start : start + together]
-            values = np.asarray(svdvals(jnp.stack([arrays[i] for i in chunk]), method=method))
-            spectra.update(zip(chunk, values.reshape(len(chunk), -1), strict=True))
-    return [spectra[index] for index in range(len(arrays))]
+def _singular_values(w: Array) -> Array:
+    """Those of a matrix, or of all matrices of a stack."""
+    return svdvals(w, method="lapack" if prod(w.shape[-2:]) < SMALL else "auto").ravel()
 
 
 def _padded(spectra: Sequence[np.ndarray]) -> np.ndarray:

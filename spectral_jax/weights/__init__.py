@@ -2,7 +2,8 @@
 
 The one place that knows what a dense or a convolution kernel is. Leaves are named by their pytree
 path, ``"layers/0/kernel"``, or as their checkpoint names them. ``plan`` works on names and shapes
-alone and loads without jax; ``matrices`` reads a pytree; ``layout`` and ``graph_weights`` take the
+alone and loads without jax; ``matrices`` reads a pytree, ``map_by_shape`` applies a function to all
+of them with equal shapes in one batch; ``layout`` and ``graph_weights`` take the
 kernels of this library's own models, dense ``[in, out]`` and convolution
 ``[height, width, in, out]``. A layer without a kernel (pooling, activation) does not appear.
 
@@ -27,6 +28,7 @@ from spectral_jax.weights._read import At, Conv, entry, with_entry
 from spectral_jax.weights._rules import Kind, View
 
 if TYPE_CHECKING:
+    from spectral_jax.weights._by_shape import map_by_shape
     from spectral_jax.weights._graph import (
         BATCH_NORM_EPSILON,
         Block,
@@ -64,6 +66,7 @@ __all__ = [
     "layout",
     "layout_of",
     "leaf_name",
+    "map_by_shape",
     "matrices",
     "named_leaves",
     "places",
@@ -76,6 +79,7 @@ __all__ = [
 # These need jax, which takes longer to import than a plan takes to make.
 _NEEDS_JAX = {
     "WeightMatrix": "_matrices",
+    "map_by_shape": "_by_shape",
     "matrices": "_matrices",
     "leaf_name": "_matrices",
     "named_leaves": "_matrices",

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_jax.weights import Block, graph_weights, matrices
+from spectral_jax.weights import Block, graph_weights, map_by_shape, matrices
 from tests.contract import Case, Degenerate, exempt, register
 
 LAYOUT = (
@@ -115,6 +115,26 @@ register(
         unscaled="LoRA multiplies two leaves; the others are read as they are",
         exact_dtype="a view keeps the dtype of its leaf, and leaves codes out",
         oracle=expected_matrices,
+    )
+)
+
+register(
+    Case(
+        name="weights.map_by_shape",
+        function=lambda params: map_by_shape(
+            matrices(params), lambda w: {"sum": jnp.sum(w), "gram": jnp.swapaxes(w, -2, -1) @ w}
+        ),
+        make_inputs=lambda key, dtype: network(key, dtype)[:1],
+        unscaled="as the function is; this one has a sum and squares",
+        exact_dtype="arrays go to the function as they are",
+        oracle=lambda params: {
+            name: {"sum": w.sum(), "gram": np.swapaxes(w, -2, -1) @ w}
+            for name, w in {
+                "body": params["body"].reshape(4, 4, 4),
+                "head": params["head"],
+                "stem": params["stem"].reshape(9, 2, 4),
+            }.items()
+        },
     )
 )
 

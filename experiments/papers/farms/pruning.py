@@ -29,7 +29,7 @@ from experiments.runs import Run
 from experiments.runs.study import study
 from models import network
 from models.gpt import TransformerBlock
-from spectral_jax import optim, plots, prune, tails
+from spectral_jax import optim, plots, prune, tails, weights
 from spectral_jax.plots.pruning import pruning_curves
 
 TITLE = "Sparsity allocation on a character GPT"
@@ -352,22 +352,13 @@ def measured(
     # Square windows and singular values do not know a matrix from its transpose.
     wide = {name: blocks[name] for name in KERNELS}
     wide = {n: w if w.shape[1] <= w.shape[2] else jnp.swapaxes(w, 1, 2) for n, w in wide.items()}
-    shapes: dict[tuple[int, ...], list[str]] = {}
-    for kernel in KERNELS:
-        shapes.setdefault(wide[kernel].shape, []).append(kernel)
-    stacks = [jnp.stack([wide[name] for name in names]) for names in shapes.values()]
-    kernels = [kernel for names in shapes.values() for kernel in names]
-    found = {}
-    for name, metric in metrics.items():
-        values = [row for rows in _together(metric, stacks) for row in np.asarray(rows)]
-        by_name = dict(zip(kernels, values, strict=True))
-        found[name] = {kernel: by_name[kernel] for kernel in KERNELS}
-    return found
+    found = {name: jax.device_get(_together(metric, wide)) for name, metric in metrics.items()}
+    return {name: {kernel: of[kernel] for kernel in KERNELS} for name, of in found.items()}
 
 
 @partial(jax.jit, static_argnums=0)
-def _together(metric: Callable, stacks: list[jax.Array]) -> list[jax.Array]:
-    return [jax.vmap(jax.vmap(metric))(stack) for stack in stacks]
+def _together(metric: Callable, kernels: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    return weights.map_by_shape(kernels, jax.vmap(metric))
 
 
 def random_windows(window: int) -> Callable[[jax.Array], jax.Array]:
