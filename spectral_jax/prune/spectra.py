@@ -115,13 +115,13 @@ def prune_spectra(
         raise ValueError("key: edit='random' draws, so pass a jax.random.key")
     key = jax.random.key(0) if key is None else key
     layers = {name: weights_of.entry(leaves[leaf], at) for name, (leaf, at) in kernels.items()}
-    drawing = {
+    matrices = {
         name: (_matrix(layers[name]), jax.random.fold_in(key, place))
         for place, name in enumerate(chosen)
     }
     pruned: dict[str, tuple[Array, LayerReport]] = {}
     for policy in dict.fromkeys(chosen.values()):
-        its_own = {name: pair for name, pair in drawing.items() if chosen[name] == policy}
+        its_own = {name: pair for name, pair in matrices.items() if chosen[name] == policy}
         one = partial(_prune_matrix, policy, fit, policy.keep_at(epoch))
         pruned |= weights_of.map_by_shape(its_own, one)
     for name, (matrix, _) in pruned.items():

@@ -48,9 +48,10 @@ def map_by_shape(
         raise ValueError(f"matrices is a {kind}: pass a dict, as weights.matrices(params) gives it")
     given = {name: w.matrix if isinstance(w, WeightMatrix) else w for name, w in matrices.items()}
     results: dict[Name, Result] = {}
+    last: Any = None
     for names in _batches(given):
         stack = jax.tree.map(lambda *same: jnp.stack(same), *(given[name] for name in names))
-        if results:
+        if last is not None:
             stack = _not_before(last, stack)
         # Without jit, this keeps the next stack out of memory until the results are there.
         last = jax.block_until_ready(jax.vmap(function)(stack))
@@ -87,4 +88,4 @@ def _is_number(x: Array) -> bool:
 
 def _unstacked(found: Result) -> Iterator[Result]:
     leaves, structure = jax.tree.flatten(found)
-    return (structure.unflatten(row) for row in zip(*leaves, strict=True))
+    return (jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True))
