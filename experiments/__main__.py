@@ -196,7 +196,7 @@ def run_command(options: argparse.Namespace) -> int:
     configs = _choose(options)
     if not options.experiment.endswith(CONFIG_FILES):
         _announce(load_paper(options.experiment.partition("/")[0]), _preset(options))
-    from experiments.train import train
+    from experiments.training.train import train
 
     argv = [*COMMAND.split(), *options.arguments]
     runs = {arm: train(config, root=options.runs, argv=argv) for arm, config in configs.items()}

@@ -189,10 +189,13 @@ class PenaltyConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how many seeds (`seed`, `seed + 1`, ...), what to measure and how often (epochs).
+    """How long, how many seeds (`seed`, `seed + 1`, ...), what to measure and how often.
 
-    `spectra`: the `connectivity` of the weight graph, the `tails` of each layer's spectrum, or its
-    `bulk`, the fit of the Marchenko-Pastur law.
+    `evaluate_every`, `measure_every`: epochs, or text as in `50 steps` and `20 log-spaced`.
+    `measures`: names in `experiments.training.measures`: the connectivity of the weight graph
+    (`spectra`), the `tails` of each layer's spectrum, its `bulk`, the pull of the `penalty`.
+    `objective`: a name in `experiments.training.task`; `label_scale` is the size of one-hot labels,
+    which `mse` reads.
     `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes
     the faster of the two; `stepwise`, one program per step, is the fast one for convolutions on a
     CPU.
@@ -201,16 +204,22 @@ class TrainConfig:
     epochs: int = 10
     seeds: int = 5
     seed: int = 0
-    evaluate_every: int = 1
-    spectra_every: int = 1
-    spectra: Literal["connectivity", "tails", "bulk"] = "connectivity"
+    evaluate_every: int | str = 1
+    measure_every: int | str = 1
+    measures: tuple[str, ...] = ("spectra", "penalty")
+    objective: str = "cross_entropy"
+    label_scale: float = 1.0
     seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "evaluate_every", "spectra_every"):
-            _require_count(name, getattr(self, name), least=1)
+        for name in ("epochs", "evaluate_every", "measure_every"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                _require_count(name, value, least=1)
         _require_count("seeds", self.seeds, least=1, most=MOST_SEEDS)
         _require_count("seed", self.seed, least=0, most=SEEDS - self.seeds)
+        scale = self.label_scale
+        _require(0 < scale < math.inf, "label_scale", scale, "a finite number > 0")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments.config import ExperimentConfig, apply_overrides
 from experiments.errors import FAILED, UserError
 from experiments.runs import Run
-from experiments.train import train
+from experiments.training.train import train
 from spectral_jax._progress import progress
 
 Runs = dict[str, dict[str, Run]]

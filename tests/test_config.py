@@ -205,7 +205,7 @@ def test_a_wrong_override_is_one_line(override, message):
         (TrainConfig, {"seeds": 0}),
         (TrainConfig, {"seed": -1}),
         (TrainConfig, {"evaluate_every": 0}),
-        (TrainConfig, {"spectra_every": 0}),
+        (TrainConfig, {"measure_every": 0}),
     ],
 )
 def test_a_meaningless_value_is_refused_by_name(section, values):
@@ -232,11 +232,11 @@ def test_every_key_changes_the_hash():
         "optimizer.schedule=cosine", "optimizer.weight_decay=0.7",
         "balance.metric=farms", "balance.assignment=sqrt", "balance.low=0.7", "balance.high=1.7",
         "balance.refresh_every=7", "balance.tuned=inner", "balance.window=7", "balance.samples=7",
-        "balance.cols_per_row=0.7", "balance.min_eigenvalues=7", "train.spectra=tails",
+        "balance.cols_per_row=0.7", "balance.min_eigenvalues=7", "train.measures=[tails]",
         "penalty.name=l2", "penalty.strength=0.7",
         "penalty.mode=proximal", "penalty.refresh=schedule", "penalty.refresh_every=7",
         "penalty.residual_tolerance=0.7", "train.epochs=7", "train.seeds=7", "train.seed=7",
-        "train.evaluate_every=7", "train.spectra_every=7", "train.seed_axis=map",
+        "train.evaluate_every=7", "train.measure_every=7", "train.seed_axis=map",
         "paper_compat=[half_gradient]",
     ]  # fmt: skip
     default = ExperimentConfig("x")

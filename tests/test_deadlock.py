@@ -15,7 +15,7 @@ from experiments.config import DataConfig, ExperimentConfig, ModelConfig, Penalt
 from experiments.errors import INTERRUPTED, PREEMPTED
 from experiments.runs import lapack, watchdog
 from experiments.runs.lapack import batches_at_once
-from experiments.train import train
+from experiments.training.train import train
 from spectral_jax import linalg, optim
 from spectral_jax.optim import Penalty
 
@@ -81,7 +81,7 @@ def decomposing(monkeypatch):
         data=DataConfig("digits", batch_size=10, train_limit=10),
         model=ModelConfig("mlp", hidden=(4,)),
         penalty=PenaltyConfig("nuclear", 0.01),
-        train=TrainConfig(epochs=1, seeds=2, seed_axis="vmap", spectra="bulk"),
+        train=TrainConfig(epochs=1, seeds=2, seed_axis="vmap", measures=("bulk",)),
     )
 
 

@@ -23,7 +23,7 @@ from experiments.measure import tail_exponents
 from experiments.papers import farms
 from experiments.papers.farms import bias, evidence, llama, protocols
 from experiments.regularise import balance_state, optimizer_of
-from experiments.train import train
+from experiments.training.train import train
 from spectral_jax import checkpoints, plots, tails
 from spectral_jax.optim import ASSIGNMENTS, METRICS
 from spectral_jax.plots import farms as figures

@@ -106,7 +106,7 @@ def test_imports_point_down(module, path):
         ("spectral_jax.graphs.laplacian", "from ..tails import hill_alpha"),
         ("spectral_jax.graphs.laplacian", "import flax.nnx as nnx"),
         ("spectral_jax.tails", "import optax"),
-        ("spectral_jax.optim.penalty", "from experiments.train import train"),
+        ("spectral_jax.optim.penalty", "from experiments.training.train import train"),
         ("spectral_jax.prune.spectra", "from spectral_jax.optim import metrics"),
         ("models.mlp", "from experiments import config"),
         ("spectral_jax", "from spectral_jax.linalg import eigvalsh"),

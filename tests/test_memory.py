@@ -17,7 +17,7 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.runs import memory
-from experiments.train import train
+from experiments.training.train import train
 
 REPOSITORY = Path(memory.__file__).parent.parent
 CONFIG = ExperimentConfig(

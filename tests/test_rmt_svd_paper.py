@@ -16,7 +16,7 @@ from experiments.papers.rmt_svd.counts import parameters_of
 from experiments.papers.rmt_svd.protocols import PRESETS, PUBLISHED
 from experiments.papers.rmt_svd.training import Member, make_task
 from experiments.runs import Run
-from experiments.train import train
+from experiments.training.train import train
 from spectral_jax import plots, prune
 from spectral_jax.compress import compress
 from spectral_jax.plots import bulks

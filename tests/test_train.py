@@ -135,7 +135,7 @@ def test_a_run_records_every_epoch_and_the_start(whole):
 
 
 def test_evaluation_and_spectra_keep_their_own_time(tmp_path):
-    run = go(tmp_path, change("train", epochs=4, evaluate_every=2, spectra_every=3))
+    run = go(tmp_path, change("train", epochs=4, evaluate_every=2, measure_every=3))
     steps = {name: (row[0] // EPOCH).tolist() for name, row in run.history().items()}
     assert steps["test/accuracy"] == [0, 2, 4]
     assert steps["spectra/lambda_2"] == [0, 3, 4]

@@ -128,7 +128,9 @@ def _smoke() -> dict[str, Arms]:
         model=ModelConfig(hidden=(64, 64, 64, 256)),
         optimizer=OptimizerConfig("sgd", learning_rate=0.05, schedule="cosine"),
         balance=BalanceConfig("farms", window=32, samples=5, min_eigenvalues=16),
-        train=TrainConfig(epochs=4, seeds=3, evaluate_every=2, spectra="tails", seed_axis="map"),
+        train=TrainConfig(
+            epochs=4, seeds=3, evaluate_every=2, measures=("tails",), seed_axis="map"
+        ),
     )
     arms = method_arms(base, prefix="digits")
     main = ("uniform", "tempbalance", "farms", "debiased", "shape-only")
@@ -142,7 +144,7 @@ def _small() -> dict[str, Arms]:
     network), ten epochs, 2,000 test images.
     """
     data = DataConfig("cifar16", batch_size=50, train_limit=2000, validation=1000, test_limit=2000)
-    train = TrainConfig(epochs=10, seeds=1, evaluate_every=5, spectra_every=2, spectra="tails")
+    train = TrainConfig(epochs=10, seeds=1, evaluate_every=5, measure_every=2, measures=("tails",))
     resnet = ExperimentConfig(
         "farms",
         data=data,
@@ -183,7 +185,7 @@ def _paper() -> dict[str, Arms]:
         optimizer=OptimizerConfig("sgd", schedule="cosine_by_epoch", weight_decay=5e-4),
         balance=BalanceConfig("farms"),
         train=TrainConfig(
-            epochs=200, seeds=1, evaluate_every=10, spectra_every=10, spectra="tails",
+            epochs=200, seeds=1, evaluate_every=10, measure_every=10, measures=("tails",),
             seed_axis="map",
         ),
     )  # fmt: skip

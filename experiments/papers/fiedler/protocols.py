@@ -118,7 +118,7 @@ def _named(prefix: str, arms: Arms) -> Arms:
 
 
 def _smoke() -> dict[str, Arms]:
-    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, spectra_every=2, seed_axis="vmap")
+    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, measure_every=2, seed_axis="vmap")
     data = DataConfig("digits", batch_size=32)
     arms = released_arms("digits", hidden=(64, 64), dropout=0.4, train=train, data=data)
     # On little data six epochs of the released steps, 1e-3, would teach nothing.
@@ -133,9 +133,9 @@ PRESETS: dict[str, dict[str, Arms]] = {
         "mnist": released_arms(
             "mnist", hidden=(500, 500, 500), dropout=0.4, train=TrainConfig(epochs=10, seeds=5)
         ),
-        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, spectra_every=5)),
+        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, measure_every=5)),
         "fair": _few_samples(
-            TrainConfig(epochs=40, seeds=5, evaluate_every=10, spectra_every=40), strengths=4
+            TrainConfig(epochs=40, seeds=5, evaluate_every=10, measure_every=40), strengths=4
         ),
     },
     "paper": {
@@ -152,9 +152,9 @@ PRESETS: dict[str, dict[str, Arms]] = {
             train=TrainConfig(epochs=5, seeds=5),
             data=DataConfig("tcga", preprocessing="raw", split="released"),
         ),
-        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, spectra_every=5)),
+        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, measure_every=5)),
         "fair": _few_samples(
-            TrainConfig(epochs=40, seeds=10, evaluate_every=10, spectra_every=40), strengths=4
+            TrainConfig(epochs=40, seeds=10, evaluate_every=10, measure_every=40), strengths=4
         ),
     },
 }

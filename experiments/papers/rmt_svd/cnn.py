@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from experiments.claims import Claim, Judged, judge
-from experiments.loop import TrainState
 from experiments.papers.rmt_svd.loop import in_factors, leaf
 from experiments.papers.rmt_svd.training import Member, Tree, in_turn, make_task, trained_study
 from experiments.report import Row, Section, Table, cell
 from experiments.runs import Run
+from experiments.training.program import TrainState
 from spectral_jax import prune
 from spectral_jax.prune import Policy
 

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims import Claim, Judged, judge
-from experiments.loop import TrainState
 from experiments.papers.rmt_svd.training import Member, in_turn, make_task, trained_study
 from experiments.report import Picture, Row, Section, Table, cell
 from experiments.runs import Run
+from experiments.training.program import TrainState
 from spectral_jax import plots, prune
 from spectral_jax.plots import bulks as figures
 from spectral_jax.prune import Policy

@@ -20,9 +20,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.loop import TrainState
 from experiments.papers.rmt_svd.training import (
     Member,
     Task,
@@ -32,6 +30,7 @@ from experiments.papers.rmt_svd.training import (
     trained_study,
 )
 from experiments.runs import Run
+from experiments.training.program import TrainState
 from spectral_jax import prune, rmt
 from spectral_jax.prune import Policy, surgery
 
@@ -165,7 +164,7 @@ def at_rates(state: TrainState, rates: Sequence[float]) -> TrainState:
     count = len(state.key)
     copies = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates)), state)
     rate = jnp.repeat(jnp.array(rates, jnp.float32), count)
-    return copies._replace(opt_state=optax.tree.set(copies.opt_state, learning_rate=rate))
+    return copies._replace(hyper={**copies.hyper, "learning_rate": rate})
 
 
 def _trunk(run: Run, task: Task, drawn: TrainState, epochs: int) -> TrainState:

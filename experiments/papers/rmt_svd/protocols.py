@@ -78,8 +78,8 @@ def published_arms(name: str) -> Arms:
     arms = figure5_arms(
         DataConfig("mnist", batch_size=128, preprocessing="unit"),
         hidden=net.widths[1:-1],
-        train=TrainConfig(epochs=net.epochs, seeds=5, spectra="bulk", evaluate_every=3,
-                          spectra_every=30),
+        train=TrainConfig(epochs=net.epochs, seeds=5, measures=("bulk",), evaluate_every=3,
+                          measure_every=30),
     )  # fmt: skip
     return {arm: replace(config, name=f"rmt_svd/{name}/{arm}") for arm, config in arms.items()}
 
@@ -88,7 +88,7 @@ def _mnist(limit: int | None, epochs: int) -> Arms:
     return figure5_arms(
         DataConfig("mnist", batch_size=128, preprocessing="unit", train_limit=limit),
         hidden=(1000,),
-        train=TrainConfig(epochs=epochs, seeds=8, spectra="bulk", seed_axis="map"),
+        train=TrainConfig(epochs=epochs, seeds=8, measures=("bulk",), seed_axis="map"),
     )
 
 
@@ -97,7 +97,7 @@ def _smoke() -> Arms:
     arms = figure5_arms(
         DataConfig("digits", batch_size=32, preprocessing="unit"),
         hidden=(128,),
-        train=TrainConfig(epochs=4, seeds=3, spectra="bulk", spectra_every=2, seed_axis="map"),
+        train=TrainConfig(epochs=4, seeds=3, measures=("bulk",), measure_every=2, seed_axis="map"),
     )
     return {"linear": arms["linear"]}
 

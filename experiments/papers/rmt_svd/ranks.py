@@ -13,11 +13,11 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments.claims import Claim, Judged, judge
-from experiments.loop import normalise
-from experiments.papers.rmt_svd.training import in_turn, on_device
+from experiments.papers.rmt_svd.training import in_turn
 from experiments.report import Picture, Section, Table, cell
 from experiments.runs import Run
 from experiments.runs.study import study
+from experiments.training.task import normalise
 from spectral_jax import plots, prune, rmt
 from spectral_jax.plots import bulks as figures
 from spectral_jax.prune import surgery
@@ -54,7 +54,9 @@ def run(arms: Mapping[str, Run], dataset: str, *, root: str | Path) -> Run:
 def measure(run: Run, *, runs: Mapping[str, str], dataset: str) -> dict[str, Any]:
     """Per arm: accuracy ``[ranks, seeds]``, what each rule keeps, and dead classes."""
     found = datasets.load(dataset, preprocessing="unit")
-    data = on_device(found, found.test_x, found.test_y)
+    shared = {"shift": jnp.asarray(found.shift), "scale": jnp.asarray(found.scale)}
+    examples = {"x": jnp.asarray(found.test_x), "y": jnp.asarray(found.test_y)}
+    data = normalise(examples, shared)
     for arm, path in runs.items():
         stored = Run(run.path.parents[2] / path).load_array("parameters")
         assert stored is not None
@@ -82,7 +84,7 @@ def _by_rank(
     params: Mapping[str, jax.Array], data: Any, ranks: jax.Array, relu: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Test accuracy in percent and dead classes, ``[ranks, seeds]``."""
-    x = normalise(data, data.x).reshape(len(data.y), -1)
+    x = data["x"].reshape(len(data["y"]), -1)
 
     def one(seed: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         w = seed[LAYER]
@@ -100,7 +102,7 @@ def _by_rank(
             hidden = jnp.where(rank > most, whole, cut) + seed["layers/0/bias"]
             logits = jax.nn.relu(hidden) @ seed["layers/1/kernel"] + seed["layers/1/bias"]
             logits = jax.nn.relu(logits) if relu else logits
-            hits = jnp.mean(jnp.argmax(logits, axis=-1) == data.y)
+            hits = jnp.mean(jnp.argmax(logits, axis=-1) == data["y"])
             return 100 * hits, prune.dead_classes(logits).sum()
 
         return jax.lax.map(at, ranks)

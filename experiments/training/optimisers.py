@@ -1,4 +1,9 @@
-"""From a configuration to an Optax chain: optimiser, penalty, and where the penalty goes."""
+"""From a configuration to an Optax chain: optimiser, penalty, and where the penalty goes.
+
+What a configuration says falls in two: the numbers of `hyper_of`, which are traced, and the
+structure of `structure_of`, which programs are compiled for. A number that is 0 is structure: its
+part of the chain is left out, for a penalty that does nothing would still be computed.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, TrainConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
+from experiments.training.program import Optimizer
+from experiments.training.task import Hyper
 from models import Network
 from spectral_jax import optim, tails, weights
 from spectral_jax.optim import Penalty, Refresh, SpectralPenaltyState
@@ -29,6 +36,8 @@ CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "layer_quotient": ("layer_quotient", {}),
 }
 GRAPH = {"fiedler", "layer_quotient"}
+# Of `paper_compat`, what is a number of `hyper_of`.
+TRACED_OPTIONS = ("half_gradient", "relu_logits")
 
 
 def penalty_of(config: ExperimentConfig, network: Network) -> Penalty | None:
@@ -48,9 +57,48 @@ def penalty_of(config: ExperimentConfig, network: Network) -> Penalty | None:
     return optim.PENALTIES[entry](**options)
 
 
-def strength_of(config: ExperimentConfig) -> float:
-    """The penalty's factor; the peer's hand-written derivative was half the true one."""
-    return config.penalty.strength * (0.5 if "half_gradient" in config.paper_compat else 1.0)
+def hyper_of(config: ExperimentConfig) -> dict[str, float]:
+    """The numbers of a configuration that are traced: arms that differ in them share programs."""
+    chosen, penalty, balance = config.optimizer, config.penalty, config.balance
+    # The peer's hand-written derivative was half the true one.
+    half = 0.5 if "half_gradient" in config.paper_compat else 1.0
+    hyper = {
+        "learning_rate": chosen.learning_rate,
+        "label_scale": config.train.label_scale,
+        "relu_logits": float("relu_logits" in config.paper_compat),
+    }
+    if chosen.name != "adam" and chosen.momentum:
+        hyper["momentum"] = chosen.momentum
+    if chosen.weight_decay:
+        hyper["weight_decay"] = chosen.weight_decay
+    if penalty.name != "none" and penalty.strength:
+        hyper["penalty_strength"] = penalty.strength * half
+        hyper["shrink_rate"] = _steady_rate(config)
+    if balance.metric != "none":
+        hyper |= {"balance_low": balance.low, "balance_high": balance.high}
+    return hyper
+
+
+def structure_of(config: ExperimentConfig) -> ExperimentConfig:
+    """What a configuration has in common with those that differ from it in traced numbers.
+
+    Data, seeds and times of measurement are left out as well: no optimiser knows them.
+    """
+    chosen, penalty, train = config.optimizer, config.penalty, config.train
+    return ExperimentConfig(
+        "structure",
+        model=config.model,
+        optimizer=replace(
+            chosen,
+            learning_rate=1.0,
+            momentum=0.5 if chosen.momentum else 0.0,
+            weight_decay=1.0 if chosen.weight_decay else 0.0,
+        ),
+        penalty=replace(penalty, strength=1.0 if penalty.strength else 0.0),
+        balance=replace(config.balance, low=1.0, high=1.0),
+        train=TrainConfig(epochs=train.epochs, objective=train.objective),
+        paper_compat=tuple(o for o in config.paper_compat if o not in TRACED_OPTIONS),
+    )
 
 
 def view_of(config: ExperimentConfig, network: Network) -> View | None:
@@ -69,74 +117,51 @@ def view_of(config: ExperimentConfig, network: Network) -> View | None:
     return partial(weights.graph_weights, layout=blocks)
 
 
-def optimizer_of(
-    config: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
-) -> optax.GradientTransformation:
-    """The optimiser with its penalty: added to the gradient, or as a proximal step behind it.
-
-    A balance multiplies what the optimiser makes of the gradient, layer by layer. The strength of
-    the penalty is a number in the state.
-    """
-    descent = _descent(config, steps_per_epoch)
-    if config.balance.metric != "none":
-        balance = balance_of(config, network, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
-        descent = optax.chain(descent, balance)
-    parts = [descent]
-    penalty = penalty_of(config, network)
-    if penalty is not None and config.penalty.strength > 0:
-        shrink = optax.inject_hyperparams(optim.spectral_penalty)(
-            penalty,
-            strength_of(config),
-            mode=config.penalty.mode,
-            learning_rate=_steady_rate(config),
-            view=view_of(config, network),
-            refresh=_refresh_of(config, steps_per_epoch),
-            axis_name=axis_name,
-        )
-        parts = [shrink, descent] if config.penalty.mode == "penalty" else [descent, shrink]
-    if "rescale_units" in config.paper_compat:
-        if config.model.name != "mlp":
-            raise UserError(
-                "paper_compat rescale_units is for model.name = mlp: leave it out, or change "
-                f"model.name = {config.model.name}"
-            )
-        parts.append(rescale_units())
-    return optax.chain(*parts)
-
-
 @lru_cache
-def shared_optimizer_of(
-    arms: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
-) -> optax.GradientTransformation:
-    """The optimiser of `arms_of` a configuration: the same object, so the same compiled programs.
+def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch: int) -> Optimizer:
+    """The optimiser of a structure: the same function for all arms, so the same programs.
 
-    Its states need `with_strength`.
+    The penalty is added to the gradient, or is a proximal step behind it. A balance multiplies what
+    the optimiser makes of the gradient, layer by layer. ``UserError`` (2) where the configuration
+    names what does not exist or does not go together.
     """
-    return optimizer_of(arms, network, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+    penalty = penalty_of(structure, network)
+    if not structure.penalty.strength:
+        penalty = None
+    rescaled = "rescale_units" in structure.paper_compat
+    if rescaled and structure.model.name != "mlp":
+        raise UserError(
+            "paper_compat rescale_units is for model.name = mlp: leave it out, or change "
+            f"model.name = {structure.model.name}"
+        )
+    if penalty is not None:
+        _refuse_proximal_schedule(structure)
 
+    def optimizer(hyper: Hyper) -> optax.GradientTransformation:
+        parts = [_descent(structure, hyper, steps_per_epoch)]
+        if structure.balance.metric != "none":
+            parts.append(balance_of(structure, network, hyper, steps_per_epoch))
+        if penalty is not None:
+            shrink = optim.spectral_penalty(
+                penalty,
+                hyper["penalty_strength"],
+                mode=structure.penalty.mode,
+                learning_rate=hyper["shrink_rate"],
+                view=view_of(structure, network),
+                refresh=_refresh_of(structure, steps_per_epoch),
+            )
+            parts = [shrink, *parts] if structure.penalty.mode == "penalty" else [*parts, shrink]
+        return optax.chain(*parts, *([rescale_units()] if rescaled else []))
 
-def arms_of(config: ExperimentConfig) -> ExperimentConfig:
-    """What a configuration has in common with those that differ from it in a strength."""
-    strength = 1.0 if config.penalty.strength > 0 else 0.0
-    return replace(config, name="arms", penalty=replace(config.penalty, strength=strength))
-
-
-def with_strength(opt_state: Any, strength: float) -> Any:
-    """A state of `shared_optimizer_of` with this strength of the penalty, if it has one."""
-
-    def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        name = getattr(path[-1], "name", getattr(path[-1], "key", None))
-        return jnp.full_like(leaf, strength) if name == "strength" else leaf
-
-    return jax.tree_util.tree_map_with_path(put, opt_state)
+    return optimizer
 
 
 def balance_of(
-    config: ExperimentConfig, network: Network, *, steps_per_epoch: int, axis_name: str | None
+    config: ExperimentConfig, network: Network, hyper: Hyper, steps_per_epoch: int
 ) -> optax.GradientTransformationExtraArgs:
-    """The configured ``optim.temp_balance``; ``UserError`` (2) if it finds no layer to tune."""
+    """The configured ``optim.temp_balance``."""
     balance = config.balance
-    bounds: dict[str, Any] = {"low": balance.low, "high": balance.high}
+    bounds = {"low": hyper["balance_low"], "high": hyper["balance_high"]}
     make = partial(
         optim.temp_balance,
         balance.assignment,
@@ -145,16 +170,20 @@ def balance_of(
         tuned=balance.tuned,
         layout=network.layout,
         min_eigenvalues=balance.min_eigenvalues,
-        axis_name=axis_name,
         **(bounds if balance.assignment in ("linear", "step") else {}),
     )
-    made = _shuffled(make) if balance.metric == "shuffled" else make()
+    return _shuffled(make) if balance.metric == "shuffled" else make()
+
+
+def refuse_what_cannot_balance(config: ExperimentConfig, network: Network) -> None:
+    """`UserError` (2) if the balance finds no layer to tune."""
+    if config.balance.metric == "none":
+        return
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
     try:
-        jax.eval_shape(made.init, params)
+        jax.eval_shape(balance_of(config, network, hyper_of(config), 1).init, params)
     except ValueError as error:
         raise UserError(f"balance: {error}") from None
-    return made
 
 
 def alpha_of(config: ExperimentConfig) -> Callable[[Any], jax.Array]:
@@ -208,26 +237,29 @@ def _key_of(arrays: Any) -> jax.Array:
     return jax.random.key(jax.lax.bitcast_convert_type(total, jnp.int32))
 
 
-def _descent(config: ExperimentConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    chosen = config.optimizer
-    rate = _rate(config, steps_per_epoch)
-    if chosen.name == "adam":
+def _descent(
+    config: ExperimentConfig, hyper: Hyper, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    rate = _rate(config, hyper["learning_rate"], steps_per_epoch)
+    if config.optimizer.name == "adam":
         descent = optax.adam(rate)
     else:
-        descent = optax.sgd(rate, momentum=chosen.momentum or None)
-    if chosen.weight_decay:
-        return optax.chain(optax.add_decayed_weights(chosen.weight_decay), descent)
+        descent = optax.sgd(rate, momentum=hyper.get("momentum"))
+    if "weight_decay" in hyper:
+        return optax.chain(optax.add_decayed_weights(hyper["weight_decay"]), descent)
     return descent
 
 
-def _rate(config: ExperimentConfig, steps_per_epoch: int) -> optax.ScalarOrSchedule:
-    chosen, epochs = config.optimizer, config.train.epochs
-    if chosen.schedule == "constant":
-        return chosen.learning_rate
+def _rate(
+    config: ExperimentConfig, learning_rate: jax.Array, steps_per_epoch: int
+) -> optax.ScalarOrSchedule:
+    schedule, epochs = config.optimizer.schedule, config.train.epochs
+    if schedule == "constant":
+        return learning_rate
 
     def cosine(step):
-        passed = step // steps_per_epoch if "epoch" in chosen.schedule else step / steps_per_epoch
-        return chosen.learning_rate / 2 * (1 + jnp.cos(jnp.pi * passed / epochs))
+        passed = step // steps_per_epoch if "epoch" in schedule else step / steps_per_epoch
+        return learning_rate / 2 * (1 + jnp.cos(jnp.pi * passed / epochs))
 
     return cosine
 
@@ -235,15 +267,40 @@ def _rate(config: ExperimentConfig, steps_per_epoch: int) -> optax.ScalarOrSched
 def _steady_rate(config: ExperimentConfig) -> float:
     """How far a steady pull of size 1 moves a weight in a step; for the proximal step."""
     chosen = config.optimizer
-    if config.penalty.mode == "proximal" and chosen.schedule != "constant":
-        raise UserError(
-            f"optimizer.schedule = {chosen.schedule!r} with penalty.mode = 'proximal': the "
-            "proximal step knows one rate only; set optimizer.schedule=constant"
-        )
     if chosen.name == "adam":
         return chosen.learning_rate
     # Heavy-ball momentum multiplies a steady pull by 1 / (1 - momentum).
     return chosen.learning_rate / (1 - chosen.momentum)
+
+
+def _refuse_proximal_schedule(config: ExperimentConfig) -> None:
+    if config.penalty.mode == "proximal" and config.optimizer.schedule != "constant":
+        raise UserError(
+            f"optimizer.schedule = {config.optimizer.schedule!r} with penalty.mode = 'proximal': "
+            "the proximal step knows one rate only; set optimizer.schedule=constant"
+        )
+
+
+def zeros_stay() -> optax.GradientTransformation:
+    """Leave weights that are exactly 0 where they are; put it last.
+
+    So a mask needs no mask, and factors padded with zeros to a common rank train as the smaller
+    ones that they are: whatever the ranks, trials share a program.
+    """
+
+    def keep(update, param):
+        return jnp.where(param == 0, 0, update)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(keep, updates, params))
+
+
+def elastic_net(l1: jax.Array, l2: jax.Array) -> optax.GradientTransformation:
+    """Add the gradient of ``l1 |w| + l2 w^2 / 2`` on every parameter; put it first."""
+
+    def add(update, param):
+        return update + l1 * jnp.sign(param) + l2 * param
+
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params))
 
 
 def rescale_units() -> optax.GradientTransformation:

@@ -1,5 +1,8 @@
 """Random changes of training images that leave their label right, inside the compiled step."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -26,4 +29,13 @@ def crop_flip(key: Array, x: Array, *, padding: int = PADDING) -> Array:
     return padded[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-AUGMENTATIONS = {"crop_flip": crop_flip}
+def of_images(change: Callable[[Array, Array], Array]) -> Callable[[Array, Any], Any]:
+    """A change of images as one of labelled examples, as a ``Task`` takes it."""
+
+    def augment(key, examples):
+        return {**examples, "x": change(key, examples["x"])}
+
+    return augment
+
+
+AUGMENTATIONS = {"crop_flip": of_images(crop_flip)}

@@ -1,0 +1,240 @@
+"""The compiled part of training: a pure step, looped over a chunk, for all trials at once.
+
+    program = Program(task.structure, optimizer)
+    state = program.init(keys, hyper)                             # leading axis: trials
+    state, metrics = program.chunk(state, data, orders, 100, "map")
+
+Data and the numbers that trials differ in are arguments, never constants of the program. Every
+trial draws its own initial weights, batches and dropout masks from its own key, so arms that share
+a seed differ in nothing but the arm.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, Key
+
+from experiments.training.orders import Orders
+from experiments.training.task import Data, Hyper, Task
+
+Tree = Any
+Axis = Literal["vmap", "map", "stepwise"]
+Optimizer = Callable[[Hyper], optax.GradientTransformation]
+EVALUATION_BATCH = 1000
+
+
+class TrainState(NamedTuple):
+    """All that persists between steps; with a leading axis of trials everywhere.
+
+    hyper: the numbers of a trial (learning rate, strength), which its optimiser is built from.
+    """
+
+    params: Tree
+    opt_state: Tree
+    model_state: Tree
+    hyper: dict[str, Array]
+    key: Array
+    step: Array
+
+
+@dataclass(frozen=True)
+class Program:
+    """The training program of a task. Static: equal programs share compiled code.
+
+    task: without its data, as ``Task.structure`` is.
+    optimizer: called inside the step with the numbers of the trial. So they are traced, and trials
+      that differ in numbers share the program.
+    """
+
+    task: Task
+    optimizer: Optimizer
+
+    @partial(jax.jit, static_argnums=0)
+    def init(self, keys: Key[Array, " trials"], hyper: dict[str, Array]) -> TrainState:
+        """Initial state of every trial, its weights drawn by its key."""
+
+        def one(key, hyper):
+            params, model_state = self.task.net.init(key)
+            opt_state = self.optimizer(hyper).init(params)
+            return TrainState(params, opt_state, model_state, hyper, key, jnp.zeros((), jnp.int32))
+
+        return jax.vmap(one)(keys, hyper)
+
+    @partial(jax.jit, static_argnums=0)
+    def restart(self, state: TrainState) -> TrainState:
+        """The same weights at step 0, with an optimiser that remembers nothing."""
+
+        def one(state):
+            opt_state = self.optimizer(state.hyper).init(state.params)
+            return state._replace(opt_state=opt_state)
+
+        return jax.vmap(one)(state)
+
+    def chunk(
+        self, state: TrainState, data: Data, orders: Orders, steps: int, axis: Axis
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """``steps`` optimiser steps of every trial; the chunk's mean loss and metrics per trial.
+
+        It takes the memory of ``state``, and must not cross an epoch's end, where the orders do.
+        Chunks of any length share the program. A trial whose weights are no longer finite has
+        ended: its metrics are NaN.
+
+        ``stepwise`` compiles one step of one trial and repeats it from Python. XLA's CPU backend is
+        15 times slower at a convolution inside a loop (ResNet-8: 70 against 1070 images a second).
+        """
+        if axis == "stepwise":
+            return self._stepwise(state, data, orders, steps)
+        return self._compiled(state, data, orders, steps, axis)
+
+    def lower(self, state: TrainState, data: Data, orders: Orders, axis: Axis) -> Any:
+        """The program of such a chunk, not compiled yet; the chunk itself is not traced again."""
+        return Program._compiled.lower(self, state, data, orders, 1, axis)
+
+    @partial(jax.jit, static_argnums=(0, 5), donate_argnums=1)
+    def _compiled(self, state: TrainState, data: Data, orders: Orders, steps: Array, axis: Axis):
+        one = partial(self._loop, data, orders.rows, steps, axis)
+        return over_trials(one, axis)((state, orders.row_of))
+
+    def _loop(self, data: Data, rows: Array, steps: Array, axis: Axis, trial: Tree):
+        state, row = trial
+        alive = _finite(state.params)
+        keys = jax.random.split(state.key)
+        # Side by side the number of steps must be the same for all, or each step would copy all.
+        count = steps if axis == "vmap" else jnp.where(alive, steps, 0)
+
+        def step(_, carry):
+            state, sums = carry
+            state, metrics = self._step(data, rows[row], keys[1], state)
+            return state, {name: sums[name] + value for name, value in metrics.items()}
+
+        names = ("train/loss", *(f"train/{name}" for name, _ in self.task.objective.metrics))
+        start = state, dict.fromkeys(names, jnp.zeros(()))
+        ended, sums = jax.lax.fori_loop(0, count, step, start)
+        means = {name: jnp.where(alive, total / steps, jnp.nan) for name, total in sums.items()}
+        return ended._replace(step=state.step + steps), means
+
+    def _stepwise(self, state: TrainState, data: Data, orders: Orders, steps: int):
+        ended = []
+        for index in range(len(state.key)):
+            trial, metrics = jax.tree.map(itemgetter(index), state), []
+            for _ in range(steps):
+                trial, measured = self._single(trial, data, orders.rows, orders.row_of[index])
+                metrics.append(measured)
+            mean = jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics)
+            ended.append((trial, mean))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ended)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _single(self, state: TrainState, data: Data, rows: Array, row: Array):
+        return self._step(data, rows[row], jax.random.split(state.key)[1], state)
+
+    def _step(self, data: Data, order: Array, dropout_key: Array, state: TrainState):
+        key = jax.random.fold_in(dropout_key, state.step)
+        chosen = self._chosen(data, order, state)
+        raw = jax.tree.map(lambda leaf: leaf[chosen], data.examples)
+        if self.task.augment is not None:
+            raw = self.task.augment(jax.random.fold_in(key, 1), raw)
+
+        def objective(params):
+            now = state._replace(params=params)
+            values, kept = forward(self.task, now, raw, data.shared, train=True, key=key)
+            means = {f"train/{name}": each.mean() for name, each in values.items()}
+            return means["train/loss"], (kept, means)
+
+        (_, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params
+        )
+        optimizer = self.optimizer(state.hyper)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        state = state._replace(
+            params=params, opt_state=opt_state, model_state=model_state, step=state.step + 1
+        )
+        return state, metrics
+
+    def _chosen(self, data: Data, order: Array, state: TrainState) -> Int[Array, " b"]:
+        """The examples of the batch that is next."""
+        size, hyper = self.task.batch_size, state.hyper
+        if self.task.order == "replacement":
+            most = hyper["examples"].astype(int) if "examples" in hyper else data.size
+            return jax.random.randint(jax.random.fold_in(state.key, state.step), (size,), 0, most)
+        within = state.step % (data.size // size)
+        return jax.lax.dynamic_slice(order, (within * size,), (size,))
+
+
+def forward(
+    task: Task, state: TrainState, raw: Tree, shared: Tree, **options: Any
+) -> tuple[dict[str, Array], Tree]:
+    """Loss and metrics of each of the raw examples, and the new state of the network.
+
+    ``options`` go to the network: ``train`` and ``key``.
+    """
+    outputs, batch, kept = outputs_of(task, state, raw, shared, **options)
+    return task.measured(outputs, batch), kept
+
+
+def outputs_of(task: Task, state: TrainState, raw: Tree, shared: Tree, **options: Any):
+    """What the objective sees: the network's outputs and the batch; and its new state."""
+    batch = {**task.prepare(raw, shared), "hyper": state.hyper}
+    outputs, kept = task.net.apply(state.params, state.model_state, batch["x"], **options)
+    if task.head is not None:
+        outputs = task.head(outputs, state.hyper)
+    return outputs, batch, kept
+
+
+@partial(jax.jit, static_argnames=("task", "axis", "dropout"))
+def evaluate(
+    state: TrainState, data: Data, *, task: Task, axis: Axis, dropout: bool = False
+) -> dict[str, Array]:
+    """Mean loss and metrics of every trial on all of ``data``; ``dropout`` leaves dropout on.
+
+    Not a method of ``Program``: arms that differ in the optimiser share this compiled function, if
+    the state comes without that of the optimiser.
+    """
+    size = data.size
+    batch = min(size, EVALUATION_BATCH)
+    places = jnp.arange(-(-size // batch) * batch).reshape(-1, batch)
+
+    def one_trial(state):
+        def one_batch(rows):
+            inside = rows < size
+            rows = jnp.minimum(rows, size - 1)
+            raw = jax.tree.map(lambda leaf: leaf[rows], data.examples)
+            key = jax.random.fold_in(state.key, rows[0]) if dropout else None
+            values, _ = forward(task, state, raw, data.shared, train=dropout, key=key)
+            return jax.tree.map(partial(jnp.sum, where=inside), values)
+
+        sums = jax.lax.map(one_batch, places)
+        return jax.tree.map(lambda parts: parts.sum() / size, sums)
+
+    return over_trials(one_trial, axis)(state)
+
+
+@partial(jax.jit, static_argnames=("task", "axis"))
+def predict(state: TrainState, data: Data, *, task: Task, axis: Axis) -> Tree:
+    """What the objective sees of every example of ``data``, ``[trials, n, ...]``."""
+
+    def one_trial(state):
+        return outputs_of(task, state, data.examples, data.shared)[0]
+
+    return over_trials(one_trial, axis)(state)
+
+
+def over_trials(function: Callable, axis: Axis) -> Callable:
+    """``function`` of every trial: side by side (``vmap``) or one after the other (the others)."""
+    return jax.vmap(function) if axis == "vmap" else partial(jax.lax.map, function)
+
+
+def axis_here() -> Axis:
+    """Which axis is the fast one on this machine for what is not probed, such as measures."""
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+def _finite(params: Tree) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()

@@ -1,0 +1,161 @@
+"""The engine in memory: trials of one task trained together, by studies and by ``train.train``.
+
+    trainer = Trainer(task, optimizer)                   # optimizer(hyper) -> an Optax chain
+    state = trainer.start([Trial(seed, {"learning_rate": 0.1}) for seed in range(8)])
+    state = trainer.train(state, epochs=5)
+    trainer.evaluate(state)["accuracy"]                  # one number per trial
+
+A state is a pytree whose leaves have a leading axis of trials. Whatever maps states to states may
+stand between two calls of ``train``: networks may be cut, numbers changed, trials repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.training import blocks
+from experiments.training.blocks import Trial
+from experiments.training.orders import Orders, no_orders, orders
+from experiments.training.program import Axis, Optimizer, Program, TrainState, evaluate, predict
+from experiments.training.task import Task, Tree
+
+# Steps between two looks at the clock, the signals and the loss.
+CHUNK_STEPS = 100
+PROBE_STEPS = 8
+Metrics = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """A task and an optimiser, a function of the numbers of a trial; holds no state.
+
+    Trainers of equal structure and the same optimiser function share their programs. So an
+    optimiser is written at the top of a module, or made by a function with a cache.
+    """
+
+    task: Task
+    optimizer: Optimizer
+    axis: Axis = "map"
+
+    @property
+    def program(self) -> Program:
+        return Program(self.task.structure, self.optimizer)
+
+    def start(self, trials: Sequence[Trial]) -> TrainState:
+        """Every trial as its seed draws it; all have numbers of the same names."""
+        names = trials[0].hyper.keys()
+        for trial in trials:
+            if trial.hyper.keys() != names:
+                raise ValueError(
+                    f"trials: hyper has {sorted(trial.hyper)} in one and {sorted(names)} in "
+                    "another: give every trial the same names"
+                )
+        keys = jax.vmap(jax.random.key)(jnp.array([trial.seed for trial in trials], jnp.uint32))
+        hyper = {
+            name: jnp.array([trial.hyper[name] for trial in trials], jnp.float32) for name in names
+        }
+        return self.program.init(keys, hyper)
+
+    def restart(self, state: TrainState) -> TrainState:
+        """The same weights and step with an optimiser that remembers nothing."""
+        return self.program.restart(state)
+
+    def train(
+        self,
+        state: TrainState,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        on_chunk: Callable[[TrainState, Metrics], Any] | None = None,
+    ) -> TrainState:
+        """So many more epochs or steps; the state that is given can be used again.
+
+        ``on_chunk`` is told the state and the metrics after every chunk; it must not keep the
+        state, whose memory the next chunk takes.
+        """
+        if (epochs is None) == (steps is None):
+            raise ValueError(f"epochs={epochs}, steps={steps}: give one of them")
+        left = steps if epochs is None else epochs * self.task.steps_per_epoch
+        state = jax.tree.map(jnp.copy, state)
+        while left:
+            state, metrics, done = self.advance(state, left)
+            left -= done
+            if on_chunk is not None:
+                on_chunk(state, metrics)
+        return state
+
+    def advance(self, state: TrainState, most: int) -> tuple[TrainState, Metrics, int]:
+        """To the next chunk's end, at most so many steps on; takes the memory of ``state``.
+
+        An epoch's last chunk ends with it. Returns how many steps were made, too.
+        """
+        epoch = self.task.steps_per_epoch
+        step = int(state.step[0])
+        steps = min(chunk_steps(epoch), epoch - step % epoch, most)
+        count = len(state.key)
+        state = self._filled(state)
+        arguments = self.task.data["train"], self._orders(state.key, step // epoch), steps
+        state, metrics = self.program.chunk(state, *arguments, self.axis)
+        if len(state.key) > count:
+            state, metrics = blocks.cut((state, metrics), count)
+        return state, jax.tree.map(np.asarray, metrics), steps
+
+    def evaluate(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
+        """Mean loss and metrics per trial; ``dropout`` leaves dropout on."""
+        return self._apply(evaluate, state, split, dropout=dropout)
+
+    def outputs(self, state: TrainState, split: str = "test") -> Tree:
+        """What the objective sees of every example, ``[trials, n, ...]``."""
+        return self._apply(predict, state, split)
+
+    def faster_axis(self, trials: Sequence[Trial], *, repeats: int = 4) -> Axis:
+        """Which of ``map`` and ``vmap`` is faster here: the best short chunk of each."""
+        state, steps = self.start(trials), min(PROBE_STEPS, self.task.steps_per_epoch)
+        axes: tuple[Axis, ...] = ("map", "vmap")
+        trainers = {axis: replace(self, axis=axis) for axis in axes}
+        times: dict[Axis, list[float]] = {axis: [] for axis in axes}
+        for _ in range(repeats + 1):
+            for axis, trainer in trainers.items():
+                copy = jax.block_until_ready(jax.tree.map(jnp.copy, state))
+                start = time.perf_counter()
+                jax.block_until_ready(trainer.advance(copy, steps)[0])
+                times[axis].append(time.perf_counter() - start)
+        # The first round compiles.
+        return min(axes, key=lambda axis: min(times[axis][1:]))
+
+    def lower(self, state: TrainState) -> Any:
+        """The program that ``advance`` runs, not compiled yet."""
+        state = self._filled(state)
+        data = self.task.data["train"]
+        return self.program.lower(state, data, self._orders(state.key, 0), self.axis)
+
+    def _filled(self, state: TrainState) -> TrainState:
+        """The state with as many trials as the program is compiled for."""
+        width = blocks.width(len(state.key), self.axis)
+        return state if width == len(state.key) else blocks.padded(state, width)
+
+    def _orders(self, keys: jax.Array, epoch: int) -> Orders:
+        if self.task.order == "replacement":
+            return no_orders(keys)
+        return orders(keys, epoch, self.task.data["train"].size)
+
+    def _apply(self, function: Callable, state: TrainState, split: str, **options: Any) -> Any:
+        count = len(state.key)
+        # Without the optimiser's state, so that arms of other optimisers share the program.
+        state = self._filled(state._replace(opt_state=None))
+        shared = {"task": self.task.structure, "axis": self.axis}
+        found = function(state, self.task.data[split], **shared, **options)
+        return jax.tree.map(lambda leaf: np.asarray(leaf[:count]), found)
+
+
+def chunk_steps(steps_per_epoch: int) -> int:
+    """The steps of a chunk: an epoch in as few equal parts of at most ``CHUNK_STEPS`` as can be."""
+    parts = -(-steps_per_epoch // CHUNK_STEPS)
+    return -(-steps_per_epoch // parts)
