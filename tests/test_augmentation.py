@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.augmentation import crop_flip
+from experiments.training.augmentation import crop_flip
 
 KEY = jax.random.key(3)
 rng = np.random.default_rng(0)

@@ -74,9 +74,9 @@ def trained(monkeypatch, tmp_path):
         write_json(path / "summary.json", SUMMARY)
         return Run(path)
 
-    module = types.ModuleType("experiments.train")
+    module = types.ModuleType("experiments.training.train")
     module.train = train
-    monkeypatch.setitem(sys.modules, "experiments.train", module)
+    monkeypatch.setitem(sys.modules, "experiments.training.train", module)
     return calls
 
 
@@ -151,7 +151,7 @@ def test_the_process_exits_with_the_code_and_without_a_traceback(arguments, code
 
 
 def test_an_unknown_data_set_in_a_config_stops_before_anything_is_written(tmp_path):
-    pytest.importorskip("experiments.train")
+    pytest.importorskip("experiments.training.train")
     (tmp_path / "experiment.yaml").write_text("name: x\ndata: {name: mnst}")
     done = shell("run", str(tmp_path / "experiment.yaml"), "--runs", str(tmp_path / "runs"))
     assert done.returncode == USAGE
@@ -303,8 +303,8 @@ def train(config, *, root, argv):
         run.finish({"w": state["w"]})
     return run
 
-sys.modules["experiments.train"] = types.ModuleType("experiments.train")
-sys.modules["experiments.train"].train = train
+sys.modules["experiments.training.train"] = types.ModuleType("experiments.training.train")
+sys.modules["experiments.training.train"].train = train
 sys.exit(main(sys.argv[1:]))
 """
 

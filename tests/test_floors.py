@@ -126,7 +126,7 @@ def test_relative_imports_of_a_package_are_resolved():
     [
         ("spectral_jax.graphs.laplacian", "from ..linalg import eigsh\nimport jax"),
         ("spectral_jax.optim.penalty", "from spectral_jax.graphs import fiedler\nimport optax"),
-        ("experiments.train", "import models, flax, rich\nfrom spectral_jax import optim"),
+        ("experiments.training.train", "import models, flax, rich\nfrom spectral_jax import optim"),
     ],
 )
 def test_an_import_that_points_down_is_allowed(module, source):

@@ -46,7 +46,7 @@ def compilations():
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("mode", ["penalty", "proximal"])
 def test_arms_that_differ_in_a_strength_compile_once(mode, compilations, tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.train.make_room", lambda: None)  # whatever ran before
+    monkeypatch.setattr("experiments.training.train.make_room", lambda: None)  # whatever ran before
     norms, known = [], 0
     for strength in (0.05, 0.1, 0.2):
         arm = replace(CONFIG, penalty=PenaltyConfig("l1", strength, mode))

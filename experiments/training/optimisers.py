@@ -161,7 +161,7 @@ def balance_of(
 ) -> optax.GradientTransformationExtraArgs:
     """The configured ``optim.temp_balance``."""
     balance = config.balance
-    bounds = {"low": hyper["balance_low"], "high": hyper["balance_high"]}
+    bounds: dict[str, Any] = {"low": hyper["balance_low"], "high": hyper["balance_high"]}
     make = partial(
         optim.temp_balance,
         balance.assignment,

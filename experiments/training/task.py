@@ -26,7 +26,7 @@ from models import Network
 
 Tree = Any
 Batch = Mapping[str, Any]
-Hyper = Mapping[str, Float[Array, ""]]
+Hyper = Mapping[str, Any]  # scalars, traced while a program is compiled
 PerExample = Callable[[Tree, Batch], Float[Array, " b"]]
 Order = Literal["epochs", "replacement"]
 

@@ -40,7 +40,7 @@ def every_steps(count: int) -> When:
 
 def log_spaced(count: int) -> When:
     """At so many steps at most, each about the same factor after the one before."""
-    return When(lambda total, _: np.unique(np.geomspace(1, total, count).round().astype(int)))
+    return When(lambda total, _: np.geomspace(1, total, count).round().astype(int).tolist())
 
 
 def at(steps: Sequence[int]) -> When:

@@ -293,16 +293,16 @@ def _stub_trainer(folder: Path) -> Iterator[None]:
     def train(config: ExperimentConfig, *, root: str, argv: list[str]) -> Any:
         return types.SimpleNamespace(path=folder, summary={})
 
-    module = types.ModuleType("experiments.train")
+    module = types.ModuleType("experiments.training.train")
     vars(module)["train"] = train
-    real = sys.modules.get("experiments.train")
-    sys.modules["experiments.train"] = module
+    real = sys.modules.get("experiments.training.train")
+    sys.modules["experiments.training.train"] = module
     try:
         yield
     finally:
-        del sys.modules["experiments.train"]
+        del sys.modules["experiments.training.train"]
         if real:
-            sys.modules["experiments.train"] = real
+            sys.modules["experiments.training.train"] = real
 
 
 TARGETS = {
