@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.report import statistics
+from experiments.report.evidence import paired
 from experiments.report.results import Results
 from spectral_jax.plots import page
 
@@ -134,18 +135,29 @@ def of_results(
     *,
     caption: str = "Mean and 95 % interval over seeds",
     protocols: Iterable[str] | None = None,
+    arms: Sequence[str] | None = None,
+    against: str = "",
 ) -> Table:
-    """One row per arm; a column is a metric and the factor that brings it to the column's unit."""
+    """One row per arm; a column is a metric and the factor that brings it to the column's unit.
+
+    against: an arm; a column then says by how many points the others test better, paired by seed.
+    """
     rows = []
     for protocol in results.protocols() if protocols is None else protocols:
         for arm in results.arms(protocol):
+            if arms is not None and arm not in arms:
+                continue
             told = {
                 name: cell(results.values(metric, arm=arm, protocol=protocol), scale=scale)
                 for name, (metric, scale) in columns.items()
             }
-            seeds = str(len(results.seeds(arm=arm, protocol=protocol)))
-            rows.append({"protocol": protocol, "arm": arm, **told, "seeds": seeds})
-    return Table(caption, rows)
+            if against and arm != against:
+                gain = paired(arm, against, protocol=protocol).of(results)
+                told[f"minus {against} (points)"] = cell(gain)
+            told["seeds"] = str(len(results.seeds(arm=arm, protocol=protocol)))
+            rows.append({"protocol": protocol, "arm": arm, **told})
+    measured = {column for row in rows for column, text in row.items() if text}
+    return Table(caption, [{c: row[c] for c in row if c in measured} for row in rows])
 
 
 def _markdown(text: str) -> str:
