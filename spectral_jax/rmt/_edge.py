@@ -24,13 +24,21 @@ def noise_edge(
 
     ``variance ((1 + sqrt(g))^2 + t n^(-2/3) g^(-1/6) (1 + sqrt(g))^(4/3))`` for eigenvalues of
     ``W^T W / n``, ``p, n = sorted(shape)``, ``g = p / n`` and ``t`` the ``1 - beta`` quantile of
-    the Tracy-Widom law: one false positive in ``1 / beta`` matrices of independent entries of
-    that ``variance``. From ``beta = 0.17`` up it lies below the Marchenko-Pastur edge, and above
-    one half, about which there is a warning, it cuts into the bulk of most matrices.
+    the Tracy-Widom law. The first term is where the bulk of an infinite matrix ends; the second is
+    how far the largest eigenvalue of a finite one scatters around it.
 
-    ``variance`` may be a traced array, and is a factor. ``paper_compat="tw_quartic_over_3"`` has
-    ``(1 + sqrt(g))^4 / 3`` in place of the power ``4/3``, as the code of arXiv 2303.08986 and its
-    successors has: 2.1 times the width for square matrices.
+    Args:
+      shape: ``(m, n)`` of ``W``, in either order.
+      variance: of the entries; a factor of the result, and may be a traced array.
+      beta: rate of false positives, one in ``1 / beta`` matrices of pure noise; 0.1 as in arXiv
+        2006.00436. From 0.17 up the edge lies below the end of the bulk, and above one half, about
+        which there is a warning, it cuts into the bulk of most matrices.
+      paper_compat: ``("tw_quartic_over_3",)`` takes ``(1 + sqrt(g))^4 / 3`` in place of the power
+        ``4/3``, as the code of arXiv 2303.08986 and its successors does: 2.1 times the width for
+        square matrices.
+
+    A Python number for one, else an array of the shape of ``variance``. Works under ``jit``,
+    ``vmap`` and ``grad`` with respect to ``variance``.
     Raises ``ValueError`` for an impossible shape, ``beta`` out of (0, 1) or an unknown option.
     Sources: Johnstone, Ann. Stat. 29 (2001); arXiv 2006.00436.
 
@@ -43,11 +51,11 @@ def noise_edge(
 
 
 def scale_of_noise(value: Any, name: str) -> Any:
-    """Its variance or standard deviation: a number, checked, or an array to compute with."""
+    """A variance or standard deviation: a checked Python number, or an array in a working dtype."""
     if isinstance(value, int | float):
         check_number("pass a finite number above 0", lambda x: 0 < x < math.inf, **{name: value})
         return value
-    # Here, for the laws load without jax.
+    # Imported here, because this module loads without jax for callers that pass numbers.
     from spectral_jax.linalg.precision import working
 
     return working(value, name)
@@ -64,7 +72,7 @@ def edge_factor(shape: tuple[int, int], beta: float, paper_compat: Collection[st
 
 
 def sizes(shape: tuple[int, int]) -> tuple[int, int]:
-    """Smaller and larger dimension."""
+    """Smaller and larger dimension ``(p, n)``; ``ValueError`` if it is no shape of a matrix."""
     if len(shape) != 2 or not all(map(is_count, shape)):
         raise ValueError(f"shape={shape}: pass (m, n), both at least 1")
     p, n = sorted(map(int, shape))
@@ -72,13 +80,13 @@ def sizes(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def check_compat(paper_compat: Collection[str]) -> None:
-    """Refuse what is not an option."""
+    """``ValueError`` for an unknown option, and for a string where a tuple is meant."""
     if isinstance(paper_compat, str) or not set(paper_compat) <= set(COMPAT):
         raise ValueError(f"paper_compat={paper_compat!r}: choose a tuple out of {COMPAT}")
 
 
 def check_beta(beta: float) -> None:
-    """Refuse what is no rate; warn of one that cuts into the bulk."""
+    """``ValueError`` for a rate outside (0, 1); a warning for one that cuts into the bulk."""
     wanted = "choose a false-positive rate above 0 and below 1"
     check_number(wanted, lambda rate: 0 < rate < 1, beta=beta)
     if beta > 0.5:

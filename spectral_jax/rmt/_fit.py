@@ -1,4 +1,7 @@
-"""The bulk of a spectrum: variance of the noise, its edge, and what sticks out."""
+"""The bulk of a spectrum: variance of the noise, its edge, and the eigenvalues beyond it.
+
+docs/random-matrices.md has the model, the choice of a method and what zeros do.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ Method = Literal["bema", "bema_gamma", "trace", "clip", "median", "density"]
 METHODS = get_args(Method)
 Plotting = Literal["(k-1/2)/p", "k/p", "(k-1)/p"]
 
-BEFORE = {"k/p": 0, "(k-1/2)/p": 1, "(k-1)/p": 2}  # in half steps
+# How far below k / p a plotting position lies, in units of 1 / (2 p), the grid of `half_steps`.
+BEFORE = {"k/p": 0, "(k-1/2)/p": 1, "(k-1)/p": 2}
 
 
 class MPStatus(IntEnum):
@@ -33,7 +37,8 @@ class MPStatus(IntEnum):
     NOT_CONVERGED = 1
     """Clipping still moved the variance after 30 rounds."""
     BOUNDARY = 2
-    """``bema_gamma``: ``theta`` is at an end of [0.1, 50]; at the upper one the noise is white."""
+    """``bema_gamma``: ``theta`` is at an end of [0.1, 50]. At the upper one the noise has columns
+    of practically equal variance, so that ``bema`` is the better fit."""
     TOO_FEW = 3
     """Fewer than two eigenvalues in the window of order statistics: rank 0, or a tiny layer."""
     NOT_FINITE = 4
@@ -44,21 +49,24 @@ class MPFit(NamedTuple):
     """A Marchenko-Pastur bulk, and the eigenvalues beyond it."""
 
     variance: Float[Array, "*batch"]
-    """Of the entries of the noise."""
+    """Of the entries of the noise, in the squared unit of the weights."""
     edge: Float[Array, "*batch"]
-    """Noise alone has an eigenvalue above it with probability ``beta``."""
+    """Noise alone has an eigenvalue above it with probability ``beta`` (`noise_edge`)."""
     bulk_edge: Float[Array, "*batch"]
     """``variance (1 + sqrt(g))^2``, where the bulk of an infinite matrix ends."""
     threshold: Float[Array, "*batch"]
     """``sqrt(n edge)``: the edge for singular values."""
     spikes: Int[Array, "*batch"]
-    """Eigenvalues above ``edge``; where there is no fit nothing is known to be noise: ``rank``."""
+    """Eigenvalues above ``edge``. Where there is no fit, nothing is known to be noise and all
+    ``rank`` eigenvalues count."""
     rank: Int[Array, "*batch"]
     """Eigenvalues that are not exact zeros."""
     ks: Float[Array, "*batch"]
-    """Largest distance between empirical and fitted cdf over the window of the fit."""
+    """Largest distance between empirical and fitted cdf over the window of the fit (Kolmogorov-
+    Smirnov), between 0 and 1."""
     theta: Float[Array, "*batch"]
-    """Concentration of the variances, for ``bema_gamma``; infinite else: they are all equal."""
+    """``bema_gamma``: the column variances have a relative variance of ``1 / theta``. Infinite for
+    all other methods, which take them to be equal."""
     status: Int[Array, "*batch"]
     """An ``MPStatus``."""
 
@@ -76,45 +84,52 @@ def fit_marchenko_pastur(
     key: PRNGKeyArray | None = None,
     assume_sorted: bool = False,
 ) -> MPFit:
-    """Fit the bulk of the eigenvalues ``l`` of ``W^T W / n``, that is ``s^2 / n``, in any order.
+    """Fit a Marchenko-Pastur bulk to the eigenvalues of ``W^T W / n``, that is ``s^2 / n``.
 
-    For ``W`` of a ``shape`` with ``p, n = sorted(shape)``, its smaller side's ``p`` eigenvalues,
-    quantiles ``q_k`` of the law of ratio ``p / n`` at the ``plotting`` positions, and the window
-    ``ceil(trim p) <= k <= floor((1 - trim) p)`` of the ascending order, the variance is, by
+    ``W`` has the ``shape``, ``p, n = sorted(shape)``, and ``p`` eigenvalues ``l``. Let ``q_k`` be
+    the quantiles of the law of ratio ``p / n`` and variance 1 at the ``plotting`` positions, and
+    the window the ranks ``ceil(trim p) <= k <= floor((1 - trim) p)`` in ascending order. The
+    variance of the noise is, by ``method``,
 
     ``"bema"``
-        ``sum q_k l_k / sum q_k^2`` over the window;
+        ``sum q_k l_k / sum q_k^2`` over the window: the slope of eigenvalues against quantiles;
     ``"bema_gamma"``
         the same for noise whose columns have variances from a Gamma law of mean 1 and variance
         ``1 / theta``; ``theta`` and the edge by simulation (`gamma_fit`), which takes a ``key``;
     ``"trace"``
-        the mean of all, spikes included;
+        the mean of all eigenvalues, spikes included;
     ``"clip"``
         the mean of those below the bulk's edge for that mean, 30 times over from the trace;
     ``"median"``
         the median over that of the law;
     ``"density"``
-        the closest smoothed density of singular values (`density_variance`).
+        that of the closest smoothed density of singular values.
 
-    Positions ``k/p`` are the paper's, with a bias of -4 % at 50 x 50 and -0.5 % at 300 x 500, and
-    ``(k-1)/p`` those of the authors' R code, with the opposite; ``(k-1/2)/p`` has none.
-
-    Spikes take the upper places and push the noise down: 10 among 100 raise BEMA's variance by a
-    tenth, 10 among 200 by half of that; ``"density"`` is least disturbed (-3 % and -2 %).
+    Spikes take the upper ranks, so that the noise is compared with quantiles that are too low: 10
+    among 100 raise BEMA's variance by a tenth, 10 among 200 by half of that; ``"density"`` is least
+    disturbed (-3 % and -2 %).
 
     **Exact zeros**, as after a truncation, are no part of the bulk: of ``rank`` others the ``k``-th
     keeps its place ``p - rank + k`` among all, and the window is that of the ``rank``. This is
     right where the smallest values were dropped. Where whole rows are dead, drop those, and pass
-    the shape of the rest. ``floor`` is how much of the largest counts as zero, by default
-    ``(16 eps)^2``, the rounding of an SVD; squares of a Gram matrix need ``16 eps``.
+    the shape of the rest.
 
     Args:
+      eigenvalues: ``[..., p]`` in any order.
+      trim: share of the eigenvalues left out at either end of the window, where spikes and the
+        rounding near 0 are; 0.2 as in the paper.
       beta: false positives of the edge, see `noise_edge`.
+      plotting: at which probability the ``k``-th of ``p`` eigenvalues is expected. ``k/p`` is the
+        paper's, with a bias of the variance of -4 % at 50 x 50 and -0.5 % at 300 x 500;
+        ``(k-1)/p`` is that of the authors' R code, with the opposite bias; ``(k-1/2)/p`` has none.
+      floor: eigenvalues up to this share of the largest count as zero; by default ``(16 eps)^2``,
+        the rounding of squares of an SVD. Eigenvalues of a Gram matrix need ``16 eps``.
       paper_compat: ``"tw_quartic_over_3"`` as in `noise_edge`; for ``"cdf_zero_above_edge"`` the
         cdf of ``ks`` is 0 above the bulk, as in the code of arXiv 2303.08986: ``ks`` then jumps
         when a value of the window lies there, which is what keeps that paper's last layer whole.
-      assume_sorted: they ascend, as `eigvalsh` gives them, and are not sorted again, which is most
-        of the time of a fit on a CPU. Wrong numbers if they do not.
+      key: for ``bema_gamma``.
+      assume_sorted: the eigenvalues ascend, as `eigvalsh` gives them, and are not sorted again,
+        which is most of the time of a fit on a CPU. Wrong numbers if they do not.
 
     A sort and two dot products, but for ``bema_gamma`` (750 eigenvalue problems) and ``density``.
     Works at any scale and under ``jit``, ``vmap`` and ``grad``; gradients of ``bema_gamma`` and
@@ -150,13 +165,18 @@ def fit_marchenko_pastur(
 def follows_marchenko_pastur(fit: MPFit, *, gof_cutoff: float) -> Bool[Array, "*batch"]:
     """Whether there is a fit, and its ``ks`` is at most ``gof_cutoff``: the gate of RMT pruning.
 
-    A cutoff of 1 lets every fit pass. Raises ``ValueError`` for one outside [0, 1].
+    A layer whose bulk does not follow the law has no noise that could be cut off safely. A cutoff
+    of 1 lets every fit pass. Works under ``jit`` and ``vmap``. Raises ``ValueError`` for one
+    outside [0, 1].
+    Source: arXiv 2303.08986.
     """
     check_number("choose between 0 and 1", lambda c: 0 <= c <= 1, gof_cutoff=gof_cutoff)
     return (fit.status <= MPStatus.BOUNDARY) & (fit.ks <= gof_cutoff)
 
 
 class _Options(NamedTuple):
+    """What is static under ``jit``; ``before`` is a value of ``BEFORE``."""
+
     shape: tuple[int, int]
     method: Method
     trim: float
@@ -168,8 +188,8 @@ class _Options(NamedTuple):
 
 
 class _Bulk(NamedTuple):
-    """What is fitted, in units of the spectrum; ``factor`` is the edge of noise of variance 1,
-    ``shares`` the fitted cdf."""
+    """What is fitted, in units of the spectrum: ``factor`` is the edge of noise of variance 1,
+    ``shares`` the fitted cdf at every eigenvalue."""
 
     variance: Array
     theta: Array
@@ -237,7 +257,11 @@ def _result(spectrum: Spectrum, bulk: _Bulk, ks: Array, options: _Options) -> MP
 
 
 def _window(spectrum: Spectrum, trim: float) -> Bool[Array, "*batch p"]:
-    """The order statistics of the fit, in exact arithmetic: ``0.07 * 100`` is more than 7."""
+    """Which ranks take part in the fit.
+
+    Rounded up and down in integers: in floating point ``0.07 * 100`` is more than 7, and the window
+    would begin one rank too late.
+    """
     share, rank = rational(trim), spectrum.rank[..., None]
     below = share.numerator * rank
     first = -(-below // share.denominator)

@@ -14,10 +14,11 @@ from spectral_jax.linalg import svdvals
 from spectral_jax.rmt._spectrum import Spectrum
 from spectral_jax.rmt._variance import least_squares
 
+# The numbers of the authors' code (arXiv 2006.00436).
 THETAS = np.geomspace(0.1, 50, 25)
-SPECTRA = 10  # that are averaged for the quantiles
-TOPS = 500  # of which a quantile is the edge
-POINTS = 8192  # of the Gamma law
+SPECTRA = 10  # simulated spectra, whose average stands for the quantiles of the law
+TOPS = 500  # simulated largest eigenvalues, whose 1 - beta quantile is the edge
+POINTS = 8192  # of a table of the Gamma law, from which column variances are drawn
 
 
 class GammaFit(NamedTuple):
@@ -38,11 +39,12 @@ def gamma_fit(
     shape: tuple[int, int],
     beta: float,
 ) -> GammaFit:
-    """Fit column variances ``variance Gamma(theta, theta)``.
+    """Fit noise whose column variances are ``variance Gamma(theta, theta)``, of mean ``variance``.
 
-    Quantiles are the average of 10 sorted spectra, for 25 values of ``theta`` from 0.1 to 50;
-    the variance is the least-squares slope over the window, ``theta`` has the least squared error,
-    and the edge is the ``1 - beta`` quantile of the largest of 500 spectra.
+    Such noise has no closed law, so that it is simulated. For each of 25 values of ``theta`` from
+    0.1 to 50, the average of 10 sorted spectra stands for the quantiles, and the variance is the
+    least-squares slope over the window. ``theta`` is that of the least squared error; the edge is
+    the ``1 - beta`` quantile of the largest eigenvalues of 500 spectra of it.
     Source: arXiv 2006.00436, algorithm 2, and the authors' code for the numbers.
     """
     dtype = positions.dtype
@@ -75,7 +77,9 @@ def _spectra(
 ) -> Float[Array, "draws p"]:
     """Ascending eigenvalues of noise with column variances from the Gamma law of one ``theta``.
 
-    The same key draws the same uniforms for every ``theta``, so that their errors compare.
+    The same key draws the same uniforms for every ``theta``: errors of two values then differ by
+    ``theta`` and not by chance. That takes inversion of the distribution function (a table);
+    ``jax.random.gamma`` rejects draws, and how many depends on ``theta``.
     """
     p, n = shape
     shares, logs = (jnp.asarray(table, dtype)[place] for table in _gamma_quantiles())
@@ -90,10 +94,11 @@ def _spectra(
 
 @lru_cache(maxsize=1)
 def _gamma_quantiles() -> tuple[np.ndarray, np.ndarray]:
-    """For every ``theta``: shares, and the logarithms ``y`` up to which they lie.
+    """For every ``theta`` a table of the distribution function of ``y = ln Gamma(theta, theta)``.
 
-    The density of ``y`` is ``exp(theta (y - e^y))`` up to a factor: smooth, so that the trapezoidal
-    rule is all it takes.
+    Shares, and the ``y`` up to which they lie. In ``y`` the density is ``exp(theta (y - e^y))`` up
+    to a factor, smooth and falling fast on both sides, for which the trapezoidal rule is accurate;
+    in the Gamma variable itself it is infinite at 0 for ``theta < 1``.
     """
     theta = THETAS[:, None]
     y = np.linspace(-36 / theta - 1, np.log1p(45 / theta), POINTS, axis=-1)[:, 0]

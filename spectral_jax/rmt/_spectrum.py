@@ -1,4 +1,4 @@
-"""A spectrum in order, its exact zeros counted, and the quantiles that belong to its places."""
+"""A sorted spectrum, its exact zeros counted, and the quantiles that belong to its ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spectrum(NamedTuple):
     """``p`` ascending values, of which the last ``rank`` are above rounding."""
 
     values: Float[Array, "*batch p"]
-    """Over ``unit``: no square of them and no sum under- or overflows."""
+    """Divided by ``unit``, so that their squares and sums neither underflow nor overflow."""
     unit: Float[Array, "*batch"]
     """A power of two."""
     rank: Int[Array, "*batch"]
@@ -44,7 +44,11 @@ class Spectrum(NamedTuple):
 def ordered(
     values: Float[Array, "*batch p"], floor: float, *, assume_sorted: bool = False
 ) -> Spectrum:
-    """Sort; what is up to ``floor`` times the largest, or negative, is an exact zero."""
+    """Sort a spectrum; values up to ``floor`` times the largest, or negative, become exact zeros.
+
+    A spectrum with NaN or inf is replaced by ones and marked as not ``finite``: NaN would sort to
+    the end and pass for the largest value.
+    """
     p = values.shape[-1]
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     values = jnp.where(finite[..., None], values, 1)
@@ -60,7 +64,7 @@ def ordered(
 
 
 def spectra(values: ArrayLike, shape: tuple[int, int], name: str) -> Float[Array, "*batch p"]:
-    """Spectra as they are computed with, refused unless there is a value for each of ``p``."""
+    """Spectra in a working dtype; ``ValueError`` unless there are ``min(shape)`` values each."""
     values, p = working(values, name), min(shape)
     if values.shape[-1:] == (p,):
         return values
@@ -68,11 +72,14 @@ def spectra(values: ArrayLike, shape: tuple[int, int], name: str) -> Float[Array
 
 
 def rounding(dtype: jnp.dtype) -> float:
-    """Where singular values become rounding, relative to the largest."""
+    """Relative to the largest, the size at which a singular value is a rounding error."""
     return NOISE * float(jnp.finfo(dtype).eps)
 
 
 @lru_cache(maxsize=256)
 def half_steps(p: int, n: int) -> np.ndarray:
-    """Quantiles of the bulk at ``j / (2p)``, ``j = 0 .. 2p``: ``k/p``, ``(k - 1/2)/p``, halves."""
+    """Quantiles of the bulk of variance 1 at ``j / (2p)``, ``j = 0 .. 2p``.
+
+    Even ``j`` are the plotting positions ``k/p``, odd ones ``(k - 1/2)/p``.
+    """
     return laws.marchenko_pastur_quantile(np.arange(2 * p + 1) / (2 * p), p / n)

@@ -24,19 +24,23 @@ def hard_threshold(
 ) -> Any:
     """The singular value below which dropping a direction costs less than keeping it.
 
-    With ``b = p / n``, ``p, n = sorted(shape)``, and
+    With ``b = p / n``, ``p, n = sorted(shape)`` (``n`` is the *larger* side), and
     ``lam = sqrt(2 (b + 1) + 8 b / ((b + 1) + sqrt(b^2 + 14 b + 1)))``, it is
-    ``lam sqrt(n) noise`` for entries whose noise has the standard deviation ``noise``; and
-    ``lam / sqrt(mu) median(s)``, ``mu`` the median of the Marchenko-Pastur law, where it is
-    unknown but most ``singular_values`` are noise. ``n`` is the *larger* side.
+    ``lam sqrt(n) noise`` where the noise is known, else ``lam / sqrt(mu) median(s)`` with ``mu``
+    the median of the Marchenko-Pastur law, which is right if most ``singular_values`` are noise.
+    Asymptotically no other hard threshold has a smaller error in Frobenius norm, for any low rank.
 
-    Exact zeros among the singular values count as the smallest of noise that were dropped: their
-    median is that of the others, and ``mu`` the quantile at its place. All zero: NaN.
-    Asymptotically the best hard threshold in Frobenius norm for any low rank. Gives a Python number
-    for one, else an array; works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` unless
-    exactly one of ``noise`` and ``singular_values`` is given, for ``noise`` not above 0 and values
-    that do not fit the shape.
-    Source: arXiv 1305.5870.
+    Args:
+      shape: ``(m, n)`` of the matrix, in either order.
+      noise: standard deviation of the noise in an entry, in the unit of the weights.
+      singular_values: ``[..., p]``, to estimate it from. Exact zeros count as the smallest values
+        of noise that were dropped: the median is that of the others, and ``mu`` the quantile at its
+        place. All zero: NaN.
+
+    Gives a Python number for one, else an array; works under ``jit``, ``vmap`` and ``grad``. Raises
+    ``ValueError`` unless exactly one of ``noise`` and ``singular_values`` is given, for ``noise``
+    not above 0 and values that do not fit the shape.
+    Source: Gavish & Donoho, arXiv 1305.5870.
 
     >>> round(hard_threshold((100, 100), noise=0.1), 4)  # 4 / sqrt(3)
     2.3094
@@ -72,12 +76,15 @@ def shrink(
     noise: float | Float[Array, "*batch"],
     loss: Loss = "frobenius",
 ) -> Float[Array, "*batch p"]:
-    """The singular values that estimate the signal best, those of noise being 0.
+    """The singular values that estimate the signal best: noise becomes 0, the others smaller.
 
-    In units of ``sqrt(n) noise``, with ``b = p / n`` and ``p, n = sorted(shape)``, a value ``y``
-    above ``1 + sqrt(b)`` comes from a ``x`` of the signal with ``y^2 = (x + 1/x)(x + b/x)``, whose
-    vectors are found at angles of sines ``s^2 = b (x^2 + 1) / (x^2 (x^2 + b))`` and
-    ``t^2 = (x^2 + b) / (x^2 (x^2 + 1))``. It becomes
+    In units of ``sqrt(n) noise``, with ``b = p / n`` and ``p, n = sorted(shape)``: noise has
+    singular values up to ``1 + sqrt(b)``. A value ``y`` above that comes from one of the signal
+    alone, ``x``, with ``y^2 = (x + 1/x)(x + b/x)``: noise has made it larger, and has turned its
+    left and right vectors away from those of the signal, by angles of sines
+    ``s^2 = b (x^2 + 1) / (x^2 (x^2 + b))`` and ``t^2 = (x^2 + b) / (x^2 (x^2 + 1))``. With vectors
+    that are partly wrong, the best value is at most ``x``. By ``loss``, the norm in which the error
+    of the matrix is to be small, it is
 
     ``"frobenius"``
         ``x cos cos = sqrt((y^2 - b - 1)^2 - 4 b) / y``;
@@ -108,8 +115,12 @@ def shrink(
 
 @partial(jax.jit, static_argnames=("b", "loss"))
 def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Array:
-    """What is left of each value, as a share of it: in ``t = 1 / y``, which no signal overflows."""
-    unit = power_of_two(scale)  # else slopes, 1 / value^2, overflow
+    """The formulas of `shrink` as the share of each value that is left, in terms of ``t = 1 / y``.
+
+    Powers of ``y`` would overflow for a strong signal; those of ``t`` go to 0, and shares to 1.
+    """
+    # An exact unit near the noise: without it derivatives, of the size 1 / value^2, overflow.
+    unit = power_of_two(scale)
     values, one = singular_values / unit, scale / unit
     signal = values > (1 + b**0.5) * one
     t = jnp.where(signal, one, 1) / jnp.where(signal, values, 2 + b)

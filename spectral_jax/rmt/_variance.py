@@ -1,4 +1,4 @@
-"""Variances of the noise in a spectrum that are formulas, not simulations."""
+"""The variance of the noise in a spectrum, by the methods that need no simulation."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float
 from spectral_jax.laws import marchenko_pastur_edges
 from spectral_jax.rmt._spectrum import Spectrum, half_steps
 
-CLIPS = 30
-CLIPPED = 1e-4  # relative: what the last clip may still have moved the variance by
+CLIPS = 30  # rounds of "clip"; each drops the values above the edge of the last mean
+CLIPPED = 1e-4  # settled, if one more round moves the variance by no more than this share
 
-CANDIDATES = 61  # of the standard deviation, for the density fit
-POINTS = 128
+CANDIDATES = 61  # standard deviations that the density fit tries, from 0.6 to 1.6: 1.6 % apart
+POINTS = 128  # of the grid on which two densities are compared
 
 
 def simple_variance(
@@ -25,9 +25,9 @@ def simple_variance(
     *,
     before: int,
 ) -> tuple[Float[Array, "*batch"], Bool[Array, "*batch"] | bool]:
-    """The variance by a ``method``, and if it settled.
+    """The variance by a ``method`` of `fit_marchenko_pastur`, and whether the iteration settled.
 
-    ``before`` is how many half steps the ``k``-th plotting position lies below ``k / p``.
+    ``before``: the ``k``-th plotting position is ``(2k - before) / (2p)``.
     """
     p, n = shape
     if method == "bema":
@@ -51,7 +51,11 @@ def least_squares(
 
 
 def median_variance(spectrum: Spectrum, p: int, n: int) -> Float[Array, "*batch"]:
-    """The median of what is above rounding, over the quantile at its place among all ``p``."""
+    """The median of the ``rank`` values above rounding, over the quantile of variance 1.
+
+    That median has ``p - rank + rank / 2`` values below it, so that it is the quantile at
+    ``1 - rank / (2p)`` of all ``p``.
+    """
     middle = _like(spectrum, half_steps(p, n))[2 * p - spectrum.rank]
     return spectrum.middle() / jnp.where(middle > 0, middle, 1)
 
@@ -59,7 +63,10 @@ def median_variance(spectrum: Spectrum, p: int, n: int) -> Float[Array, "*batch"
 def _trace(
     spectrum: Spectrum, quantiles: np.ndarray, edge: float | None
 ) -> tuple[Array, Array | bool]:
-    """Mean of the values, or of those below ``edge`` times itself, over that of the law."""
+    """Mean of the values, over that of the law at the same ranks.
+
+    With an ``edge`` (of variance 1): the mean of those below ``edge`` times the mean, repeated.
+    """
     law = _like(spectrum, quantiles / quantiles.mean())
     expected = _mean(jnp.broadcast_to(law, spectrum.values.shape), spectrum.nonzero)
     expected = jnp.where(expected > 0, expected, 1)
@@ -76,11 +83,13 @@ def _trace(
 
 
 def _density(spectrum: Spectrum, p: int, n: int) -> Float[Array, "*batch"]:
-    """Least squares between smoothed densities of singular values, over the standard deviation.
+    """The variance whose smoothed density of singular values is closest to that of the data.
 
-    Both are sums of Gaussians a twelfth of the bulk wide: around the values, and around the
-    quantiles of the law. (Densities of eigenvalues are unbounded at 0 if ``p = n``.) Searched
-    from 0.6 to 1.6 times the median's estimate, by a parabola in its logarithm at last.
+    Both densities are sums of Gaussians a twelfth of the bulk wide: around the values, and around
+    the quantiles of the law. (Singular values, because the density of eigenvalues is infinite at 0
+    for square matrices.) The squared difference is computed for 61 standard deviations from 0.6 to
+    1.6 times that of the median; a parabola through the least and its neighbours, in the logarithm,
+    gives the answer between them.
     """
     start = jax.lax.stop_gradient(jnp.sqrt(median_variance(spectrum, p, n)))
     start = jnp.where(start > 0, start, 1)[..., None]
@@ -104,7 +113,8 @@ def _density(spectrum: Spectrum, p: int, n: int) -> Float[Array, "*batch"]:
 
 
 def _parabola(errors: Float[Array, "*batch c"], places: np.ndarray) -> Float[Array, "*batch"]:
-    """Where the parabola through the least error and its neighbours is least."""
+    """The minimum of the parabola through the least error and its neighbours; places are evenly
+    spaced."""
     best = jnp.clip(jnp.argmin(errors, axis=-1), 1, errors.shape[-1] - 2)[..., None]
     left, here, right = (
         jnp.take_along_axis(errors, best + step, axis=-1)[..., 0] for step in (-1, 0, 1)
@@ -116,6 +126,7 @@ def _parabola(errors: Float[Array, "*batch c"], places: np.ndarray) -> Float[Arr
 
 
 def _like(spectrum: Spectrum, constants: np.ndarray) -> Array:
+    """Constants in float64 in the dtype of the spectrum."""
     return jnp.asarray(constants, spectrum.values.dtype)
 
 
