@@ -246,7 +246,7 @@ def counting(on_refresh=lambda total: None):
     )
 
 
-def drive(penalty, params, steps, growth=1.0, axis_name=None):
+def drive(penalty, params, steps, growth=1.0):
     """Multiply the weights by ``growth`` each step; the states after every step."""
 
     def step(carry, _):
@@ -324,8 +324,8 @@ def seeds_program(refresh_tolerance=0.2):
     """Eight steps of a Fiedler penalty, for one seed and for three under vmap."""
     refresh = on_residual(refresh_tolerance, check_every=2)
 
-    def run(axis_name, params, growth):
-        penalty = fiedler_decay(1.0, refresh=refresh, axis_name=axis_name, tol=1e-8)
+    def run(params, growth):
+        penalty = fiedler_decay(1.0, refresh=refresh, tol=1e-8)
 
         def step(carry, _):
             params, state = carry
@@ -335,9 +335,7 @@ def seeds_program(refresh_tolerance=0.2):
 
         return jax.lax.scan(step, (params, penalty.init(params)), length=8)[1]
 
-    alone = jax.jit(partial(run, None))
-    together = jax.jit(jax.vmap(partial(run, "seed"), axis_name="seed"))
-    return alone, together
+    return jax.jit(run), jax.jit(jax.vmap(run))
 
 
 def positive(seed):
@@ -385,9 +383,8 @@ def test_under_vmap_the_solver_runs_only_when_some_seed_needs_it():
         counting(lambda _: ran.append(1)),
         1.0,
         refresh=on_residual(0.2, check_every=2),
-        axis_name="seed",
     )
-    run = jax.vmap(partial(drive, penalty, steps=9), axis_name="seed")
+    run = jax.vmap(partial(drive, penalty, steps=9))
     states = jax.jit(run)(
         stacked(*(positive(seed) for seed in range(2))), growth=jnp.array([1, 1.06])
     )
@@ -396,6 +393,19 @@ def test_under_vmap_the_solver_runs_only_when_some_seed_needs_it():
     np.testing.assert_array_equal(states.penalty.refreshes[:, -1], [1, 3])
     # Both seeds compute at the three steps where the second one needs it, and at no other.
     assert len(ran) == 2 * 3
+
+
+def test_a_seed_that_diverges_makes_no_other_solve():
+    ran = []
+    penalty = spectral_penalty(counting(lambda _: ran.append(1)), 1.0, refresh=on_residual(0.2))
+    run = jax.jit(jax.vmap(partial(drive, penalty, steps=41)))
+    states = run(stacked(positive(0), positive(1)), growth=jnp.array([1, jnp.nan]))
+    jax.block_until_ready(states)
+    jax.effects_barrier()
+    assert len(ran) == 2, "both at the first step, when both were sound, and no more"
+    np.testing.assert_array_equal(states.penalty.refreshes, 1)
+    assert jnp.isfinite(states.value[0]).all() and jnp.isfinite(states.staleness[0]).all()
+    assert jnp.isnan(states.value[1, 10:]).all() and jnp.isnan(states.staleness[1, 10:]).all()
 
 
 # Carrying the state

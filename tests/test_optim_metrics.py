@@ -132,13 +132,13 @@ def test_a_proximal_step_of_that_strength_does_not_chatter():
 
 def test_vmapped_states_give_one_number_for_each_member():
     params = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), network())
-    tx = fiedler_decay(0.5, axis_name="seed")
+    tx = fiedler_decay(0.5)
 
     def one(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
         return metrics(tx.update(zeros, tx.init(params), params)[1])
 
-    found = jax.jit(jax.vmap(one, axis_name="seed"))(params)
+    found = jax.jit(jax.vmap(one))(params)
     np.testing.assert_allclose(found["penalty/value"][1], 2 * found["penalty/value"][0], rtol=1e-3)
     state = jax.vmap(tx.init)(params)
     assert (

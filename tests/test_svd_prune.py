@@ -281,16 +281,35 @@ def test_momentum_is_carried_and_the_report_kept(training):
 
 def test_seeds_are_pruned_side_by_side():
     stacked = {"kernel": jnp.stack([spiked(48, 40, 3), spiked(48, 40, 1, seed=1)])}
-    transform = svd_prune(Policy(), steps_per_epoch=1, every=1, axis_name="seed")
+    transform = svd_prune(Policy(), steps_per_epoch=1, every=1)
     state = jax.vmap(transform.init)(stacked)
     nothing = jax.tree.map(jnp.zeros_like, stacked)
-    update = jax.jit(jax.vmap(transform.update, axis_name="seed"))
+    update = jax.jit(jax.vmap(transform.update))
     updates, state = update(nothing, state, stacked)
     np.testing.assert_array_equal(state.report["kernel"].rank, [3, 1])
     for seed in range(2):
         expected = truncate(stacked["kernel"][seed], (3, 1)[seed])
         found = (stacked["kernel"] + updates["kernel"])[seed]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_between_events_no_spectrum_is_computed_under_vmap_either():
+    ran = []
+
+    def fit(eigenvalues, shape):
+        jax.debug.callback(lambda _: ran.append(1), eigenvalues)
+        return edge_at(2.0)(eigenvalues, shape)
+
+    transform = svd_prune(Policy(), steps_per_epoch=2, every=1, fit=fit)
+    stacked = {"kernel": jnp.stack([spiked(12, 10, 1), spiked(12, 10, 1, seed=1)])}
+
+    def four_steps(params):
+        step = lambda state, _: (transform.update(params, state, params)[1], None)  # noqa: E731
+        return jax.lax.scan(step, transform.init(params), length=4)[0]
+
+    jax.block_until_ready(jax.jit(jax.vmap(four_steps))(stacked))
+    jax.effects_barrier()
+    assert len(ran) == 2 * 2, "two seeds, at the ends of two epochs"
 
 
 def test_the_transformation_refuses_what_cannot_work():

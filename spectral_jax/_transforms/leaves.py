@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from spectral_jax.linalg.precision import working
 
@@ -50,6 +50,12 @@ def changed(change: Callable[..., Array], updates: PyTree, params: PyTree, by: P
         return change(*pair, amount).astype(jnp.result_type(update))
 
     return jax.tree.map(one, updates, params, by)
+
+
+def finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every leaf's sum of magnitudes is finite: no NaN, no inf, and none to come of it."""
+    sums = [jnp.isfinite(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(sums))
 
 
 def like(weights: Array, result: Array) -> Array:

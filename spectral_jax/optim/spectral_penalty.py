@@ -20,6 +20,8 @@ from spectral_jax._transforms.hyperparameters import (
     injectable,
     strength_at,
 )
+from spectral_jax._transforms.leaves import finite
+from spectral_jax._transforms.members import where_needed
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
 from spectral_jax.optim.penalties import PENALTIES, Penalty
 from spectral_jax.optim.sight import SIGHTS, View
@@ -89,7 +91,6 @@ def spectral_penalty(
     learning_rate: Strength | None = None,
     view: View | None = None,
     refresh: Refresh | None = None,
-    axis_name: str | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``strength * penalty(W)`` to the objective.
@@ -118,16 +119,13 @@ def spectral_penalty(
         A view of magnitudes is linear and keeps them non-negative (a selection of kernels, a norm
         over kernel positions); before a proximal step on matrices it only moves entries.
       refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
-      axis_name: name of the ``vmap`` axis the step runs under (seeds, for instance). The refresh
-        is then computed for all members when any needs it, for a batched predicate would make
-        ``lax.cond`` run both branches each step; only those that need it take it, so that no
-        member's course depends on the company it is in.
 
-    Works under ``jit``, ``vmap`` (with ``axis_name``), ``scan`` and ``optax.inject_hyperparams``;
-    the state is a pytree of arrays. Raises ``ValueError`` for an unknown name or mode, a strength
-    that is negative or not finite, ``mode="proximal"`` with a penalty on matrices that has no
-    ``prox``, and a missing ``learning_rate`` or ``params``; ``TypeError`` for an option that
-    nothing reads.
+    Works under ``jit``, ``vmap``, ``scan`` and ``optax.inject_hyperparams``; the state is a pytree
+    of arrays. Under ``vmap`` (over seeds, for instance) a refresh is computed for all members when
+    one needs it, and taken by those that do: no member's course depends on the others'.
+    Raises ``ValueError`` for an unknown name or mode, a strength that is negative or not finite,
+    ``mode="proximal"`` with a penalty on matrices that has no ``prox``, and a missing
+    ``learning_rate`` or ``params``; ``TypeError`` for an option that nothing reads.
     Source: arXiv 2003.00992; proximal mode on magnitudes: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -154,7 +152,7 @@ def spectral_penalty(
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
         # To be called where they are needed: they cost a pass over the weights.
         blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
-        kept, value, staleness = _looked(penalty, refresh, blocks, state, axis_name)
+        kept, value, staleness = _looked(penalty, refresh, blocks, state)
         factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
         signs = crossings(params, state.crossings)
         # Always so, but XLA does not know: were this read of the weights one that nothing waits
@@ -234,44 +232,33 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
         )
 
 
-def _looked(penalty: Penalty, refresh: Refresh, blocks, state: SpectralPenaltyState, axis_name):
+def _looked(
+    penalty: Penalty,
+    refresh: Refresh,
+    blocks: Callable[[], tuple[Array, ...]],
+    state: SpectralPenaltyState,
+) -> tuple[Any, Array, Array]:
     """The penalty's state, its value and its staleness: as they were, or anew where it is time."""
     first = state.step == 0
     due = refresh.due(state.step) | first
-    last = state.penalty, state.value, state.staleness
 
-    def somewhere(flag):
-        """True if it is for any vmapped member; not batched, so ``cond`` stays a branch."""
-        return flag if axis_name is None else jax.lax.pmax(flag.astype(jnp.int32), axis_name) > 0
+    def valued(kept: Any) -> tuple[Any, Array]:
+        return kept, jnp.asarray(penalty.value(blocks(), kept), state.value.dtype)
 
-    def valued(w, kept):
-        return kept, jnp.asarray(penalty.value(w, kept), state.value.dtype)
-
-    def solved_where(needed):
-        def solve():
-            fresh = valued(blocks(), penalty.refresh(blocks(), state.penalty))
-            return jax.tree.map(partial(jnp.where, needed), fresh, last[:2])
-
-        return _either(somewhere(needed), solve, lambda: last[:2])
-
-    def look():
-        staleness, wanted = state.staleness, due
+    def look() -> tuple[Any, Array, Array]:
+        solve = penalty.refresh
+        if solve is None:
+            return *valued(state.penalty), state.staleness
+        # Of weights that have diverged there are no eigenvectors: solving again would only keep
+        # the other members waiting. The value and the staleness, both NaN, say so.
+        needed, staleness = finite(blocks()), state.staleness
+        last = state.penalty, jnp.where(needed, state.value, jnp.nan)
         if penalty.staleness is not None:
             seen = jnp.asarray(penalty.staleness(blocks(), state.penalty), staleness.dtype)
             staleness = jnp.where(first, 0, seen)
             if refresh.tolerance is not None:
-                wanted = due & (~(seen <= refresh.tolerance) | first)
-        if penalty.refresh is None:
-            kept = valued(blocks(), state.penalty)
-        else:
-            kept = solved_where(wanted)
-        return jax.tree.map(partial(jnp.where, due), (*kept, staleness), last)
+                needed &= ~(seen <= refresh.tolerance) | first
+        fresh = where_needed(due & needed, lambda: valued(solve(blocks(), state.penalty)), last)
+        return *fresh, staleness
 
-    return _either(somewhere(due), look, lambda: last)
-
-
-def _either(which: Array, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
-    """``lax.cond``, decided at once where it can be: called eagerly, it would compile each time."""
-    if isinstance(which, jax.core.Tracer):
-        return jax.lax.cond(which, then, otherwise)
-    return then() if which else otherwise()
+    return where_needed(due, look, (state.penalty, state.value, state.staleness))

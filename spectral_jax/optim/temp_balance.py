@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from spectral_jax._transforms.hyperparameters import (
     strength_at,
 )
 from spectral_jax._transforms.leaves import changed, floats
+from spectral_jax._transforms.members import where_needed
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
 from spectral_jax.optim.ownership import owners
@@ -55,7 +55,6 @@ def temp_balance(
     layout: Sequence[weights_of.Block] | None = None,
     min_eigenvalues: int = 50,
     shuffle_key: PRNGKeyArray | None = None,
-    axis_name: str | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Scale each layer's update by ``assignment(alphas of all layers)``; put it last in the chain.
@@ -79,8 +78,6 @@ def temp_balance(
       min_eigenvalues: kernels with fewer singular values keep scale 1 (TempBalance's 50).
       shuffle_key: hand the alphas to the layers in this random order, the same at every refresh:
         a control with the right distribution of learning rates and no knowledge.
-      axis_name: name of the ``vmap`` axis the step runs under. Without it the result is the same,
-        but the spectra are computed at every step.
 
     Works under ``jit``, ``scan`` and ``vmap``; the state is a pytree of scalars.
     Raises ``ValueError`` for an unknown name, a missing ``layout`` or ``params``, or if no kernel
@@ -102,7 +99,6 @@ def temp_balance(
         layout=None if layout is None else tuple(layout),
         min_eigenvalues=min_eigenvalues,
         shuffle_key=shuffle_key,
-        axis_name=axis_name,
     )
 
     def update(updates, state, params=None, **extra):
@@ -158,7 +154,6 @@ class _Control(NamedTuple):
     layout: tuple[weights_of.Block, ...] | None
     min_eigenvalues: int
     shuffle_key: PRNGKeyArray | None
-    axis_name: str | None
 
     def init(self, params) -> TempBalanceState:
         matrices = self.matrices(floats(params))
@@ -194,14 +189,9 @@ class _Control(NamedTuple):
         def measure():
             alphas = self.measured(params)
             scales = self.assign(jnp.stack(list(alphas.values())), state.step)
-            fresh = alphas, dict(zip(alphas, scales, strict=True))
-            return jax.tree.map(partial(jnp.where, due), fresh, (state.alphas, state.scales))
+            return alphas, dict(zip(alphas, scales, strict=True))
 
-        # With a batched predicate cond would run both branches: one that is common to all members.
-        anyone = due
-        if self.axis_name is not None:
-            anyone = jax.lax.pmax(due.astype(jnp.int32), self.axis_name) > 0
-        kept = jax.lax.cond(anyone, measure, lambda: (state.alphas, state.scales))
+        kept = where_needed(due, measure, (state.alphas, state.scales))
         return TempBalanceState(state.step, *kept)
 
     def measured(self, params) -> dict[str, Float[Array, ""]]:

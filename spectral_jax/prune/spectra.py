@@ -26,6 +26,7 @@ from spectral_jax import weights as weights_of
 from spectral_jax._options import check_count
 from spectral_jax._transforms.hyperparameters import injectable
 from spectral_jax._transforms.leaves import changed, floats, moved
+from spectral_jax._transforms.members import where_needed
 from spectral_jax.linalg.lapack import each
 from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.prune import surgery
@@ -147,7 +148,6 @@ def svd_prune(
     every: int,
     fit: Fit | None = None,
     key: PRNGKeyArray | None = None,
-    axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Prune as `prune_spectra` does at the end of every ``every``-th epoch, in the compiled step.
 
@@ -156,8 +156,6 @@ def svd_prune(
 
     Args:
       policies, fit, key: as in `prune_spectra`; ``keep_below`` gets the epoch, counted in steps.
-      axis_name: name of the ``vmap`` axis the step runs under. Without it the result is the same,
-        but the spectra are computed at every step.
 
     The state holds the last report: ``opt_state[-1].report`` of a chain. Works under ``jit``,
     ``scan`` and ``vmap``.
@@ -181,14 +179,9 @@ def svd_prune(
             draw = None if key is None else jax.random.fold_in(key, step)
             led = moved(params, updates)
             pruned, report = prune(led, epoch=step / steps_per_epoch, key=draw)
-            fresh = changed(lambda u, p, to: to - p, updates, params, pruned), report
-            return jax.tree.map(partial(jnp.where, due), fresh, (updates, state.report))
+            return changed(lambda u, p, to: to - p, updates, params, pruned), report
 
-        # With a batched predicate cond would run both branches: one that is common to all members.
-        anyone = due
-        if axis_name is not None:
-            anyone = jax.lax.pmax(due.astype(jnp.int32), axis_name) > 0
-        updates, report = jax.lax.cond(anyone, event, lambda: (updates, state.report))
+        updates, report = where_needed(due, event, (updates, state.report))
         return updates, SVDPruneState(step, report)
 
     return optax.GradientTransformationExtraArgs(init, update)

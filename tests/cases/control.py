@@ -282,7 +282,6 @@ UPDATE = dict(
     differentiable=False,
     degree=1,
     exact_dtype="integers are no weights; half types: tests/test_optim_numbers.py",
-    recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
 )
 OPTIONS = dict(metric=largest, refresh_every=10, min_eigenvalues=1)
 

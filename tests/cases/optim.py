@@ -76,7 +76,6 @@ register(
         units=(1, 0),
         exact_dtype=HALVES,
         degenerate={"no weights": Degenerate(ZEROS, untouched)},
-        recompiles="an update belongs in a compiled step: called eagerly, its branches are new",
     )
 )
 register(
