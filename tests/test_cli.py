@@ -288,7 +288,10 @@ from experiments.runs import open_run
 from experiments.runs.interruption import interruption
 
 def train(config, *, root, argv):
-    with open_run(config, data_sha256="d", root=root, argv=argv) as run, interruption() as stop:
+    with (
+        open_run(config, entry=open_run, data_sha256="d", root=root, argv=argv) as run,
+        interruption() as stop,
+    ):
         step, state = run.restore_checkpoint({"w": np.zeros(3)}) or (0, {"w": np.zeros(3)})
         while step < 4:
             step, state = step + 1, {"w": state["w"] + step}
@@ -367,7 +370,9 @@ def test_a_signal_outside_of_training_is_in_the_status(
     number, code, state, paper, monkeypatch, tmp_path
 ):
     def reproduce(*_, **__):
-        with open_run(StudyConfig("toy", {}), data_sha256="d", root=tmp_path, argv=[]):
+        with open_run(
+            StudyConfig("toy", {}), entry=open_run, data_sha256="d", root=tmp_path, argv=[]
+        ):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(cli, "reproduce", reproduce)

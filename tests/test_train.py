@@ -50,7 +50,7 @@ def shared_programs():
     """Runs of one configuration share their program, and an epoch has two chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
-        patch.setattr(runs, "code_hash", lambda: "this code")  # whoever edits it meanwhile
+        patch.setattr(runs, "code_hash", lambda code: "this code")  # whoever edits it meanwhile
         yield
 
 

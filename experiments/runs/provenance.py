@@ -1,9 +1,8 @@
-"""Where a run's numbers come from: the code, the clone and the machine."""
+"""Where a run's numbers come from: the clone and the machine."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,25 +13,6 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Shown with every result; a run's hash leaves them out.
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-# The modules beside this one that decide a run's numbers.
-TRAINING = ("train", "loop", "regularise", "measure", "config")
-# The rooms of the library that no training step reads.
-SIDE_DOOR = ("plots", "cli", "_doctor", "_progress", "analysis", "checkpoints")
-
-
-def code_hash(repository: Path = REPOSITORY) -> str:
-    """SHA-256 over the code that decides a run's numbers: not pictures, papers or the doors."""
-    patterns = ("spectral_jax/**/*.py", "models/**/*.py", "experiments/data/**/*.py")
-    files = {path for pattern in patterns for path in repository.glob(pattern)}
-    files |= {repository / "experiments" / f"{name}.py" for name in TRAINING}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        name = path.relative_to(repository)
-        room = name.parts[1].removesuffix(".py")
-        if path.is_file() and not (name.parts[0] == "spectral_jax" and room in SIDE_DOOR):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{name.as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
 
 
 def session() -> dict[str, Any]:

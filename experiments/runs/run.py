@@ -1,6 +1,6 @@
 """A run on disk: opened once, resumable at any instant, never done twice.
 
-with open_run(config, data_sha256=dataset.sha256, root="runs", argv=sys.argv) as run:
+with open_run(config, entry=train, data_sha256=..., root="runs", argv=sys.argv) as run:
     if run.complete:
         return run
     step, state = run.restore_checkpoint(state) or (0, state)
@@ -21,15 +21,16 @@ import platform
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
 
-from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml
+from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml, to_mapping
 from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
+from experiments.runs.code import changed_files, code_hash, executed
 from experiments.runs.files import (
     append_line,
     disk_full_is_one_line,
@@ -41,7 +42,7 @@ from experiments.runs.files import (
     write_text,
 )
 from experiments.runs.interruption import meaning
-from experiments.runs.provenance import code_hash, now, session, stamp
+from experiments.runs.provenance import now, session, stamp
 
 __all__ = ["Run", "open_run"]
 
@@ -53,6 +54,7 @@ RESULTS = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "a
 def open_run(
     config: ExperimentConfig | StudyConfig,
     *,
+    entry: Callable[..., Any],
     data_sha256: str,
     root: str | Path = "runs",
     argv: Sequence[str],
@@ -63,8 +65,12 @@ def open_run(
     `complete` set and is not to be run again; an unfinished one has `resumed` set. Raises
     `UserError` (2) while another process works on the same run, and where a file of the run is not
     what was written: nothing is computed from it, and nothing is overwritten.
+
+    `entry` is the function that computes the numbers; the code is what it reaches (`runs/code.py`).
+    Where only that has changed since a finished run, a new one begins beside it and says so.
     """
-    hashes = {"config": config_hash(config), "code": code_hash(), "data": data_sha256}
+    code = executed(entry, words=set(_words(to_mapping(config))))
+    hashes = {"config": config_hash(config), "code": code_hash(code), "data": data_sha256}
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     folder = Path(root) / config.name
     found = _latest(folder, key)
@@ -77,7 +83,7 @@ def open_run(
         directory = found or folder / f"{now():%Y%m%dT%H%M%SZ}-{key}"
         run = Run(directory, resumed=found is not None, lock=lock)
         if not run.complete:
-            _describe(run, config, hashes, argv)
+            _describe(run, config, hashes, code, argv)
     except BaseException:
         lock.close()
         raise
@@ -256,6 +262,7 @@ def _describe(
     run: Run,
     config: ExperimentConfig | StudyConfig,
     hashes: Mapping[str, str],
+    code: Mapping[str, str],
     argv: Sequence[str],
 ) -> None:
     """Write what the run is; a resumption adds its command and its machine."""
@@ -269,9 +276,36 @@ def _describe(
     write_text(run.path / "config.yaml", dump_yaml(config))
     append_line(run.path / "command.txt", shlex.join(argv))
     resumptions = [*before.get("resumed", []), this] if before else []
-    first = before or {"sha256": dict(hashes), **this}
+    first = before or {"sha256": dict(hashes), "code": dict(code), **this}
     write_json(run.path / "provenance.json", {**first, "resumed": resumptions})
     run._set_status("running", "", None)
+    if not before:
+        _say_what_code_changed(run, hashes, code)
+
+
+def _say_what_code_changed(run: Run, hashes: Mapping[str, str], code: Mapping[str, str]) -> None:
+    """Name the files, if the newest finished run of this config and data had other code."""
+    for path in sorted(run.path.parent.glob("*Z-*"), reverse=True):
+        try:
+            before = Run(path).provenance if _state(path) == "complete" else {}
+        except UserError:
+            continue  # damaged: whoever asks for that run is told
+        theirs = before.get("sha256", {})
+        if all(theirs.get(name) == hashes[name] for name in ("config", "data")):
+            files = ", ".join(changed_files(before.get("code", {}), code))
+            run.log(f"code changed since {path}, which is kept: {files}")
+            return
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Every string of a configuration; the names of its keys are not among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _words(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
 
 
 def _latest(folder: Path, key: str) -> Path | None:

@@ -10,8 +10,6 @@ run = study("farms/bias", bias, options={"shapes": SHAPES, "seeds": 5}, root="ru
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,13 +31,12 @@ def study(
     """Run ``measure(run, **options) -> summary`` unless it is done; the same options, code and data
     find the finished run.
 
-    ``options`` are JSON values. The key includes the file ``measure`` is written in. What it saves
-    with ``run.save_array`` stays if it is interrupted, and ``run.load_array`` finds it again.
+    ``options`` are JSON values; the code is what ``measure`` reaches (``runs/code.py``). What it
+    saves with ``run.save_array`` stays if it is interrupted; ``run.load_array`` finds it again.
     """
     make_room()
-    source = hashlib.sha256(Path(inspect.getfile(measure)).read_bytes()).hexdigest()
-    config = StudyConfig(name, {**options, "source": source})
-    with open_run(config, data_sha256=data_sha256, root=root, argv=sys.argv) as run:
+    config = StudyConfig(name, options)
+    with open_run(config, entry=measure, data_sha256=data_sha256, root=root, argv=sys.argv) as run:
         if not run.complete:
             run.finish(measure(run, **options))
     return run

@@ -52,7 +52,9 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
     make_room()
     training = _Training(config)
     with (
-        open_run(config, data_sha256=training.task.sha256, root=root, argv=argv) as run,
+        open_run(
+            config, entry=train, data_sha256=training.task.sha256, root=root, argv=argv
+        ) as run,
         interruption() as stop,
         watchdog(),
     ):
