@@ -35,14 +35,17 @@ __all__ = [
 
 Real: TypeAlias = float | int
 
-NODES = 60  # of Gauss-Legendre on [0, REACH], where the kernel of the determinant lives
+# Gauss-Legendre nodes for the determinant of `tracy_widom_cdf`, on the interval [0, REACH] beyond
+# which the Airy kernel is below rounding, for s from -8 up.
+NODES = 60
 REACH = 20.0
 
 
 def marchenko_pastur_edges(ratio: Real, variance: Real = 1.0) -> tuple[float, float]:
-    """Ends of the bulk, ``variance (1 -+ sqrt(ratio))^2``.
+    """Ends of the bulk of eigenvalues, ``variance (1 -+ sqrt(ratio))^2``.
 
-    Raises ``ValueError`` unless ``ratio`` is positive and finite.
+    Raises ``ValueError`` unless ``ratio`` and ``variance`` are positive and finite.
+    Source: Marchenko & Pastur 1967.
     """
     root, scale = math.sqrt(_positive(ratio)), _scale(variance)
     return scale * (1 - root) ** 2, scale * (1 + root) ** 2
@@ -54,7 +57,10 @@ def marchenko_pastur_atom(ratio: Real) -> float:
 
 
 def marchenko_pastur_moment(order: int, ratio: Real, variance: Real = 1.0) -> float:
-    """``E x^k = variance^k sum_{i<k} C(k, i) C(k-1, i) ratio^i / (i + 1)``, the atom included.
+    """The mean of the ``order``-th power of an eigenvalue, zeros included.
+
+    ``E x^k = variance^k sum_{i<k} C(k, i) C(k-1, i) ratio^i / (i + 1)``. Raises ``ValueError`` for
+    an order that is no whole number from 0 up, and for a ratio or variance not above 0.
 
     >>> [marchenko_pastur_moment(k, 1) for k in range(5)]  # the Catalan numbers
     [1.0, 1.0, 2.0, 5.0, 14.0]
@@ -67,17 +73,21 @@ def marchenko_pastur_moment(order: int, ratio: Real, variance: Real = 1.0) -> fl
 
 
 def marchenko_pastur_pdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0) -> Any:
-    """``sqrt((b - x)(x - a)) / (2 pi variance ratio x)`` between the edges ``a`` and ``b``, else 0.
+    """Density of the eigenvalues at ``x``, in one over the unit of ``variance``.
 
-    Integrates to ``min(1, 1 / ratio)``: an atom has no density. 0 at the edges themselves, also
-    at 0 for ratio 1, where it is unbounded. A number gives a number, an array an array.
+    ``sqrt((b - x)(x - a)) / (2 pi variance ratio x)`` between the edges ``a`` and ``b``, else 0. It
+    integrates to ``min(1, 1 / ratio)``, as eigenvalues that are exactly 0 have no density. 0 at the
+    edges themselves, also at 0 for ratio 1, where it is unbounded. A number gives a number, an
+    array an array. For traced arrays: ``rmt.marchenko_pastur_pdf``.
     """
     values = np.asarray(x, float) / _scale(variance)
     return _plain(standard_pdf(values, _positive(ratio), np) / variance)
 
 
 def marchenko_pastur_cdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0) -> Any:
-    """The share of eigenvalues up to ``x``, the atom included.
+    """The share of eigenvalues up to ``x``, those that are 0 included.
+
+    A number gives a number, an array an array. For traced arrays: ``rmt.marchenko_pastur_cdf``.
 
     >>> round(marchenko_pastur_cdf(1, 1), 10), marchenko_pastur_cdf(0, 2)
     (0.608997781, 0.5)
@@ -88,10 +98,10 @@ def marchenko_pastur_cdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0
 def marchenko_pastur_quantile(
     probability: Real | np.ndarray, ratio: Real, variance: Real = 1.0
 ) -> Any:
-    """The eigenvalue up to which ``probability`` of the mass lies; 0 within the atom.
+    """The eigenvalue up to which the share ``probability`` of all eigenvalues lies.
 
-    Exact to some 1e-15, at any number of probabilities in [0, 1] at once.
-    Raises ``ValueError`` outside.
+    0 up to the share that is exactly 0 (``marchenko_pastur_atom``). By bisection in the angle, to
+    some 1e-15, for any number of probabilities in [0, 1] at once. Raises ``ValueError`` outside.
 
     >>> round(marchenko_pastur_quantile(0.25, 1), 8), marchenko_pastur_quantile(0.3, 2)
     (0.15625253, 0.0)
@@ -109,9 +119,12 @@ def marchenko_pastur_median(ratio: Real, variance: Real = 1.0) -> float:
 
 
 def tracy_widom_cdf(s: Real) -> float:
-    """The Tracy-Widom law of real matrices, ``F_1(s) = det(1 - Ai(x + y + s))`` over ``x, y > 0``.
+    """The Tracy-Widom law of real matrices: the law of their scaled largest eigenvalue.
 
-    By Gauss-Legendre quadrature of the determinant, to some 1e-12 from -8 up.
+    ``F_1(s) = det(1 - K)`` with the integral operator ``K(x, y) = Ai(x + y + s)`` over ``x, y > 0``
+    and the Airy function ``Ai``. ``s`` is the largest eigenvalue less its limit, in units of its
+    width (``rmt.noise_edge``). By Gauss-Legendre quadrature of the determinant, to some 1e-12 for
+    ``s`` from -8 up.
     Sources: Ferrari & Spohn, J. Phys. A 38 (2005) for the kernel; Bornemann, Math. Comp. 79 (2010)
     for the quadrature.
 
@@ -125,7 +138,9 @@ def tracy_widom_cdf(s: Real) -> float:
 
 @lru_cache(maxsize=256)
 def tracy_widom_quantile(probability: Real) -> float:
-    """Inverse of ``tracy_widom_cdf``; ``ValueError`` unless ``0 < probability < 1``.
+    """The point below which the law lies with a ``probability``: inverse of ``tracy_widom_cdf``.
+
+    By bisection; cached. Raises ``ValueError`` unless ``0 < probability < 1``.
 
     >>> round(tracy_widom_quantile(0.5), 4)
     -1.2686
@@ -134,8 +149,9 @@ def tracy_widom_quantile(probability: Real) -> float:
     return float(_increasing_root(lambda s: tracy_widom_cdf(float(s)), probability, -9.0, 15.0))
 
 
-# The bulk in the angle t, x = 1 + ratio + 2 sqrt(ratio) cos t: no edge is singular there, and t = 0
-# is the upper one.
+# The bulk is described by an angle t between 0 and pi, x = 1 + ratio + 2 sqrt(ratio) cos t, with
+# the upper edge at t = 0. As functions of x, density and quantiles have square roots at the edges,
+# where quadrature and differences lose digits; as functions of t they are smooth.
 
 
 def eigenvalue_at(angle: Any, ratio: Real) -> Any:
@@ -150,7 +166,7 @@ def density_at(angle: Any, ratio: Real) -> Any:
 
 
 def angle_of(above: Any, ratio: Real) -> Any:
-    """The angle of the eigenvalue above which the mass is ``above``; pi in the atom."""
+    """The angle of the eigenvalue above which the share ``above`` lies; pi where that is 0."""
     share = np.asarray(above, float)
 
     def mass(angle):
@@ -178,7 +194,11 @@ def standard_pdf(x: Any, ratio: Real, xp: Any) -> Any:
 
 
 def _mass_above(sine: Any, cosine: Any, ratio: Real, xp: Any) -> Any:
-    """The mass above an eigenvalue, from sine and cosine of half its angle."""
+    """The share above an eigenvalue, from sine and cosine of half its angle.
+
+    The integral of `density_at` from 0 to ``t`` in closed form. From both sine and cosine, because
+    either alone determines an angle near one of the edges only to half of the digits.
+    """
     root = ratio**0.5
     total = (1 + ratio) * _angle(sine, cosine, 1, xp) - 2 * root * sine * cosine
     if ratio != 1:
@@ -189,16 +209,22 @@ def _mass_above(sine: Any, cosine: Any, ratio: Real, xp: Any) -> Any:
 
 
 def _angle(across: Any, along: Any, length: Any, xp: Any) -> Any:
-    """``arctan2(across, along)`` in the first quadrant: XLA's own takes twice as long on a CPU."""
+    """``arctan2(across, along)`` in the first quadrant, by the half-angle formula.
+
+    XLA's own arctan2 takes twice as long on a CPU. ``length`` is ``hypot(across, along)``.
+    """
     return 2 * xp.arctan(across / (length + along))
 
 
 @lru_cache(maxsize=1)
 def _airy_kernel() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``Ai(x + y + s)`` as a product of ``exp(izx)``, weights times ``exp(izs)``, ``exp(izy)``.
+    """Points ``z``, weights, and the factors of ``Ai(x + y + s)`` at the quadrature nodes.
 
     ``Ai(u) = 1 / (2 pi) int exp(i (z^3 / 3 + z u)) dz`` over the line ``Im z = 1``, where the
-    integrand is a Gaussian and the trapezoidal rule converges exponentially.
+    integrand falls like a Gaussian, so that the trapezoidal rule converges exponentially. For
+    ``u = x + y + s`` the exponential is a product of functions of ``x``, ``s`` and ``y``: the
+    kernel at a new ``s`` is one product of matrices. Without SciPy's ``airy``, since this module
+    needs NumPy only.
     """
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     x, step = REACH / 2 * (nodes + 1), 0.08
@@ -217,11 +243,19 @@ def _increasing_root(function: Callable[[Any], Any], value: Any, low: Any, high:
 
 
 def rational(share: Real) -> Fraction:
-    """The fraction that was meant: of 1/3, that binary numbers cannot hold, three make one."""
+    """The fraction that a float was meant to be, with a denominator up to 1000.
+
+    1/3 has no binary form: rounded up or down, ``3 * (1/3)`` or ``0.07 * 100`` may miss the whole
+    number by a rounding error, and a count taken from it would be off by one.
+
+    >>> rational(1 / 3)
+    Fraction(1, 3)
+    """
     return Fraction(share).limit_denominator(1000)
 
 
 def _plain(values: np.ndarray | np.generic) -> Any:
+    """A Python number for an array without axes."""
     return float(values) if np.ndim(values) == 0 else values
 
 

@@ -15,9 +15,9 @@ from spectral_jax._options import check_number
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.support import FitStatus, spectra, support
 
-ITERATIONS = 60
-NEGLIGIBLE = 40.0  # exp(-40) is below the rounding of float64
-PANELS, NODES = 16, 16
+ITERATIONS = 60  # Newton steps; the count is fixed, since under `vmap` the slowest one decides
+NEGLIGIBLE = 40.0  # densities below exp(-40) of the largest are less than float64's rounding
+PANELS, NODES = 16, 16  # of the quadrature: 16 intervals, each with 16 Gauss-Legendre nodes
 
 
 class Alternative(NamedTuple):
@@ -55,9 +55,10 @@ class _Family(NamedTuple):
 
     h: Callable[[Array], Array]
     interval: Callable[[Array, Array], tuple[Array, Array]]
-    """Where the density is more than ``exp(-NEGLIGIBLE)`` of its largest, or more."""
+    """Where to integrate: all of ``s`` with a density above ``exp(-NEGLIGIBLE)`` of the largest."""
     floor: tuple[float, float]
-    """The least share of each parameter that one step leaves; minus infinity for any sign."""
+    """The least share of each parameter that one step leaves, so that a positive one stays so;
+    minus infinity for a parameter that may have any sign."""
 
 
 def tail_alternatives(
@@ -65,12 +66,13 @@ def tail_alternatives(
 ) -> TailAlternatives:
     """Fit other laws to the eigenvalues from ``xmin`` on; every field has the batch's shape.
 
+    ``xmin`` is where the tail begins, one number or one per spectrum, as `power_law_fit` finds it.
     All by maximum likelihood on ``x >= xmin``, as in the package powerlaw: the truncated power law
     ``x^-alpha exp(-lambda x) lambda^(1-alpha) / Gamma(1-alpha, lambda xmin)`` with ``alpha > 1``,
     the exponential and the lognormal. With ``s = ln(x/xmin)`` the first and the last are
     exponential families of two statistics, ``s`` with ``e^s - 1`` or ``s^2``, whose likelihood is
-    concave: a damped Newton iteration on moments from a quadrature over ``s``, which is as good
-    where the incomplete gamma function underflows.
+    concave: a damped Newton iteration on moments, which come from a quadrature over ``s`` and not
+    from the incomplete gamma function, as that underflows for large ``lambda xmin``.
 
     The power law is a limit of the truncated one, so that this ratio is never above 0 and Vuong's
     test does not apply: its ``p_value`` is that of ``-2 ratio`` under chi-squared with one degree
@@ -120,7 +122,8 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
         int(FitStatus.OK),
     )
     fitted = status == FitStatus.OK
-    # Where there is nothing to fit, something that can be; its numbers become NaN.
+    # A spectrum without a tail gets values that can be fitted, and NaN for results in the end: NaN
+    # within the iteration would also spoil derivatives of others in the batch.
     s = jnp.where(fitted, s, jnp.linspace(0.0, 1.0, len(s), dtype=s.dtype) if len(s) > 1 else 1)
     inside, n = inside | ~fitted, jnp.where(fitted, n, len(s))
 

@@ -14,13 +14,19 @@ from spectral_jax.tails.null import null_alpha
 def null_zscore(
     alpha: Float[Array, "*batch"], shape: tuple[int, ...], *, fraction: float = 0.5
 ) -> Float[Array, "*batch"]:
-    """How many null deviations ``alpha`` lies above that of noise, ``NullAlpha.zscore``.
+    """How many standard deviations ``alpha`` lies above the exponent of noise of that ``shape``.
 
-    With ``s = mean - 1``: ``(1 / s - 1 / (alpha - 1)) s^2 / deviation``. Heavy tails make it
-    negative. Beyond 3 lie .3 % of Gaussian matrices of 64 rows and columns, 1 % of 20, 2 % of 10
-    (measured), as the deviation is low there. ``shape`` and errors as for ``null_alpha``. Works
-    under ``jit``, ``vmap`` and ``grad``. It tests for noise and does not measure training: any
-    structure at all moves a large matrix by many deviations.
+    ``NullAlpha.zscore``: with ``s = mean - 1``, ``(1 / s - 1 / (alpha - 1)) s^2 / deviation``.
+    Heavy tails make it negative. It tests for noise and does not measure training: any structure at
+    all moves a large matrix by many deviations. Beyond 3 lie .3 % of Gaussian matrices of 64 rows
+    and columns, 1 % of 20 and 2 % of 10 (measured): for small ones the deviation is too low.
+
+    ``alpha`` is that of ``hill_alpha`` with the same ``fraction``; ``shape`` and errors are those
+    of ``null_alpha``. NaN where ``alpha`` is. Works under ``jit``, ``vmap`` and ``grad``.
+
+    >>> alpha = null_alpha((64, 64)).mean
+    >>> round(abs(float(null_zscore(jnp.array(alpha), (64, 64)))), 3)
+    0.0
     """
     alpha = working(alpha, "alpha")
     zscore = null_alpha(shape, fraction=fraction).zscore(alpha)
@@ -34,15 +40,19 @@ def debiased_alpha(
     fraction: float = 0.5,
     form: Literal["difference", "ratio"] = "difference",
 ) -> Float[Array, "*batch"]:
-    """Take what is due to the shape alone out of ``alpha``.
+    """Take out of ``alpha``, as ``hill_alpha`` gives it, what is due to the shape alone.
 
     ``difference`` is ``alpha - null.mean``, 0 for noise; ``ratio`` is
     ``(alpha - 1) / (null.mean - 1)``, 1 for noise. The ratio is the better calibrated of the two:
     its spread over noise is close to ``3 / min(m, n)`` for every aspect ratio (2.8 to 3.3 from 1
     to 8), where that of the difference grows with the aspect ratio as ``null.mean - 1`` does.
 
-    ``shape`` and errors as for ``null_alpha``, and ``ValueError`` for an unknown ``form``. Works
-    under ``jit``, ``vmap`` and ``grad``.
+    ``fraction`` is that of ``hill_alpha``; ``shape`` and errors are those of ``null_alpha``, and
+    ``ValueError`` for an unknown ``form``. Works under ``jit``, ``vmap`` and ``grad``.
+
+    >>> mean = null_alpha((64, 128)).mean
+    >>> float(debiased_alpha(jnp.array(mean), (64, 128), form="ratio"))
+    1.0
     """
     alpha = working(alpha, "alpha")
     mean = null_alpha(shape, fraction=fraction).mean

@@ -13,15 +13,15 @@ from spectral_jax._options import check_count
 from spectral_jax.tails.power_law import PowerLawFit, Rule, power_law_fit, xmin_value
 from spectral_jax.tails.support import FitStatus, Support, check_floor, spectra, support
 
-ELEMENTS = 2**18  # draws times eigenvalues that are fitted together
+ELEMENTS = 2**18  # eigenvalues, over all draws, that are fitted together: bounds the memory
 
 
 class Goodness(NamedTuple):
     """The share of synthetic spectra that fit worse than the real one, with its standard error.
 
     The error is that of the finite number of draws, with one more success and one more failure
-    counted so that it is never 0. ``distances`` are those of the draws; ``status``, a
-    ``FitStatus``, is the fit's, and where there is no fit the rest is NaN.
+    counted so that it is never 0. ``distances`` are the ``ks`` of the draws; ``status``, a
+    ``FitStatus``, is that of the fit under test. Where there was none the rest is NaN.
     """
 
     p_value: Float[Array, ""]
@@ -45,8 +45,9 @@ def goodness_of_fit(
     ``tail / N``, and is otherwise one of the eigenvalues below ``xmin``, at random. It is fitted
     anew, ``xmin`` included, and ``p`` is the share of draws with ``ks`` at least that of the fit:
     a small ``p`` rules the power law out; a large one says little when the tail is short.
-    To tell ``p`` to within ``e`` takes ``1 / (4 e^2)`` draws. Null: independent values, where
-    eigenvalues repel; a rigid spectrum fits better than any draw and has ``p`` near 1.
+    To tell ``p`` to within ``e`` takes ``1 / (4 e^2)`` draws; the default of 200 gives .035. Draws
+    are independent values, whereas eigenvalues repel each other and are spaced more evenly: a
+    matrix' spectrum can fit better than any draw, with ``p`` near 1.
 
     ``xmin`` and ``floor`` are those with which `power_law_fit` made ``fit``. ``draws`` searches,
     several at a time for small ``N``. Works under ``jit`` and ``vmap``; no gradient. Raises
@@ -74,7 +75,8 @@ def _bootstrap(key, eigenvalues, fit, value, *, draws, rule, floor) -> Goodness:
     start = rule if value is None else value / found.unit
     together = max(1, min(draws, ELEMENTS // len(eigenvalues)))
 
-    def distance(key):  # nothing that is drawn is rounding, however far below the largest
+    # A draw has no rounding errors to leave out, however far its values lie below the largest.
+    def distance(key):
         return power_law_fit(sample(key), xmin=start, floor=0.0).ks
 
     distances = jax.lax.map(distance, jax.random.split(key, draws), batch_size=together)
@@ -90,7 +92,7 @@ def _bootstrap(key, eigenvalues, fit, value, *, draws, rule, floor) -> Goodness:
 
 
 def _sampler(found: Support, fit: PowerLawFit):
-    """Draws in units of the spectrum, where only the tail may overflow."""
+    """A function from a key to a draw, in units of the spectrum; a tail that overflows is cut."""
     values = jnp.sort(found.kept)
     n, most = len(values), float(jnp.finfo(values.dtype).max)
     count = jnp.sum(found.keep)
@@ -99,7 +101,7 @@ def _sampler(found: Support, fit: PowerLawFit):
     xmin = fit.xmin / found.unit
 
     def sample(key):
-        # One call: random bits are what takes long to compile.
+        # All random numbers in one call: each call to the generator takes long to compile.
         which, height, rest = jax.random.uniform(key, (3, n), values.dtype)
         tail = jnp.minimum(xmin * (1 - height) ** (-1 / (fit.alpha - 1)), most)
         place = jnp.minimum(jnp.floor(rest * below.astype(values.dtype)).astype(int), below - 1)

@@ -20,7 +20,9 @@ from spectral_jax.tails.support import (
     support,
 )
 
-REPEATED = 64.0  # eps: a tail whose logarithms spread less, on average, is one value
+# A tail whose logarithms lie less than 64 eps above that of its threshold, on average, is one value
+# that repeats, with rounding.
+REPEATED = 64.0
 
 
 class HillFit(NamedTuple):
@@ -31,6 +33,7 @@ class HillFit(NamedTuple):
     tail: Int[Array, "*batch"]
     """Eigenvalues in the tail, ``xmin`` included."""
     xmin: Float[Array, "*batch"]
+    """The smallest eigenvalue of the tail, in the unit of the eigenvalues."""
     status: Int[Array, "*batch"]
     """A ``FitStatus``."""
     standard_error: Float[Array, "*batch"]
@@ -41,7 +44,11 @@ class HillFit(NamedTuple):
 def hill_alpha(
     eigenvalues: Float[Array, "*batch N"], *, fraction: float = 0.5, floor: float | None = None
 ) -> Float[Array, "*batch"]:
-    """Exponent of the top ``fraction`` of a spectrum: ``alpha`` of ``hill_fit``, NaN if undecided.
+    """Exponent of the top ``fraction`` of a spectrum: ``alpha`` of ``hill_fit``, NaN without a fit.
+
+    Small for heavy tails. Of noise it is 2.12 for a square matrix and grows with the aspect ratio:
+    read it against ``null_alpha(shape)``. Arguments, transforms and errors are those of
+    ``hill_fit``.
 
     >>> round(float(hill_alpha(2.0 ** jnp.arange(8))), 6)
     1.961797
@@ -57,14 +64,15 @@ def hill_fit(
     ``alpha = 1 + n / sum_{j >= i} ln(lam_j / lam_i)`` with ``i = N - n`` and ``lam`` ascending.
     ``fraction = 1/2`` is the ``median`` rule (``xmin_mid``, ``xmin_pos = 2``) of the released FARMS
     and TempBalance code, and ``1 / xmin_pos`` in general (read as a ratio of integers up to 1000).
-    As there, the tail includes ``lam_i`` itself, so that one of its ``n`` terms is zero; the Hill
-    estimator of the paper has ``k`` terms over the next lower value,
+    As there, the tail includes ``lam_i`` itself, so that one of its ``n`` terms is zero; the
+    classical Hill estimator has ``k`` terms relative to the next lower value,
     ``1 + k / sum_{j > N - k} ln(lam_j / lam_{N-k})``, which is ``1 + (alpha - 1) (n - 1) / n`` with
     ``k = n - 1``.
 
     Args:
-      eigenvalues: squared singular values; zeros and negative values are not part of a spectrum,
-        so that spectra of many lengths may be padded with zeros to one.
+      fraction: share of the eigenvalues in the tail.
+      eigenvalues: squared singular values, in any unit. Zeros and negative values are not part of
+        a spectrum, so that spectra of many lengths may be padded with zeros to one.
       floor: eigenvalues up to ``floor max(eigenvalues)`` are left out too. The default,
         ``(16 eps)^2``, is where squares of singular values become rounding: if more than half the
         directions of a matrix are dead, a fit of the rounding says 1.03 where that of the spectrum

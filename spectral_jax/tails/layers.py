@@ -19,7 +19,9 @@ from spectral_jax.tails.power_law import Rule, power_law_fit
 from spectral_jax.tails.windows import CHUNK, Method, farms_eigenvalues, farms_windows, squares
 from spectral_jax.weights import map_by_shape
 
-SHORTEST = 512  # eigenvalues: spectra are padded to this length, or 4 times it, or 16 times, ...
+# Spectra are padded with zeros to 512 eigenvalues, or 4 times that, or 16 times, ...: a fit
+# compiles once for each length, and layers have many.
+SHORTEST = 512
 
 
 def farms_alphas(
@@ -33,10 +35,15 @@ def farms_alphas(
 ) -> Float[np.ndarray, " layers"]:
     """Tail exponent of the pooled windows of each matrix ``[m, n]`` or stack ``[positions, m, n]``.
 
-    The windows are the grid of ``farms_windows``. ``"median"`` is ``hill_alpha`` of the eigenvalues
-    of their Gram matrices, ``"peak"`` and ``"ks"`` are the searches of ``power_law_fit`` among
-    their squared singular values. NaN where a spectrum has no exponent, as where the matrix holds
-    NaN or inf; half precision and integers are read as float32, at any scale.
+    Args:
+      window, cols_per_row, samples: the grid of ``farms_windows``.
+      xmin: where the tail begins. ``"median"`` is ``hill_alpha`` of the eigenvalues of the windows'
+        Gram matrices; ``"peak"`` and ``"ks"`` are the searches of ``power_law_fit`` among their
+        squared singular values.
+      paper_compat: that of ``power_law_fit``.
+
+    NaN where a spectrum has no exponent, as where the matrix holds NaN or inf; half precision and
+    integers are read as float32, at any scale.
 
     Windows of one size are decomposed together, whatever layers they are from, 2^24 entries at a
     time, and spectra are padded with zeros to few lengths: a ResNet-32, of 31 kernels in six
@@ -50,7 +57,8 @@ def farms_alphas(
     if not matrices:
         raise ValueError("matrices is empty: pass at least one")
     grid = _Grid(window, cols_per_row, samples)
-    absolute = paper_compat is not None  # it compares eigenvalues with their logarithms
+    # "peak_log10" compares eigenvalues with logarithms, so that their unit matters.
+    absolute = paper_compat is not None
     spectra = _spectra(matrices, grid, "gram" if xmin == "median" else "svd", absolute=absolute)
     alphas = np.zeros(len(spectra))
     for members in _groups((_length(values), values.dtype) for values in spectra).values():
@@ -71,7 +79,10 @@ class _Grid(NamedTuple):
 def _spectra(
     matrices: Sequence[Array], grid: _Grid, method: Method, *, absolute: bool
 ) -> list[np.ndarray]:
-    """The eigenvalues of all windows of each, in no order, and in any unit if not ``absolute``."""
+    """The eigenvalues of all windows of each matrix, in no order.
+
+    If not ``absolute`` each matrix is scaled by a power of two, so that squares do not underflow.
+    """
     layers = [working(w, f"matrices[{i}]") for i, w in enumerate(matrices)]
     spectra: dict[int, np.ndarray] = {}
     for batch in _batches(layers, grid):
@@ -107,7 +118,8 @@ def _decomposed(layers: list[Array], grid: _Grid, method: Method, absolute: bool
     """The eigenvalues of all windows of each layer; their windows are of one size."""
     if not absolute:
         layers = [w / power_of_two(jnp.max(jnp.abs(w))) for w in layers]
-    if len(layers) == 1:  # it may be larger than a chunk
+    # A single layer may have more windows than a chunk holds: that function cuts them in parts.
+    if len(layers) == 1:
         values = farms_eigenvalues(layers[0], **grid._asdict(), method=method, pooled=False)
         return [values.ravel()]
     cut = map_by_shape(dict(enumerate(layers)), partial(farms_windows, **grid._asdict()))
@@ -121,7 +133,7 @@ def _decomposed(layers: list[Array], grid: _Grid, method: Method, absolute: bool
 def _exponents(spectra: Array, xmin: Rule, paper_compat) -> Array:
     if xmin == "median":
         return hill_alpha(spectra)
-    # One after another: together, each search would be as long as the longest.
+    # One after another: under `vmap` every search would take as many turns as the longest.
     search = partial(power_law_fit, xmin=xmin, paper_compat=paper_compat)
     return jax.lax.map(lambda spectrum: search(spectrum).alpha, spectra)
 

@@ -22,7 +22,9 @@ from spectral_jax.weights import WeightMatrix, map_by_shape, matrices
 
 Conv = Literal["positions", "flattened", "channels"]
 
-SMALL = 2**20  # entries of a matrix that LAPACK decomposes before a Gram program has compiled
+# A matrix with fewer entries is decomposed by LAPACK in less time than the faster route through
+# Gram matrices takes to compile.
+SMALL = 2**20
 
 
 class SpectralMetrics(NamedTuple):
@@ -227,7 +229,11 @@ def _to_unit_size(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_weights(metrics: SpectralMetrics, exponents: np.ndarray) -> dict[str, list[Any]]:
-    """Columns of what singular values over ``2^exponents`` gave, as the weights' own have them."""
+    """Columns of the table, for the weights themselves.
+
+    ``metrics`` are those of singular values divided by ``2^exponents``; norms and logarithms are
+    put back into the unit of the weights in Python's float64, which holds what float32 would not.
+    """
     columns = {name: values.tolist() for name, values in metrics._asdict().items()}
     for row, exponent in enumerate(exponents.tolist()):
         unit, log_unit = 4.0**exponent, exponent * log10(4)

@@ -17,7 +17,7 @@ from spectral_jax._options import check_number, is_count
 from spectral_jax.laws import rational
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(128)
-POINTS = 2048  # in t, for the Fourier coefficients of a kink, which decay as 1/k^2
+POINTS = 2048  # of t, for Fourier coefficients of a function with a kink, which fall as 1/k^2
 
 
 class NullAlpha(NamedTuple):
@@ -33,14 +33,15 @@ class NullAlpha(NamedTuple):
     def zscore(self, alpha: Any) -> Any:
         """How many deviations ``alpha``, a number or an array, lies above this null.
 
-        Of ``1 / (alpha - 1)``, the mean that the estimator inverts: it is nearly normal, where
-        ``alpha`` is skewed. ``(1 / (mean - 1) - 1 / (alpha - 1)) (mean - 1)^2 / deviation``.
+        ``(1 / (mean - 1) - 1 / (alpha - 1)) (mean - 1)^2 / deviation``: the distance is taken in
+        ``1 / (alpha - 1)``, the mean of logarithms that the estimator inverts, which is nearly
+        normally distributed where ``alpha`` itself is skewed.
         """
         scale = self.mean - 1
         return scale * (1 - scale / (alpha - 1)) / self.deviation
 
     def at(self, zscore: float) -> float:
-        """The exponent of that z-score: infinite where noise has none as large."""
+        """The exponent with that z-score; infinite where no exponent has one as large."""
         scale = self.mean - 1
         rest = 1 - zscore * self.deviation / scale
         return 1 + scale / rest if rest > 0 else inf
@@ -49,14 +50,16 @@ class NullAlpha(NamedTuple):
 def marchenko_pastur_alpha(ratio: float | int, *, fraction: float = 0.5) -> float:
     """Hill exponent of the Marchenko-Pastur law of ``ratio = min(m, n) / max(m, n)``.
 
-    With ``q`` the ratio, ``lam(t) = 1 + q + 2 sqrt(q) cos t``, ``dmu = 2 sin(t)^2 / (pi lam) dt``
-    and ``t_m`` such that ``mu[0, t_m] = fraction``:
-    ``alpha = 1 + 1 / (int_0^t_m ln(lam / lam(t_m)) dmu / fraction)``. The exponent has no unit: the
-    variance of the entries drops out.
+    The exponent that ``hill_alpha`` gives for an infinitely large matrix of noise: with ``q`` the
+    ratio, ``lam(t) = 1 + q + 2 sqrt(q) cos t``, ``dmu = 2 sin(t)^2 / (pi lam) dt`` and ``t_m`` such
+    that ``mu[0, t_m] = fraction``, it is
+    ``1 + 1 / (int_0^t_m ln(lam / lam(t_m)) dmu / fraction)``. The exponent has no unit: the
+    variance of the entries drops out. ``fraction`` is the share of eigenvalues in the tail; 1/2 is
+    the default of ``hill_alpha``.
 
     Accurate to 1e-10 up to fractions of .95. Raises ``ValueError`` unless ``0 < ratio <= 1`` and
     ``0 < fraction < 1``. Takes and gives Python numbers.
-    Source: derived for this library (the FARMS sheet, section 5); arXiv 2506.06280 for the bias.
+    Sources: derived in docs/null-exponents.md; arXiv 2506.06280 for the bias.
 
     >>> round(marchenko_pastur_alpha(1), 5), round(marchenko_pastur_alpha(1 / 4), 5)
     (2.12168, 3.45459)
@@ -70,13 +73,14 @@ def marchenko_pastur_alpha(ratio: float | int, *, fraction: float = 0.5) -> floa
 def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
     """Mean and spread of ``hill_alpha`` for a Gaussian matrix ``(m, n)`` or stack ``(p, m, n)``.
 
-    The spectra of the ``p`` matrices of a stack count as pooled. Both corrections are closed forms
-    in the influence function of the estimator, ``h = ln(lam/lam_m)_+ / fraction +
-    1{lam <= lam_m} / (lam_m density(lam_m))``, with Fourier coefficients ``h_k`` in ``t``:
-    the mean of ``sum h(lam_i)`` shifts by ``sum_{k even} h_k / 2`` (real entries), its variance is
-    ``sum_k k h_k^2 / 2``, cut at ``k = 2 pi e^(1 - pi^2/8) N dmu/dt``, which is what the number
-    variance of real random matrices says. So ``deviation ~ c(q) sqrt(log N) / N``, not
-    ``1 / sqrt(N)``: eigenvalues repel.
+    The spectra of the ``p`` matrices of a stack count as pooled. Both corrections are closed forms,
+    derived in docs/null-exponents.md. With ``h = ln(lam/lam_m)_+ / fraction +
+    1{lam <= lam_m} / (lam_m density(lam_m))``, which says how much one eigenvalue ``lam`` moves the
+    estimate (its influence function), and Fourier coefficients ``h_k`` in the angle ``t``: the mean
+    of ``sum h(lam_i)`` shifts by ``sum_{k even} h_k / 2`` (real entries), and its variance is
+    ``sum_k k h_k^2 / 2``, cut at ``k = 2 pi e^(1 - pi^2/8) N dmu/dt``, where it agrees with the
+    number variance of real random matrices. So ``deviation ~ c(q) sqrt(log N) / N``, far below the
+    ``1 / sqrt(N)`` of independent values: eigenvalues repel each other.
 
     Measured against draws (``pytest tests/test_tails.py -k null``): the deviation is right to 10 %
     from ``min(m, n) = 32`` on, and 20 % low at 16; the mean to a tenth of a deviation.
@@ -97,7 +101,10 @@ def null_alpha(shape: tuple[int, ...], *, fraction: float = 0.5) -> NullAlpha:
 
 
 class _Bulk:
-    """The Marchenko-Pastur law in the angle ``t``, cut into a tail ``[0, cut]`` and a rest."""
+    """The Marchenko-Pastur law in the angle ``t``, cut into a tail ``[0, cut]`` and a rest.
+
+    ``edge`` is the eigenvalue at the cut, ``hill`` the mean of ``ln(lam / edge)`` over the tail.
+    """
 
     def __init__(self, q: float, fraction: float):
         self.q, self.fraction = q, fraction
@@ -129,8 +136,9 @@ def _null_alpha(shape: tuple[int, ...], fraction: float) -> NullAlpha:
     bulk = _Bulk(short / long, tail / total)
     step = _step(bulk)
     shift, variance = _fluctuation(bulk, step, short)
-    # The threshold is the lowest eigenvalue of the tail: half a spacing above the quantile; and
-    # its position is not that of a count, which rounding spreads by 1/12.
+    # The threshold is the lowest eigenvalue of the tail, which lies half a spacing above the
+    # quantile: step / 2 off the mean. And it is a position, not a count; the variance of a count
+    # includes that of rounding to whole numbers, 1/12, which does not belong here.
     mean = (shift * copies - step / 2) / total
     variance = (variance * copies - step**2 / 12) / total**2
     scale = bulk.alpha - 1
@@ -139,13 +147,18 @@ def _null_alpha(shape: tuple[int, ...], fraction: float) -> NullAlpha:
 
 
 def _step(bulk: _Bulk) -> float:
-    """``1 / (lam density(lam))`` at the cut: how much ``ln lam_m`` moves with a count."""
+    """``1 / (lam density(lam))`` at the cut: how much ``ln lam_m`` moves, over the number of
+    eigenvalues, if one of them crosses it."""
     slope = 2 * bulk.q**0.5 * np.sin(bulk.cut)
     return slope / (bulk.mass(bulk.cut) * bulk.edge)
 
 
 def _fluctuation(bulk: _Bulk, step: float, size: int) -> tuple[float, float]:
-    """Shift of the mean, and variance, of ``sum_i h(lam_i)`` over one matrix of ``size`` values."""
+    """Shift of the mean, and variance, of ``sum_i h(lam_i)`` over one matrix of ``size`` values.
+
+    ``h`` is a function with a kink at the cut plus a jump. Coefficients of the kink are computed,
+    those of the jump known; the sum of squares of the latter alone is cut off (``cutoff``).
+    """
     t = (np.arange(POINTS) + 0.5) * np.pi / POINTS
     h = np.where(t < bulk.cut, bulk.log_ratio(t) / bulk.fraction, 0)
     k = np.arange(1, POINTS // 4)

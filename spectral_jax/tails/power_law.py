@@ -19,9 +19,10 @@ from spectral_jax.tails.support import FitStatus, check_floor, spectra, support
 Rule = Literal["ks", "peak", "median"]
 Compat = Literal["peak_log10", "weightwatcher"]
 
-MIN_VALUES = 5
-# A candidate is first judged at so many points of its tail; the same number makes a block of
-# candidates, so that no array of the search is larger than POINTS x POINTS or BATCH x N.
+MIN_VALUES = 5  # eigenvalues that a search for xmin takes at least
+# A candidate for xmin is first judged at this many points of its tail, for as many candidates at
+# once; then 16 candidates at a time are measured at every point. So no array of the search is
+# larger than 512 x 512 or 16 x N.
 POINTS = 512
 BATCH = 16
 
@@ -29,8 +30,10 @@ BATCH = 16
 class PowerLawFit(NamedTuple):
     """A fit of ``p(x) = (alpha - 1) / xmin (x / xmin)^-alpha`` to the eigenvalues from ``xmin`` on.
 
-    ``tail`` of them, up to ``xmax``, at the Kolmogorov-Smirnov distance ``ks``; ``standard_error``
-    is ``(alpha - 1) / sqrt(tail)``, given ``xmin``. ``status`` is a ``FitStatus``.
+    There are ``tail`` of them, the largest is ``xmax``, and ``ks`` is the largest distance between
+    their distribution function and the fitted one (Kolmogorov-Smirnov). ``standard_error`` is that
+    of ``alpha``, ``(alpha - 1) / sqrt(tail)``, for independent values and a given ``xmin``.
+    ``status`` is a ``FitStatus``. ``xmin`` and ``xmax`` have the unit of the eigenvalues.
     """
 
     alpha: Float[Array, "*batch"]
@@ -65,10 +68,10 @@ def power_law_fit(
     a number
         there; ``alpha`` is then differentiable with respect to it, too.
 
-    Both searches are exact: a candidate's distance at 512 points of its tail bounds its distance
-    from below; in the order of these bounds candidates are measured at every point, until the next
-    bound is above the best distance. This takes ``O(512 N)`` as a rule and ``O(N^2)`` at worst
-    (nearly equal distances all along), and memory ``O(16 N)``.
+    Both searches are exact, by branch and bound: a candidate's distance at 512 points of its tail
+    is a lower bound of its distance; in the order of these bounds candidates are measured at every
+    point, until the next bound is above the best distance. This takes ``O(512 N)`` as a rule and
+    ``O(N^2)`` at worst (nearly equal distances for all candidates), and memory ``O(16 N)``.
     In float32 a distance carries an error of some ``1e-6 alpha``: closer candidates may swap.
     Equal eigenvalues are one candidate.
 
@@ -110,7 +113,8 @@ def power_law_fit(
 
 
 def xmin_value(xmin: ArrayLike, dtype: jnp.dtype) -> Float[Array, ""]:
-    """A given start of the tail, checked as far as it is known before it runs."""
+    """A given start of the tail. Python numbers are checked; a traced array has no value yet, and
+    one that is not a positive number shows in the status."""
     if isinstance(xmin, int | float):
         check_number("choose a finite number above 0", lambda x: 0 < x < math.inf, xmin=xmin)
     value = working(xmin, "xmin").astype(dtype)
@@ -154,11 +158,12 @@ def _over_batch(fit: Callable[[Array], PowerLawFit], eigenvalues: Array) -> Powe
 
 
 class _Spectrum(NamedTuple):
-    """Ascending values over ``unit``, their logarithms over the largest of them, which is
-    ``scale``, and the sums that the fit needs.
+    """A sorted spectrum with what every fit to one of its tails needs.
 
-    ``excess[i] = sum_{j >= i} (logs[j] - logs[i])``. Entries before ``first`` are left out; they
-    have the logarithm of the first that is not.
+    ``values`` ascend and are divided by ``unit``; ``scale`` is the largest, ``logs[i] =
+    ln(values[i] / scale)``, and ``excess[i] = sum_{j >= i} (logs[j] - logs[i])``, which gives the
+    exponent of the tail from ``i`` on. Entries before ``first`` take no part; they have the
+    logarithm of the first that does. ``small``: WeightWatcher's rule for few values applies.
     """
 
     values: Float[Array, " N"]
@@ -187,7 +192,8 @@ def _spectrum(eigenvalues: Array, floor: float | None, compat: Compat | None) ->
     scale = jnp.where(largest > 0, largest, 1)
     bottom = jnp.where(largest > 0, values[jnp.minimum(first, n - 1)], scale)
     logs = jnp.log(jnp.where(jnp.arange(n) < first, bottom, values) / scale)
-    # Gaps between neighbours are exact, and sums of what is not negative lose no digits.
+    # excess as a sum of gaps between neighbours, each times the number of values above it. Nothing
+    # is negative, so that nothing cancels; the sum of all logs less n times one would lose digits.
     above = jnp.arange(n - 1, 0, -1).astype(logs.dtype)
     gaps = jnp.append(jnp.diff(logs) * above, jnp.zeros_like(logs[:1]))
     return _Spectrum(
@@ -255,7 +261,8 @@ def _deviations(rate, log_xmin, start, logs, index, n: int) -> Array:
 
 
 def _start(spectrum: _Spectrum, rule: Rule, compat: Compat | None) -> tuple[Array, Array]:
-    """Index of the first value of the tail, ``N`` if there is none; and if the peak's edge won."""
+    """Index of the first value of the tail, ``N`` if there is none; and whether the best candidate
+    of ``"peak"`` lies at an edge of its range, so that a better one may lie beyond."""
     n = len(spectrum.values)
     if rule == "median":
         return n - (n - spectrum.first + 1) // 2, jnp.asarray(False)
@@ -276,7 +283,7 @@ def _start(spectrum: _Spectrum, rule: Rule, compat: Compat | None) -> tuple[Arra
 
 
 def _peak(spectrum: _Spectrum, compat: Compat | None) -> Bool[Array, " N"]:
-    """Where the values are around the mode of their logarithms."""
+    """Candidates of the rule ``"peak"``: values around the mode of their logarithms."""
     logs, n = spectrum.logs, len(spectrum.logs)
     weights = (jnp.arange(n) >= spectrum.first).astype(logs.dtype)
     counts, edges = jnp.histogram(logs, bins=100, range=(logs[0], logs[-1]), weights=weights)
@@ -304,13 +311,12 @@ def _search(logs: Array, rate: Array, candidates: Array) -> Int[Array, ""]:
 
     def measure(state):
         bound, least, winner = state
-        smallest, batch = jax.lax.top_k(
-            -bound, BATCH
-        )  # a sort of all takes a hundred times as long
+        # Not a sort of all bounds, which takes a hundred times as long.
+        smallest, batch = jax.lax.top_k(-bound, BATCH)
         distances = _deviations(rate[batch], logs[batch], batch, logs[:, None], index, n).max(0)
         distances = jnp.append(jnp.where(jnp.isfinite(smallest), distances, jnp.inf), least)
         least = jnp.min(distances)
-        # Of equals the longest tail.
+        # Of equal distances the one with the longest tail.
         winner = jnp.min(jnp.where(distances == least, jnp.append(batch, winner), n))
         return bound.at[batch].set(jnp.inf), least, winner
 
@@ -319,7 +325,10 @@ def _search(logs: Array, rate: Array, candidates: Array) -> Int[Array, ""]:
 
 
 def _lower_bounds(logs: Array, rate: Array, candidates: Array) -> Float[Array, " N"]:
-    """Each candidate's distance at ``POINTS`` of its tail: all of them if there are no more."""
+    """Each candidate's largest distance at ``POINTS`` points of its tail; infinite for the others.
+
+    With no more values than points this is the distance itself.
+    """
     n = len(logs)
     points = block = min(n, POINTS)
 
@@ -333,7 +342,7 @@ def _lower_bounds(logs: Array, rate: Array, candidates: Array) -> Float[Array, "
         ).max(0)
         return jax.lax.dynamic_update_slice(found, distances, (begin,))
 
-    # Zeros that a spectrum is padded with come first, and cost nothing but their place.
+    # Zeros that a spectrum is padded with come first: blocks without candidates are skipped.
     first, last = jnp.argmax(candidates), n - 1 - jnp.argmax(candidates[::-1])
     blocks = -(-n // block)
     nothing = jnp.zeros(blocks * block, logs.dtype)

@@ -53,9 +53,9 @@ class Support(NamedTuple):
 
 
 def spectra(eigenvalues: ArrayLike) -> Float[Array, "*batch N"]:
-    """Eigenvalues as they are computed with; of none a zero, which is no eigenvalue either.
+    """Eigenvalues in a working dtype; an empty spectrum becomes one zero, which no fit counts.
 
-    Raises ``ValueError`` for complex numbers and for a single one without an axis.
+    Raises ``ValueError`` for complex numbers and for a single number without an axis.
     """
     eigenvalues = working(eigenvalues, "eigenvalues")
     if eigenvalues.ndim < 1:
@@ -66,16 +66,16 @@ def spectra(eigenvalues: ArrayLike) -> Float[Array, "*batch N"]:
 
 
 def support(eigenvalues: Float[Array, "*batch N"], floor: float | None = None) -> Support:
-    """What is above ``floor`` times the largest, and above zero.
+    """The eigenvalues that a fit may use: those above ``floor`` times the largest, and above zero.
 
     The default ``(16 eps)^2`` is where squared singular values become rounding. Zeros are never
-    part of the support, so that spectra may be padded with them, and nothing is if any value is NaN
-    or inf. In units of the largest no product with the floor, no ratio and no slope of one under-
-    or overflows, whatever the scale.
+    part of the support, so that spectra may be padded with them. If any value is NaN or inf nothing
+    is. Values are divided by a power of two near the largest: products with the floor, ratios and
+    their derivatives then neither underflow nor overflow, whatever the scale of the matrix.
     """
     if floor is None:
         floor = (NOISE * float(jnp.finfo(eigenvalues.dtype).eps)) ** 2
-    # Else no comparison would see -inf.
+    # -inf would be lost in a maximum; as +inf it makes the spectrum not finite.
     seen = jnp.where(jnp.isneginf(eigenvalues), jnp.inf, eigenvalues)
     largest = jnp.max(seen, axis=-1, initial=0)
     unit = power_of_two(largest)
@@ -85,13 +85,14 @@ def support(eigenvalues: Float[Array, "*batch N"], floor: float | None = None) -
 
 
 def check_floor(floor: float | None) -> None:
-    """Refuse what is not a share of the largest eigenvalue."""
+    """``ValueError`` for a floor that is not a share of the largest eigenvalue, in [0, 1)."""
     if floor is not None:
         check_number("choose at least 0 and below 1", lambda f: 0 <= f < 1, floor=floor)
 
 
 def number(where: Bool[Array, "*batch N"], dtype: jnp.dtype) -> Int[Array, "*batch"]:
-    """How many hold. Exact up to 2^24: XLA compiles a sum of floats three times as fast."""
+    """How many are true. Summed as floats, which XLA compiles three times as fast as integers, and
+    which is exact up to 2^24 in float32."""
     return jnp.sum(where.astype(dtype), axis=-1).astype(jnp.int32)
 
 
@@ -100,8 +101,9 @@ def kth_largest(
 ) -> Float[Array, "*batch"]:
     """The ``k``-th largest, from 1 on, of values none of which is negative; 0 beyond the last.
 
-    Such numbers are ordered like their bits, which are found from the first to the last by
-    counting: ``O(N)``, where a sort in XLA takes ten times as long.
+    Floating-point numbers that are not negative are ordered like their bit patterns read as
+    integers. The pattern of the result is found bit by bit, from the highest, by counting how many
+    values reach it (radix selection): ``O(N)``, where a sort in XLA takes ten times as long.
     """
     width = 8 * values.dtype.itemsize
     whole = jnp.dtype(f"int{width}")

@@ -23,8 +23,10 @@ Method = Literal["svd", "gram"]
 COMPAT = ("floor_step", "ic_unclamped", "conv_blocks")
 TAKES = {"grid": {"samples"}, "stride": {"stride"}, "random": {"samples", "key"}}
 NEEDS = {**TAKES, "grid": set()}
-GRAM_NOISE = 4.0  # eps of the largest eigenvalue; measured: 2, for windows of 32 to 1024
-CHUNK = 2**24  # matrix entries at a time: 64 MB of windows in float32
+# Eigenvalues of a Gram matrix below 4 eps of the largest count as rounding. Their errors were
+# measured as 2 eps of the largest, for windows of 32 to 1024.
+GRAM_NOISE = 4.0
+CHUNK = 2**24  # matrix entries that are decomposed at a time: 64 MB of windows in float32
 
 
 def farms_windows(
@@ -44,7 +46,12 @@ def farms_windows(
     cols_per_row)`` columns of the matrix as passed: ``cols_per_row`` is the inverse of the paper's
     ``Q = m' / n'``, and transposing a matrix is the caller's decision.
 
+    Spectra of matrices of different shapes differ for noise, too (docs/null-exponents.md); those of
+    windows of one shape can be compared between layers.
+
     Args:
+      window: rows of a window, at most; fewer where the matrix has no room.
+      cols_per_row: columns of a window for each of its rows; 1 is a square window.
       samples: ``grid``: windows per axis, default as many as it takes to cover the matrix;
         ``random``: windows in all (required).
       stride: ``stride``: rows and columns from one window to the next (required).
@@ -157,7 +164,7 @@ def squares(windows: Array, method: str) -> Array:
     tall = windows if windows.shape[-2] >= windows.shape[-1] else jnp.swapaxes(windows, -2, -1)
     values = eigvalsh(mm(jnp.swapaxes(tall, -2, -1), tall))
     rounding = GRAM_NOISE * eps * values[..., -1:]
-    # Comparisons with NaN are false: it stays.
+    # NaN <= rounding is False, so that NaN stays NaN.
     values = jnp.where(values <= rounding, 0, values)
     return jnp.where((values > 0) & (rounding < tiny), jnp.nan, values)
 
@@ -188,7 +195,7 @@ def _place(shape, window, cols_per_row, samples, stride, key, scheme, paper_comp
 
 def _wanted(matrix, window: int, cols_per_row: float, unclamped: bool) -> tuple[int, int]:
     m, n = matrix
-    # 100 * .29 is 28.99... in binary.
+    # 1e-9 against binary fractions: 100 * .29 is 28.99..., which int() would cut to 28.
     rows = window if unclamped else min(window, m, int(n / cols_per_row + 1e-9))
     columns = int(rows * cols_per_row + 1e-9)
     if rows < 1 or columns < 1:
@@ -203,7 +210,8 @@ def _fit(length: int, wanted: int) -> tuple[int, int, int]:
     """First start and size of a window in an axis, and how far it can move."""
     if wanted <= length:
         return 0, wanted, length - wanted
-    # The released code cuts [length - wanted : length] in Python, where below zero is from the end.
+    # The released code slices [length - wanted : length]; in Python a negative start counts from
+    # the end, so that a window that is too large becomes a smaller one at the far edge.
     begin = max(2 * length - wanted, 0)
     return begin, length - begin, 0
 
