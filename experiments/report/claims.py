@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.report.evidence import Evidence, Need
+from experiments.report.evidence import Evidence
+from experiments.report.results import Need
 from experiments.runs.files import read_json, write_json
 
 Origin = Literal["published", "released code", "our reference", "our question"]

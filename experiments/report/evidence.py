@@ -12,40 +12,42 @@ not exist is found when the claim is declared.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-from experiments.report.results import Results
+from experiments.report.results import Need, Results
 from experiments.report.selection import badness, require_validation
 
 Samples = Float[np.ndarray, " seeds"]
 
-
-class Need(NamedTuple):
-    """A metric of an arm that some evidence looks at."""
-
-    protocol: str
-    arm: str
-    metric: str
-
-
+Items = Float[np.ndarray, "seeds items"]
 Needs = frozenset[Need]
 
 ACCURACY = "test/accuracy"
 
 
-class Evidence(Protocol):
+class Evidence(ABC):
     """Anything that turns results into one number per seed."""
 
+    @abstractmethod
     def of(self, results: Results) -> Samples | None:
         """One number per seed, NaN where a seed has none; None where it was not measured."""
 
+    @abstractmethod
     def needs(self) -> Needs:
         """Everything that it looks at."""
+
+    def items(self, results: Results) -> Items | None:
+        """The same before the mean over test items, where that is known."""
+        return None
+
+    def remark(self, results: Results) -> str:
+        """What the results decided about it: the arm that was the best of some."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,21 @@ class Best:
     by: str
     higher: bool
 
-    def name(self, results: Results) -> str | None:
-        """The arm it is; None if none of them was run."""
+    def name(self, results: Results) -> str:
+        """The arm it is; empty if none of them was run."""
         scores = {}
         for arm in self.arms:
             values = results.values(self.by, arm=arm, protocol=self.protocol)
             if values is not None and np.isfinite(values).any():
                 scores[arm] = badness(values, higher=self.higher)
-        return min(scores, key=lambda arm: scores[arm]) if scores else None
+        return min(scores, key=lambda arm: scores[arm]) if scores else ""
 
 
 Arm = str | Best
 
 
 @dataclass(frozen=True)
-class Final:
+class Final(Evidence):
     """A metric of an arm in the end."""
 
     metric: str
@@ -86,55 +88,90 @@ class Final:
 
     def by_seed(self, results: Results) -> dict[int, float] | None:
         """The same with the seed that each number belongs to, ascending."""
-        arm = self.arm.name(results) if isinstance(self.arm, Best) else self.arm
-        if arm is None:
-            return None
+        arm = self._arm(results)
         values = results.values(self.metric, arm=arm, protocol=self.protocol)
         if values is None:
             return None
         seeds = results.seeds(arm=arm, protocol=self.protocol)
         return dict(zip(seeds, (self.scale * values).tolist(), strict=True))
 
+    def items(self, results: Results) -> Items | None:
+        """The same before the mean over test items, where that is known."""
+        found = results.items.get(Need(self.protocol, self._arm(results), self.metric))
+        return None if found is None else self.scale * found
+
+    def remark(self, results: Results) -> str:
+        """The arm that was chosen, if one was."""
+        if isinstance(self.arm, str) or not self._arm(results):
+            return ""
+        return f"best of {', '.join(self.arm.arms)} on validation data: {self._arm(results)}"
+
     def needs(self) -> Needs:
-        """The arm, or all those of which one is chosen."""
-        arms = self.arm.arms if isinstance(self.arm, Best) else (self.arm,)
-        return frozenset(Need(self.protocol, arm, self.metric) for arm in arms)
+        """The arm, or all those of which one is chosen, and what they are chosen by."""
+        if isinstance(self.arm, str):
+            return frozenset([Need(self.protocol, self.arm, self.metric)])
+        own = (Need(self.protocol, arm, self.metric) for arm in self.arm.arms)
+        scores = (Need(self.arm.protocol, arm, self.arm.by) for arm in self.arm.arms)
+        return frozenset([*own, *scores])
+
+    def _arm(self, results: Results) -> str:
+        return self.arm if isinstance(self.arm, str) else self.arm.name(results)
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The first minus the second, seed by seed."""
+class Paired(Evidence):
+    """The first minus the second, seed by seed; NaN for a seed that only one of the two has."""
 
     first: Final
     second: Final
 
     def of(self, results: Results) -> Samples | None:
-        """The differences; NaN for a seed that only one of the two has."""
-        return _by_pairs(self.first, self.second, results, lambda one, other: one - other)
+        """The differences."""
+        return self._by_pairs(results, lambda one, other: one - other)
+
+    def items(self, results: Results) -> Items | None:
+        """The differences item by item, where both were tested on the same."""
+        one, other = self.first.items(results), self.second.items(results)
+        if one is None or other is None or one.shape != other.shape:
+            return None
+        seeds, others = self.first.by_seed(results), self.second.by_seed(results)
+        return one - other if seeds and others and seeds.keys() == others.keys() else None
+
+    def remark(self, results: Results) -> str:
+        """Those of both."""
+        both = self.first.remark(results), self.second.remark(results)
+        return "; ".join(filter(None, both))
 
     def needs(self) -> Needs:
         """What both need."""
         return self.first.needs() | self.second.needs()
 
+    def _by_pairs(
+        self, results: Results, combine: Callable[[float, float], float]
+    ) -> Samples | None:
+        """A number without its partner says nothing of a difference: NaN."""
+        ones, others = self.first.by_seed(results), self.second.by_seed(results)
+        if ones is None or others is None:
+            return None
+        seeds = sorted({*ones, *others})
+        return np.array([combine(ones.get(s, np.nan), others.get(s, np.nan)) for s in seeds])
+
 
 @dataclass(frozen=True)
-class Change:
+class Change(Paired):
     """By how many percent the first is above the second, seed by seed."""
 
-    first: Final
-    second: Final
-
     def of(self, results: Results) -> Samples | None:
-        """The changes; NaN for a seed that only one of the two has."""
-        return _by_pairs(self.first, self.second, results, _percent)
+        """The changes; NaN too where the second is 0."""
+        return self._by_pairs(results, _percent)
 
-    def needs(self) -> Needs:
-        """What both need."""
-        return self.first.needs() | self.second.needs()
+    def items(self, results: Results) -> None:
+        """None: a ratio of means is no mean over items."""
+        return None
 
 
 @dataclass(frozen=True)
-class Slope:
+class Slope(Evidence):
     """How much ``y`` rises with ``x`` over the seeds of an arm: one number per arm.
 
     The unit of replication is the arm: an arm whose seeds all have the same ``x`` says nothing.
@@ -165,19 +202,33 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class FirstRun:
+class FirstRun(Evidence):
     """The first of these that the preset runs: the small stand-in of a smoke test comes last."""
 
     choices: tuple[Evidence, ...]
 
     def of(self, results: Results) -> Samples | None:
         """The numbers of the first one that has any."""
-        found = (choice.of(results) for choice in self.choices)
-        return next((samples for samples in found if samples is not None), None)
+        chosen = self._chosen(results)
+        return None if chosen is None else chosen.of(results)
+
+    def items(self, results: Results) -> Items | None:
+        """Its items."""
+        chosen = self._chosen(results)
+        return None if chosen is None else chosen.items(results)
+
+    def remark(self, results: Results) -> str:
+        """Its remark."""
+        chosen = self._chosen(results)
+        return "" if chosen is None else chosen.remark(results)
 
     def needs(self) -> Needs:
         """What any of them needs."""
         return frozenset[Need]().union(*(choice.needs() for choice in self.choices))
+
+    def _chosen(self, results: Results) -> Evidence | None:
+        found = (choice for choice in self.choices if choice.of(results) is not None)
+        return next(found, None)
 
 
 def final(metric: str, *, arm: Arm, protocol: str, scale: float = 1.0) -> Final:
@@ -244,17 +295,6 @@ def _two(
 ) -> tuple[Final, Final]:
     second = Final(other_metric or metric, other, other_protocol or protocol, scale)
     return Final(metric, arm, protocol, scale), second
-
-
-def _by_pairs(
-    first: Final, second: Final, results: Results, combine: Callable[[float, float], float]
-) -> Samples | None:
-    """One number per seed of either; a number without its partner says nothing of a difference."""
-    ones, others = first.by_seed(results), second.by_seed(results)
-    if ones is None or others is None:
-        return None
-    seeds = sorted({*ones, *others})
-    return np.array([combine(ones.get(s, np.nan), others.get(s, np.nan)) for s in seeds])
 
 
 def _percent(one: float, other: float) -> float:

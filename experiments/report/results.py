@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +34,14 @@ class Row(NamedTuple):
     metrics: Mapping[str, float]
 
 
+class Need(NamedTuple):
+    """A metric of an arm: what some evidence looks at."""
+
+    protocol: str
+    arm: str
+    metric: str
+
+
 class Absent(NamedTuple):
     """Why an arm, or a whole protocol (``arm`` empty), has no rows."""
 
@@ -47,10 +55,12 @@ class Results:
     """Rows that may come in any order, but none twice.
 
     Arms and protocols are told in the order in which they first come up, seeds ascending.
+    ``items`` holds, where the test set is small, what a metric is the mean of: ``[seeds, items]``.
     """
 
     rows: tuple[Row, ...] = ()
     absent: tuple[Absent, ...] = ()
+    items: Mapping[Need, np.ndarray] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for (protocol, arm, seed), count in Counter(row[:3] for row in self.rows).items():
@@ -97,6 +107,7 @@ class Results:
         return Results(
             tuple(row for row in self.rows if row.protocol in protocols),
             tuple(one for one in self.absent if one.protocol in protocols),
+            {need: values for need, values in self.items.items() if need.protocol in protocols},
         )
 
     def rename(self, protocols: Mapping[str, str]) -> Results:
@@ -105,14 +116,18 @@ class Results:
         def renamed(one):
             return one._replace(protocol=protocols.get(one.protocol, one.protocol))
 
-        return Results(tuple(map(renamed, self.rows)), tuple(map(renamed, self.absent)))
+        return Results(
+            tuple(map(renamed, self.rows)),
+            tuple(map(renamed, self.absent)),
+            {renamed(need): values for need, values in self.items.items()},
+        )
 
     def without(self, protocol: str, arm: str, reason: str) -> Results:
         """The same, and the reason why an arm (or, with ``arm`` empty, a protocol) is missing."""
         return replace(self, absent=(*self.absent, Absent(protocol, arm, reason)))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values that `from_json` reads back; NaN is null."""
+        """JSON values that `from_json` reads back, without items; NaN is null."""
         rows = [
             [*row[:3], {name: value if math.isfinite(value) else None
                         for name, value in row.metrics.items()}]
@@ -134,6 +149,7 @@ def merge(parts: Iterable[Results]) -> Results:
     return Results(
         tuple(row for part in parts for row in part.rows),
         tuple(one for part in parts for one in part.absent),
+        {need: values for part in parts for need, values in part.items.items()},
     )
 
 
@@ -159,18 +175,23 @@ def of_run(run: Run, protocol: str, arm: str, *, first_seed: int = 0) -> Results
     """The final numbers of a training run, in the units in which they are stored.
 
     ``diverged`` and ``collapsed`` are 1 for the seeds of which the run says so, and 0 for others.
+    Arrays called ``test_items`` are taken in as items.
     """
     summary = run.summary
     fates = {"diverged": summary["diverged_seeds"], "collapsed": summary["collapsed_seeds"]}
     numbers = {
         name: [math.nan if value is None else value for value in values]
         for name, values in summary.items()
-        if isinstance(values, list) and not name.endswith("_seeds")
+        if "/" in name and isinstance(values, list)
     }
-    count = max(map(len, numbers.values()))
+    count = len(next(iter(numbers.values())))
     seeds = range(first_seed, first_seed + count)
     numbers |= {fate: [float(seed in found) for seed in seeds] for fate, found in fates.items()}
-    return of_arrays(protocol, arm, numbers, first_seed=first_seed)
+    items = run.load_array("test_items") or {}
+    return replace(
+        of_arrays(protocol, arm, numbers, first_seed=first_seed),
+        items={Need(protocol, arm, metric): values for metric, values in items.items()},
+    )
 
 
 def study_results(run: Run) -> Results:

@@ -34,8 +34,7 @@ from typing import Any, Literal
 from experiments.names import did_you_mean
 from experiments.report import statistics
 from experiments.report.claims import Claim
-from experiments.report.evidence import Need
-from experiments.report.results import Results
+from experiments.report.results import Need, Results
 from experiments.report.selection import require_fresh_seeds
 from experiments.report.statistics import Estimate
 from experiments.report.tables import number
@@ -73,10 +72,12 @@ class Judged:
     @property
     def ours(self) -> str:
         """Mean and 95 % interval, and how many replications they are of; empty without any."""
-        if self.estimate is None or not self.estimate.n:
+        if self.estimate is None:
             return ""
         low, high = statistics.interval(self.estimate, 0.95)
         counted = f"{self.estimate.n} {self.claim.replication}"
+        if self.estimate.items:
+            counted += f" x {self.estimate.items} test items"
         shown = number(self.estimate.mean, (high - low) / 2)
         return f"{shown}{self.claim.unit} ({counted})"
 
@@ -122,29 +123,27 @@ def judge_all(claims: Sequence[Claim], results: Results, *, preset: str) -> list
     """
     require_fresh_seeds(results)
     estimates = {claim.id: _estimate(claim, results) for claim in claims}
-    p_values = statistics.holm(
-        {
-            claim.id: _p_direction(found)
-            for claim in claims
-            if (found := estimates[claim.id]) is not None and _in_family(claim, preset)
-        }
-    )
-    judged = []
-    for claim in claims:
-        p = p_values.get(claim.id, math.nan)
-        found = estimates[claim.id]
-        if found is None or not found.n:
-            judged.append(_not_run(claim, found, results))
-            continue
-        verdict, note = _verdict(claim, found, preset=preset, p=p)
-        note = "; ".join(filter(None, [note, *_caveats(claim, found)]))
-        judged.append(Judged(claim, verdict, found, note, p))
-    return judged
+    family = {
+        claim.id: _p_direction(found)
+        for claim in claims
+        if (found := estimates[claim.id]) is not None and _in_family(claim, preset)
+    }
+    adjusted = statistics.holm(family)
+    return [
+        _not_run(claim, results)
+        if (found := estimates[claim.id]) is None
+        else _judge(claim, found, results, preset=preset, p=adjusted.get(claim.id, math.nan))
+        for claim in claims
+    ]
 
 
 def _estimate(claim: Claim, results: Results) -> Estimate | None:
     samples = None if claim.evidence is None else claim.evidence.of(results)
-    return None if samples is None else statistics.estimate(samples)
+    if claim.evidence is None or samples is None:
+        return None
+    items = claim.evidence.items(results)
+    found = statistics.estimate(samples) if items is None else statistics.crossed(items)
+    return found if found.n else None
 
 
 def _in_family(claim: Claim, preset: str) -> bool:
@@ -154,6 +153,13 @@ def _in_family(claim: Claim, preset: str) -> bool:
 def _p_direction(found: Estimate) -> float:
     """The smaller of the two one-sided p-values."""
     return min(statistics.p_above(found), statistics.p_above(found._replace(mean=-found.mean)))
+
+
+def _judge(claim: Claim, found: Estimate, results: Results, *, preset: str, p: float) -> Judged:
+    verdict, why = _verdict(claim, found, preset=preset, p=p)
+    remark = claim.evidence.remark(results) if claim.evidence else ""
+    note = "; ".join(filter(None, [why, remark, *_caveats(claim, found)]))
+    return Judged(claim, verdict, found, note, p)
 
 
 def _verdict(claim: Claim, found: Estimate, *, preset: str, p: float) -> tuple[Verdict, str]:
@@ -193,15 +199,15 @@ def _of_direction(claim: Claim, found: Estimate, p: float) -> tuple[Verdict, str
     assert claim.smallest_effect is not None
     d = claim.smallest_effect
     low, high = statistics.interval(found, 0.95)
-    if (low > 0 or high < 0) and p < LEVEL:
+    if p < LEVEL:
         verdict: Verdict = "SUPPORTED" if claim.direction * found.mean > 0 else "CONTRADICTED"
         return verdict, "negligible" if -d < low and high < d else ""
     if statistics.within(found, d):
         return "NO EFFECT", ""
-    needed = _still_needed(claim, found)
-    if low > 0 or high < 0:
-        needed += f"; off zero on its own, but not among the paper's claims (Holm: p = {2 * p:.2g})"
-    return "INCONCLUSIVE", needed
+    alone = f"off zero alone, not among the paper's claims (Holm: p = {2 * p:.2g})"
+    return "INCONCLUSIVE", _still_needed(claim, found) + (
+        f"; {alone}" if low > 0 or high < 0 else ""
+    )
 
 
 def _still_needed(claim: Claim, found: Estimate) -> str:
@@ -212,13 +218,15 @@ def _still_needed(claim: Claim, found: Estimate) -> str:
     needed = statistics.seeds_needed(deviation, claim.smallest_effect)
     if needed > claim.largest_n:
         return f"about {needed} {claim.replication} would tell; the claim allows {claim.largest_n}"
-    return f"about {max(1, needed - found.n)} more {claim.replication} are needed"
+    more = f"about {max(1, needed - found.n)} more {claim.replication}"
+    return f"{more}, or test items, are needed" if found.items else f"{more} are needed"
 
 
-def _not_run(claim: Claim, found: Estimate | None, results: Results) -> Judged:
+def _not_run(claim: Claim, results: Results) -> Judged:
     if claim.type is None:
         return Judged(claim, "UNDERSPECIFIED", None, claim.reason)
-    lost = f"none of {found.lost} {claim.replication} has a number" if found else ""
+    samples = claim.evidence.of(results) if claim.evidence else None
+    lost = "" if samples is None else f"none of {len(samples)} {claim.replication} has a number"
     needs = sorted(claim.evidence.needs()) if claim.evidence else ()
     cost = f"cost: {claim.cost}" if claim.cost else ""
     told = [lost, *(_why_missing(need, results) for need in needs), claim.reason, cost]
