@@ -13,7 +13,9 @@ from jaxtyping import Array, Float, PyTree
 from spectral_jax.linalg.lapack import after
 from spectral_jax.weights._matrices import WeightMatrix
 
-ENTRIES = 2**24  # of a batch: with 64 MB in float32 the copy is small beside a large network
+# Entries of a batch at most. Stacking copies the matrices; 64 MB in float32 is little beside a
+# large network.
+ENTRIES = 2**24
 
 Name = TypeVar("Name", bound=Hashable)
 Result = TypeVar("Result")
@@ -24,7 +26,7 @@ def map_by_shape(
 ) -> dict[Name, Result]:
     """``{name: function(matrix)}``, with matrices of equal shape and dtype in one ``vmap``.
 
-    A network has many layers and few shapes: it is compiled a shape at a time, not a layer.
+    A network has many layers and few shapes, and XLA compiles ``function`` once for every shape.
 
     Args:
       matrices: by name, as `matrices` gives them; or a pytree of arrays for each name, such as a
@@ -77,7 +79,7 @@ def _not_before(found: PyTree[Array], stack: PyTree[Array]) -> PyTree[Array]:
 
 
 def _one_number(found: PyTree[Array]) -> Float[Array, ""]:
-    """A number that depends on every array."""
+    """A number that depends on every array: waiting for it is waiting for all of them."""
     firsts = [x.ravel()[0] for x in jax.tree.leaves(found) if x.size and _is_number(x)]
     return sum((jnp.abs(x).astype(jnp.float32) for x in firsts), jnp.zeros((), jnp.float32))
 

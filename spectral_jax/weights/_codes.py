@@ -15,8 +15,10 @@ from spectral_jax.weights import _read
 from spectral_jax.weights._names import Network, Tensor, output_axis, recognised
 from spectral_jax.weights._rules import View
 
-BLOCK = 128  # rows and columns to a scale, where their number does not tell: DeepSeek, and since
-SMALLEST_BLOCK = 16  # of those in use: 16, 32 and 128
+# How many rows and columns share a scale, where a last block that is cut short hides it: 128, as in
+# DeepSeek's checkpoints and those that follow them. Blocks in use have 16, 32 or 128 entries.
+BLOCK = 128
+SMALLEST_BLOCK = 16
 
 # bitsandbytes, GPTQ, AWQ, EXL2, HQQ, compressed-tensors, QuIP#, MLX, quanto, torchao, AQT
 _PACKED = re.compile(r"qweight|W_q|weight_packed|q_weight|Qidxs|weight_qdata")
@@ -32,7 +34,11 @@ _NESTED = ("meta", "quant_state")  # where HQQ and bitsandbytes keep what belong
 
 
 class Scale(NamedTuple):
-    """What a tensor of float8 is to be multiplied by: an entry for every ``blocks`` of it."""
+    """What a tensor of float8 is to be multiplied by.
+
+    ``grid`` is the shape of the scale, with as many axes as the tensor; ``blocks`` says how many
+    entries of the tensor share one of the scale, along each axis.
+    """
 
     name: str
     grid: tuple[int, ...]
@@ -70,11 +76,11 @@ class Codes(NamedTuple):
         return None
 
     def scales(self, name: str) -> list[str]:
-        """What belongs to a tensor of float8 as its scale."""
+        """Names of the tensors that may be the scale of a tensor of float8."""
         return [each.name for each in self._scales(self.tensors[name])]
 
     def weights(self, view: View) -> View:
-        """The view with float8 codes turned into weights before they are read as a matrix."""
+        """The view that multiplies float8 codes by their scales before it reads a matrix."""
         narrow = [name for name in view.sources if self._is_float8(name)]
         found = {name: self._scale(self.tensors[name]) for name in narrow}
         scales = {view.sources.index(name): scale for name, scale in found.items() if scale}
@@ -95,7 +101,7 @@ class Codes(NamedTuple):
         return beside or bool(_BESIDE_CODES.fullmatch(tensor.leaf)) or self._is_named_after(tensor)
 
     def _is_named_after(self, tensor: Tensor) -> bool:
-        """Whether the name is that of codes beside it, whatever these are called, and more."""
+        """Whether its name is that of codes beside it with a suffix: ``w_scale`` beside ``w``."""
         named = _BESIDE_NAMED.fullmatch(tensor.leaf)
         codes = self.network.sibling(tensor, named[1]) if named else None
         if codes is None or len(codes.shape) < 2:
@@ -131,14 +137,14 @@ def _is_coded(tensor: Tensor, dtypes: Mapping[str, str]) -> bool:
     if len(tensor.shape) < 2:
         return False
     dtype = dtypes[tensor.name]
-    # Of 64 bits are indices, never codes.
+    # 64-bit integers are indices, never codes of quantised weights.
     integer = dtype.startswith(("int", "uint")) and not dtype.endswith("64")
     named = recognised(tensor) or _INTEGER_CODES.fullmatch(tensor.leaf)
     return bool(_PACKED.fullmatch(tensor.leaf) or (integer and named))
 
 
 def _aligned(grid: tuple[int, ...], tensor: Tensor, network: Network) -> tuple[int, ...]:
-    """A scale per tensor or per output with as many axes as the tensor."""
+    """The shape of a scale per tensor or per output, padded with ones to the tensor's axes."""
     axes = len(tensor.shape)
     if grid in ((), (1,)):
         return (1,) * axes

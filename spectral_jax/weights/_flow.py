@@ -1,9 +1,11 @@
 """Where the units of a network go: what each operation of a forward pass makes of them.
 
-A value is made of parameters alone (`Weight`), holds units of a group on some axes (`Units`), or is
-what is left of activations once their units are summed up (`Summary`), as the variance in a layer
-norm or the weights of attention. A rule takes the values of an operation's operands to that of its
-result; kernels and sums are noted in a `Graph` on the way.
+This is an abstract interpretation: the program that JAX traces (a jaxpr) is run once, on
+descriptions of arrays instead of arrays. A description says that a value is made of parameters
+alone (`Weight`), that it holds units of a group on some axes (`Units`), or that it is what is left
+of activations once their units are summed up (`Summary`), as the variance in a layer norm or the
+weights of attention. For each operation a rule takes the descriptions of its operands to that of
+its result; kernels and sums are noted in a `Graph` on the way.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ WAY_OUT = "write its Blocks by hand (spectral_jax.weights.Block), or trace the p
 
 
 class Weight(NamedTuple):
-    """Made of parameters; entry by entry of a leaf ``kernel``, on ``axes`` of that leaf, or not."""
+    """Made of parameters alone.
+
+    leaves: names of all parameters that went into it.
+    statistics: names of all running statistics that did.
+    kernel: the parameter whose entries it still holds one by one, as a transposed kernel does; None
+      once they are mixed.
+    axes: for every axis of the value, the axes of that parameter which it runs over.
+    """
 
     leaves: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
@@ -27,12 +36,16 @@ class Weight(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Activations with the units of a group on ``axes``; ``positions`` of them per unit, major.
+    """Activations with the units of a group on ``axes``.
 
-    inputs: of the network, of which every axis but the first may hold units until a kernel decides.
+    node: the node of the graph, that is, the group.
+    positions: how many entries a unit has on those axes, position-major: ``h * w`` after a feature
+      map ``[h, w, channels]`` was flattened.
+    inputs: these are the network's inputs. Every axis but the first may hold their units, until a
+      kernel reads one.
     norm: the batch-norm that they have gone through since their kernel.
     padded: zeros come after the units of the group.
-    lost: the operation after which the units are no longer those of the group.
+    lost: the operation after which entries no longer belong to single units of the group.
     """
 
     node: int
@@ -110,7 +123,8 @@ def _pointwise(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     ]
     if not whole:
         return units[0]._replace(lost=units[0].lost or name)
-    units, first = whole, whole[0]  # the others weigh them, one number for all units
+    # Operands that are broadcast along the units scale all of them alike, and add no edges.
+    units, first = whole, whole[0]
     norms = {each.norm for each in units if each.node == first.node}
     if len({each.axes for each in units if not each.inputs}) > 1 or len(norms) > 1:
         return first._replace(lost=name)
@@ -133,7 +147,7 @@ def _keeps(units: Units, before: Sequence[int], after: Sequence[int]) -> bool:
 
 
 def _through_norm(graph: Graph, units: Units, factor: Value) -> Units:
-    """A factor made of a running variance is that of a batch-norm."""
+    """Note the batch-norm of a factor: one that is made of a running variance."""
     if not isinstance(factor, Weight) or not graph.fold_norms:
         return units
     norms = {name.rpartition("/")[0] for name in factor.statistics if name.endswith("/var")}
@@ -251,7 +265,10 @@ def _reshaped_weight(value: Weight, blocks: Any, after: tuple[int, ...]) -> Weig
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Axes that become axes, in the smallest groups of equal size."""
+    """Which axes a reshape turns into which: the smallest groups with equal numbers of entries.
+
+    ``(2, 3, 4) -> (6, 4)`` is ``[0, 1] -> [0]`` and ``[2] -> [1]``.
+    """
     blocks: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):

@@ -17,7 +17,8 @@ from spectral_jax.weights._matrices import named_leaves, places, skipped
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK
 
-# The epsilon of torch and Flax batch-norm; folding is exact only with the network's own value.
+# The default epsilon of batch-norm in PyTorch and Flax. A norm with another one is folded with a
+# small error, since the value is not among the parameters.
 BATCH_NORM_EPSILON = 1e-5
 
 Norm = Literal["l1", "l2"]
@@ -79,10 +80,12 @@ def layout(params: PyTree) -> tuple[Block, ...]:
 
 
 def _fits_otherwise(kernels: Mapping[str, Array]) -> bool:
-    """Whether kernels that their names do not count make a chain in another order, too.
+    """Whether kernels that are not numbered by their names would also chain up in another order.
 
-    A trail through widths is the only one unless it closes, or passes one of them three times or
-    two of them in turns.
+    A chain is a trail through a graph whose nodes are widths and whose edges are kernels. Another
+    trail uses the same edges if this one ends where it began (then it may begin elsewhere), if
+    it passes one width three times (the two loops between can be swapped), or two widths in turns,
+    ``a .. b .. a .. b`` (the pieces between can be swapped).
     """
     widths: list[int] = []
     for _, run in groupby(kernels, _uncounted):
@@ -100,12 +103,16 @@ def _fits_otherwise(kernels: Mapping[str, Array]) -> bool:
 
 
 def _uncounted(name: str) -> str:
-    """The name without what counts: numbers, and letters that stand alone."""
+    """The name with numbers and single letters blanked: equal for layers that are numbered."""
     return re.sub(r"(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|\d+", "#", name)
 
 
 def edges(layout: Sequence[Block]) -> tuple[tuple[int, int], ...]:
-    """Return the (source, target) node groups of each block."""
+    """The ``(source, target)`` node groups of each block, as ``graphs`` takes them.
+
+    >>> edges((Block("fc/kernel", 0, 1), Block(None, 0, 1)))
+    ((0, 1), (0, 1))
+    """
     return tuple((block.source, block.target) for block in layout)
 
 
@@ -241,7 +248,8 @@ def _channel_norm(kernel: Array, norm: Norm = "l1") -> Array:
     if norm == "l1":
         return jnp.sum(magnitude(kernel), axis=window)
     squares = jnp.sum(jnp.square(kernel), axis=window)
-    # Both branches of `where` are differentiated: keep the root away from 0, where it has no slope.
+    # JAX differentiates both branches of `where`, and the slope of the root at 0 is infinite; times
+    # the 0 of the branch not taken that is NaN. So the root of 0 is not taken at all.
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 

@@ -17,7 +17,8 @@ from spectral_jax.weights._graph import Block, graph_weights
 from spectral_jax.weights._matrices import leaf_name
 from spectral_jax.weights._nodes import Graph, Kernel
 
-_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # jit, remat, custom_jvp, custom_vjp
+# Under which name operations that run a program keep it: jit, remat, custom_jvp, custom_vjp.
+_INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def layout_of(
@@ -30,11 +31,12 @@ def layout_of(
 ) -> tuple[Block, ...]:
     """Trace one forward pass to the blocks of the network's graph, in the order of their use.
 
-    Group 0 is the input: its features where dense kernels read it, its channels where convolutions
-    do, the rows of a table where it is tokens. A kernel makes a group of its outputs; activations
-    and norms keep it; what is added to others (or multiplied, as by a gate) and used nowhere else
-    is one group with the sum, and all else joins the sum by an identity skip. Queries and keys end
-    in groups of their own, since attention weighs positions.
+    The function is traced, as ``jax.jit`` would, and not run. Group 0 is the input: its features
+    where dense kernels read it, its channels where convolutions do, the rows of a table where it is
+    tokens. A kernel makes a group of its outputs; activations and norms keep it. In a sum (or a
+    product, as with a gate) a term that is used nowhere else is one group with the result, and any
+    other joins it by an identity skip. Queries and keys end in groups of their own, since attention
+    mixes positions and not units.
 
     Args:
       function: ``(params, x) -> outputs``, or ``(params, batch_stats, x) -> outputs`` where there
@@ -97,7 +99,10 @@ def _inputs(x: PyTree, graph: Graph) -> list[Value]:
 
 
 def _read(graph: Graph, jaxpr: Any, arguments: Sequence[Value]) -> list[Value]:
-    """The values of the results, given those of the arguments; a constant is made of no leaf."""
+    """The values of a program's results, given those of its arguments.
+
+    A constant is a `Weight` that is made of no leaf.
+    """
     values = dict(zip(jaxpr.invars, arguments, strict=True))
 
     def value(variable: Any) -> Value:
@@ -127,10 +132,14 @@ def _inner(equation: Any) -> Any:
 
 
 def _scanned(graph: Graph, equation: Any, values: Sequence[Value]) -> list[Value]:
-    """Layers that are scanned over: one after the other."""
+    """The results of a ``scan``, whose body is read once for every step.
+
+    So a stack of layers that is scanned over makes the same graph as the layers written out.
+    """
     params = equation.params
     body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
-    # What is carried has the same shape within a step; what is scanned has an axis less there.
+    # How many operands are constants, carried and scanned over is read off shapes: the former two
+    # have the same shape outside and within a step, what is scanned has one axis less within.
     carried = sum(map(_of_one_shape, equation.outvars, body.outvars))
     constants = sum(map(_of_one_shape, equation.invars, body.invars)) - carried
     fixed, carry = list(values[:constants]), list(values[constants : constants + carried])
@@ -186,7 +195,7 @@ def _blocks(graph: Graph) -> tuple[Block, ...]:
 
 
 def _axes(kernel: Kernel) -> tuple[int, int, int] | None:
-    """What a block has to say of a kernel's axes: nothing of those of most dense and 2-D ones."""
+    """``Block.axes`` of a kernel: None for plain dense and 2-D convolution kernels."""
     axes = kernel.window, kernel.inputs, kernel.outputs
     return None if axes in ((0, 1, 1), (2, 1, 1)) else axes
 

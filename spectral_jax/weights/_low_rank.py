@@ -13,8 +13,9 @@ from spectral_jax.weights._names import Network, Tensor
 from spectral_jax.weights._read import Conv
 from spectral_jax.weights._rules import View
 
-# PEFT, Flax and MLX, kohya, older diffusers (in a module that is called after LoRA); then the
-# names of this library, which other layers may have as well.
+# Names of the first factor and of the second: PEFT, Flax and MLX, kohya, and older diffusers (in a
+# module that is called after LoRA). `_PAIRS` adds the names of this library, which two layers that
+# are no factors of each other may have as well.
 _ADAPTER_PAIRS = {
     "lora_A": "lora_B",
     "lora_a": "lora_b",
@@ -53,7 +54,7 @@ def low_rank(tensor: Tensor, network: Network, conv: Conv) -> Sequence[View] | s
 
 def _pair(tensor: Tensor, network: Network) -> Sequence[View] | None:
     """Two factors of one update or layer, as the view of the first."""
-    # The last of several: a factor may be split again.
+    # The last such part of the name: a factor may itself be stored as two factors.
     places = [i for i in range(len(tensor.path)) if _is_factor(tensor, i)]
     if not places:
         return None
@@ -104,7 +105,8 @@ def _factors(
     if torch:
         options[0], options[1] = options[1], options[0]
     fitting = [option for option in options if option[0]]
-    # An adapter may be of a higher rank than its layer can be; other names may mean two layers.
+    # Take an orientation in which the inner size is below both outer ones, as a factoring has it.
+    # Only the names of adapters are trusted without that: other names may be those of two layers.
     unlike_layers = [option for option in fitting if option[1] < min(option[2])]
     chosen = unlike_layers or (fitting if marker in _ADAPTER_PAIRS else [])
     if not chosen:

@@ -78,7 +78,7 @@ def skipped(
 
 
 class Place(NamedTuple):
-    """Where a kernel is: a leaf, or a layer of one that is a stack."""
+    """Where a kernel is: a leaf of the pytree, or the layer ``at`` of a leaf that stacks some."""
 
     leaf: str
     at: At = ()
@@ -113,7 +113,10 @@ def _plan(
 
 
 def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The names whose array is there under an earlier name as well, and that name."""
+    """Tied weights: names whose array stands under an earlier name as well, and that name.
+
+    Judged by the identity of the array objects; equal numbers in two arrays are not tied.
+    """
     first: dict[int, str] = {}
     return {
         name: first[id(leaf)]

@@ -39,7 +39,8 @@ FROM_MODEL = re.compile(r"(query|key|value)(_dense)?|[qkv]_proj")
 TO_MODEL = re.compile(r"out|output|attention_output|o_proj|output_dense")
 _OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
 _INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights|.*MatMul.*")
-_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)  # no conversation
+# "conv", but not the beginning of "conversation", "convex", "convince" or "convoy".
+_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"transpose|deconv|up_?conv", re.IGNORECASE)
 _COUNTED = re.compile(r"(layers?|blocks?|modules?)?_?\d*")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]
@@ -167,7 +168,7 @@ def numberless(name: str) -> str:
 
 
 def elected(tensors: Iterable[Tensor]) -> str:
-    """The framework that most tensors point to; Flax, as in this library, if none does."""
+    """The framework that most leaf names point to; Flax, as in this library, if none does."""
     votes: Counter[str] = Counter()
     for tensor in tensors:
         votes.update(_VOTES.get(tensor.leaf, ()))

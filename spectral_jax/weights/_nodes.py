@@ -41,12 +41,12 @@ class Graph:
         self._padded: set[int] = set()
 
     def node(self) -> int:
-        """A new one."""
+        """Number a new node."""
         self._nodes += 1
         return self._nodes - 1
 
     def kernel(self, kernel: Kernel, taken: Taken, positions: int) -> int:
-        """Note a kernel; the node of its outputs."""
+        """Note a kernel that reads ``taken``, and return the node of its outputs."""
         target = self.node()
         self._made_by_kernel.add(target)
         self.take(taken, target)
@@ -54,7 +54,7 @@ class Graph:
         return target
 
     def sum(self, terms: Sequence[Taken]) -> int:
-        """Note a sum of groups, unit by unit; its node."""
+        """Note a sum of groups, unit by unit, and return its node."""
         target = self.node()
         for taken in terms:
             self.take(taken, target)
@@ -62,7 +62,7 @@ class Graph:
         return target
 
     def take(self, taken: Taken, reader: int | None) -> None:
-        """Note that a node, or (None) the world, reads another."""
+        """Note that a node reads another; None is whoever reads the network's outputs."""
         source, norm, padded = taken
         self._readers.setdefault(source, set()).add(reader)
         self._norms.setdefault(source, set()).add(norm)
@@ -88,7 +88,11 @@ class Graph:
         return found
 
     def groups(self) -> list[int]:
-        """The group of each node: what is only ever summed is of one group with the sum."""
+        """The group of each node.
+
+        A node that nothing reads but one sum is merged with the sum: its units and those of the sum
+        could be told apart only by an identity edge. Any other keeps a group of its own.
+        """
         root = list(range(self._nodes))
         made = {edge.target for edge in self.edges}
         for kernel, source, target, _ in reversed(self.edges):

@@ -152,14 +152,15 @@ def classify(
             continue
         for view in found:
             views.extend(_entries(codes.weights(view), stored, stacks))
-    read = {source for view in views for source in view.sources}  # scales among them
+    # Scales of float8 had a reason to be skipped, until a view took them as a source.
+    read = {source for view in views for source in view.sources}
     left_out = [name for name in stored if name in reasons and name not in read]
     skipped = [Skipped(name, stored[name], reasons[name]) for name in left_out]
     return _once(Plan(tuple(views), tuple(skipped)), stored, tied or {})
 
 
 def _once(found: Plan, stored: Mapping[str, Shape], tied: Mapping[str, str]) -> Plan:
-    """The plan with what is one array read under the first of its names that is read at all."""
+    """The plan with tied tensors read once, under the first of their names that is read at all."""
     read = {source for view in found.views for source in view.sources}
     first: dict[str, str] = {}
     twins = {
@@ -182,7 +183,11 @@ def _shape(given: Any) -> Shape:
 def _one_layer(
     stored: Mapping[str, Shape], framework: str, told: Mapping[str, str], dtypes: Mapping[str, str]
 ) -> tuple[Codes, dict[str, str], dict[str, Stack]]:
-    """The network with one layer of every stack, what is skipped of it, and the stacks."""
+    """The network as it looks with one layer of every stack, what is skipped of it, and the stacks.
+
+    Repeated until no more stacks are found: what names and shapes mean, and what is a bias or a
+    scale, shows only once a stack's axis is taken off, and that may reveal a stack of stacks.
+    """
     stacks = {
         name: Stack((_stacked_axis(name, kind, stored[name]),))
         for name, kind in told.items()
@@ -226,7 +231,8 @@ def _entries(
 
 
 def _entry(view: View, axes: Sequence[tuple[int, ...]], index: tuple[int, ...]) -> View:
-    # What all layers share, as the scale of some float8, has no axes of a stack.
+    # A source that all layers share, such as the scale of some float8, has no axis of the stack and
+    # gets an empty place.
     at = tuple(tuple(zip(each, index, strict=False)) for each in axes)
     read = partial(_read.of_entry, read=view.read, at=at)
     return view._replace(name=":".join([view.name, *map(str, index)]), read=read, at=at[0])

@@ -136,5 +136,7 @@ def rescaled(
 
 
 def magnitude(x: Any) -> Any:
-    # abs has slope +1 at 0 in jax; this has the subgradient 0, which leaves pruned weights at rest.
+    """``|x|``, with the derivative 0 at 0."""
+    # The derivative of abs at 0 is 1 in JAX, and a penalty would pull at pruned weights; that of
+    # x sign(x) is 0 there.
     return x * x.__array_namespace__().sign(x)

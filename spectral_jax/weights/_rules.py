@@ -56,12 +56,14 @@ class View(NamedTuple):
     at: At = ()
 
 
-LONGEST = 32  # window of a convolution that is read without a doubt
+LONGEST = 32  # entries along a convolution's window; a longer axis may count layers instead
 
 Rule: TypeAlias = Callable[[Tensor, Network, Conv], Sequence[View] | str | None]
 
-# In the order of their columns (PyTorch: rows), as the cells of torch.nn, flax.nnx, keras.layers,
-# haiku and tf.compat.v1.nn.rnn_cell split them.
+# The gates in the order in which their columns (PyTorch: rows) stand in a fused kernel, by how many
+# there are: as the cells of torch.nn, flax.nnx, keras.layers, haiku and tf.compat.v1.nn.rnn_cell
+# split them. i, f, o, g (c, j): input, forget, output and candidate of an LSTM; r, z (u), n (h, a):
+# reset, update and candidate of a GRU.
 _GATES = {
     "torch": {4: "ifgo", 3: "rzn"},
     "flax": {4: "ifgo", 3: "rzn"},
@@ -269,7 +271,10 @@ def depthwise_views(tensor: Tensor, axes: Sequence[int], conv: Conv) -> Sequence
 
 
 def _inside(tensor: Tensor, network: Network, axes: Sequence[int]) -> bool:
-    """Not the stem of a network on grey images, which comes once and before everything else."""
+    """Whether a kernel of one input channel is depthwise: not the stem of a network on grey images.
+
+    A stem comes once and first. A depthwise kernel repeats, or follows one of as many channels.
+    """
     channels = tensor.shape[axes[-1]]
     return network.repeats[numberless(tensor.name), tensor.shape] > 1 or any(
         other.order < tensor.order
@@ -335,7 +340,8 @@ def kernel_axes(tensor: Tensor, network: Network, *, told: bool = False) -> tupl
     torch_kernel = recognised(tensor) and first
     named = torch_kernel or named_convolution(tensor)
     if not (told or named or count == 4):
-        return None  # 3 axes may as well be heads or a stack of networks
+        # Three axes may as well be attention heads, or layers stacked in one array.
+        return None
     spatial = range(2, count) if first else range(count - 2)
     i, o = (1, 0) if first else (count - 2, count - 1)
     return (*spatial, o, i) if _transposed(tensor, network, i, o) else (*spatial, i, o)

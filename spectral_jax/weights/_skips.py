@@ -6,15 +6,16 @@ import re
 
 from spectral_jax.weights._names import Network, Tensor, bias_axes
 
-# Of one axis, or of one more where layers are stacked.
+# Reasons that `_stacks` looks at: such tensors have one axis, or one more where layers are stacked.
 BIAS = "bias"
 BIAS_OR_MASK = "bias or attention mask"
 STATISTICS = "batch-norm statistics"
 NORM_SCALE = "scale of a normalisation"
 VECTOR = "one axis: a scale, a statistic or some other vector"
 
-# Whole parts of a path, and only the part whose word counts: a layer may be in a module that is
-# called after what it is for ("rope_attention", "spectral_branch", "unbiased").
+# The patterns match whole parts of a name, and are tried on one part only (the leaf or its module):
+# a layer may be in a module that is called after what it is for, such as "rope_attention",
+# "spectral_branch" or "unbiased".
 _OPTIMISER = re.compile(
     r"opt_state|optimi[sz]er(_states?|_weights)?|exp_avg(_sq)?|max_exp_avg_sq|momentum_buffer"
 )

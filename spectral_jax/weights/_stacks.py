@@ -26,7 +26,8 @@ from spectral_jax.weights._names import (
 )
 from spectral_jax.weights._skips import BIAS, BIAS_OR_MASK, NORM_SCALE, STATISTICS, VECTOR
 
-# The axes that a tensor of one layer has at least, by what it is; a statistic may be a count.
+# How many axes a tensor of one layer has at least, by the reason why it is no matrix. A statistic
+# or another vector may be a single number.
 _LEAST = {BIAS: 1, BIAS_OR_MASK: 1, NORM_SCALE: 1, STATISTICS: 0, VECTOR: 0}
 
 
@@ -58,7 +59,7 @@ class Stack(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    """Tensors that show a stack on one of some axes, and the module to look for more of it in."""
+    """Tensors that show a stack along one of ``axes``, and the module to search for more of it."""
 
     tensors: tuple[Tensor, ...]
     axes: tuple[int, ...]
@@ -71,8 +72,8 @@ def find_stacks(
 ) -> dict[str, Found]:
     """One axis of every tensor that is a stack, by name; a stack of stacks takes another call.
 
-    The stack is the largest module around the evidence all of whose tensors have that axis, at that
-    length. One bias in it that has no axis to spare, and it is none.
+    The stack is the largest module around the evidence of which all tensors have that axis, at that
+    length. A single bias inside without an axis to spare rules the stack out.
 
     Args:
       reasons: why tensors are left out, as they are stored.
@@ -91,8 +92,8 @@ def find_stacks(
         if found.keys() >= {tensor.name for tensor in evidence.tensors}:
             continue
         stacks = [_stack(evidence, axis, inside, least, kernels) for axis in evidence.axes]
-        # Of two axes that would do, the one that more tensors have, or else the shorter one: there
-        # are more units than layers.
+        # Where two axes would do, take the one that more tensors have, else the shorter one:
+        # networks have more units than layers.
         sizes = [-evidence.tensors[0].shape[axis] for axis in evidence.axes]
         best = max(range(len(stacks)), key=lambda i: (len(stacks[i]), sizes[i]))
         for name, entry in stacks[best].items():
@@ -119,7 +120,8 @@ def _least(tensor: Tensor, reason: str | None) -> int:
 def _evidence(inside: Modules, network: Network, reasons: Mapping[str, str]) -> Iterator[_Evidence]:
     members = inside[()]
     for tensor in members:
-        # An einsum has the axes of its equation, and its bias whichever of them one likes.
+        # The kernel of an einsum has the axes of its equation, and its bias any choice of them, so
+        # that the two together show nothing.
         bias = None if "einsum" in tensor.module else bias_of(tensor, network)
         axis = None if bias is None else _axis_of_bias(tensor, bias.shape, network)
         if bias is not None and axis is not None and tensor.name not in reasons:
@@ -136,7 +138,7 @@ def _evidence(inside: Modules, network: Network, reasons: Mapping[str, str]) -> 
 
 
 def _axis_of_bias(kernel: Tensor, bias: Shape, network: Network) -> int | None:
-    """The first axis that a kernel shares with its bias beyond those that a layer's bias has."""
+    """The axis that counts layers: one that kernel and bias share besides those of one layer."""
     if len(kernel.shape) < 3 or len(bias) < 2 or _of_one_layer(kernel, bias, network):
         return None
     return next((axis for axis in (0, 1) if _shared(kernel, bias, axis, network)), None)
@@ -200,7 +202,8 @@ def _stack(
     if not stacked and len(evidence.tensors) > 1 and all(map(fits, evidence.tensors)):
         stacked = evidence.tensors
     if not any(len(tensor.shape) > 2 and tensor.name in kernels for tensor in stacked):
-        return {}  # a norm of two axes, and no kernel that has them as well
+        # A norm of two axes shows nothing where no kernel has an axis to spare.
+        return {}
     found = {tensor.name: Found(axis, evidence.note) for tensor in stacked}
     for sibling in _siblings(first, inside) if first.name in kernels else ():
         layer = [t for t in inside[sibling.parent] if t.parent == sibling.parent]
