@@ -75,10 +75,8 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what a reader would wait for or read without end: pipes, devices, linked folders.
-
-    Links to files are followed, as everywhere; one to a folder may lead to any part of the disk.
-    """
+    """Refuse pipes and devices, which a reader would wait for or read without end, and links to
+    folders, which may lead to any part of the disk. Links to files are followed, as everywhere."""
     pending = [folder]
     while pending:
         for each in pending.pop().iterdir():
@@ -103,7 +101,7 @@ def _check_keys(folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what orbax logs of a broken checkpoint from the terminal; the error says it all."""
+    """Silence orbax's log, which repeats at length what the error says in one line."""
     logger = logging.getLogger("absl")
     was, logger.disabled = logger.disabled, True
     try:

@@ -163,7 +163,8 @@ def save_safetensors(
 
 
 def _stored_order(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    # Wide elements first, so that every tensor lies aligned for readers that map the file.
+    # Wide elements first: then every tensor begins at a multiple of its element size, as readers
+    # need that map the file into memory and view it in place.
     return sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
 
 
