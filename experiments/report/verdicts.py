@@ -75,7 +75,7 @@ class Judged:
         if self.estimate is None:
             return ""
         low, high = statistics.interval(self.estimate, 0.95)
-        counted = f"{self.estimate.n} {self.claim.replication}"
+        counted = f"n = {self.estimate.n} {self.claim.replication}"
         if self.estimate.items:
             counted += f" x {self.estimate.items} test items"
         shown = number(self.estimate.mean, (high - low) / 2)
