@@ -78,6 +78,8 @@ def test_it_is_found_where_optax_injects_and_where_flax_wraps():
     optimizer = nnx.Optimizer(model, optax.chain(spectral_penalty("l1", 2.0)), wrt=nnx.Param)
     optimizer.update(model, nnx.grad(lambda model: model(jnp.ones((1, 6))).sum())(model))
     assert metrics(optimizer.opt_state)["penalty/strength"] == 2
+    with pytest.raises(ValueError, match="pass optimizer.opt_state"):
+        metrics(nnx.state(optimizer))
 
 
 def test_layers_are_told_by_name_and_two_of_a_kind_apart():

@@ -1,8 +1,8 @@
-"""What the transformations of this room know about themselves, from any optimiser state."""
+"""The diagnostics that the transformations keep in their states, read from any optimiser state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,31 +14,36 @@ from spectral_jax.optim.spectral_penalty import SpectralPenaltyState
 from spectral_jax.optim.temp_balance import TempBalanceState
 from spectral_jax.prune.spectra import SVDPruneState
 
-CHATTER = 0.1
+CHATTER = 0.1  # share of weights that crossed zero twice in a row from which on it is flagged
 
 
 def metrics(opt_state: PyTree) -> dict[str, Array]:
-    """Read the diagnostics of every transformation of this room, wherever it is in a state.
+    """The diagnostics of every spectral transformation in an optimiser's state, by name.
 
-    Chains, masks, partitions, injected hyper-parameters, ``optax.MultiSteps`` and the states of
-    ``nnx.Optimizer`` are looked through. A second transformation of a kind is ``penalty_2``.
+    Reads the state of ``optax.chain``, ``masked``, ``partition``, ``inject_hyperparams`` and
+    ``MultiSteps``, and ``optimizer.opt_state`` of an ``nnx.Optimizer``. The second penalty in a
+    chain is called ``penalty_2``, and so on; a state of other transformations alone gives ``{}``.
 
-    ``penalty/``
-        ``strength``; ``staleness`` at the last look, every ten updates unless ``refresh`` says
-        otherwise; ``value`` then, or at the last refresh where there is something to refresh (NaN
-        before the first update); ``chatter``, the share of the worst leaf's weights that crossed
-        zero at both of the last two updates, and ``chatters`` where that is above .1: the strength
-        is too large for the rate, so lower it or take ``mode="proximal"``. Of eigenvectors
-        ``lambda_2``, further ``lambda_3``, ``residual``, ``converged``, ``matvecs`` and
-        ``refreshes``; of another penalty the numbers in its state, by their names there.
-    ``balance/``
-        ``alpha/NAME`` and ``scale/NAME`` of every tuned kernel (`temp_balance`, `alpha_decay`).
-    ``prune/``
-        ``rank/NAME``, ``spikes/NAME``, ``ks/NAME`` and ``status/NAME`` of every pruned layer.
+    ``penalty/`` (`spectral_penalty`, `fiedler_decay`)
+        ``strength`` at the last update.
+        ``value``: the penalty at its last refresh, or at the last look if it has nothing to
+        refresh. NaN before the first update, and once the weights are no longer finite.
+        ``staleness``: the relative residual of the kept eigenvectors for the weights at the last
+        look (every tenth update unless ``refresh`` says otherwise), before any refresh then.
+        ``chatter``: of the leaf where it is largest, the share of weights that changed sign in both
+        of the last two updates. ``chatters``: whether that is above 0.1. The strength is then too
+        large for the learning rate: lower it, or choose ``mode="proximal"``.
+        For an eigenvector penalty, of the last refresh: ``lambda_2``, ``lambda_3`` and further if
+        it has several, ``residual`` (the largest), ``converged``, ``matvecs``; and ``refreshes``,
+        their number so far. For any other penalty, each single number in its own state.
+    ``balance/`` (`temp_balance`, `alpha_decay`)
+        ``alpha/NAME`` and ``scale/NAME`` of every tuned kernel, at the last measurement.
+    ``prune/`` (`svd_prune`)
+        ``rank/NAME``, ``spikes/NAME``, ``ks/NAME`` and ``status/NAME`` (a `PruneStatus`) of every
+        pruned layer, at the last pruning.
 
-    Holds under ``jit`` and ``vmap``. An empty dict where there is none of ours.
+    Holds under ``jit`` and ``vmap``. Raises ``ValueError`` for ``nnx.state(optimizer)``.
 
-    >>> import optax
     >>> from spectral_jax.optim import spectral_penalty
     >>> tx = optax.chain(spectral_penalty("l1", 0.5), optax.adam(1e-3))
     >>> state = tx.init({"a": {"kernel": jnp.ones((2, 3))}})
@@ -47,7 +52,12 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
     """
     found: dict[str, Array] = {}
     counts: dict[str, int] = {}
-    for part in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, tuple(_READERS))):
+    for part in jax.tree.leaves(opt_state, is_leaf=_is_readable):
+        if _is_anonymous(part):
+            raise ValueError(
+                "opt_state: nnx.state(optimizer) keeps the fields of a state but not its type; "
+                "pass optimizer.opt_state"
+            )
         if type(part) not in _READERS:
             continue
         kind, read = _READERS[type(part)]
@@ -55,6 +65,17 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
         prefix = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
         found |= {f"{prefix}/{name}": _array(value) for name, value in read(part)}
     return found
+
+
+def _is_readable(node: Any) -> bool:
+    return type(node) in _READERS or _is_anonymous(node)
+
+
+def _is_anonymous(node: Any) -> bool:
+    """Whether a mapping has the fields of one of our states (a penalty without arrays is lost)."""
+    return isinstance(node, Mapping) and any(
+        set(kind._fields) - {"penalty"} <= set(node) for kind in _READERS
+    )
 
 
 def _of_penalty(state: SpectralPenaltyState) -> Iterator[tuple[str, Any]]:
@@ -85,7 +106,7 @@ def _of_pruning(state: SVDPruneState) -> Iterator[tuple[str, Any]]:
         yield f"status/{name}", row.status
 
 
-_READERS: dict[type, tuple[str, Callable[[Any], Iterator[tuple[str, Any]]]]] = {
+_READERS: dict[Any, tuple[str, Callable[[Any], Iterator[tuple[str, Any]]]]] = {
     SpectralPenaltyState: ("penalty", _of_penalty),
     TempBalanceState: ("balance", _of_balance),
     SVDPruneState: ("prune", _of_pruning),
@@ -93,5 +114,5 @@ _READERS: dict[type, tuple[str, Callable[[Any], Iterator[tuple[str, Any]]]]] = {
 
 
 def _array(leaf: Any) -> Array:
-    """Flax wraps the arrays of an optimiser's state in variables, which are trees of one leaf."""
+    """The array of a leaf: ``nnx.Optimizer`` wraps each in a variable, a tree with one leaf."""
     return jax.tree.leaves(leaf)[0]
