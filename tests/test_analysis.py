@@ -11,14 +11,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from spectral_jax import tails
-from spectral_jax.analysis import COLUMNS, analyze, analyze_layers, host
+from spectral_jax._door.source import Arrays, select
+from spectral_jax._door.table import align, number
+from spectral_jax.analysis import COLUMNS, analyze, analyze_layers
 from spectral_jax.analysis.comparison import compare
-from spectral_jax.analysis.layers import Arrays, eigenvalues, select
-from spectral_jax.analysis.text import align, number, render
+from spectral_jax.analysis.layers import eigenvalues
+from spectral_jax.analysis.text import render
 from spectral_jax.analysis.verdicts import VERDICTS, by_urgency, judge, summarise
 from spectral_jax.checkpoints import load, open_checkpoint, save_safetensors
 from spectral_jax.cli import main
@@ -56,51 +55,10 @@ def table():
     return analyze(NETWORK, metrics=["norms", "hill", "ks", "farms"]).set_index("layer")
 
 
-# The host's numbers are those of the library
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(12, 200), st.floats(1.2, 6))
-@settings(max_examples=8, deadline=None)
-def test_host_and_library_fit_the_same_power_law(seed, size, alpha):
-    values = np.sort(np.random.default_rng(seed).pareto(alpha - 1, size) + 1)
-    padded = np.pad(values, (256 - size, 0)).astype(np.float32)
-    ours, theirs = host.power_law(values), tails.power_law_fit(padded)
-    # float32 may call a tie differently, but not find a better distance.
-    assert abs(ours.ks_distance - float(theirs.ks)) < 1e-5
-    if ours.tail == int(theirs.tail):
-        assert ours.alpha == pytest.approx(float(theirs.alpha), rel=1e-4)
-        assert ours.xmin == pytest.approx(float(theirs.xmin), rel=1e-5)
-        assert ours.sigma == pytest.approx(float(theirs.standard_error), rel=1e-4)
-    assert host.hill_alpha(values) == pytest.approx(float(tails.hill_alpha(padded)), rel=1e-4)
-
-
-def test_host_norms_are_those_of_the_library():
-    values = eigenvalues(noise(60, 40))
-    ours = host.norms(values, (60, 40))
-    theirs = tails.spectral_metrics(values.astype(np.float32), (60, 40))._asdict()
-    assert set(ours) <= set(theirs)
-    for name in ours:
-        assert ours[name] == pytest.approx(float(theirs[name]), rel=1e-4), name
-
-
 def test_eigenvalues_are_squared_singular_values_pooled_over_slices():
     stack = noise(5, 12, 7)
     values = np.linalg.svd(stack.astype(float), compute_uv=False) ** 2
     np.testing.assert_allclose(eigenvalues(stack), np.sort(values, axis=None), rtol=1e-10)
-
-
-def test_a_textbook_spectrum_gives_its_closed_form():
-    fit = host.power_law(2.0 ** np.arange(8))
-    assert (fit.alpha, fit.ks_distance) == pytest.approx((1.4121986, 0.2006271), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    "values, reason",
-    [(np.ones(3), "too few"), (np.ones(20), "degenerate"), (np.zeros(20), "too few")],
-)
-def test_a_fit_that_does_not_exist_says_why(values, reason):
-    fit = host.power_law(values)
-    assert fit.fit == reason and math.isnan(fit.alpha)
 
 
 # Verdicts
@@ -120,25 +78,25 @@ def test_each_layer_gets_the_verdict_it_was_built_for(table):
 
 def test_verdicts_read_the_numbers_of_a_row():
     row = dict(m=64, n=64, slices=1, finite=True, rank=64, eigenvalues=64, stable_rank=9.0)
-    fitted = dict(alpha_hill=2.0, alpha_null=2.1, alpha=3.0, sigma=0.1)
+    fitted = dict(alpha_hill=2.0, alpha_null=2.1, alpha_ks=3.0, sigma=0.1)
     verdicts = {
-        "like random": dict(z=-2.9, **fitted),
-        "structured": dict(z=-3.1, **fitted),
-        "flat": dict(z=3.1, **fitted),
-        "very heavy": dict(z=-9.0, **fitted | dict(alpha=1.7)),
+        "like random": dict(alpha_z=-2.9, **fitted),
+        "structured": dict(alpha_z=-3.1, **fitted),
+        "flat": dict(alpha_z=3.1, **fitted),
+        "very heavy": dict(alpha_z=-9.0, **fitted | dict(alpha_ks=1.7)),
         "not judged": {},
-        "one direction": dict(z=-9.0, **fitted) | dict(stable_rank=1.2),
+        "one direction": dict(alpha_z=-9.0, **fitted) | dict(stable_rank=1.2),
     }
     for word, numbers in verdicts.items():
         assert judge(row | numbers)[0] == word
     # Where no power law fits, its exponent says nothing; a fit that was not tested stands.
-    heavy = row | fitted | dict(z=-9.0, alpha=1.7)
+    heavy = row | fitted | dict(alpha_z=-9.0, alpha_ks=1.7)
     verdict, reason = judge(heavy | dict(p_value=0.0))
     assert verdict == "structured" and "no power law" in reason
     for p_value in (0.4, np.nan):
         assert judge(heavy | dict(p_value=p_value))[0] == "very heavy"
     # An exponent that may as well be above 2 is not called below it.
-    assert judge(row | fitted | dict(z=-9.0, alpha=1.9, sigma=0.1))[0] == "structured"
+    assert judge(row | fitted | dict(alpha_z=-9.0, alpha_ks=1.9, sigma=0.1))[0] == "structured"
 
 
 def test_slices_of_one_or_two_eigenvalues_are_not_judged_by_their_null():
@@ -219,7 +177,7 @@ def test_a_layer_filter_keeps_what_it_names():
 
 
 def test_metrics_that_were_not_asked_for_are_not_there():
-    assert "alpha" not in analyze(NETWORK, metrics=["norms"]).columns
+    assert "alpha_ks" not in analyze(NETWORK, metrics=["norms"]).columns
     with pytest.raises(ValueError, match="'nroms' is unknown"):
         analyze(NETWORK, metrics=["nroms"])
 
@@ -266,9 +224,9 @@ def test_a_comparison_pairs_layers_by_name():
     before = analyze_layers(Arrays(NETWORK)).rows
     changed = {**NETWORK, "noise/kernel": 2 * NETWORK["noise/kernel"], "new/kernel": noise(30, 20)}
     after = analyze_layers(Arrays(changed)).rows
-    rows = {row["layer"]: row for row in compare(before, after, ["log_norm", "z"])}
+    rows = {row["layer"]: row for row in compare(before, after, ["log_norm", "alpha_z"])}
     assert rows["noise/kernel"]["log_norm_change"] == pytest.approx(math.log10(4), rel=1e-6)
-    assert rows["noise/kernel"]["z_change"] == pytest.approx(0, abs=1e-6)
+    assert rows["noise/kernel"]["alpha_z_change"] == pytest.approx(0, abs=1e-6)
     assert "log_norm_change" not in rows["new/kernel"]
     assert rows["new/kernel"]["verdict"] == "no layer -> like random"
 
@@ -282,7 +240,7 @@ def test_a_layer_that_died_came_or_went_is_first_in_a_comparison():
     }
     del changed["conv/kernel"]
     after = analyze_layers(Arrays(changed)).rows
-    rows = compare(before, after, ["z", "log_norm"])
+    rows = compare(before, after, ["alpha_z", "log_norm"])
     assert {row["layer"] for row in rows[:3]} == {"heavy/kernel", "conv/kernel", "new/kernel"}
     assert rows[3]["layer"] == "noise/kernel"
 
@@ -290,7 +248,7 @@ def test_a_layer_that_died_came_or_went_is_first_in_a_comparison():
 def test_networks_without_a_common_layer_are_not_compared():
     left, right = (analyze_layers(Arrays({f"{name}/kernel": noise(9, 9)})).rows for name in "ab")
     with pytest.raises(ValueError, match="no layer of one is in the other"):
-        compare(left, right, ["z"])
+        compare(left, right, ["alpha_z"])
 
 
 def test_patterns_select_views_in_order():
@@ -337,7 +295,7 @@ def test_layers_of_another_part_are_not_paired_by_their_ends():
         for part in ("encoder", "decoder")
     )
     with pytest.raises(ValueError, match="no layer of one is in the other"):
-        compare(left, right, ["z"])
+        compare(left, right, ["alpha_z"])
 
 
 def test_what_a_comparison_is_sorted_by_is_shown():
@@ -345,8 +303,9 @@ def test_what_a_comparison_is_sorted_by_is_shown():
         analyze_layers(Arrays({"a/k": noise(40, 30, seed=s), "b/k": noise(40, 30)})).rows
         for s in (1, 2)
     ]
-    heading = render(compare(*rows, ["z", "alpha", "log_norm"]), colour=False).splitlines()[0]
-    assert {"z_change", "alpha_change", "log_norm_change"} <= set(heading.split())
+    compared = compare(*rows, ["alpha_z", "alpha_ks", "log_norm"])
+    heading = render(compared, colour=False).splitlines()[0]
+    assert {"alpha_z_change", "alpha_ks_change", "log_norm_change"} <= set(heading.split())
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-170, 1e-30, 1e30, 1e154, 1e200])
@@ -356,9 +315,9 @@ def test_a_layer_of_any_scale_is_judged_and_ends_no_other(scale):
     row, other = analyze_layers(Arrays({"a/kernel": scale * kernel, "b/kernel": kernel})).rows
     assert row["verdict"] == plain["verdict"] == other["verdict"] and row["rank"] == plain["rank"]
     for name in (
-        "alpha",
+        "alpha_ks",
         "alpha_hill",
-        "z",
+        "alpha_z",
         "stable_rank",
         "entropy",
         "mp_softrank",
@@ -367,7 +326,7 @@ def test_a_layer_of_any_scale_is_judged_and_ends_no_other(scale):
         assert row[name] == pytest.approx(plain[name], rel=1e-6), name
     for name in ("log_norm", "log_spectral_norm"):
         assert row[name] == pytest.approx(plain[name] + 2 * math.log10(scale), abs=1e-6), name
-    shift = 2 * plain["alpha"] * math.log10(scale)
+    shift = 2 * plain["alpha_ks"] * math.log10(scale)
     assert row["log_alpha_norm"] == pytest.approx(plain["log_alpha_norm"] + shift, rel=1e-6)
 
 
@@ -447,7 +406,7 @@ def test_json_is_strict_and_has_every_column(checkpoint, capsys):
     document = json.loads(out, parse_constant=pytest.fail)
     assert code == 0 and len(document["layers"]) == 7
     row = next(row for row in document["layers"] if row["layer"] == "zero/kernel")
-    assert row["alpha"] is None and row["fit"] == "not finite or zero"
+    assert row["alpha_ks"] is None and row["fit"] == "not finite or zero"
 
 
 def test_csv_is_a_table(checkpoint, capsys):
@@ -496,7 +455,7 @@ def test_two_checkpoints_side_by_side(checkpoint, tmp_path, capsys):
     assert "Before (model.safetensors): 7 layers" in " ".join(out.split())
     text = page.read_text().replace("<wbr>", "")
     assert "Side by side" in text and "After (other.safetensors)" in text
-    assert "z_change" in text and "alpha_null_change" not in text  # the shapes are the same
+    assert "alpha_z_change" in text and "alpha_null_change" not in text  # the shapes are the same
 
 
 def test_pages_of_files_of_one_name_have_ids_of_their_own(tmp_path, capsys):
@@ -522,7 +481,7 @@ def test_the_page_is_read_without_eyes_mouse_or_script(checkpoint, tmp_path, cap
     scrolled = [attributes for _, attributes in tags.found if attributes.get("class") == "wide"]
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolled)
     links = [link[1:] for link in tags.having("href") if link.startswith("#column-")]
-    assert "column-z" in links and set(links) <= set(tags.having("id"))
+    assert "column-alpha_z" in links and set(links) <= set(tags.having("id"))
     assert not any(tag == "script" or "onclick" in attributes for tag, attributes in tags.found)
     assert "z -" in page.read_text()  # what a verdict was read from, not in a tooltip
 
@@ -621,7 +580,7 @@ def test_a_spreadsheet_runs_no_name_as_a_formula(tmp_path, capsys):
     _, out, _ = run(capsys, path, "--csv", "--metrics", "norms,hill")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert {row["layer"] for row in rows} == {f"'{name}" for name in names}
-    assert all(float(row["z"]) for row in rows)  # of either sign
+    assert all(float(row["alpha_z"]) for row in rows)  # of either sign
 
 
 def test_columns_are_explained_on_demand(capsys):

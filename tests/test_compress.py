@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from spectral_jax import laws, weights
+from spectral_jax import weights
 from spectral_jax.checkpoints import load, save_safetensors
 from spectral_jax.cli import main
-from spectral_jax.compress import compress, fit_bulk, parse_rank
+from spectral_jax.compress import compress
 from spectral_jax.compress.engine import split_refusal
 
 
@@ -182,45 +182,9 @@ def test_energy_keeps_the_least_rank_with_that_share_of_the_squares():
     assert rows(compress({"a/kernel": w}, rank="energy=1"))["a/kernel"]["rank"] == 40
 
 
-@pytest.mark.parametrize("shape", [(100, 20), (50, 50), (30, 300)])
-def test_the_numbers_are_those_of_the_library(shape):
-    from spectral_jax import rmt
-
-    s = np.linalg.svd(spiked(*shape, 3).astype(float), compute_uv=False)
-    for values in (s, np.where(np.arange(len(s)) < 0.7 * len(s), s, 0)):
-        ours, p = fit_bulk(values, shape), len(values)
-        single = values.astype(np.float32)
-        theirs = rmt.fit_marchenko_pastur(single**2 / max(shape), shape)
-        assert ours.sigma == pytest.approx(float(theirs.variance) ** 0.5, rel=1e-5)
-        assert ours.edge == pytest.approx(float(theirs.threshold), rel=1e-5)
-        assert ours.ks == pytest.approx(float(theirs.ks), abs=1e-5)
-        assert ours.spikes == int(theirs.spikes) == 3
-        cut = rmt.hard_threshold(shape, singular_values=single)
-        assert parse_rank("gd")(values, shape, None) == np.sum(values > float(cut)) < p
-
-
 def test_gavish_and_donoho_find_planted_spikes_and_none_in_noise():
     found = rows(compress(FLAX, rank="gd"))
     assert [found[f"{name}/kernel"]["rank"] for name in ("spiked", "conv", "noise")] == [7, 5, 0]
-
-
-def test_the_fit_of_exact_quantiles_is_exact():
-    p, n = 200, 500
-    eigenvalues = 2 * laws.marchenko_pastur_quantile((np.arange(p) + 0.5) / p, p / n)
-    bulk = fit_bulk(np.sqrt(n * eigenvalues)[::-1], (p, n))
-    assert bulk.sigma**2 == pytest.approx(2.0, abs=1e-9)
-    assert bulk.edge == pytest.approx(
-        51.777511, abs=2e-5
-    )  # whose source has the Tracy-Widom quantile to 4 digits
-    assert (bulk.spikes, bulk.fit) == (0, "ok")
-    assert bulk.ks == pytest.approx(0, abs=1e-9)
-
-
-def test_truncated_values_are_not_fitted():
-    s = np.linalg.svd(noise(100, 200).astype(float), compute_uv=False)
-    whole, cut = fit_bulk(s, (100, 200)), fit_bulk(np.where(np.arange(100) < 60, s, 0), (100, 200))
-    assert cut.sigma == pytest.approx(whole.sigma, rel=0.02)
-    assert cut.ks < 0.05
 
 
 def test_a_bulk_unlike_noise_says_so():

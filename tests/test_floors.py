@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
 FLOORS = (
-    ("_lazy", "_options"),
+    ("_lazy", "_options", "_files"),
     ("laws",),
     ("linalg",),
     ("weights",),
@@ -17,6 +17,7 @@ FLOORS = (
     ("prune",),
     ("optim",),
     ("plots", "checkpoints", "_progress"),
+    ("_door",),
     ("analysis", "compress", "factored"),
     ("cli", "_doctor"),
     ("models",),

@@ -19,6 +19,7 @@ from spectral_jax.rmt import (
     fit_marchenko_pastur,
     follows_marchenko_pastur,
     hard_threshold,
+    host,
     marchenko_pastur_cdf,
     marchenko_pastur_pdf,
     noise_edge,
@@ -510,3 +511,43 @@ def test_misuse_is_named(call, message):
 def test_a_gate_outside_zero_to_one_is_refused(cutoff):
     with pytest.raises(ValueError, match="gof_cutoff"):
         follows_marchenko_pastur(fit_marchenko_pastur(SPECTRUM, (10, 10)), gof_cutoff=cutoff)
+
+
+# The host's numbers are those of its twins
+
+
+@pytest.mark.parametrize("shape", [(100, 20), (50, 50), (30, 300)])
+def test_host_and_library_fit_the_same_bulk(shape):
+    n, w = max(shape), noise(*shape)
+    w[:3] *= 9
+    s = np.linalg.svd(w, compute_uv=False)
+    for values in (s, np.where(np.arange(len(s)) < 0.7 * len(s), s, 0)):
+        single = values.astype(np.float32)
+        ours = host.fit_marchenko_pastur(values**2 / n, shape)
+        theirs = fit_marchenko_pastur(single**2 / n, shape)
+        assert ours.variance == pytest.approx(float(theirs.variance), rel=1e-5)
+        assert ours.threshold == pytest.approx(float(theirs.threshold), rel=1e-5)
+        assert ours.ks == pytest.approx(float(theirs.ks), abs=1e-5)
+        assert ours.spikes == int(theirs.spikes) == 3
+        cut = float(hard_threshold(shape, singular_values=single))
+        assert host.hard_threshold(shape, singular_values=values) == pytest.approx(cut, rel=1e-5)
+
+
+def test_the_host_fit_of_exact_quantiles_is_exact():
+    bulk = host.fit_marchenko_pastur(exact_bulk(200, 500, variance=2.0), (200, 500))
+    assert bulk.variance == pytest.approx(2.0, abs=1e-9)
+    # The source of the edge has the Tracy-Widom quantile to 4 digits.
+    assert bulk.threshold == pytest.approx(51.777511, abs=2e-5)
+    assert (bulk.spikes, bulk.status) == (0, "ok")
+    assert bulk.ks == pytest.approx(0, abs=1e-9)
+
+
+def test_truncated_values_are_not_fitted_on_the_host():
+    values = np.asarray(eigenvalues(noise(100, 200)), float)
+    kept = np.where(np.arange(100) < 60, values, 0)
+    whole, cut = (host.fit_marchenko_pastur(each, (100, 200)) for each in (values, kept))
+    assert cut.variance == pytest.approx(whole.variance, rel=0.04)
+    assert cut.ks < 0.05
+    most_gone = np.where(np.arange(100) < 40, values, 0)
+    assert math.isnan(host.fit_marchenko_pastur(most_gone, (100, 200)).variance)
+    assert math.isnan(host.hard_threshold((100, 200), singular_values=most_gone**0.5))

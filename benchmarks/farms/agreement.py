@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.farms import networks, weightwatcher
 from benchmarks.harness import NOTHING, Table
-from spectral_jax.analysis import host
 from spectral_jax.analysis.layers import Arrays, Layer, spectra
 from spectral_jax.checkpoints import save_safetensors
+from spectral_jax.tails import host
 from spectral_jax.weights import plan
 
 TOLERANCE = 1e-4
@@ -22,7 +22,7 @@ SMALL_SAMPLE = 20  # eigenvalues below which it has another estimator
 FITTED = ("alpha", "D", "sigma", "xmin", "alpha_weighted", "log_alpha_norm")
 # Its names for what we have under other ones, or with their logarithm taken.
 SHARED = {
-    "alpha": "alpha",
+    "alpha": "alpha_ks",
     "D": "ks_distance",
     "sigma": "sigma",
     "xmin": "xmin",
@@ -99,10 +99,13 @@ def _metrics(layer: Layer) -> dict[str, Any]:
     values, shape = layer.eigenvalues, layer.view.shape[-2:]
     values = values * (CONVOLUTION if layer.view.kind == "conv" else 1.0)
     kept = values[values > SMALLEST]
+    fit = host.power_law_fit(kept)
     return (
         host.norms(values, shape)
         | {"rank": host.matrix_rank(values, shape)}
-        | host.weighted(host.power_law(kept), kept)
+        | {"alpha_ks": fit.alpha, "ks_distance": fit.ks}
+        | {"sigma": fit.standard_error, "xmin": fit.xmin}
+        | host.alpha_norms(kept, fit.alpha)
     )
 
 

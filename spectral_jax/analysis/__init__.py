@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from spectral_jax import weights
+from spectral_jax._door.source import Arrays
 from spectral_jax.analysis.columns import COLUMNS, DEFAULT, Column, names
 from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
-from spectral_jax.analysis.layers import Arrays
 
 if TYPE_CHECKING:
     import pandas

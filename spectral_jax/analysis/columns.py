@@ -56,8 +56,8 @@ COLUMNS: tuple[Column, ...] = (
             "alpha_hill": "Hill exponent of the upper half of the spectrum",
             "alpha_null": "the same of a matrix of independent entries of this shape: "
             "Marchenko-Pastur, closed form and its finite-size bias",
-            "z": "how far alpha_hill is from alpha_null, in standard deviations of random matrices "
-            "of this shape, of 1 / (alpha - 1): beyond -3 the tail is heavier than chance",
+            "alpha_z": "how far alpha_hill is from alpha_null, in standard deviations of random "
+            "matrices of this shape, of 1 / (alpha - 1): beyond -3 the tail is heavier than chance",
             "alpha_debiased": "alpha_hill - alpha_null: comparable between layers of different "
             "shape",
         },
@@ -65,14 +65,14 @@ COLUMNS: tuple[Column, ...] = (
     *_columns(
         "ks",
         {
-            "alpha": "power-law exponent, maximum likelihood above xmin",
-            "sigma": "its standard error, (alpha - 1) / sqrt(tail)",
+            "alpha_ks": "power-law exponent, maximum likelihood above xmin",
+            "sigma": "its standard error, (alpha_ks - 1) / sqrt(tail)",
             "xmin": "the eigenvalue where the tail begins: the one with the least ks_distance",
             "tail": "eigenvalues in the tail",
             "ks_distance": "Kolmogorov-Smirnov distance of tail and fit",
             "fit": "ok, or why the fit says nothing",
-            "alpha_weighted": "alpha x log_spectral_norm (alpha-hat)",
-            "log_alpha_norm": "log10 of the sum of eigenvalue^alpha",
+            "alpha_weighted": "alpha_ks x log_spectral_norm (alpha-hat)",
+            "log_alpha_norm": "log10 of the sum of eigenvalue^alpha_ks",
         },
     ),
     *_columns(

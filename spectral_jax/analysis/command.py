@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spectral_jax._door.arguments import add_reading_options, glob_and_kind
+from spectral_jax._door.table import align, or_null, wrapped
+from spectral_jax._door.target import check_target
+from spectral_jax._files import replacing
 from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, compare, titles
 from spectral_jax.analysis.engine import Analysis, analyze_layers, check_groups
-from spectral_jax.analysis.target import check_target, replacing
-from spectral_jax.analysis.text import align, or_null, render, wrapped
+from spectral_jax.analysis.text import render
 from spectral_jax.analysis.verdicts import by_urgency
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-STEP_HELP = "of a folder of steps, this one (default: the newest)"
-KIND_HELP = "overrule a guess, as in 'layers/*=stacked' or '*.proj=dense'; repeatable"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("path", nargs="?", metavar="PATH", help="a checkpoint: file or folder")
     option("--compare", metavar="LATER", help="a second one: PATH is before, LATER is after")
-    option("--step", type=int, metavar="N", help=STEP_HELP)
-    option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
     option(
         "--metrics",
         default=",".join(columns.DEFAULT),
@@ -41,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("positions", "flattened", "channels"),
         help="a convolution as a matrix per kernel position, as one, or as its channel graph",
     )
-    option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
-    option("--kind", action="append", default=[], metavar="GLOB=KIND", help=KIND_HELP)
+    add_reading_options(parser)
     stdout = parser.add_mutually_exclusive_group()
     stdout.add_argument("--json", action="store_true", help="one JSON object on stdout")
     stdout.add_argument("--csv", action="store_true", help="every column as CSV on stdout")
@@ -91,14 +88,6 @@ def _open_and_analyse(path: str, groups: Sequence[str], options: argparse.Namesp
             kinds=dict(map(glob_and_kind, options.kind)),
             label=Path(path).name,
         )
-
-
-def glob_and_kind(word: str) -> tuple[str, str]:
-    """The two sides of ``GLOB=KIND``."""
-    pattern, equals, kind = word.rpartition("=")
-    if not equals:
-        raise ValueError(f"--kind {word!r} is not GLOB=KIND, as in '*.proj=dense'")
-    return pattern, kind
 
 
 def _table(

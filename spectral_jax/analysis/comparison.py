@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_jax.analysis.text import shared_words
+from spectral_jax._door.table import shared_words
 from spectral_jax.checkpoints import as_line
 
 Row = Mapping[str, Any]
@@ -22,7 +22,7 @@ _WRAPPERS = (
     "_forward_module",
 )
 # By what rows are sorted, most telling first; the table shows how each has changed.
-MOVEMENT = ("z", "alpha", "alpha_farms", "log_norm")
+MOVEMENT = ("alpha_z", "alpha_ks", "alpha_farms", "log_norm")
 
 
 def titles(paths: Sequence[str]) -> list[str]:

@@ -7,12 +7,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from spectral_jax import weights
+from spectral_jax._door.source import SHOW_PROGRESS_ABOVE, Source, select
 from spectral_jax._progress import progress
 from spectral_jax.analysis.columns import DEFAULT, OPTIONAL
-from spectral_jax.analysis.layers import Layer, Source, select, spectra
+from spectral_jax.analysis.layers import Layer, spectra
 from spectral_jax.analysis.verdicts import judge, summarise
-
-SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
 
 
 class Analysis(NamedTuple):

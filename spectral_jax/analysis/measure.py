@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from spectral_jax._door.source import SQUARED_IN_FLOAT32, in_a_unit
 from spectral_jax._progress import progress
-from spectral_jax.analysis import host
 from spectral_jax.analysis.columns import names
-from spectral_jax.analysis.layers import SQUARED_IN_FLOAT32, Layer, in_a_unit
+from spectral_jax.analysis.layers import Layer
+from spectral_jax.tails import host, null_alpha
 
 WINDOW = 100  # rows and columns of a FARMS window, or the short side of a smaller layer
 WINDOWS_PER_AXIS = 9
@@ -58,11 +59,26 @@ def _norms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
 def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
     *slices, m, n = layer.view.shape
-    return host.hill(layer.eigenvalues, (math.prod(slices), m, n))
+    alpha = host.hill_alpha(layer.eigenvalues)
+    null = null_alpha((math.prod(slices), m, n))
+    return {
+        "alpha_hill": alpha,
+        "alpha_null": null.mean,
+        "alpha_z": null.zscore(alpha),
+        "alpha_debiased": alpha - null.mean,
+    }
 
 
 def _ks(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
-    return host.weighted(host.power_law(layer.eigenvalues), layer.eigenvalues, layer.unit)
+    fit = host.power_law_fit(layer.eigenvalues)
+    return {
+        "alpha_ks": fit.alpha,
+        "sigma": fit.standard_error,
+        "xmin": fit.xmin * layer.unit * layer.unit,
+        "tail": fit.tail,
+        "ks_distance": fit.ks,
+        "fit": fit.status,
+    } | host.alpha_norms(layer.eigenvalues, fit.alpha, layer.unit)
 
 
 def _farms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
@@ -75,8 +91,8 @@ def _alternatives(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 
     from spectral_jax.tails import tail_alternatives
 
-    fit = host.power_law(layer.eigenvalues)
-    if fit.fit != "ok":
+    fit = host.power_law_fit(layer.eigenvalues)
+    if fit.status != "ok":
         return _unknown("alternatives")
     found = tail_alternatives(jnp.asarray(_padded(layer.eigenvalues / fit.xmin)), 1.0)
     return {

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from spectral_jax import __version__
+from spectral_jax._door.table import number, short_names
+from spectral_jax._files import replacing
 from spectral_jax.analysis import columns
 from spectral_jax.analysis.comparison import IDENTITY, titles
 from spectral_jax.analysis.engine import Analysis
 from spectral_jax.analysis.layers import Layer
-from spectral_jax.analysis.target import replacing
-from spectral_jax.analysis.text import SHOWN, number, short_names
+from spectral_jax.analysis.text import SHOWN
 from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, against_chance, by_urgency
 from spectral_jax.checkpoints import as_line
 from spectral_jax.plots import page
@@ -68,7 +69,7 @@ def _sections(title: str, analysis: Analysis) -> list[str]:
     parts.append(_table("What needs attention first.", rows, list(_meanings([analysis]))))
     if panels := _panels(analysis):
         figure, name = tails(panels), f"{title}-tails"
-        words = ", ".join(f"{panel.name} (alpha {number(panel.alpha)})" for panel in panels)
+        words = ", ".join(f"{panel.name} (alpha_ks {number(panel.alpha)})" for panel in panels)
         alternative = f"{_TAILS} Drawn are {words}."
         parts.append(page.picture(figure, _TAILS, name=name, alternative=alternative))
     if analysis.skipped:
@@ -85,8 +86,8 @@ def _sections(title: str, analysis: Analysis) -> list[str]:
 
 def _where(judged: Sequence[Row]) -> str:
     """The figure of the exponents in words."""
-    below = [row for row in judged if row["z"] < -DISTINCT]
-    above = [row for row in judged if row["z"] > DISTINCT]
+    below = [row for row in judged if row["alpha_z"] < -DISTINCT]
+    above = [row for row in judged if row["alpha_z"] > DISTINCT]
     within = len(judged) - len(below) - len(above)
     parts = [
         f"Hill exponents of {len(judged)} layers against random matrices of the same shape: "
@@ -94,7 +95,7 @@ def _where(judged: Sequence[Row]) -> str:
     ]
     for side, rows in (("below", below), ("above", above)):
         if rows:
-            row = max(rows, key=lambda row: abs(row["z"]))
+            row = max(rows, key=lambda row: abs(row["alpha_z"]))
             where = f"{number(row['alpha_hill'])} against {number(row['alpha_null'])}"
             parts.append(f"Farthest {side}: {row['layer']}, {where}.")
     return " ".join(parts)
@@ -156,7 +157,7 @@ def _panel(name: str, row: Row, layer: Layer) -> Tail:
     q = min(row["m"], row["n"]) / max(row["m"], row["n"])
     quantiles = marchenko_pastur_quantile((np.arange(200) + 0.5) / 200, q)
     null = quantiles * layer.eigenvalues.mean() / quantiles.mean()
-    alpha, xmin = (float(row.get(name) or np.nan) for name in ("alpha", "xmin"))
+    alpha, xmin = (float(row.get(name) or np.nan) for name in ("alpha_ks", "xmin"))
     return Tail(name, layer.eigenvalues, null, alpha, xmin)
 
 

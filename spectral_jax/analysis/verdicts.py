@@ -15,8 +15,8 @@ COLLAPSED = 0.5  # share of the possible rank below which directions are dead
 DOMINATED = 1.5  # stable rank of a layer that is little more than one direction
 REFUTED = 0.1  # p_value below which Clauset, Shalizi and Newman rule a power law out
 HEAVY = 2.0  # exponent below which a power law has no mean: WeightWatcher's "over-trained"
-# The z of noise spreads by 1 + WIDER / min(m, n), by 1 where slices are pooled. Measured over 2000:
-# 1.37 for 8, 1.29 for 10, 1.15 for 20, 1.03 for 64; 0.98 for nine slices of 3 and of 16.
+# The alpha_z of noise spreads by 1 + WIDER / min(m, n), by 1 where slices are pooled. Measured over
+# 2000: 1.37 for 8, 1.29 for 10, 1.15 for 20, 1.03 for 64; 0.98 for nine slices of 3 and of 16.
 WIDER = 3.0
 FEW = 8  # eigenvalues below which a tail cannot be read
 FEW_A_SLICE = 3  # eigenvalues of a slice below which its null is not to be trusted
@@ -39,7 +39,7 @@ VERDICTS = {
         Verdict("one direction", 2, "over two thirds of the squared norm lie in one direction"),
         Verdict("like random", 3, "not told apart from a random matrix of the same shape"),
         Verdict(
-            "very heavy", 4, "alpha is below 2 by two standard errors, tail heavier than chance"
+            "very heavy", 4, "alpha_ks is below 2 by two standard errors, tail heavier than chance"
         ),
         Verdict(
             "flat", 5, "upper half of the eigenvalues more equal than chance, as if orthogonal"
@@ -66,12 +66,13 @@ def judge(row: Row) -> tuple[str, str]:
         return "too small", f"{min(row['m'], row['n'])} eigenvalues a slice: try --conv flattened"
     if row.get("stable_rank", math.inf) < DOMINATED:
         return "one direction", f"stable rank {row['stable_rank']:.2f}"
-    z, alpha = row.get("z"), row.get("alpha", math.inf)
+    z, alpha = row.get("alpha_z"), row.get("alpha_ks", math.inf)
     if z is None:
         return "not judged", ""
     if not math.isfinite(z):
         return "too small", "the Hill exponent is undecided"
-    against = f"alpha_hill {row['alpha_hill']:.2f}, random {row['alpha_null']:.2f}, z {z:+.1f}"
+    hill, null = row["alpha_hill"], row["alpha_null"]
+    against = f"alpha_hill {hill:.2f}, random {null:.2f}, alpha_z {z:+.1f}"
     if abs(z) <= DISTINCT:
         return "like random", against
     if z > 0:
@@ -80,25 +81,25 @@ def judge(row: Row) -> tuple[str, str]:
         return "structured", against
     if row.get("p_value", math.nan) < REFUTED:
         return "structured", f"{against}; no power law, p_value {row['p_value']:.2g}"
-    return "very heavy", f"alpha {alpha:.2f} ± {row['sigma']:.2f}; {against}"
+    return "very heavy", f"alpha_ks {alpha:.2f} ± {row['sigma']:.2f}; {against}"
 
 
 def by_urgency(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with what needs attention first; equals by how far they are from random."""
 
     def key(row: Row) -> tuple[int, float]:
-        z = row.get("z")
+        z = row.get("alpha_z")
         return VERDICTS[row["verdict"]].urgency, z if z is not None and math.isfinite(z) else 0.0
 
     return sorted(rows, key=key)
 
 
 def against_chance(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose z may be read."""
+    """The rows whose alpha_z may be read."""
     return [
         row
         for row in rows
-        if row["verdict"] != "too small" and math.isfinite(row.get("z", math.nan))
+        if row["verdict"] != "too small" and math.isfinite(row.get("alpha_z", math.nan))
     ]
 
 
@@ -142,8 +143,8 @@ def _certainty(rows: Sequence[Row]) -> list[str]:
     if short:
         worst = max(row["sigma"] for row in short)
         parts.append(
-            f"In {_layers(len(short))} alpha rests on fewer than 50 eigenvalues (standard error up "
-            f"to {worst:.2f}): do not rank layers by it."
+            f"In {_layers(len(short))} alpha_ks rests on fewer than 50 eigenvalues (standard error "
+            f"up to {worst:.2f}): do not rank layers by it."
         )
     return parts
 

@@ -2,14 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
-from uuid import uuid4
 
 import numpy as np
 
+from spectral_jax._files import replacing
 from spectral_jax.checkpoints._base import (
     CheckpointError,
     LeftOut,
@@ -156,7 +156,7 @@ def save_safetensors(
         raise FileExistsError(f"{path} is no regular file, which force does not replace")
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     header = _header(path, arrays, dict(metadata or {}))
-    with _appearing(path, force) as file:
+    with replacing(path, force=force) as partial, partial.open("xb") as file:
         file.write(header)
         for name in _stored_order(arrays):
             file.write(_little_endian(arrays[name]))
@@ -199,19 +199,3 @@ def _little_endian(array: np.ndarray) -> memoryview:
     if flat.dtype.byteorder == ">":
         flat = flat.astype(flat.dtype.newbyteorder("<"))
     return flat.view(np.uint8).data
-
-
-@contextmanager
-def _appearing(path: Path, force: bool) -> Iterator[IO[bytes]]:
-    """A file that takes its name when the block ends, and leaves no trace when it fails."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not force:
-            path.open("xb").close()  # takes the name, or fails if someone else did meanwhile
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

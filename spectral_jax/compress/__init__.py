@@ -8,6 +8,6 @@ The command ``spectral-jax compress`` does both.
 """
 
 from spectral_jax.compress.engine import Compressed, compress
-from spectral_jax.compress.ranks import Bulk, fit_bulk, parse_rank
+from spectral_jax.compress.ranks import parse_rank
 
-__all__ = ["Bulk", "Compressed", "compress", "fit_bulk", "parse_rank"]
+__all__ = ["Compressed", "compress", "parse_rank"]

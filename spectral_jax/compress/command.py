@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectral_jax.analysis.command import KIND_HELP, STEP_HELP, glob_and_kind
-from spectral_jax.analysis.target import check_target
-from spectral_jax.analysis.text import align, number, or_null, wrapped
+from spectral_jax._door.arguments import add_reading_options, glob_and_kind
+from spectral_jax._door.table import align, number, or_null, wrapped
+from spectral_jax._door.target import check_target
 from spectral_jax.compress.engine import NOT_NOISE, Compressed, compress
 
 SHOWN = ("sigma", "edge", "spikes", "ks", "rank", "error")
@@ -35,10 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--out", required=True, metavar="NEW", help="the file to write: NAME.safetensors")
     option("--force", action="store_true", help="overwrite it")
-    option("--step", type=int, metavar="N", help=STEP_HELP)
-    option("--layers", action="append", default=[], metavar="GLOB", help="only these; repeatable")
-    option("--framework", default="auto", help="torch, flax, keras, haiku or tf: whose names")
-    option("--kind", action="append", default=[], metavar="GLOB=KIND", help=KIND_HELP)
+    add_reading_options(parser)
     option("--json", action="store_true", help="one JSON object on stdout")
 
 

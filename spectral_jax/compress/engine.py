@@ -2,19 +2,26 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from spectral_jax import weights
+from spectral_jax._door.source import (
+    SHOW_PROGRESS_ABOVE,
+    SQUARED_IN_FLOAT64,
+    Arrays,
+    Source,
+    in_a_unit,
+    select,
+)
 from spectral_jax._progress import progress
-from spectral_jax.analysis.layers import SQUARED_IN_FLOAT64, Arrays, Source, in_a_unit, select
-from spectral_jax.compress.ranks import Bulk, Rule, fit_bulk, parse_rank
+from spectral_jax.compress.ranks import Rule, parse_rank
+from spectral_jax.rmt import host
 
-SHOW_PROGRESS_ABOVE = 3_000_000  # weights; fewer are done before a bar is drawn
 STORABLE = ("float16", "bfloat16", "float32", "float64")  # wide enough for a factor
 EPS = float(np.finfo(np.float32).eps)
-UNSEEN = Bulk(math.nan, math.nan, math.nan, math.nan, "not fitted")
 # Kolmogorov-Smirnov distance from which an edge is not to be relied on. Noise has it, at the 99 %
 # quantile, only with fewer than some 40 singular values, which are too few to tell.
 NOT_NOISE = 0.05
@@ -83,7 +90,7 @@ def default_gate(rank: str) -> float:
 
 
 def _gated(rule: Rule, gate: float) -> Rule:
-    def gated(values: np.ndarray, shape: tuple[int, int], bulk: Bulk) -> int:
+    def gated(values: np.ndarray, shape: tuple[int, int], bulk: host.MPFit) -> int:
         rank = rule(values, shape, bulk)
         if gate < 1 and not bulk.ks <= gate:
             raise ValueError(f"the gate is closed: ks {bulk.ks:.2f} is above {gate:g}")
@@ -147,25 +154,25 @@ def _treat(
     view, name = views[0], views[0].sources[0]
     refusal = refusal or _not_a_layer(tensor, views)
     if refusal:
-        return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
+        return _row(tensor, view, host.NO_FIT, 1.0, math.nan, 0.0, refusal), {name: tensor}
     matrix, unit = in_a_unit(view.read(tensor.astype(np.float64)), SQUARED_IN_FLOAT64)
     if math.isnan(unit):
         refusal = "NaN or infinity among the weights"
-        return _row(tensor, view, UNSEEN, math.nan, 0.0, refusal), {name: tensor}
+        return _row(tensor, view, host.NO_FIT, 1.0, math.nan, 0.0, refusal), {name: tensor}
     values, vectors = _spectrum(matrix)
-    bulk = fit_bulk(values, matrix.shape)
-    shown = bulk._replace(sigma=bulk.sigma * unit, edge=bulk.edge * unit)
+    bulk = host.fit_marchenko_pastur(values**2 / max(matrix.shape), matrix.shape)
+    row = partial(_row, tensor, view, bulk, unit)
     try:
         nonzero = int(np.sum(values > max(matrix.shape) * EPS * values[0]))
         rank = min(rule(values, matrix.shape, bulk), nonzero)
         refusal = split_refusal(matrix.shape, rank)
     except ValueError as error:
-        return _row(tensor, view, shown, math.nan, 0.0, str(error)), {name: tensor}
+        return row(math.nan, 0.0, str(error)), {name: tensor}
     if refusal:
-        return _row(tensor, view, shown, rank, 0.0, refusal), {name: tensor}
+        return row(rank, 0.0, refusal), {name: tensor}
     lost = math.sqrt(float(np.sum(values[rank:] ** 2) / np.sum(values**2)))
     factors = _factors(matrix, values[:rank], vectors[:, :rank], unit)
-    return _row(tensor, view, shown, rank, lost, ""), _as_stored(name, tensor, view, factors)
+    return row(rank, lost, ""), _as_stored(name, tensor, view, factors)
 
 
 def split_refusal(shape: tuple[int, ...], rank: int) -> str:
@@ -231,7 +238,8 @@ def _as_stored(
 def _row(
     tensor: np.ndarray,
     view: weights.View,
-    bulk: Bulk,
+    bulk: host.MPFit,
+    unit: float,
     rank: float | int,
     error: float,
     refusal: str,
@@ -244,8 +252,8 @@ def _row(
         "kind": view.kind,
         "m": m,
         "n": n,
-        "sigma": bulk.sigma,
-        "edge": bulk.edge,
+        "sigma": math.sqrt(bulk.variance) * unit,
+        "edge": bulk.threshold * unit,
         "spikes": bulk.spikes,
         "ks": bulk.ks,
         "rank": rank,

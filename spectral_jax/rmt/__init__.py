@@ -13,9 +13,9 @@ The laws are Python numbers and load without jax; what takes arrays loads on fir
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from spectral_jax._lazy import lazy
 from spectral_jax.laws import (
     marchenko_pastur_atom,
     marchenko_pastur_edges,
@@ -72,13 +72,4 @@ _NEEDS_JAX = {
     "shrink": "_threshold",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_JAX:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = getattr(importlib.import_module(f"{__name__}.{_NEEDS_JAX[name]}"), name)
-    return globals()[name]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _NEEDS_JAX)

@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax import laws
 from spectral_jax.linalg.precision import power_of_two, working
-
-NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
+from spectral_jax.rmt.host import NOISE
 
 
 class Spectrum(NamedTuple):

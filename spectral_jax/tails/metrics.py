@@ -103,11 +103,11 @@ def layer_metrics(
     """A table with a row per layer, as a dict of columns.
 
     ``name``, ``kind``, ``shape``; the fields of ``spectral_metrics`` (positions of a convolution
-    pooled, ``alpha`` by the median rule), ``status`` by name; ``alpha_null``, ``alpha_deviation``
-    and ``alpha_zscore``, the exponent of noise of that shape, its spread, and how far ``alpha`` is
-    from it; ``alpha_debiased = alpha - alpha_null``; and with a ``window``, ``alpha_farms``: the
-    exponent of the pooled FARMS windows (a grid; ``cols_per_row``, ``samples`` as for
-    ``farms_windows``).
+    pooled), of which ``alpha`` is ``alpha_hill`` here, ``status`` by name; ``alpha_null``,
+    ``alpha_deviation`` and ``alpha_z``, the exponent of noise of that shape, its spread, and how
+    far ``alpha_hill`` is from it; ``alpha_debiased = alpha_hill - alpha_null``; and with a
+    ``window``, ``alpha_farms``: the exponent of the pooled FARMS windows (a grid; ``cols_per_row``,
+    ``samples`` as for ``farms_windows``).
 
     Args:
       layers: parameters, or what ``weights.matrices`` made of them; half precision is read as
@@ -120,7 +120,7 @@ def layer_metrics(
     Raises ``ValueError`` if there is no layer, and as ``weights.matrices`` and ``farms_windows``.
 
     >>> table = layer_metrics({"w": jax.random.normal(jax.random.key(0), (64, 128))})
-    >>> table["name"], table["shape"], abs(table["alpha_zscore"][0]) < 4
+    >>> table["name"], table["shape"], abs(table["alpha_z"][0]) < 4
     (['w'], [(64, 128)], True)
     """
     found = _named(layers, conv)
@@ -137,7 +137,7 @@ def layer_metrics(
         **_of_weights(metrics, exponents),
     }
     table["status"] = [FitStatus(code).name for code in table["status"]]
-    table |= _against_noise(table["alpha"], shapes)
+    table |= _against_noise(table["alpha_hill"], shapes)
     if window is not None:
         farms = farms_alphas(arrays, window=window, cols_per_row=cols_per_row, samples=samples)
         table["alpha_farms"] = farms.tolist()
@@ -234,7 +234,8 @@ def _of_weights(metrics: SpectralMetrics, exponents: np.ndarray) -> dict[str, li
     ``metrics`` are those of singular values divided by ``2^exponents``; norms and logarithms are
     put back into the unit of the weights in Python's float64, which holds what float32 would not.
     """
-    columns = {name: values.tolist() for name, values in metrics._asdict().items()}
+    named = {"alpha_hill": metrics.alpha} | metrics._asdict()
+    columns = {name: values.tolist() for name, values in named.items() if name != "alpha"}
     for row, exponent in enumerate(exponents.tolist()):
         unit, log_unit = 4.0**exponent, exponent * log10(4)
         for name in "norm", "spectral_norm":
@@ -242,7 +243,7 @@ def _of_weights(metrics: SpectralMetrics, exponents: np.ndarray) -> dict[str, li
         for name in "log_norm", "log_spectral_norm":
             columns[name][row] += log_unit
         for name in "alpha_weighted", "log_alpha_norm":
-            columns[name][row] += columns["alpha"][row] * log_unit
+            columns[name][row] += columns["alpha_hill"][row] * log_unit
     return columns
 
 
@@ -251,6 +252,6 @@ def _against_noise(alphas: Sequence[float], shapes: Sequence[tuple[int, ...]]) -
     return {
         "alpha_null": [null.mean for null in nulls],
         "alpha_deviation": [null.deviation for null in nulls],
-        "alpha_zscore": [null.zscore(a) for a, null in zip(alphas, nulls, strict=True)],
+        "alpha_z": [null.zscore(a) for a, null in zip(alphas, nulls, strict=True)],
         "alpha_debiased": [a - null.mean for a, null in zip(alphas, nulls, strict=True)],
     }

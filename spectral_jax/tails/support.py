@@ -12,8 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax._options import check_number
 from spectral_jax.linalg.precision import power_of_two, working
-
-NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
+from spectral_jax.tails.host import NOISE
 
 
 class FitStatus(IntEnum):

@@ -1,38 +1,37 @@
-"""Spectral metrics of one layer on the host: NumPy, float64, nothing to compile.
+"""Exponents and norms of one spectrum on the host: NumPy, float64, nothing to compile.
 
 Reading a checkpoint is a moment's work, in which importing jax and compiling would be most of the
 wait; and a search for the best ``xmin`` decides between candidates that float32 cannot tell apart.
-The formulas are those of ``spectral_jax.tails``, for use inside programs; a test holds both to the
-same numbers.
+Functions have the names and formulas of their twins in ``spectral_jax.tails``, which are for use
+inside programs; a test holds both to the same numbers. Eigenvalues are of float32 weights.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from spectral_jax.laws import marchenko_pastur_quantile
-from spectral_jax.tails.null import null_alpha
 
-# Eigenvalues below this share of the largest are the rounding of float32 weights.
-FLOOR = (16 * float(np.finfo(np.float32).eps)) ** 2
+NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
+FLOOR = (NOISE * float(np.finfo(np.float32).eps)) ** 2
 FEWEST = 5  # eigenvalues that make a fit
 BLOCK = 2**17  # distances held at a time: they stay in the cache, and few are above the diagonal
 
 
-class PowerLaw(NamedTuple):
-    """A fitted tail; ``fit`` says ok, or why the numbers are NaN."""
+class PowerLawFit(NamedTuple):
+    """A fitted tail, as of ``tails.power_law_fit``; ``status`` is ok, or why alpha is NaN."""
 
     alpha: float
-    sigma: float
     xmin: float
     tail: int
-    ks_distance: float
-    fit: str
+    ks: float
+    standard_error: float
+    status: str
 
 
 def norms(eigenvalues: np.ndarray, shape: tuple[int, ...], unit: float = 1.0) -> dict[str, float]:
-    """Sum, largest, their logarithms and ratio, entropy, and where the bulk would end.
+    """The fields of ``tails.SpectralMetrics`` that need no exponent, of ascending eigenvalues.
 
     ``unit`` is what the weights were divided by; norms that float64 cannot hold are 0 or infinite,
     their logarithms right.
@@ -51,22 +50,22 @@ def norms(eigenvalues: np.ndarray, shape: tuple[int, ...], unit: float = 1.0) ->
     }
 
 
+def alpha_norms(eigenvalues: np.ndarray, alpha: float, unit: float = 1.0) -> dict[str, float]:
+    """The fields of ``tails.SpectralMetrics`` that an exponent weights; as `norms`."""
+    shift = 2 * math.log10(unit)
+    kept = eigenvalues[eigenvalues > 0]
+    powers = alpha * np.log10(kept) if len(kept) else np.array([math.nan])
+    top = float(powers.max())
+    return {
+        "alpha_weighted": alpha * (_log10(float(eigenvalues[-1])) + shift),
+        "log_alpha_norm": top + _log10(float(np.sum(10 ** (powers - top)))) + alpha * shift,
+    }
+
+
 def matrix_rank(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> int:
     """How many eigenvalues stand above the rounding of float32 weights of this shape."""
     tolerance = (max(shape) * float(np.finfo(np.float32).eps)) ** 2
     return int(np.count_nonzero(eigenvalues > tolerance * eigenvalues.max(initial=0.0)))
-
-
-def hill(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> dict[str, float]:
-    """The Hill exponent of the upper half, beside that of noise of the same shape."""
-    alpha = hill_alpha(eigenvalues)
-    null = null_alpha(shape)
-    return {
-        "alpha_hill": alpha,
-        "alpha_null": null.mean,
-        "z": null.zscore(alpha),
-        "alpha_debiased": alpha - null.mean,
-    }
 
 
 def hill_alpha(eigenvalues: np.ndarray) -> float:
@@ -79,7 +78,7 @@ def hill_alpha(eigenvalues: np.ndarray) -> float:
     return 1 + tail / excess if excess > 4 * np.finfo(float).eps * tail else math.nan
 
 
-def power_law(eigenvalues: np.ndarray) -> PowerLaw:
+def power_law_fit(eigenvalues: np.ndarray) -> PowerLawFit:
     """The power law above the ``xmin`` of least Kolmogorov-Smirnov distance, of all candidates.
 
     ``D(i) = max_{j >= i} |1 - (x_j / x_i)^(1 - alpha_i) - (j - i) / n_i|`` with ``n_i`` values from
@@ -101,27 +100,14 @@ def power_law(eigenvalues: np.ndarray) -> PowerLaw:
     distances = _distances(logs, rate, candidates)
     best = int(candidates[np.argmin(distances)])
     tail = n - best
-    return PowerLaw(
+    return PowerLawFit(
         alpha=1 + float(rate[best]),
-        sigma=float(rate[best]) / math.sqrt(tail),
         xmin=float(values[best]),
         tail=tail,
-        ks_distance=float(distances.min()),
-        fit="ok" if tail >= FEWEST else "hardly a tail",
+        ks=float(distances.min()),
+        standard_error=float(rate[best]) / math.sqrt(tail),
+        status="ok" if tail >= FEWEST else "hardly a tail",
     )
-
-
-def weighted(fit: PowerLaw, eigenvalues: np.ndarray, unit: float = 1.0) -> dict[str, Any]:
-    """The fit and what is made of alpha and the norms, of weights that were divided by ``unit``."""
-    shift = 2 * math.log10(unit)
-    kept = eigenvalues[eigenvalues > 0]
-    powers = fit.alpha * np.log10(kept) if len(kept) else np.array([math.nan])
-    top = float(powers.max())
-    return fit._asdict() | {
-        "xmin": fit.xmin * unit * unit,
-        "alpha_weighted": fit.alpha * (_log10(float(eigenvalues[-1])) + shift),
-        "log_alpha_norm": top + _log10(float(np.sum(10 ** (powers - top)))) + fit.alpha * shift,
-    }
 
 
 def _distances(logs: np.ndarray, rate: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -164,5 +150,5 @@ def _log10(value: float) -> float:
     return math.log10(value) if value > 0 else -math.inf
 
 
-def _no_fit(reason: str) -> PowerLaw:
-    return PowerLaw(math.nan, math.nan, math.nan, 0, math.nan, reason)
+def _no_fit(reason: str) -> PowerLawFit:
+    return PowerLawFit(math.nan, math.nan, 0, math.nan, math.nan, reason)

@@ -1,8 +1,7 @@
-"""The files that a command writes: checked before it computes, and whole or not there at all."""
+"""The files that a command is to write, checked before it computes."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -23,14 +22,3 @@ def check_target(target: str, *, inputs: Sequence[str], force: bool) -> None:
     for place in (path, *path.resolve().parents) if path.exists() else ():
         if any(os.path.exists(each) and place.samefile(each) for each in inputs):
             raise ValueError(f"{path} is what is to be read, or in it: name another file")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A file to write, which takes the place of ``target`` when the block ends well."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the commands that take a checkpoint share: analysis and compress use all of it."""
