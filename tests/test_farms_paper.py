@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.loop import Data, Program
+from experiments.measure import tail_exponents
+from experiments.regularise import balance_state, optimizer_of
 
 import models
 from experiments.config import (
@@ -18,11 +21,8 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.errors import UserError
-from experiments.loop import Data, Program
-from experiments.measure import tail_exponents
 from experiments.papers import farms
 from experiments.papers.farms import bias, evidence, llama, protocols
-from experiments.regularise import balance_state, optimizer_of
 from experiments.training.train import train
 from spectral_jax import checkpoints, plots, tails
 from spectral_jax.optim import ASSIGNMENTS, METRICS

@@ -8,10 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-import models
-from experiments.config import ExperimentConfig, ModelConfig, OptimizerConfig, PenaltyConfig
-from experiments.errors import USAGE, UserError
 from experiments.loop import SEED_AXIS_NAME, over_seeds
 from experiments.regularise import (
     CATALOGUE,
@@ -20,6 +16,10 @@ from experiments.regularise import (
     penalty_state,
     rescale_units,
 )
+
+import models
+from experiments.config import ExperimentConfig, ModelConfig, OptimizerConfig, PenaltyConfig
+from experiments.errors import USAGE, UserError
 from spectral_jax import graphs
 from spectral_jax.linalg import EigResult
 

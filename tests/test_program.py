@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from experiments.loop import Data, Program, evaluate
 
 import models
-from experiments.loop import Data, Program, evaluate
 
 BATCH, EXAMPLES, EPOCH = 4, 19, 4  # an epoch is four batches; three examples are left over
 RATE, MOMENTUM = 0.1, 0.9

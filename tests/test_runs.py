@@ -136,6 +136,22 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     assert failure.value.exit_code == USAGE
 
 
+def test_a_place_where_files_cannot_be_locked_is_refused(reopen, monkeypatch):
+    def without_locks(stream, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("experiments.runs.run.fcntl.flock", without_locks)
+    with pytest.raises(UserError, match="without file locks .*; give --runs a folder on a local"):
+        reopen()
+
+
+def test_the_names_of_new_folders_reach_the_disk(reopen, tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    with reopen() as run:
+        assert {tmp_path, run.path.parent, run.path} <= set(synced)
+
+
 # Metrics
 
 

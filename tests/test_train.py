@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.loop import Program
+from experiments.train import chunk_steps, faster_seed_axis, train
 
 from experiments import __main__ as cli
 from experiments import train as trainer
@@ -27,10 +29,8 @@ from experiments.config import (
 )
 from experiments.data import load
 from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
-from experiments.loop import Program
 from experiments.runs import checkpoint, files
 from experiments.runs import run as runs
-from experiments.train import chunk_steps, faster_seed_axis, train
 
 REPOSITORY = Path(cli.__file__).parent.parent
 EPOCH = 8  # steps

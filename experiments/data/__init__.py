@@ -128,7 +128,7 @@ def _where(spec: Spec) -> str:
 
 
 def _spec(name: str) -> Spec:
-    _choose("data set", name, DATASETS)
+    _choose("data set", name, list(DATASETS))
     return DATASETS[name]
 
 

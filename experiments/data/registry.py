@@ -8,6 +8,15 @@ from experiments.data.tcga import TCGA
 from experiments.data.tcga_brca import TCGA_BRCA
 from experiments.data.tinyshakespeare import TINY_SHAKESPEARE
 
-_SPECS = (DIGITS, MNIST, FASHION_MNIST, MNIST7, CIFAR10, CIFAR16, TCGA, TCGA_BRCA, TINY_SHAKESPEARE)
-
-DATASETS: dict[str, Spec] = {spec.name: spec for spec in _SPECS}
+# The names are written out for the keys of runs: what is read of another data set is not in them.
+DATASETS: dict[str, Spec] = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "mnist7": MNIST7,
+    "cifar10": CIFAR10,
+    "cifar16": CIFAR16,
+    "tcga": TCGA,
+    "tcga_brca": TCGA_BRCA,
+    "tinyshakespeare": TINY_SHAKESPEARE,
+}

@@ -55,6 +55,14 @@ def append_line(path: Path, line: str) -> None:
             raise
 
 
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, and wait until their names are on the disk."""
+    if not directory.is_dir():
+        make_directory(directory.parent)
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Wait until the names in ``directory`` are on the disk: a file's own fsync leaves them out."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -34,6 +34,7 @@ from experiments.runs.code import changed_files, code_hash, executed
 from experiments.runs.files import (
     append_line,
     disk_full_is_one_line,
+    make_directory,
     plain,
     read_json,
     replacing,
@@ -267,7 +268,7 @@ def _describe(
 ) -> None:
     """Write what the run is; a resumption adds its command and its machine."""
     for folder in ("checkpoints", "arrays", "figures"):
-        (run.path / folder).mkdir(parents=True, exist_ok=True)
+        make_directory(run.path / folder)
     before, this = run.provenance, session()
     if not before and any((run.path / "checkpoints").iterdir()):
         # It says which order of the seeds' sums was chosen: another one gives other last digits.
@@ -319,7 +320,7 @@ def _lock(folder: Path, key: str) -> IO[str]:
     """
     try:
         with disk_full_is_one_line(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_directory(folder)
             stream = (folder / f".{key}.lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise UserError(
@@ -335,8 +336,12 @@ def _lock(folder: Path, key: str) -> IO[str]:
             f"{holder} is working on this run in {folder}; wait for it or stop it, "
             "or give --runs another folder"
         ) from None
-    except OSError:
-        pass  # a file system without locks: better an unguarded run than none
+    except OSError as error:
+        stream.close()
+        raise UserError(
+            f"{folder} is on a file system without file locks ({error.strerror}), so two processes "
+            "could spoil each other's runs; give --runs a folder on a local disk"
+        ) from None
     stream.truncate(0)
     stream.write(f"process {os.getpid()} on {platform.node()}")
     stream.flush()

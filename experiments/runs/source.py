@@ -244,14 +244,12 @@ def _acted_on(statement: ast.stmt) -> Iterator[str]:
     """The names of what a statement changes, as ``f.defvjp(...)``, ``@f.defjvp``, ``t[k] = x``."""
     acting = [*getattr(statement, "targets", ()), getattr(statement, "target", None)]
     acting += getattr(statement, "decorator_list", [])
-    acting += [statement.value] if isinstance(statement, ast.Expr) else []
-    for node in acting:
-        node = node.func if isinstance(node, ast.Call) else node
-        depth = 0
-        while isinstance(node, (ast.Attribute, ast.Subscript)):
-            node, depth = node.value, depth + 1
-        if depth and isinstance(node, ast.Name):
-            yield node.id
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        acting.append(statement.value.func)
+    for node in filter(None, acting):
+        for inner in ast.walk(node):
+            if isinstance(inner, (ast.Attribute, ast.Subscript)):
+                yield _last_name(inner.value)
 
 
 def _registers(statement: ast.stmt) -> bool:
