@@ -1,7 +1,8 @@
 """The limit laws of random matrices: Marchenko-Pastur and Tracy-Widom, in float64 on the host.
 
 Needs NumPy only: shapes are known before anything is compiled, so quantiles of these laws are
-constants inside ``jit``. The ``ratio`` is ``p / n`` for the ``p`` eigenvalues of ``X^T X / n``,
+constants inside ``jit``. (For traced arrays there are the density and the distribution function of
+``rmt``.) The ``ratio`` is ``p / n`` for the ``p`` eigenvalues of ``X^T X / n``,
 ``X`` being ``n x p`` with independent entries of mean 0 and the given ``variance``; above 1, a
 share ``1 - 1 / ratio`` of them is 0.
 
@@ -46,13 +47,23 @@ def marchenko_pastur_edges(ratio: Real, variance: Real = 1.0) -> tuple[float, fl
 
     Raises ``ValueError`` unless ``ratio`` and ``variance`` are positive and finite.
     Source: Marchenko & Pastur 1967.
+
+    >>> marchenko_pastur_edges(1, variance=2.0)
+    (0.0, 8.0)
     """
     root, scale = math.sqrt(_positive(ratio)), _scale(variance)
     return scale * (1 - root) ** 2, scale * (1 + root) ** 2
 
 
 def marchenko_pastur_atom(ratio: Real) -> float:
-    """The share of eigenvalues that are exactly 0: ``max(0, 1 - 1 / ratio)``."""
+    """The share of eigenvalues that are exactly 0: ``max(0, 1 - 1 / ratio)``.
+
+    ``X^T X`` is ``p x p`` and has at most rank ``n``. Raises ``ValueError`` for a ratio not above
+    0.
+
+    >>> marchenko_pastur_atom(4)
+    0.75
+    """
     return max(0.0, 1 - 1 / _positive(ratio))
 
 
@@ -78,7 +89,11 @@ def marchenko_pastur_pdf(x: Real | np.ndarray, ratio: Real, variance: Real = 1.0
     ``sqrt((b - x)(x - a)) / (2 pi variance ratio x)`` between the edges ``a`` and ``b``, else 0. It
     integrates to ``min(1, 1 / ratio)``, as eigenvalues that are exactly 0 have no density. 0 at the
     edges themselves, also at 0 for ratio 1, where it is unbounded. A number gives a number, an
-    array an array. For traced arrays: ``rmt.marchenko_pastur_pdf``.
+    array an array. For traced arrays: ``rmt.marchenko_pastur_pdf``. Raises ``ValueError`` for a
+    ratio or a variance not above 0.
+
+    >>> round(marchenko_pastur_pdf(1, 1), 5)  # sqrt(3) / (2 pi)
+    0.27566
     """
     values = np.asarray(x, float) / _scale(variance)
     return _plain(standard_pdf(values, _positive(ratio), np) / variance)
@@ -114,7 +129,11 @@ def marchenko_pastur_quantile(
 
 
 def marchenko_pastur_median(ratio: Real, variance: Real = 1.0) -> float:
-    """The median, which Gavish and Donoho call ``mu_beta``; 0 from ratio 2 on."""
+    """The median eigenvalue, which Gavish and Donoho (arXiv 1305.5870) call ``mu_beta``.
+
+    In units of ``variance``; 0 from ratio 2 on, where half of the eigenvalues are 0. Raises
+    ``ValueError`` for a ratio or a variance not above 0.
+    """
     return marchenko_pastur_quantile(0.5, ratio, variance)
 
 

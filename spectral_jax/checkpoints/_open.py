@@ -122,11 +122,11 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a file or directory of weights; only names, shapes and dtypes are read.
 
-    The format is told from the content, not from the suffix; ``format`` (a key of ``FORMATS``)
-    overrules. A JSON index stands for the shards that it names. Of a folder of steps (``10``,
-    ``step_10``, ``checkpoint-10``) the newest that holds a checkpoint is read, or ``step``. Nothing
-    in a file is ever executed, and no name in it leads out of its directory; symbolic links are
-    followed, as the caches of model hubs are made of them.
+    The format is told from the content, not from the suffix of ``path``; ``format`` (a key of
+    ``FORMATS``) overrules. A JSON index stands for the shards that it names. Of a folder of steps
+    (``10``, ``step_10``, ``checkpoint-10``) the newest that holds a checkpoint is read, or
+    ``step``. Nothing in a file is ever executed, and no name in it leads out of its directory;
+    symbolic links are followed, as the caches of model hubs are made of them.
 
     - ``safetensors``: tensors of a type that NumPy lacks are skipped;
     - ``npz``, ``npy``: arrays of numbers; object arrays are skipped, never unpickled;
@@ -162,7 +162,10 @@ def open_checkpoint(
 
 
 def load(path: str | os.PathLike[str], *, step: int | None = None) -> dict[str, np.ndarray]:
-    """All tensors of a checkpoint by name, in memory at once; as `open_checkpoint` otherwise."""
+    """All tensors of a checkpoint by name, in memory at once.
+
+    ``path``, ``step`` and errors are those of `open_checkpoint`.
+    """
     with open_checkpoint(path, step=step) as checkpoint:
         return {name: checkpoint.read(name) for name in checkpoint.tensors}
 

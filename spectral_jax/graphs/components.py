@@ -24,6 +24,7 @@ def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Ar
     until nothing changes: at most as many passes as the component's diameter, a handful in a
     trained network.
 
+    ``weights`` and ``edges`` are those of ``laplacian``.
     Works under ``jit`` and ``vmap``; piecewise constant, so no gradient. Raises ``ValueError`` for
     blocks that do not fit together.
 

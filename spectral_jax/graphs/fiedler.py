@@ -181,7 +181,7 @@ def fiedler_value(
     Args:
       k: how many of the smallest non-trivial eigenvalues are mixed. A single one has a gradient
         that jumps where it crosses another; a mixture of both is smooth there.
-      reduce: ``"mean"`` averages them (arXiv 2103.03386 sums them, for clusterability);
+      reduce: ``"mean"`` averages them, as the clusterability penalty of arXiv 2103.03386;
         ``"softmin"`` is ``-log(mean(exp(-sharpness lambda))) / sharpness``.
       sharpness: of the softmin, in one over the unit of the values: ``lambda_2`` alone counts where
         the next one lies several ``1 / sharpness`` above; towards 0 it is the mean.

@@ -64,7 +64,9 @@ def inside_of(graph: Graph, mask: Bool[Array, " N"] | None) -> Bool[Array, " N"]
 
 
 def chain(weights: Blocks) -> Edges:
-    """The edges of a plain feed-forward net: block ``l`` joins groups ``l`` and ``l + 1``.
+    """The edges of a plain feed-forward net: block ``l`` of ``weights`` joins ``l`` to ``l + 1``.
+
+    Raises ``ValueError`` for anything but a sequence of blocks.
 
     >>> chain([jnp.ones((4, 6)), jnp.ones((6, 3))])
     ((0, 1), (1, 2))
@@ -73,10 +75,11 @@ def chain(weights: Blocks) -> Edges:
 
 
 def widths(weights: Blocks, edges: Edges | None = None) -> tuple[int, ...]:
-    """Units per node group, input first.
+    """Units per node group, input first, read off the shapes of ``weights``.
 
-    Raises ``ValueError`` where two blocks disagree on a group's width, a group has no block or no
-    units, and for anything but a sequence of blocks.
+    ``edges`` names the two groups of each block; None is the chain. Works under ``jit``. Raises
+    ``ValueError`` where two blocks disagree on a group's width, a group has no block or no units,
+    and for anything but a sequence of blocks.
 
     >>> widths([jnp.ones((4, 6)), jnp.ones((6, 3))])
     (4, 6, 3)
@@ -173,7 +176,14 @@ def laplacian_operator(
 
 
 def degrees(weights: Blocks, *, edges: Edges | None = None) -> Float[Array, " N"]:
-    """Weighted degree of every node, ``d = |A| 1``. Works under ``jit``, ``vmap`` and ``grad``."""
+    """Weighted degree of every node: ``d_i = sum_j |w_ij|``, in the unit of the weights.
+
+    ``weights`` and ``edges`` are those of ``laplacian``. Works under ``jit``, ``vmap`` and
+    ``grad``. Raises ``ValueError`` for blocks that do not fit together.
+
+    >>> degrees([jnp.array([[1.0, -2.0]])]).tolist()
+    [3.0, 1.0, 2.0]
+    """
     graph = read_graph(weights, edges)
     return degree_of(graph, edge_sums([magnitude(block) for block in graph.weights]))
 
@@ -278,7 +288,7 @@ def _ends(block: Array, source: Array, target: Array) -> tuple[Array, Array]:
 
 
 def split(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
-    """The pieces of a node vector, one per group of ``sizes`` (see ``widths``), input first.
+    """The pieces of a node vector ``x``, one per group of ``sizes`` (see ``widths``), input first.
 
     Works under ``jit``, ``vmap`` and ``grad``.
 

@@ -54,7 +54,8 @@ def to_scipy(op: SymmetricOperator) -> "LinearOperator":
     """``op`` as a SciPy ``LinearOperator``, for ``eigsh``, ``lobpcg``, ``cg`` and the rest.
 
     Products are compiled once per block width and give NumPy arrays in the operator's dtype;
-    without ``jax_enable_x64`` that is single precision at best.
+    without ``jax_enable_x64`` that is single precision at best. Not for use under ``jit``: SciPy
+    runs on the host.
 
     >>> from scipy.sparse.linalg import eigsh
     >>> from spectral_jax.linalg.operators import diagonal_operator

@@ -67,7 +67,8 @@ def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
     """Which driver makes the products of ``op`` sooner: three in a loop and three without, timed.
 
     Compiles both, each once per kind of operator (``apply`` and shapes). The answer depends on the
-    machine, and on what else runs on it. Not for use under ``jit``.
+    machine, and on what else runs on it. Not for use under ``jit``. Raises ``ValueError`` for what
+    is no operator.
     """
     start = unit(generic_vectors(op.size, 1, op.dtype)[:, 0])
     in_loop = _seconds(lambda: _products_in_a_loop(op, start, PROBED))

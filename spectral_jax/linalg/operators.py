@@ -200,7 +200,8 @@ def function_gram(forward: Callable[[Any, Array], Any], data: Any, size: int) ->
     Gauss-Newton matrix. Linearity is the caller's promise. As with ``SymmetricOperator``, keep
     ``forward`` a module-level function and the arrays in ``data``.
 
-    Works under ``jit`` and ``vmap``; under ``grad`` if ``forward`` can be differentiated twice.
+    ``size`` is the length of ``x``. Works under ``jit`` and ``vmap``; under ``grad`` if ``forward``
+    can be differentiated twice. Raises ``ValueError``, when applied, for complex results.
 
     >>> def differences(step, x):
     ...     return (x[1:] - x[:-1]) / step

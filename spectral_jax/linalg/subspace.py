@@ -196,8 +196,9 @@ def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array
     """``k`` fixed pseudo-random vectors ``[n, k]`` with entries uniform in ``[-1, 1)``.
 
     A start for solvers that take no key: it has a part in every eigenvector, whatever the operator.
-    ``stream`` numbers further sets. An integer hash of the position (the finaliser of MurmurHash3)
-    rather than ``jax.random``, whose generator would take longer to compile than the solver.
+    ``stream`` numbers further sets, ``dtype`` is float32 or float64. Works under ``jit``. An
+    integer hash of the position (the finaliser of MurmurHash3) rather than ``jax.random``, whose
+    generator would take longer to compile than the solver.
 
     >>> generic_vectors(1000, 2, jnp.float32).shape
     (1000, 2)

@@ -169,6 +169,10 @@ def follows_marchenko_pastur(fit: MPFit, *, gof_cutoff: float) -> Bool[Array, "*
     of 1 lets every fit pass. Works under ``jit`` and ``vmap``. Raises ``ValueError`` for one
     outside [0, 1].
     Source: arXiv 2303.08986.
+
+    >>> fit = fit_marchenko_pastur(jnp.linspace(0.01, 4, 100), (100, 100))
+    >>> bool(follows_marchenko_pastur(fit, gof_cutoff=1.0))
+    True
     """
     check_number("choose between 0 and 1", lambda c: 0 <= c <= 1, gof_cutoff=gof_cutoff)
     return (fit.status <= MPStatus.BOUNDARY) & (fit.ks <= gof_cutoff)

@@ -42,8 +42,9 @@ def marchenko_pastur_cdf(
 ) -> Float[Array, "..."]:
     """Share of the eigenvalues of ``X^T X / n`` up to ``x``, those that are 0 included.
 
-    For ``ratio > 1`` it begins at ``1 - 1 / ratio``. Arguments and errors are those of
-    `marchenko_pastur_pdf`. Works under ``jit``, ``vmap`` and ``grad`` (the density).
+    For ``ratio > 1`` it begins at ``1 - 1 / ratio``. ``x``, ``ratio``, ``variance`` and the
+    ``ValueError`` for them are those of `marchenko_pastur_pdf`. Works under ``jit``, ``vmap`` and
+    ``grad`` (the density).
 
     >>> round(float(marchenko_pastur_cdf(jnp.array(1.0), 1)), 5)
     0.609

@@ -94,8 +94,9 @@ def shrink(
     ``"nuclear"``
         ``x (cos cos - s t)``, and 0 where that is negative.
 
-    ``noise`` is the standard deviation of the entries' noise, as ``fit.variance ** 0.5``; where it
-    or a value is NaN or inf, the result is NaN, and where it is a traced 0 nothing is shrunk. Works
+    ``singular_values`` ``[..., p]`` are those of a matrix of the ``shape``, in any order. ``noise``
+    is the standard deviation of the entries' noise, as ``fit.variance ** 0.5``; where it or a value
+    is NaN or inf, the result is NaN, and where it is a traced 0 nothing is shrunk. Works
     at any scale and under ``jit``, ``vmap`` and ``grad`` (not at ``y = 1 + sqrt(b)``, where slopes
     are infinite). Half precision and integers are read as float32.
     Raises ``ValueError`` for an unknown ``loss``, ``noise`` not above 0 and values that do not fit

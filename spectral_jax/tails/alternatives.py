@@ -82,7 +82,8 @@ def tail_alternatives(
     float32. Parameters are good to 1e-6, likelihoods to rounding (float32: 1e-2 and 1e-5), at any
     scale. Where ``status`` is above ``BOUNDARY``, all is NaN.
     Works under ``jit``, ``vmap`` and, for likelihoods and ratios with the tail held, ``grad`` (at a
-    maximum, parameters do not matter to first order).
+    maximum, parameters do not matter to first order). Raises ``ValueError`` for an ``xmin`` that is
+    no finite number above 0, and for complex eigenvalues.
     Sources: Vuong 1989; arXiv 0706.1062; Alstott, Bullmore & Plenz (arXiv 1305.0215).
 
     >>> x = 1 / (1 - (jnp.arange(200) + 0.5) / 200)

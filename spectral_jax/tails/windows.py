@@ -111,11 +111,12 @@ def farms_eigenvalues(
         ``4 eps max`` of its window is rounding and comes back as 0, in float32 one eigenvalue of
         square noise in some 2,000, which moves an ``alpha`` by 1e-3: do not read ranks off it.
 
-    The other options, transforms and errors as for ``farms_windows``; also ``ValueError`` for an
-    unknown method. NaN or inf in a window gives NaN for that window. Squares reach half as far as
-    numbers do: what underflows in a float32 matrix below 1e-16 or so comes back as NaN, and what
-    overflows as inf, so that no fit takes the rest for the whole; exponents do not change if the
-    matrix is scaled first. Memory: ``2^24`` entries of windows at a time, whatever their number.
+    ``window``, ``cols_per_row``, ``samples``, ``stride``, ``key`` and ``scheme``, transforms and
+    errors are those of ``farms_windows``; also ``ValueError`` for an unknown method. NaN or inf in
+    a window gives NaN for that window. Squares reach half as far as numbers do: what underflows in
+    a float32 matrix below 1e-16 or so comes back as NaN, and what overflows as inf, so that no fit
+    takes the rest for the whole; exponents do not change if the matrix is scaled first. Memory:
+    ``2^24`` entries of windows at a time, whatever their number.
 
     >>> w = jax.random.normal(jax.random.key(0), (64, 96))
     >>> farms_eigenvalues(w, window=32, samples=3).shape

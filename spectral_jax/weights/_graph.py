@@ -133,8 +133,12 @@ def graph_weights(
     * with a batch-norm: the above times ``|gamma| / sqrt(var + 1e-5)`` of each target channel;
     * identity skip: ones ``[n]``, or ``eye(n_source, n_target)`` where the skip pads channels.
 
-    Biases, activations and pooling are no edges. `batch_stats` holds the running variances, at the
-    same paths as the norms in `params`.
+    Biases, activations and pooling are no edges.
+
+    Args:
+      layout: of the model, or from `layout` or `layout_of`.
+      conv_norm: ``"l1"`` or ``"l2"``, the norm over kernel positions.
+      batch_stats: running variances, at the same paths as the norms in `params`.
 
     Holds under jit, vmap and grad (with respect to `params`). Channel graph and batch-norm
     folding: arXiv 2103.03386, whose composition through the flatten is replaced by a norm.

@@ -116,6 +116,10 @@ def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
     """Tied weights: names whose array stands under an earlier name as well, and that name.
 
     Judged by the identity of the array objects; equal numbers in two arrays are not tied.
+
+    >>> table = np.ones((3, 2))
+    >>> tied_leaves({"embedding": table, "head": table})
+    {'head': 'embedding'}
     """
     first: dict[int, str] = {}
     return {
@@ -126,9 +130,12 @@ def tied_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a pytree by path, ``"layers/0/kernel"``, in natural order.
+    """The leaves of a pytree by path, in natural order: ``"layers/2"`` before ``"layers/10"``.
 
     What has no dtype, as a Python number, comes as an array.
+
+    >>> list(named_leaves({"fc10": {"kernel": 1.0}, "fc2": {"kernel": 2.0}}))
+    ['fc2/kernel', 'fc10/kernel']
     """
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {leaf_name(path): _as_array(leaf) for path, leaf in found}

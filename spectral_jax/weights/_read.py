@@ -25,12 +25,20 @@ def columns(
 
 
 def entry(x: Any, at: At) -> Any:
-    """One layer of a stack, given the axes that count layers and the index on each."""
+    """One layer of a stack ``x``; ``at`` names the axes that count layers and the index on each.
+
+    >>> import numpy as np
+    >>> entry(np.arange(6).reshape(3, 2), ((0, 1),)).tolist()
+    [2, 3]
+    """
     return x[_index(x, at)]
 
 
 def with_entry(x: Any, at: At, value: Any) -> Any:
-    """The stack (a jax array) with one of its layers replaced; the value where it is no stack."""
+    """The stack ``x`` (a jax array) with the layer ``at`` replaced: the inverse of `entry`.
+
+    The value itself where ``at`` is empty, that is, where ``x`` is no stack.
+    """
     return x.at[_index(x, at)].set(value) if at else value
 
 
