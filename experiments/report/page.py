@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-UNDECIDED = ("INCONCLUSIVE", "ESTIMATE", "CONTEXT")
 NOT_RUN = ("NOT RUN", "UNDERSPECIFIED")
 LEGEND = (
-    "Mean and 95 % interval. SUPPORTED: the interval lies on the claimed side of zero, corrected "
-    "for the number of claims; CONTRADICTED: on the other; negligible: smaller than anybody would "
-    "care about. NO EFFECT: no more than that, either way. INCONCLUSIVE: too few seeds to tell."
+    "Mean and 95 % interval (Student's t). SUPPORTED: the interval lies on the claimed side of "
+    "zero, corrected for the number of claims (Holm); CONTRADICTED: on the other side; negligible: "
+    "all of it is smaller than d, the least effect that would matter. NO EFFECT: no more than d "
+    "either way. REPRODUCED: within d of the stated number, both errors counted."
 )
 
 
@@ -120,10 +120,10 @@ def origin(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def render(report: Report) -> str:
     """The page as HTML."""
-    lead = escape(" ".join(report.learned))
+    lead = f"<p class='lead'>{escape(' '.join(report.learned))}</p>" if report.learned else ""
     facts = {**report.provenance, "claims (SHA-256)": report.declaration.sha256}
     parts = [
-        f"<p class='lead'>{lead}</p>" if lead else "",
+        lead,
         *_claims(report.judged),
         *_changes(report.declaration),
         *(_section(section) for section in report.sections),
@@ -134,32 +134,42 @@ def render(report: Report) -> str:
 
 
 def _claims(judged: Sequence[Judged]) -> list[str]:
-    """What was decided; regression checks; then, folded away, what was not decided and not run."""
-    checks = [one for one in judged if _is_check(one)]
-    others = [one for one in judged if not _is_check(one)]
-    decided = [one for one in others if one.verdict not in (*UNDECIDED, *NOT_RUN)]
-    undecided = [one for one in others if one.verdict in UNDECIDED]
-    waiting = [one for one in judged if one.verdict in NOT_RUN]
-    return [
-        "<h2>Claims</h2>",
-        f"<p>{escape(tally(judged))}</p>",
-        _claims_html(LEGEND, decided),
-        _folded("not decided", "Shown, but not decided.", undecided),
-        _folded("not run", "Not run in this preset, and what each would cost.", waiting),
-        "<h2>Checks against our own references</h2>" if checks else "",
-        _claims_html("Numbers that this code gave before.", checks),
-    ]
+    """What was decided; checks of our own numbers; folded away, what was not decided or not run."""
+    groups: dict[str, list[Judged]] = {name: [] for name in _GROUPS}
+    for one in judged:
+        groups[_group(one)].append(one)
+    decided = _claims_html(LEGEND, groups["decided"]) or "<p>This preset decides none of them.</p>"
+    parts = ["<h2>Claims</h2>", f"<p>{escape(tally(judged))}</p>", decided]
+    for name, caption in _GROUPS.items():
+        if caption and groups[name]:
+            table = _claims_html(caption, groups[name])
+            summary = f"<summary>{name}: {len(groups[name])}</summary>"
+            parts.append(f"<details>{summary}{table}</details>")
+    if groups["check"]:
+        parts.append("<h2>Checks against our own references</h2>")
+        parts.append(_claims_html("Numbers that this code gave before.", groups["check"]))
+    return parts
 
 
-def _is_check(one: Judged) -> bool:
-    return one.claim.origin == "our reference" and one.verdict not in NOT_RUN
+# Name and caption of what folds away; no caption: in sight.
+_GROUPS = {
+    "decided": "",
+    "check": "",
+    "controls, shown without a verdict": "What else could explain a difference: estimates.",
+    "not decided": "Measured, but with too few seeds, or against a reference without a spread.",
+    "not run": "Not run in this preset, and what each would cost.",
+}
 
 
-def _folded(name: str, caption: str, judged: Sequence[Judged]) -> str:
-    if not judged:
-        return ""
-    table = _claims_html(caption, judged)
-    return f"<details><summary>{len(judged)} {name}</summary>{table}</details>"
+def _group(one: Judged) -> str:
+    if one.verdict in NOT_RUN:
+        return "not run"
+    if one.claim.origin == "our reference":
+        return "check"
+    if one.claim.family == "control":
+        return "controls, shown without a verdict"
+    undecided = one.verdict in ("INCONCLUSIVE", "ESTIMATE", "CONTEXT")
+    return "not decided" if undecided else "decided"
 
 
 def _claims_html(caption: str, judged: Sequence[Judged]) -> str:
@@ -172,12 +182,13 @@ def _claims_html(caption: str, judged: Sequence[Judged]) -> str:
         badge = one.verdict.lower().replace(" ", "-")
         source = f"{escape(claim.source)} ({claim.origin})"
         quoted = f"<br><q>{escape(claim.citation)}</q>" if claim.citation else ""
+        command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
         note = f"<br><em>{escape(one.note)}</em>" if one.note else ""
         rows.append(
             [
                 f"<span id='{escape(claim.id)}' class='badge {badge}'>{one.verdict}</span>",
                 *map(escape, (claim.text, one.stated, one.ours, claim.difference)),
-                source + quoted + note,
+                source + quoted + command + note,
             ]
         )
     return page.table(caption, head, rows)
@@ -187,9 +198,8 @@ def _changes(declaration: Declaration) -> list[str]:
     if not declaration.changes:
         return []
     items = "".join(f"<li>{escape(line)}</li>" for line in declaration.changes)
-    count = len(declaration.changes)
-    return [f"<details><summary>{count} claims changed since the first run</summary>"
-            f"<ul>{items}</ul></details>"]  # fmt: skip
+    summary = f"<summary>changed since the first run: {len(declaration.changes)}</summary>"
+    return [f"<details>{summary}<ul>{items}</ul></details>"]
 
 
 def _section(section: Section) -> str:

@@ -74,12 +74,10 @@ class Judged:
         """Mean and 95 % interval, and how many replications they are of; empty without any."""
         if self.estimate is None:
             return ""
-        low, high = statistics.interval(self.estimate, 0.95)
         counted = f"n = {self.estimate.n} {self.claim.replication}"
         if self.estimate.items:
             counted += f" x {self.estimate.items} test items"
-        shown = number(self.estimate.mean, (high - low) / 2)
-        return f"{shown}{self.claim.unit} ({counted})"
+        return f"{self._shown(self.estimate)}{self.claim.unit} ({counted})"
 
     @property
     def stated(self) -> str:
@@ -95,6 +93,12 @@ class Judged:
     def missed(self) -> bool:
         """Whether a number that this machine and code must give is not what it gives."""
         return self.verdict == "NUMBER MISS"
+
+    def _shown(self, found: Estimate) -> str:
+        if self.claim.type == "deterministic":
+            return f"{found.mean:.9g}"  # all digits: the tolerance may be finer than the seeds
+        low, high = statistics.interval(found, 0.95)
+        return number(found.mean, (high - low) / 2)
 
     def row(self) -> dict[str, str]:
         """The columns of a table."""
