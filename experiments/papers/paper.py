@@ -213,6 +213,7 @@ def reproduce(
     outcome = carry_out(paper, preset, root=root, overrides=overrides)
     judged = judge_all(claims.CLAIMS, outcome.results, preset=preset)
     folder = Path(root) / "reports" / f"{paper.name}-{preset}"
+    folder.mkdir(parents=True, exist_ok=True)
     command = ["python -m experiments reproduce", paper.name, f"--preset {preset}", *overrides]
     report = Report(
         f"{paper.title}: preset {preset}",

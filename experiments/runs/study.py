@@ -22,15 +22,16 @@ from experiments.runs.run import Run, open_run
 
 def study(
     name: str,
-    measure: Callable[..., Mapping[str, Any]],
+    measure: Callable[..., Any],
     *,
     options: Mapping[str, Any],
     root: str | Path,
     data_sha256: str = "",
 ) -> Run:
-    """Run ``measure(run, **options) -> summary`` unless it is done; the same options, code and data
+    """Run ``measure(run, **options)`` unless it is done; the same options, code and data
     find the finished run.
 
+    ``measure`` returns a summary, or `Results`, which stand in the summary as ``results``.
     ``options`` are JSON values; the code is what ``measure`` reaches (``runs/code.py``). What it
     saves with ``run.save_array`` stays if it is interrupted; ``run.load_array`` finds it again.
     """
@@ -38,5 +39,6 @@ def study(
     config = StudyConfig(name, options)
     with open_run(config, entry=measure, data_sha256=data_sha256, root=root, argv=sys.argv) as run:
         if not run.complete:
-            run.finish(measure(run, **options))
+            found = measure(run, **options)
+            run.finish(found if isinstance(found, Mapping) else {"results": found.to_json()})
     return run

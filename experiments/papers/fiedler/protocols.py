@@ -17,6 +17,7 @@ from experiments.config import (
     PenaltyConfig,
     TrainConfig,
 )
+from experiments.papers.paper import Protocol, Tuning
 
 Arms = dict[str, ExperimentConfig]
 
@@ -40,7 +41,7 @@ def released_arms(
         train=train,
     )
     fiedler = PenaltyConfig("fiedler", 0.01, refresh="schedule")
-    arms = {
+    return {
         "none": base,
         "fiedler": replace(base, penalty=fiedler, paper_compat=RELEASED),
         "fiedler-100": replace(
@@ -52,7 +53,6 @@ def released_arms(
         "l1": replace(base, penalty=PenaltyConfig("l1", 1e-3), paper_compat=("l1_biases",)),
         "dropout": replace(base, model=replace(base.model, dropout=dropout)),
     }
-    return _named(f"fiedler/{dataset}", arms)
 
 
 def peer_arms(*, train: TrainConfig) -> Arms:
@@ -69,92 +69,90 @@ def peer_arms(*, train: TrainConfig) -> Arms:
         penalty=PenaltyConfig("cluster", 0.1),
         paper_compat=("half_gradient", "rescale_units"),
     )
-    return _named("fiedler/peer", {"control": control, "cluster": cluster})
+    return {"control": control, "cluster": cluster}
 
 
-def fair_arms(base: ExperimentConfig, *, nodes: int, strengths: int) -> Arms:
-    """Every method at the same number of strengths, to be tuned on validation data.
+def fair_arms(base: ExperimentConfig, *, nodes: int) -> Arms:
+    """Every method at four strengths, to be tuned on validation data.
 
     lambda_2 and its layer quotient pull on a weight like 1 / N: strengths are multiples of N.
     """
+    by_size = tuple(nodes * strength for strength in (1e-5, 1e-4, 3e-4, 1e-3))
     grids = {
         "l2": (1e-4, 1e-3, 3e-3, 1e-2),
         "l1": (1e-5, 1e-4, 3e-4, 1e-3),
-        "fiedler": tuple(nodes * g for g in (1e-5, 1e-4, 3e-4, 1e-3)),
-        "layer_quotient": tuple(nodes * g for g in (1e-5, 1e-4, 3e-4, 1e-3)),
+        "fiedler": by_size,
+        "layer_quotient": by_size,
         "fiedler_normalised": (0.01, 0.1, 1.0, 10.0),
         "spectral_gap": (0.01, 0.1, 1.0, 10.0),
     }
     arms = {"none": base}
-    for rate in (0.1, 0.25, 0.5, 0.7)[:strengths]:
+    for rate in (0.25, 0.5, 0.7, 0.85):
         arms[f"dropout@{rate:g}"] = replace(base, model=replace(base.model, dropout=rate))
     for name, grid in grids.items():
-        spectral = name not in ("l1", "l2")
-        for mode in ("penalty", "proximal") if spectral else ("penalty",):
-            for strength in grid[:strengths]:
-                penalty = PenaltyConfig(name, float(f"{strength:.3g}"), mode=mode)
-                suffix = "-proximal" if mode == "proximal" else ""
-                arms[f"{name}{suffix}@{penalty.strength:g}"] = replace(base, penalty=penalty)
+        for strength in grid:
+            penalty = PenaltyConfig(name, float(f"{strength:.3g}"))
+            arms[f"{name}@{penalty.strength:g}"] = replace(base, penalty=penalty)
+            if name not in ("l1", "l2"):
+                arms[f"{name}-proximal@{penalty.strength:g}"] = replace(
+                    base, penalty=replace(penalty, mode="proximal")
+                )
     return arms
 
 
-def _few_samples(train: TrainConfig, *, strengths: int) -> Arms:
+def _digits() -> Protocol:
+    """The released arms at smoke scale."""
+    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, measure_every=2, seed_axis="vmap")
+    data = DataConfig("digits", batch_size=32)
+    arms = released_arms("digits", hidden=(64, 64), dropout=0.4, train=train, data=data)
+    # On little data six epochs of the released steps, 1e-3, would teach nothing.
+    faster = OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9)
+    return Protocol({arm: replace(config, optimizer=faster) for arm, config in arms.items()})
+
+
+def _images(dataset: str, *, dropout: float, hours: float) -> Protocol:
+    train = TrainConfig(epochs=10, seeds=8)
+    return Protocol(
+        released_arms(dataset, hidden=(500, 500, 500), dropout=dropout, train=train), hours=hours
+    )
+
+
+def _few_samples(*, tuning_seeds: int, seeds: int, hours: float) -> Protocol:
     """1,000 MNIST digits, a fifth mislabelled: a net of 270,000 weights can learn them by heart."""
     base = ExperimentConfig(
         name="fiedler",
         data=DataConfig("mnist", batch_size=50, train_limit=1000, validation=2000, label_noise=0.2),
         model=ModelConfig(hidden=(256, 256)),
         optimizer=OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9),
-        train=train,
+        train=TrainConfig(epochs=40, seeds=tuning_seeds, evaluate_every=10, measure_every=40),
     )
-    return _named("fiedler/fair", fair_arms(base, nodes=784 + 256 + 256 + 10, strengths=strengths))
+    return Protocol(fair_arms(base, nodes=784 + 256 + 256 + 10), Tuning(seeds=seeds), hours)
 
 
-def _named(prefix: str, arms: Arms) -> Arms:
-    return {
-        arm: replace(config, name=f"{prefix}/{arm.replace('@', '-at-')}")
-        for arm, config in arms.items()
-    }
-
-
-def _smoke() -> dict[str, Arms]:
-    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, measure_every=2, seed_axis="vmap")
-    data = DataConfig("digits", batch_size=32)
-    arms = released_arms("digits", hidden=(64, 64), dropout=0.4, train=train, data=data)
-    # On little data six epochs of the released steps, 1e-3, would teach nothing.
-    faster = OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9)
-    arms = {arm: replace(config, optimizer=faster) for arm, config in arms.items()}
-    return {"digits": arms}
-
-
-PRESETS: dict[str, dict[str, Arms]] = {
-    "smoke": _smoke(),
+MNIST = _images("mnist", dropout=0.4, hours=0.5)
+PEER = Protocol(peer_arms(train=TrainConfig(epochs=10, seeds=10, measure_every=5)), hours=0.1)
+TCGA = Protocol(
+    released_arms(
+        "tcga",
+        hidden=(50, 50, 50),
+        dropout=0.5,
+        train=TrainConfig(epochs=5, seeds=8),
+        data=DataConfig("tcga", preprocessing="raw", split="released"),
+    ),
+    hours=0.1,
+)
+PROTOCOLS: dict[str, dict[str, Protocol]] = {
+    "smoke": {"digits": _digits()},
     "small": {
-        "mnist": released_arms(
-            "mnist", hidden=(500, 500, 500), dropout=0.4, train=TrainConfig(epochs=10, seeds=5)
-        ),
-        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, measure_every=5)),
-        "fair": _few_samples(
-            TrainConfig(epochs=40, seeds=5, evaluate_every=10, measure_every=40), strengths=4
-        ),
+        "mnist": MNIST,
+        "peer": PEER,
+        "fair": _few_samples(tuning_seeds=4, seeds=8, hours=0.25),
     },
     "paper": {
-        "mnist": released_arms(
-            "mnist", hidden=(500, 500, 500), dropout=0.4, train=TrainConfig(epochs=10, seeds=5)
-        ),
-        "cifar10": released_arms(
-            "cifar10", hidden=(500, 500, 500), dropout=0.5, train=TrainConfig(epochs=10, seeds=5)
-        ),
-        "tcga": released_arms(
-            "tcga",
-            hidden=(50, 50, 50),
-            dropout=0.5,
-            train=TrainConfig(epochs=5, seeds=5),
-            data=DataConfig("tcga", preprocessing="raw", split="released"),
-        ),
-        "peer": peer_arms(train=TrainConfig(epochs=10, seeds=10, measure_every=5)),
-        "fair": _few_samples(
-            TrainConfig(epochs=40, seeds=10, evaluate_every=10, measure_every=40), strengths=4
-        ),
+        "mnist": MNIST,
+        "cifar10": _images("cifar10", dropout=0.5, hours=1.5),
+        "tcga": TCGA,
+        "peer": PEER,
+        "fair": _few_samples(tuning_seeds=8, seeds=16, hours=0.5),
     },
 }

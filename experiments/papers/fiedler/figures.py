@@ -8,12 +8,27 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.papers.fiedler import evidence
-from experiments.report import Picture, Section, Table
-from experiments.reproduction import Runs
+from experiments.papers.fiedler.claims import BEST_BASELINE
+from experiments.papers.paper import Outcome
+from experiments.report.evidence import paired
+from experiments.report.page import Picture, Section
+from experiments.report.results import Results
+from experiments.report.tables import of_results
 from experiments.runs import Run
 from spectral_jax import plots
 
+COLUMNS = {
+    "test accuracy (%)": ("test/accuracy", 100.0),
+    "train accuracy (%)": ("final_train/accuracy", 100.0),
+    "lambda_2": ("spectra/lambda_2", 1.0),
+    "nu_2": ("spectra/nu_2", 1.0),
+    "participation ratio": ("spectra/lambda_2/participation_ratio", 1.0),
+    "weights < 0.001 (%)": ("spectra/small_weights", 100.0),
+    "penalty / loss": ("spectra/penalty/loss_ratio", 1.0),
+    "penalty / loss gradient": ("spectra/penalty/gradient_ratio", 1.0),
+    "n-cut": ("n_cut", 1.0),
+    "collapsed (%)": ("collapsed", 100.0),
+}
 SPECTRA = {
     "lambda_2": "spectra/lambda_2",
     "nu_2": "spectra/nu_2",
@@ -27,21 +42,21 @@ TITLES = {
     "peer": "The peer's clusterability penalty (7x7 MNIST)",
     "fair": "A fair comparison: few, noisy samples",
 }
+CAPTION = "Every trained arm: mean and 95 % interval over seeds"
 
 
-def sections(runs: Runs, rows: list[dict[str, str]], folder: Path) -> list[Section]:
+def sections(outcome: Outcome, folder: Path) -> list[Section]:
     """One section per protocol; every figure is a file in ``folder`` as well."""
     made = []
-    for protocol, arms in runs.items():
-        if not arms:
-            continue
-        drawn = _fair(arms) if protocol == "fair" else _training(arms)
+    for protocol in filter(TITLES.get, outcome.runs):
+        if protocol == "fair":
+            drawn = _fair(outcome.results)
+        else:
+            drawn = _training(outcome.runs[protocol])
         for name, picture in drawn.items():
             plots.save(picture.figure, folder / f"{protocol}-{name}")
-        table = Table(
-            f"{TITLES[protocol]}: every trained arm, mean and 95 % interval over seeds",
-            [_without_protocol(row) for row in rows if row["protocol"] == protocol],
-        )
+        shown = [protocol, f"{protocol}/tuning"]
+        table = of_results(outcome.results, COLUMNS, caption=CAPTION, protocols=shown)
         made.append(Section(TITLES[protocol], figures=list(drawn.values()), tables=[table]))
     return made
 
@@ -90,48 +105,52 @@ def _vector(arm: str, run: Run) -> Picture:
     )
 
 
-def _fair(arms: Mapping[str, Run]) -> dict[str, Picture]:
-    pictures: dict[str, Picture] = {}
+def _fair(results: Results) -> dict[str, Picture]:
+    """Accuracy by strength on the tuning seeds; the tuned methods on fresh ones."""
     by_method: dict[str, dict[float, np.ndarray]] = defaultdict(dict)
-    for arm, run in arms.items():
+    for arm in results.arms("fair/tuning"):
         method, _, strength = arm.partition("@")
-        if strength:
-            by_method[method][float(strength)] = evidence.accuracy(run)
-    baseline = evidence.accuracy(arms["none"]) if "none" in arms else None
+        found = results.values("test/accuracy", arm=arm, protocol="fair/tuning")
+        if strength and found is not None:
+            by_method[method][float(strength)] = 100 * found
     # Strengths are in different units, so methods share a figure only where they share a grid.
     grids: dict[tuple[float, ...], list[str]] = defaultdict(list)
-    for method, results in by_method.items():
-        grids[tuple(sorted(results))].append(method)
+    for method, by_strength in by_method.items():
+        grids[tuple(sorted(by_strength))].append(method)
+    plain = results.values("test/accuracy", arm="none", protocol="fair/tuning")
+    baseline = None if plain is None else 100 * plain
+    pictures = {}
     for grid, methods in grids.items():
         accuracies = {name: np.stack([by_method[name][s] for s in grid]) for name in methods}
         figure = plots.strength_sweep(
             np.array(grid), accuracies, baseline=baseline, arms=list(by_method)
         )
-        names = ", ".join(methods)
         pictures[f"sweep-{methods[0]}"] = Picture(
-            figure, f"Test accuracy against penalty strength: {names}. The band is no penalty."
+            figure,
+            f"Test accuracy against penalty strength, tuning seeds: {', '.join(methods)}. "
+            "The band is no penalty.",
         )
-    tuned = evidence.tuned_arms(arms)
-    reference = evidence.best_baseline(tuned)
+    if reference := BEST_BASELINE.name(results):
+        pictures["paired"] = _against(reference, results)
+    return pictures
+
+
+def _against(reference: str, results: Results) -> Picture:
     differences = {
-        name: evidence.accuracy(run) - evidence.accuracy(tuned[reference])
-        for name, run in tuned.items()
-        if name != reference
+        arm: found
+        for arm in results.arms("fair")
+        if arm != reference
+        and (found := paired(arm, reference, protocol="fair").of(results)) is not None
     }
     figure = plots.paired_differences(
         differences, xlabel=f"test accuracy, method minus {reference}, both tuned (points)"
     )
-    pictures["paired"] = Picture(
+    return Picture(
         figure, f"Every tuned method against the best tuned baseline ({reference}), paired by seed."
     )
-    return pictures
 
 
 def _by_epoch(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     history = run.history()
     steps_per_epoch = run.summary["steps"] / run.summary["epochs"]
     return {name: (steps / steps_per_epoch, values) for name, (steps, values) in history.items()}
-
-
-def _without_protocol(row: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in row.items() if name != "protocol"}
