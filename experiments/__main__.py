@@ -27,6 +27,7 @@ from experiments.names import did_you_mean
 from experiments.papers import PAPERS, reproduce
 from experiments.papers import load as load_paper
 from experiments.papers.paper import Paper
+from experiments.papers.plan import Part
 
 COMMAND = "python -m experiments"
 DEFAULT_PRESET = "smoke"
@@ -54,7 +55,8 @@ examples:
 
 A run that was stopped goes on where it was when the same command is given again.
 Exit codes: 0 done, 1 failed (state kept), 2 usage or configuration, 3 a check failed,
-4 data or checkpoint missing, 75 preempted after saving, 130 interrupted.
+4 data or checkpoint missing (reproduce does the rest and writes the report), 75 preempted after
+saving, 130 interrupted.
 """
 RUN_EXAMPLES = f"""\
 examples:
@@ -67,6 +69,7 @@ REPRODUCE_EXAMPLES = f"""\
 examples:
   {COMMAND} reproduce fiedler                       a minute or two, on data of scikit-learn
   {COMMAND} reproduce fiedler --preset paper        the published protocol
+  {COMMAND} reproduce --preset small --dry-run      what every paper would take; runs nothing
 """
 DATA_EXAMPLES = f"""\
 examples:
@@ -163,6 +166,9 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     for command in (run, reproduce):
         command.add_argument("--preset", help=f"smoke, small or paper (default {DEFAULT_PRESET})")
         command.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
+        command.add_argument(
+            "--dry-run", action="store_true", help="say what it would take, and run nothing"
+        )
 
     data = commands.add_parser("data", help="list, fetch or verify data", examples=DATA_EXAMPLES)
     data.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "verify"))
@@ -196,6 +202,11 @@ def run_command(options: argparse.Namespace) -> int:
     configs = _choose(options)
     if not options.experiment.endswith(CONFIG_FILES):
         _announce(load_paper(options.experiment.partition("/")[0]), _preset(options))
+    if options.dry_run:
+        from experiments.papers.plan import of_arms
+
+        _print_plan([of_arms(options.experiment, configs, root=options.runs)], options.json)
+        return DONE
     from experiments.training.train import train
 
     argv = [*COMMAND.split(), *options.arguments]
@@ -230,10 +241,14 @@ def reproduce_command(options: argparse.Namespace) -> int:
     codes = []
     for paper in chosen.values():
         _announce(paper, preset)
-        codes.append(
-            reproduce(paper, preset, root=options.runs, overrides=settings, as_json=options.json)
-        )
-    return max(codes)
+        asked = {"root": options.runs, "overrides": settings}
+        if options.dry_run:
+            from experiments.papers.plan import parts
+
+            _print_plan(list(parts(paper, preset, **asked)), options.json)
+        else:
+            codes.append(reproduce(paper, preset, as_json=options.json, **asked))
+    return max(codes, default=DONE)
 
 
 def data_command(options: argparse.Namespace) -> int:
@@ -311,6 +326,14 @@ def _announce(paper: Paper, preset: str) -> None:
     print(f"{paper.title}, preset {preset}{': ' + cost if cost else ''}", file=sys.stderr)
 
 
+def _print_plan(parts: Sequence[Part], as_json: bool) -> None:
+    """What each part would take, and all of them together."""
+    from experiments.papers.plan import total
+
+    told = [*parts, total(parts)]
+    _print_rows([vars(part) if as_json else part.row() for part in told], as_json=as_json)
+
+
 def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The columns of a summary as text; per-seed lists as mean and standard deviation."""
     for name, column in COLUMNS.items():
@@ -334,18 +357,9 @@ def _lost_seeds(arm: str, summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     """Print rows on stdout: aligned columns, or one JSON array."""
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        return
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, *([str(row.get(column, "")) for column in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    for line in lines:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+    from experiments.report.tables import Table
+
+    print(json.dumps(rows, indent=2) + "\n" if as_json else Table("", rows).text(), end="")
 
 
 def _bug(error: Exception) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from experiments import data as datasets
 from experiments.config import ExperimentConfig
 from experiments.data.splits import Splits, stratified_order
-from experiments.errors import FAILED, UserError
+from experiments.errors import Diverged, UserError
 from experiments.names import did_you_mean
 from experiments.runs import Run, open_run
 from experiments.runs.interruption import interruption
@@ -74,6 +74,24 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
                 advance(done, note=_note(metrics))
         run.finish(training.finish(run))
     return run
+
+
+class Sizes(NamedTuple):
+    """What training a configuration takes: bytes of the state of all trials, and of the data."""
+
+    state: int
+    data: int
+
+
+def sizes(config: ExperimentConfig) -> Sizes:
+    """Sizes without training; `UserError` as in `train`, and nothing is written."""
+    training = _Training(config)
+    state = jax.eval_shape(lambda: training.trainer.start(training.trials))
+    return Sizes(_bytes(state._replace(key=())), _bytes(training.task.data))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 class _Training:
@@ -292,10 +310,9 @@ def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network) -> N
 def _refuse_total_divergence(config: ExperimentConfig, metrics, step: int) -> None:
     if np.isfinite(metrics["train/loss"]).any():
         return
-    raise UserError(
+    raise Diverged(
         f"all {config.train.seeds} seeds diverged before step {step} (the loss is not finite); "
-        f"the state before it is kept: {_gentler(config)}",
-        FAILED,
+        f"the state before it is kept: {_gentler(config)}"
     )
 
 
