@@ -37,7 +37,7 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quick_environment():
     """The environment of a process that is to compile quickly too."""
     return {**os.environ, **OLDER_EMITTERS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
