@@ -55,7 +55,7 @@ def sections(outcome: Outcome, folder: Path) -> list[Section]:
             drawn = _training(outcome.runs[protocol])
         for name, picture in drawn.items():
             plots.save(picture.figure, folder / f"{protocol}-{name}")
-        shown = [protocol, f"{protocol}/tuning"]
+        shown = [protocol, f"{protocol}/tuning", *(["clusters"] if protocol == "peer" else [])]
         table = of_results(outcome.results, COLUMNS, caption=CAPTION, protocols=shown)
         made.append(Section(TITLES[protocol], figures=list(drawn.values()), tables=[table]))
     return made
