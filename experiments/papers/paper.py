@@ -209,17 +209,18 @@ def reproduce(
     from experiments.report.verdicts import judge_all
 
     claims, figures = paper.part("claims"), paper.part("figures")
+    folder = Path(root) / "reports" / f"{paper.name}-{preset}"
     check(claims.CLAIMS, paper.known())
+    folder.mkdir(parents=True, exist_ok=True)
+    declaration = declare(claims.CLAIMS, folder / "declared.json")  # before anything is known
     outcome = carry_out(paper, preset, root=root, overrides=overrides)
     judged = judge_all(claims.CLAIMS, outcome.results, preset=preset)
-    folder = Path(root) / "reports" / f"{paper.name}-{preset}"
-    folder.mkdir(parents=True, exist_ok=True)
     command = ["python -m experiments reproduce", paper.name, f"--preset {preset}", *overrides]
     report = Report(
         f"{paper.title}: preset {preset}",
         learned=claims.learned(outcome, judged),
         judged=judged,
-        declaration=declare(claims.CLAIMS, folder / "declared.json"),
+        declaration=declaration,
         sections=[*figures.sections(outcome, folder / "figures"), *_tuning(outcome)],
         results=of_results(outcome.results, figures.COLUMNS),
         provenance={"command": " ".join(command), **_origin(outcome)},

@@ -113,12 +113,14 @@ def total(parts: Sequence[Part]) -> Part:
     known = [part.hours for part in parts if part.hours is not None]
     return Part(
         "all",
-        *(sum(getattr(part, name) for part in parts)
-          for name in ("arms", "trials", "compilations", "state")),
+        arms=sum(part.arms for part in parts),
+        trials=sum(part.trials for part in parts),
+        compilations=sum(part.compilations for part in parts),
+        state=sum(part.state for part in parts),
         data=max((part.data for part in parts), default=0),
         hours=sum(known) if known else None,
         measured=all(part.measured for part in parts),
-    )  # fmt: skip
+    )
 
 
 def _of_study(study: Study, preset: str) -> Part:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.papers import curves
 from experiments.papers.fiedler.claims import BEST_BASELINE
 from experiments.papers.paper import Outcome
 from experiments.report.evidence import paired
@@ -62,25 +63,15 @@ def sections(outcome: Outcome, folder: Path) -> list[Section]:
 
 
 def _training(arms: Mapping[str, Run]) -> dict[str, Picture]:
-    histories = {arm: _by_epoch(run) for arm, run in arms.items()}
     names = list(arms)
-    percent = {
-        arm: (h["test/accuracy"][0], 100 * h["test/accuracy"][1]) for arm, h in histories.items()
-    }
-    losses = {arm: h["test/loss"] for arm, h in histories.items()}
+    histories = {arm: curves.by_epoch(run) for arm, run in arms.items()}
     spectra = {
         arm: {name: history[metric] for name, metric in SPECTRA.items()}
         for arm, history in histories.items()
     }
     pictures = {
-        "accuracy": Picture(
-            plots.training_curves(percent, ylabel="test accuracy (%)", xlabel="epoch", arms=names),
-            "Test accuracy over training.",
-        ),
-        "loss": Picture(
-            plots.training_curves(losses, ylabel="test loss (nats)", xlabel="epoch", arms=names),
-            "Test loss over training.",
-        ),
+        "accuracy": curves.accuracy(arms, names),
+        "loss": curves.loss(arms, names),
         "spectra": Picture(
             plots.spectral_evolution(spectra, xlabel="epoch", arms=names),
             "Connectivity of the weight graph and where its Fiedler vector sits.",
@@ -148,9 +139,3 @@ def _against(reference: str, results: Results) -> Picture:
     return Picture(
         figure, f"Every tuned method against the best tuned baseline ({reference}), paired by seed."
     )
-
-
-def _by_epoch(run: Run) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    history = run.history()
-    steps_per_epoch = run.summary["steps"] / run.summary["epochs"]
-    return {name: (steps / steps_per_epoch, values) for name, (steps, values) in history.items()}
