@@ -359,7 +359,10 @@ def _print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     """Print rows on stdout: aligned columns, or one JSON array."""
     from experiments.report.tables import Table
 
-    print(json.dumps(rows, indent=2) + "\n" if as_json else Table("", rows).text(), end="")
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif rows:
+        print(Table("", rows).text(), end="")
 
 
 def _bug(error: Exception) -> str:
