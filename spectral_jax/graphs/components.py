@@ -61,6 +61,7 @@ def _joined_by_hubs(weights: Blocks, edges: Edges, groups: int) -> Array:
     groups. Enough for a dense network, not necessary: False decides nothing.
     """
     kernels = [(a, edge) for a, edge in zip(weights, edges, strict=True) if a.ndim == 2]
+    # Whether the kernels join all groups, at compile time: only shapes are needed.
     reached = {0}
     for _ in kernels:
         for _, edge in kernels:
@@ -84,6 +85,7 @@ def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
             a = jnp.abs(block)
             parts[target] = jnp.maximum(parts[target], _reached(parts[source], a))
             parts[source] = jnp.maximum(parts[source], _reached(a, parts[target]))
+        # Forward through the layers in one pass, since each update uses the one before.
         now_seen = jnp.concatenate(parts)
         return now_seen, jnp.any(now_seen != seen)
 

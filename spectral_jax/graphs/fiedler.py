@@ -135,6 +135,7 @@ def fiedler(
     stale = None if state is None else problem.embed(state)
     guesses = _guesses(problem, stale)
     pairs = _solve(problem, 1, guesses, tol, max_matvecs)
+    # A component of a single node has no pair but the trivial one.
     exists = problem.nodes > 1
     vector = jnp.where(exists, pairs.vectors[:, 0], 0)
     value = jnp.where(exists, pairs.values[0], 0)
@@ -204,11 +205,13 @@ def fiedler_value(
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     values = _solve(problem, k, _guesses(problem, stale), tol, max_matvecs).values
-    # Fewer than k non-trivial pairs in the component: what is left lies above the spectrum.
+    # Where the component has fewer than k non-trivial pairs, the others are those of nodes outside
+    # it, with a value above the spectrum that must not enter the mean.
     real = jnp.arange(k) < problem.nodes - 1
     count = jnp.maximum(jnp.sum(real), 1).astype(values.dtype)
     if reduce == "mean":
         return jnp.sum(jnp.where(real, values, 0)) / count
+    # logsumexp subtracts the largest exponent first: exp(-sharpness lambda) itself underflows.
     exponents = jnp.where(real, -sharpness * values, -jnp.inf)
     mixture = jax.nn.logsumexp(exponents, where=real) - jnp.log(count)
     return jnp.where(problem.nodes > 1, -mixture / sharpness, 0)
@@ -357,7 +360,8 @@ def _merged(
     normalised: bool,
 ) -> LayerQuotient:
     """``layer_quotient`` of the weights in units of ``root**2``."""
-    # Divided by root twice, here and below: root**2 itself may underflow or overflow.
+    # Divided by root twice, here and below: root**2 itself may underflow or overflow. `amount` is
+    # the mass of each node in the denominator of the quotient.
     sizes, inside = graph.sizes, inside.astype(degree.dtype)
     sums = [EdgeSums(*(part / root / root for part in block)) for block in sums]
     amount = inside * degree / root / root if normalised else inside
@@ -383,8 +387,10 @@ def _merged(
     _, vectors = jnp.linalg.eigh(
         scale[:, None] * q * scale[None, :] + jnp.diag(jnp.where(present, 0, ceiling))
     )
+    # From the eigenvector of the symmetric matrix to the height of each layer.
     height = scale * _off_null(vectors[:, :2], jnp.sqrt(size))
     value = _layer_value(totals, size, height, b)
+    # Vector and image only start a solver, so that no derivative flows through them.
     height, length, sums = jax.lax.stop_gradient((height, jnp.sqrt(amount), sums))
     spread = jnp.concatenate([jnp.full(n, height[group]) for group, n in enumerate(sizes)])
     image = pulls(sums, height, graph.edges, sizes)
@@ -471,6 +477,8 @@ class _Problem(NamedTuple):
             )
         inside = self.mask if state.ndim == 1 else self.mask[:, None]
         state = jnp.where(inside & jnp.isfinite(state), state, 0).astype(self.null.dtype)
+        # The weights have changed since: drop what lies outside today's component, and along
+        # today's trivial vector.
         state = state - self.null.reshape(-1, *[1] * (state.ndim - 1)) * (self.null @ state)
         length = jnp.linalg.norm(state, axis=0)
         return state / jnp.where(length > 0, length, 1)
@@ -488,8 +496,11 @@ def _problem(
     mask, connected = _searched(graph, total > 0 if normalised else total >= 0, component)
     heaviest, limits = jnp.max(jnp.where(mask, total, 0)), jnp.finfo(total.dtype)
     root = _root(heaviest)
+    # Starts and the trivial vector are constants to derivatives: at a converged pair they do not
+    # matter.
     constant = jax.lax.stop_gradient((sums, total))
     degree = constant[1] / root / root
+    # The trivial vector: constant on the component, times D^1/2 if normalised.
     null = jnp.where(mask, jnp.sqrt(degree) if normalised else 1, 0).astype(degree.dtype)
     length = jnp.linalg.norm(null)
     return _Problem(
@@ -568,6 +579,7 @@ def _solve(problem: _Problem, k: int, guesses: _Guesses, tol, max_matvecs: int) 
         heaviest = jnp.max(problem.degree)
         usable = problem.mask & (problem.degree > 0)
         jacobi = 1 / jnp.where(usable, problem.degree, jnp.where(heaviest > 0, heaviest, 1))
+    # Two guesses come from the weights; more are from an earlier solve.
     stale = guesses.vectors.shape[1] > 2
     pairs = eigsh(
         problem.operator,
@@ -609,6 +621,7 @@ def _judged(problem: _Problem, pairs: EigResult, tol: float) -> tuple[Array, Arr
     # the edge sum of a vector with entries wrong by a rounding error can give: its square.
     rounding = 10 * float(jnp.finfo(values.dtype).eps)
     zero = ~problem.connected & (values <= rounding**2 * problem.norm)
+    # NaN or inf among the weights shows in the degrees, and so in the norm.
     finite = jnp.isfinite(problem.norm)
     values = jnp.where(finite, values, jnp.nan)
     return values, residuals, pairs.converged & (sound | zero) & finite & problem.readable

@@ -165,6 +165,7 @@ def laplacian_operator(
     over ``N`` numbers that are made anyway; dividing the weights would be another pass over them.
     """
     if normalised:
+        # A node without edges has no D^-1/2.
         inside = inside & (degree > 0)
         scale = jnp.where(inside, inverse_root(degree), 0)
         ceiling = jnp.full((), 2, degree.dtype)
@@ -213,6 +214,7 @@ def rayleigh_quotient(
     if v.shape != (sum(graph.sizes),):
         raise ValueError(f"v has shape {v.shape}: pass one entry per node, {(sum(graph.sizes),)}")
     form = Form(graph.edges, graph.sizes, normalised)
+    # The quotient does not depend on the length of v; squares of entries near 1 are numbers.
     return _quotient(form, graph.weights, v / power_of_two(jnp.max(jnp.abs(v))))
 
 
@@ -322,9 +324,11 @@ class _LaplacianProduct:
     def __call__(self, data: _LaplacianData, x: Array) -> Array:
         scaled = data.scale * x
         parts = split(scaled, self.sizes)
+        # `pulled` collects A x: over a block flows W^T x to its target and W x to its source.
         pulled = [jnp.zeros_like(part) for part in parts]
         for a, (source, target) in zip(data.magnitudes, self.edges, strict=True):
-            # Not a.T @ x, which XLA reads against the grain on a CPU: three times slower.
+            # Not a.T @ x: on a CPU XLA reads the transpose across the rows that are contiguous in
+            # memory, which takes three times as long.
             pulled[target] += _times(parts[source], a)
             pulled[source] += _times(a, parts[target])
         return data.scale * (data.degree * scaled - jnp.concatenate(pulled)) + data.apart * x

@@ -113,5 +113,6 @@ def _folded_matvec(shifted: SymmetricOperator, x: Array) -> Array:
 
 
 def _projected_matvec(data: tuple[Array, SymmetricOperator], x: Array) -> Array:
+    # On both sides: projected on one side alone the operator would not be symmetric.
     vectors, op = data
     return outside(op @ outside(x, vectors), vectors)

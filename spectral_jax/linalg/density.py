@@ -169,6 +169,7 @@ def logdet(
     >>> round(float(result.value), 3)  # 5 log 2
     3.466
     """
+    # A negative or vanishing node makes NaN, not a finite number that looks like an answer.
     density = spectral_density(op, key, probes=probes, steps=steps)
     floor = 10 * jnp.finfo(density.nodes.dtype).eps * jnp.max(jnp.abs(density.nodes))
     one = density.mean(lambda x: jnp.where(x > floor, jnp.log(jnp.abs(x)), jnp.nan))

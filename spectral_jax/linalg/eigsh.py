@@ -107,6 +107,7 @@ def eigsh(
     max_matvecs = count("max_matvecs", max_matvecs, least=_least(k, chosen, v0, v0_images))
     probe_steps = count("probe_steps", probe_steps)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
+    # The default start has a part in every eigenvector, and needs no probe.
     probe = probe_steps if v0 is not None else 0
     options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
     start = None if v0 is None else (v0, v0_images)
@@ -191,6 +192,8 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     size = power_of_two(jnp.max(jnp.abs(cotangent), axis=0))
     cotangent = cotangent / size
     known = jnp.concatenate([fixed, vectors], axis=1)
+    # Gaps of the known values (rows) to the wanted ones (columns). The fixed vectors come without
+    # values: take their Rayleigh quotients.
     apart = jnp.concatenate([jnp.sum(fixed * (op @ fixed), axis=0), values])[:, None] - values
     # Vectors of one eigenspace may be rotated among each other at will: a gap that is nothing but
     # rounding would be divided by. Set these terms to 0, by an infinite gap.

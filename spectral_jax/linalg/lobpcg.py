@@ -102,6 +102,7 @@ def lobpcg(
     images = op @ start if images is None else images
     generic = generic_vectors(op.size, search.k, op.dtype, stream=1)
     basis, values = _best_guesses(search, start, images)
+    # From here on the operator has an ordinary magnitude (scale.py).
     factor, products = known_factor(op, jnp.concatenate([basis.ax, basis.ap]), generic[:, 0])
     search = search._replace(op=factor * op)
     basis = basis._replace(ax=factor * basis.ax, ap=factor * basis.ap)
@@ -149,6 +150,7 @@ def _rounds(
             matvecs=spent,
         )
         return search.certify(end.basis.x.T, end.scale, end.matvecs)
+    # Another round needs k products at least, and the final check of the answer k more.
     state = jax.lax.while_loop(
         lambda state: ~state.finished & (state.matvecs + 2 * k < search.max_matvecs),
         partial(_next_round, search, iterate, generic, probe_steps),
@@ -184,6 +186,8 @@ def _next_round(
         scale=state.scale,
         matvecs=state.matvecs,
     )
+    # Better than the answer by more than both its tolerance and its residual: a value within either
+    # would be the answer itself, seen with an error.
     beyond = (
         search.sign * end.values[0]
         < search.sign * (state.values[-1] - search.tol * jnp.abs(state.values[-1]))
@@ -259,6 +263,7 @@ def _iterate(
         x, ax, p, ap = state.basis
         residual = precondition(ax - state.values[:, None] * x)
         w = jnp.where(leads & (state.step == 0), lead, residual)
+        # The only product of a step: X and P have theirs from the last one.
         w = orthonormal_rows(w, jnp.concatenate([known, x, p]))
         aw = (op @ w.T).T
         s, image = jnp.concatenate([x, p, w]), jnp.concatenate([ax, ap, aw])

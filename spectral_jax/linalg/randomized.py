@@ -165,6 +165,8 @@ def _project(q: Array, image: Array, p: Array, rank: int) -> tuple[Array, Array,
     """
     x, s, yt = jnp.linalg.svd(transposed_product(p, image))
     u, vt = mm(q, yt[:rank].T), mm(p, x[:, :rank]).T
+    # Singular vectors are unique up to a sign, which another LAPACK may choose otherwise: fix it by
+    # the largest entry.
     largest = jnp.take_along_axis(u, jnp.argmax(jnp.abs(u), axis=0)[None], axis=0)[0]
     sign = jnp.where(largest < 0, -1, 1).astype(u.dtype)
     return u * sign, s[:rank], vt * sign[:, None]
@@ -175,6 +177,7 @@ def _truncate(u: Array, s: Array, vt: Array, error: Array, tol) -> SVDResult:
     if tol is None:
         floor = max(len(u), vt.shape[1]) * jnp.finfo(s.dtype).eps * s[0]
         return SVDResult(u, s, vt, error, jnp.sum(s > floor), ~jnp.isnan(error))
+    # In units of the largest value: squares of values of 1e-20 would underflow.
     scale = jnp.where(s[0] > 0, s[0], 1)
     squares = jnp.append(s, error) / scale
     # The squares of a Frobenius norm add up: tails[r] is the norm of what r triplets leave, the

@@ -70,6 +70,7 @@ def trace(
     """
     check_operator(op)
     _check(method, matvecs, {"xtrace": 4, "hutch++": 3, "hutchinson": 1})
+    # With as many products as rows the matrix itself can be had.
     if matvecs >= op.size:
         return _exact(jnp.trace(op.dense()), op.size)
     if method == "xtrace":
@@ -199,6 +200,8 @@ def _xdiag(op: SymmetricOperator, key: PRNGKeyArray, k: int) -> Estimate:
     signs = _signs(key, op, k)
     sketch, op, factor = _first_products(op, signs)
     q, r = jnp.linalg.qr(sketch)
+    # Without column i, Q loses the direction Q s_i: the diagonal of Q_i Q_i^T A is that of Q Q^T A
+    # less that direction's part.
     s, left = _left_out(r)
     z = op @ q
     direction = mm(q, s)
@@ -215,6 +218,8 @@ def _left_out(r: Array) -> tuple[Array, Array]:
     u, values, vt = jnp.linalg.svd(r)
     tiny = jnp.finfo(r.dtype)
     floor = jnp.maximum(len(r) * tiny.eps * values[0], tiny.tiny)
+    # r^-T = U diag(1 / values) V^T. Scaled by `floor` and cut at 1: directions of the null space
+    # outweigh all others by one over a rounding error, and are kept finite.
     s = unit(mm(u / jnp.maximum(values / floor, 1), vt))
     return s, jnp.sum(s * r, axis=0)
 

@@ -104,6 +104,8 @@ def _eigvalsh(method: str, a: Array) -> Array:
 
 @_eigvalsh.defjvp
 def _eigvalsh_jvp(method, primals, tangents):
+    # Hellmann-Feynman: the vectors may be held constant to first order. `eigh` has a derivative of
+    # its own, which makes second derivatives right.
     values, vectors = eigh(*primals)
     return values, jnp.sum(vectors * mm(*tangents, vectors), axis=-2)
 
@@ -177,6 +179,7 @@ def _by_gram(method: str, a: Array) -> Array:
     squares = jax.lax.platform_dependent(
         a, cpu=_gram_eigvals, default=lambda a: jnp.linalg.eigvalsh(_gram(a))
     )
+    # Rounding leaves small eigenvalues of a Gram matrix with either sign.
     values = jnp.sqrt(jnp.maximum(squares, 0))[..., ::-1]
     # Matrices whose squares may have left the range of the dtype are found out here, by their
     # largest value. Scaling all of them beforehand would take as long as the product at n = 128.

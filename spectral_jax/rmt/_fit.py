@@ -215,6 +215,7 @@ def _fit(eigenvalues: Array, key: Array | None, options: _Options) -> MPFit:
     else:
         bulk = _by_formula(spectrum, window, options)
     few = jnp.sum(window, axis=-1) < 2
+    # NOT_FINITE overrules TOO_FEW, which overrules what the method says of itself.
     status = jnp.where(few, int(MPStatus.TOO_FEW), bulk.status)
     finite = spectrum.finite & jnp.isfinite(bulk.variance * bulk.factor * spectrum.unit)
     status = jnp.where(finite, status, int(MPStatus.NOT_FINITE)).astype(jnp.int32)
@@ -251,6 +252,8 @@ def _result(spectrum: Spectrum, bulk: _Bulk, ks: Array, options: _Options) -> MP
         variance=number(bulk.variance * unit),
         edge=number(edge * unit),
         bulk_edge=number(bulk.variance * unit * marchenko_pastur_edges(p / n)[1]),
+        # The root of each factor: their product may overflow. No root of NaN or 0, whose slope is
+        # not finite and would spoil derivatives of the other fits of a batch.
         threshold=number(jnp.sqrt(n * jnp.where(exists, edge, 1)) * jnp.sqrt(unit)),
         spikes=jnp.where(exists, above, spectrum.rank),
         rank=spectrum.rank,

@@ -55,6 +55,7 @@ def gamma_fit(
     )
     values, inside = spectrum.values[..., None, :], window[..., None, :]
     variances = least_squares(values, quantiles, inside)
+    # For every theta the best variance and what it misses; then the theta that misses least.
     missed = jnp.where(inside, values - variances[..., None] * quantiles, 0)
     best = jnp.argmin(jnp.sum(missed**2, axis=-1), axis=-1)
     variance = jnp.take_along_axis(variances, best[..., None], axis=-1)[..., 0]
@@ -64,6 +65,7 @@ def gamma_fit(
         return jnp.quantile(tops, 1 - beta)
 
     edges = jax.lax.map(edge, best.reshape(-1)).reshape(best.shape)
+    # The fitted distribution function is a line through the simulated quantiles.
     scaled = spectrum.values / jnp.where(variance > 0, variance, 1)[..., None]
     shares = jnp.vectorize(jnp.interp, signature="(p),(p),(p)->(p)")(
         scaled, quantiles[best], positions

@@ -63,6 +63,7 @@ def _noise_scale(singular_values: Array, shape: tuple[int, int]) -> Float[Array,
     """``sqrt(n)`` times the standard deviation of the noise, by the median."""
     p, n = shape
     spectrum = ordered(singular_values, rounding(singular_values.dtype))
+    # The quantile that the median of the nonzero values has among all p; see `median_variance`.
     place = jnp.asarray(half_steps(p, n) ** 0.5, singular_values.dtype)[2 * p - spectrum.rank]
     known = spectrum.finite & (spectrum.rank > 0)
     scale = spectrum.middle() / jnp.where(known & (place > 0), place, 1)
@@ -123,6 +124,7 @@ def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Ar
     # An exact unit near the noise: without it derivatives, of the size 1 / value^2, overflow.
     unit = power_of_two(scale)
     values, one = singular_values / unit, scale / unit
+    # Values of noise get a t for which all formulas are finite: `where` differentiates both branches.
     signal = values > (1 + b**0.5) * one
     t = jnp.where(signal, one, 1) / jnp.where(signal, values, 2 + b)
     squared = t * t

@@ -69,6 +69,7 @@ def _trace(
     """
     law = _like(spectrum, quantiles / quantiles.mean())
     expected = _mean(jnp.broadcast_to(law, spectrum.values.shape), spectrum.nonzero)
+    # 1 for a spectrum without zeros; the mean of the upper quantiles for one that was truncated.
     expected = jnp.where(expected > 0, expected, 1)
     variance = _mean(spectrum.values, spectrum.nonzero) / expected
     if edge is None:
@@ -91,6 +92,7 @@ def _density(spectrum: Spectrum, p: int, n: int) -> Float[Array, "*batch"]:
     1.6 times that of the median; a parabola through the least and its neighbours, in the logarithm,
     gives the answer between them.
     """
+    # The grid is in units of the median's estimate, so that it fits any scale.
     start = jax.lax.stop_gradient(jnp.sqrt(median_variance(spectrum, p, n)))
     start = jnp.where(start > 0, start, 1)[..., None]
     low, high = (edge**0.5 for edge in marchenko_pastur_edges(p / n))

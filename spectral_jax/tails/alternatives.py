@@ -134,6 +134,7 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
     rate = 1 / mean(s)
     power_law = jnp.log(rate) - rate * s
     log_xmin = jnp.log(xmin) + jnp.log(unit)
+    # Densities are those of s = ln(x / xmin); the sum of ln x turns their logs into those of x.
     jacobian = n * (mean(s) + log_xmin)
 
     def alternative(parameters, pointwise, edge, *, nested=False):
@@ -151,11 +152,14 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
         m = jax.lax.stop_gradient(jnp.stack([mean(s), mean(h)]))
         theta, interior = _maximise(family, start(m), m)
         pointwise = -theta[0] * s - theta[1] * h - _moments(family, theta)[0]
+        # A family that contains the power law as a limit cannot do worse; if it does no better than
+        # rounding, it is the power law.
         gains = mean(power_law - pointwise) < -100 * eps
         limit = jnp.stack([jax.lax.stop_gradient(rate), jnp.zeros_like(rate)])
         theta = jnp.where(gains, theta, limit)
         return theta, jnp.where(gains, pointwise, power_law), ~(gains & interior)
 
+    # x / xmin - 1, without the digits that exp(s) - 1 loses for small s.
     excess = jnp.expm1(s)
     decay = 1 / mean(excess)
     exponential = jnp.log(decay) - decay * excess + s
@@ -222,6 +226,7 @@ def _maximise(family: _Family, theta: Array, mean: Array) -> tuple[Array, Array]
         return trials[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
 
     theta = jax.lax.fori_loop(0, ITERATIONS, improve, theta)
+    # Half the Newton decrement is the gain that is left: rounding, at an interior maximum.
     gradient, both, _ = newton(theta)
     decrement = jnp.sum(gradient * both)
     interior = jnp.abs(decrement) <= 100 * float(jnp.finfo(theta.dtype).eps)
@@ -235,6 +240,7 @@ def _moments(family: _Family, theta: Array) -> tuple[Array, Array, Array]:
     s = low + (high - low) * nodes
     statistics = jnp.stack([s, family.h(s)])
     exponent = -jnp.sum(theta[:, None] * statistics, axis=0)
+    # The largest exponent is taken out before exp, which would over- or underflow.
     top = jnp.max(exponent)
     mass = weights * jnp.exp(exponent - top)
     total = jnp.sum(mass)

@@ -109,6 +109,7 @@ def _fit(eigenvalues: Array, fraction: float, floor: float | None) -> HillFit:
     values = found.kept
     share = rational(fraction)
     count = number(found.keep, values.dtype)
+    # ceil(fraction * count) in integers: in floating point 0.07 * 100 is more than 7.
     tail = -(-count * share.numerator // share.denominator)
     xmin = kth_largest(values, tail)
     base = jnp.where(xmin > 0, xmin, 1)[..., None]
@@ -116,6 +117,7 @@ def _fit(eigenvalues: Array, fraction: float, floor: float | None) -> HillFit:
     lost = number(found.values > 0, values.dtype) - count
     terms = tail.astype(excess.dtype)
     status = _status(terms, excess, 100 * lost >= jnp.maximum(count, 1), found.finite)
+    # Divide by 1 where there is no fit: inf or NaN in the branch not taken would reach derivatives.
     exists = status < FitStatus.TOO_FEW
     rate = jnp.where(exists, terms / jnp.where(exists, excess, 1), jnp.nan)
     error = rate / jnp.sqrt(jnp.maximum(terms, 1))

@@ -162,6 +162,7 @@ def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> Spectr
     total, largest = jnp.sum(lam, axis=-1), jnp.max(lam, axis=-1)
     exists = largest > 0
     relative = lam / jnp.where(exists, largest, 1)[..., None]
+    # Numerical rank as in LAPACK and NumPy: max(m, n) eps of the largest singular value, squared.
     tolerance = (side * float(jnp.finfo(lam.dtype).eps)) ** 2
     rank = number(relative > tolerance[..., None], lam.dtype)
     logs = jnp.log(jnp.where(keep, relative, 1))
@@ -169,6 +170,7 @@ def _metrics(eigenvalues: Array, of_shape: Array, alpha: Array | None) -> Spectr
     # -sum p ln p, with p = relative / stable
     entropy = jnp.log(stable) - jnp.sum(relative * logs, axis=-1) / stable
     log_rank = jnp.log(jnp.maximum(rank, 2).astype(lam.dtype))
+    # In units of the largest: lam^alpha itself overflows for large exponents.
     powers = jnp.sum(jnp.where(keep, jnp.exp(alpha[..., None] * logs), 0), axis=-1)
     log_unit = jnp.log10(found.unit)
     log_largest = jnp.log10(largest) + log_unit

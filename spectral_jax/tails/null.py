@@ -141,6 +141,7 @@ def _null_alpha(shape: tuple[int, ...], fraction: float) -> NullAlpha:
     # includes that of rounding to whole numbers, 1/12, which does not belong here.
     mean = (shift * copies - step / 2) / total
     variance = (variance * copies - step**2 / 12) / total**2
+    # alpha = 1 + 1 / H to second order in the error of H: -scale^2 dH + scale^3 dH^2.
     scale = bulk.alpha - 1
     expected = bulk.alpha - scale**2 * mean + scale**3 * variance
     return NullAlpha(limit, float(expected), float(scale**2 * variance**0.5))
@@ -159,6 +160,7 @@ def _fluctuation(bulk: _Bulk, step: float, size: int) -> tuple[float, float]:
     ``h`` is a function with a kink at the cut plus a jump. Coefficients of the kink are computed,
     those of the jump known; the sum of squares of the latter alone is cut off (``cutoff``).
     """
+    # Midpoints of a grid on (0, pi), for which the Fourier sum is a fast cosine transform.
     t = (np.arange(POINTS) + 0.5) * np.pi / POINTS
     h = np.where(t < bulk.cut, bulk.log_ratio(t) / bulk.fraction, 0)
     k = np.arange(1, POINTS // 4)
@@ -167,6 +169,8 @@ def _fluctuation(bulk: _Bulk, step: float, size: int) -> tuple[float, float]:
     ends = bulk.log_ratio(0.0) / bulk.fraction + step
     average = np.mean(h) + step * (1 - bulk.cut / np.pi)
     cutoff = 2 * np.pi * np.exp(1 - np.pi**2 / 8) * size * bulk.mass(bulk.cut)
+    # sum_k k (kink_k + jump_k)^2: all terms with the kink converge; squares of the jump alone are
+    # summed up to the cutoff.
     j = np.arange(1, int(cutoff) + 1)
     counting = (step * 2 / np.pi) ** 2 * np.sum(np.sin(j * bulk.cut) ** 2 / j)
     return ends / 4 - average / 2, float(np.sum(k * kink * (kink + 2 * jump)) + counting) / 2

@@ -211,6 +211,8 @@ def _spectrum(eigenvalues: Array, floor: float | None, compat: Compat | None) ->
 
 def _fit(spectrum: _Spectrum, start: Array, log_xmin: Array, edge: Array) -> PowerLawFit:
     """The fit to the values from index ``start`` on; ``xmin`` is at or below the first."""
+    # Sums are known from each value on; the threshold may lie below the first of the tail, by the
+    # same distance for all of them.
     n, logs = len(spectrum.values), spectrum.logs
     tail = n - start
     at = jnp.minimum(start, n - 1)
@@ -268,6 +270,7 @@ def _start(spectrum: _Spectrum, rule: Rule, compat: Compat | None) -> tuple[Arra
         return n - (n - spectrum.first + 1) // 2, jnp.asarray(False)
     index = jnp.arange(n)
     distinct = jnp.append(True, spectrum.values[1:] > spectrum.values[:-1])
+    # The largest value alone is no tail; equal values are one candidate, the first.
     allowed = distinct & (index >= spectrum.first) & (index < n - 1)
     if rule == "peak":
         allowed &= _peak(spectrum, compat)
@@ -286,6 +289,7 @@ def _peak(spectrum: _Spectrum, compat: Compat | None) -> Bool[Array, " N"]:
     """Candidates of the rule ``"peak"``: values around the mode of their logarithms."""
     logs, n = spectrum.logs, len(spectrum.logs)
     weights = (jnp.arange(n) >= spectrum.first).astype(logs.dtype)
+    # Values that are left out share the logarithm of the first that is not: weight 0.
     counts, edges = jnp.histogram(logs, bins=100, range=(logs[0], logs[-1]), weights=weights)
     mode = edges[jnp.argmax(counts)]
     below = logs <= mode + math.log(1.5)
