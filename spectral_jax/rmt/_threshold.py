@@ -124,7 +124,7 @@ def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Ar
     # An exact unit near the noise: without it derivatives, of the size 1 / value^2, overflow.
     unit = power_of_two(scale)
     values, one = singular_values / unit, scale / unit
-    # Values of noise get a t for which all formulas are finite: `where` differentiates both branches.
+    # Values of noise get a t with which all formulas are finite: `where` differentiates both sides.
     signal = values > (1 + b**0.5) * one
     t = jnp.where(signal, one, 1) / jnp.where(signal, values, 2 + b)
     squared = t * t
