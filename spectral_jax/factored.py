@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from spectral_jax.checkpoints import load
 from spectral_jax.prune import is_factored
 
-# The second factor of a convolution is a 1 x 1 convolution, which must not stride, pad or dilate.
+# What makes of a convolution the 1 x 1 one that the second factor is.
 _POINTWISE: dict[str, Any] = dict(strides=1, padding="VALID", input_dilation=1, kernel_dilation=1)
 
 
@@ -105,8 +105,7 @@ def _filled(module: Any, tree: Any, where: str) -> Any:
 
 
 def _two_layers(layer: Any, kernel: Any, bias: Any, where: str) -> Any:
-    """A layer with the factor ``u``, then one with ``v`` and the bias; a factor that is factored
-    itself is two layers in turn."""
+    """``u``, then ``v``; either may be two layers in turn."""
     convolves = isinstance(layer, nnx.Conv)
     if not (isinstance(layer, nnx.Linear) or (convolves and layer.feature_group_count == 1)):
         raise ValueError(

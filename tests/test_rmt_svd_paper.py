@@ -9,14 +9,24 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.config import load_yaml
-from experiments.papers import rmt_svd
-from experiments.papers.rmt_svd import cnn, evidence, fashion, loop, pictures, ranks, resnet
-from experiments.papers.rmt_svd.counts import parameters_of
-from experiments.papers.rmt_svd.protocols import PRESETS, PUBLISHED
-from experiments.papers.rmt_svd.training import Member, make_task
+from experiments.papers.paper import FRESH, Outcome, Study, reproduce
+from experiments.papers.rmt_svd import LOOP, PAPER, claims, figures
+from experiments.papers.rmt_svd.networks import (
+    assess,
+    fits,
+    in_factors,
+    leaf,
+    replaced,
+    trainer_of,
+    trial,
+)
+from experiments.papers.rmt_svd.protocols import PUBLISHED
+from experiments.papers.rmt_svd.studies import cnn, fashion, loop, ranks, resnet
+from experiments.papers.rmt_svd.studies.counts import parameters_of
+from experiments.report.claims import check
+from experiments.report.results import Results, study_results
+from experiments.report.verdicts import judge_all
 from experiments.runs import Run
-from experiments.training.train import train
 from spectral_jax import plots, prune
 from spectral_jax.compress import compress
 from spectral_jax.plots import bulks
@@ -24,99 +34,94 @@ from spectral_jax.prune import surgery
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-TASK = {
+OPTIONS = {
     "dataset": "digits", "train_limit": 320, "validation": 200, "batch_size": 32, "hidden": (24,),
 }  # fmt: skip
 LAYER = "layers/0/kernel"
 
 
 @pytest.fixture(scope="module")
-def task(quick_compilation):
-    return make_task(**TASK)
+def trainer(quick_compilation):
+    return trainer_of(**OPTIONS)
 
 
 @pytest.fixture(scope="module")
-def drawn(task):
-    return task.start([Member(0, 0.05), Member(1, 0.05, relu=True, l2=0.01)])
+def drawn(trainer):
+    return trainer.start([trial(0, 0.05), trial(1, 0.05, relu=True, l2=0.01)])
 
 
 @pytest.fixture(scope="module")
-def trained(task, drawn):
-    return task.train(drawn, 2)
+def trained(trainer, drawn):
+    return trainer.train(drawn, epochs=2)
 
 
 def cut(name, state, like=None):
     return loop.cut_at(loop.ARMS[name], state, (LAYER,), like)
 
 
-# One program, many members
+# One program, many trials
 
 
-def test_a_member_is_the_network_that_its_numbers_say(task, drawn):
-    x = jax.random.uniform(jax.random.key(0), (5, 8, 8))
-    for member, relu in ((0, False), (1, True)):
-        params, state = jax.tree.map(itemgetter(member), (drawn.params, drawn.model_state))
-        logits, _ = task.net.apply(params, state, x)
-        assert (float(logits.min()) >= 0) == relu
-    np.testing.assert_allclose(optax.tree.get(drawn.opt_state, "l2"), [0, 0.01])
+def test_a_trial_is_the_network_that_its_numbers_say(trainer, drawn):
+    outputs = trainer.outputs(drawn)
+    assert float(outputs[0].min()) < 0 <= float(outputs[1].min())
+    np.testing.assert_allclose(drawn.hyper["l2"], [0, 0.01])
 
 
-def test_penalties_pull_on_every_parameter(task):
+def test_penalties_pull_on_every_parameter(trainer):
     """On a loss that is flat the update is the penalties' alone."""
     params = {"w": jnp.array([2.0, -3.0, 0.0])}
-    state = task.program.optimizer.init(params)
-    state = optax.tree.set(state, learning_rate=0.1, l1=0.5, l2=0.25)
+    hyper = {"learning_rate": jnp.array(0.1), "l1": jnp.array(0.5), "l2": jnp.array(0.25)}
+    optimizer = trainer.optimizer(hyper)
     flat = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = task.program.optimizer.update(flat, state, params)
+    updates, _ = optimizer.update(flat, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], [-0.1, 0.125, 0.0], rtol=1e-6)
 
 
-def test_what_is_zero_stays_zero_and_the_given_state_can_be_used_again(task, drawn):
+def test_what_is_zero_stays_zero_and_the_given_state_can_be_used_again(trainer, drawn):
     kernel = drawn.params["layers"]["0"]["kernel"].at[:, 3:9].set(0)
-    state = drawn._replace(params=loop.replaced(drawn.params, {LAYER: kernel}))
-    ended = task.train(state, 1)
-    after = loop.leaf(ended.params, LAYER)
+    state = drawn._replace(params=replaced(drawn.params, {LAYER: kernel}))
+    after = leaf(trainer.train(state, epochs=1).params, LAYER)
     assert np.all(np.asarray(after[:, 3:9]) == 0)
-    assert np.any(np.asarray(after != loop.leaf(state.params, LAYER)))
+    assert np.any(np.asarray(after != leaf(state.params, LAYER)))
 
 
-def test_a_restart_forgets_the_momentum_and_keeps_the_numbers(task, trained):
-    fresh = task.restart(trained)
+def test_a_restart_forgets_the_momentum_and_keeps_the_numbers(trainer, trained):
+    fresh = trainer.restart(trained)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(optax.tree.get(fresh, "trace")))
-    np.testing.assert_allclose(optax.tree.get(fresh.opt_state, "learning_rate"), 0.05)
+    np.testing.assert_allclose(fresh.hyper["learning_rate"], 0.05)
 
 
-def test_a_dead_class_is_counted(task, drawn):
+def test_a_dead_class_is_counted(trainer, drawn):
     bias = drawn.params["layers"]["1"]["bias"].at[:, 4].set(-1e3)
-    state = drawn._replace(params=loop.replaced(drawn.params, {"layers/1/bias": bias}))
-    before, after = task.assess(drawn), task.assess(state)
-    assert set(after) == {
-        "train accuracy", "validation accuracy", "test accuracy", "dead classes"
-    }  # fmt: skip
-    assert np.all(after["dead classes"] >= np.maximum(before["dead classes"], 1))
+    state = drawn._replace(params=replaced(drawn.params, {"layers/1/bias": bias}))
+    before, after = assess(trainer, drawn), assess(trainer, state)
+    splits = {"train/accuracy", "validation/accuracy", "test/accuracy"}
+    assert set(after) == {*splits, "dead_classes"}
+    assert np.all(after["dead_classes"] >= np.maximum(before["dead_classes"], 1))
 
 
 # The arms
 
 
-def test_factors_padded_with_zeros_train_as_the_ranks_that_they_are(task, trained):
-    """Alone in its program a member of rank 3 has factors of rank 3; beside a larger one, not."""
+def test_factors_padded_with_zeros_train_as_the_ranks_that_they_are(trainer, trained):
+    """Alone in its program a trial of rank 3 has factors of rank 3; beside a larger one, not."""
     wide = {LAYER: np.array([3, 11])}
-    kernel = jax.vmap(surgery.truncate)(loop.leaf(trained.params, LAYER), jnp.asarray(wide[LAYER]))
-    params = loop.replaced(trained.params, {LAYER: kernel})
-    both, costs = loop.in_factors(trained, params, wide)
-    assert loop.leaf(both.params, LAYER)["u"].shape == (2, 64, 12)
+    kernel = jax.vmap(surgery.truncate)(leaf(trained.params, LAYER), jnp.asarray(wide[LAYER]))
+    params = replaced(trained.params, {LAYER: kernel})
+    both, costs = in_factors(trained, params, wide)
+    assert leaf(both.params, LAYER)["u"].shape == (2, 64, 12)
     np.testing.assert_array_equal(costs[LAYER], [3 * 88, 11 * 88])
     first = jax.tree.map(lambda leaf: leaf[:1], (trained, params))
-    alone, _ = loop.in_factors(*first, {LAYER: np.array([3])})
-    assert loop.leaf(alone.params, LAYER)["u"].shape == (1, 64, 3)
-    ended = [prune.recombine_all(jax.tree.map(lambda leaf: leaf[0], task.train(s, 1).params))
-             for s in (both, alone)]  # fmt: skip
-    np.testing.assert_allclose(*(loop.leaf(end, LAYER) for end in ended), atol=2e-4)
+    alone, _ = in_factors(*first, {LAYER: np.array([3])})
+    assert leaf(alone.params, LAYER)["u"].shape == (1, 64, 3)
+    trained_on = [trainer.train(state, epochs=1).params for state in (both, alone)]
+    ended = [prune.recombine_all(jax.tree.map(itemgetter(0), params)) for params in trained_on]
+    np.testing.assert_allclose(*(leaf(end, LAYER) for end in ended), atol=2e-4)
 
 
 def test_a_split_keeps_what_is_above_the_edge_and_a_share_below(trained):
-    report = loop.fits(trained.params, (LAYER,))[LAYER]
+    report = fits(trained.params, (LAYER,))[LAYER]
     spikes = np.asarray(report.spikes)
     numbers = cut("edge", trained).numbers
     np.testing.assert_array_equal(numbers[f"rank/{LAYER}"], np.maximum(spikes, 1))
@@ -129,7 +134,7 @@ def test_arms_of_equal_parameters_have_equal_parameters(trained):
     for other in ("edge-fixed", "edge-magnitude", "edge-scratch"):
         made = cut(other, trained, edge)
         np.testing.assert_array_equal(made.numbers["parameters"], edge["parameters"])
-    entries = loop.leaf(cut("edge-magnitude", trained, edge).state.params, LAYER)
+    entries = leaf(cut("edge-magnitude", trained, edge).state.params, LAYER)
     nonzero = np.count_nonzero(np.asarray(entries), axis=(1, 2))
     np.testing.assert_array_equal(nonzero, edge[f"parameters/{LAYER}"])
     assert "parameters, a bias each" not in cut("edge-magnitude", trained, edge).numbers
@@ -140,7 +145,7 @@ def test_arms_of_equal_parameters_have_equal_parameters(trained):
 
 
 def test_one_rank_for_all_layers_has_no_fewer_parameters():
-    two = make_task(**{**TASK, "hidden": (24, 40)}).start([Member(0, 0.05), Member(1, 0.05)])
+    two = trainer_of(**{**OPTIONS, "hidden": (24, 40)}).start([trial(0, 0.05), trial(1, 0.05)])
     layers = (LAYER, "layers/1/kernel")
     like = {
         f"rank/{layer}": np.array([rank, 2 * rank])
@@ -162,25 +167,7 @@ def test_where_factors_would_not_save_the_kernel_stays_whole(trained):
     np.testing.assert_array_equal(numbers["parameters"], parameters_of((64, 24, 10)))
 
 
-def test_rates_are_tried_on_the_same_members(drawn):
-    copies = loop.at_rates(drawn, (0.1, 0.2))
-    np.testing.assert_allclose(
-        optax.tree.get(copies.opt_state, "learning_rate"), [0.1, 0.1, 0.2, 0.2]
-    )
-    np.testing.assert_array_equal(
-        jax.random.key_data(copies.key[:2]), jax.random.key_data(copies.key[2:])
-    )
-
-
 # The other studies
-
-
-def test_a_study_that_was_not_run_says_what_it_would_cost():
-    for study in (fashion, cnn, resnet):
-        assert study.run("smoke", root="nowhere") is None
-        judged = study.claims(None, "a command")
-        assert judged and {claim.verdict for claim in judged} == {"NOT RUN"}
-        assert all("small" in claim.note for claim in judged)
 
 
 class Shelf:
@@ -203,30 +190,29 @@ class Shelf:
 
 
 def test_repeated_pruning_touches_the_arms_that_are_pruned(tmp_path):
-    run = Shelf()
-    options = {**TASK, "hidden": (24,), "epochs": 2, "every": 1, "keep": 1, "rate": 0.05}
-    run.summary = fashion.measure(run, **options, seeds=2)
-    spikes = run.arrays["arms"]["spikes"]
-    assert spikes.shape == (len(fashion.LOGITS), len(fashion.ARMS), 2)
-    judged = {claim.id: claim for claim in fashion.claims(run, "a command")}
-    assert judged["fashion-mp-relu"].verdict in ("TREND", "MISMATCH")
-    section = fashion.section(run, tmp_path)
-    assert len(section.tables[0].rows) == 10 and (tmp_path / "fashion-dead-classes.svg").exists()
+    options = {**OPTIONS, "hidden": (24,), "epochs": 2, "every": 1, "keep": 1, "rate": 0.05}
+    results = fashion.measure(Shelf(), **options, seeds=2)
+    assert len(results.arms("fashion")) == len(fashion.LOGITS) * len(fashion.ARMS)
+    judged = {one.id: one for one in judge_all(claims.CLAIMS, results, preset="small")}
+    assert judged["fashion-mp-relu"].estimate.n == 2
+    assert judged["cnn-split"].verdict == "NOT RUN" and "preset small" in judged["cnn-split"].note
+    (section,) = figures.sections(Outcome(PAPER, "small", results), tmp_path)
+    assert [len(table.rows) for table in section.tables] == [5, 5]
     params = {
         "layers": {"0": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 24)))}}
     }
-    prune = fashion._pruning((LAYER,), 2)
+    event = fashion._pruning((LAYER,), 2)
     for flag in (True, False):
-        after = prune(params, jnp.array(flag), jnp.array(1))["layers"]["0"]["kernel"]
+        after = event(params, jnp.array(flag), jnp.array(1))["layers"]["0"]["kernel"]
         rank = np.linalg.matrix_rank(np.asarray(after), tol=1e-3)
         assert (rank == 12) == flag
 
 
 def test_convolutions_are_split_where_their_gate_is_open():
-    task = make_task("digits", train_limit=320, batch_size=32, model="lenet", seed_axis="stepwise")
-    state = task.start([Member(0, 0.01), Member(1, 0.01)])
+    trainer = trainer_of("digits", train_limit=320, batch_size=32, model="lenet", axis="stepwise")
+    state = trainer.start([trial(0, 0.01), trial(1, 0.01)])
     split, numbers = cnn.cut_at(state, cnn.ARMS["MP edge"])
-    kernels = loop.leaf(split.params, "convs/1/kernel")
+    kernels = leaf(split.params, "convs/1/kernel")
     rank = numbers["rank/convs/1/kernel"]
     assert kernels["u"].shape[1:4] == (5, 5, 6) and kernels["v"].shape[1:3] == (1, 1)
     assert np.all(np.asarray(kernels["u"])[0, ..., rank[0] :] == 0)
@@ -267,18 +253,25 @@ def test_biases_on_last_factors_only():
 # The page
 
 
+TINY = {
+    **LOOP, **OPTIONS, "before": 1, "after": 1, "seeds": 2, "tuning_seeds": 1,
+    "arms": ("dense", "split", "edge", "edge-fixed"),
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, quick_compilation):
     """A reproduction at the smallest size, and the folder of its report."""
     root = tmp_path_factory.mktemp("runs")
-    tiny = {**loop.OPTIONS["smoke"], **TASK, "before": 1, "after": 1, "seeds": 2}
-    patch = pytest.MonkeyPatch()
-    patch.setitem(loop.OPTIONS, "smoke", tiny)
-    patch.setattr(rmt_svd, "STUDIES", ())
+    others = [study for study in PAPER.studies if study.name != "loop"]
+    tiny = replace(PAPER, studies=(*others, Study("loop", {"smoke": TINY})))
     settings = ["train.epochs=2", "train.seeds=2", "model.hidden=[24]", "data.train_limit=320"]
-    code = rmt_svd.reproduce("smoke", root=root, overrides=settings)
-    patch.undo()
+    code = reproduce(tiny, "smoke", root=root, overrides=settings)
     return root, code, root / "reports" / "rmt_svd-smoke"
+
+
+def run_of(root, *names) -> Run:
+    return Run(next((root / "rmt_svd").joinpath(*names).glob("*Z-*")))
 
 
 def test_a_reproduction_writes_verdicts_figures_and_tables(page):
@@ -289,63 +282,64 @@ def test_a_reproduction_writes_verdicts_figures_and_tables(page):
         assert heading in text
     names = {path.stem for path in (folder / "figures").glob("*.svg")}
     assert {"figure5-ranks", "figure5-spectrum", "loop-parameters", "loop-dead-classes"} <= names
-    rows = (folder / "results.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(loop.CELLS) * len(loop.SMOKE_ARMS)
 
 
-def test_every_arm_is_judged_at_the_rate_that_validation_prefers(page):
+def test_every_arm_is_trained_on_fresh_seeds_at_the_rate_that_validation_prefers(page):
     root, _, _ = page
-    run = Run(next((root / "rmt_svd" / "loop").glob("*Z-*")))
-    stored, found = run.load_array("split"), evidence.results(run)
-    for place, cell in enumerate(loop.CELLS):
-        rate = int(np.argmax(stored["validation accuracy"][:, place].mean(-1)))
-        assert found[cell]["split"].rate == loop.RATES[rate]
-        np.testing.assert_array_equal(
-            found[cell]["split"].accuracy, stored["test accuracy"][rate, place]
-        )
-    assert evidence.difference(run, "linear", "split", "gd") is None
-    assert {row["dead classes"] for row in pictures.rows(run, "linear")} != {""}
-    judged = {claim.id: claim for claim in evidence.claims(run, "a command")}
-    assert judged["parameters-ex4.3"].verdict == "MATCH"
-    assert judged["parameters-ex4.3"].published == "3881124 ± 0"
-    assert "hours" in judged["accuracy-ex4.6"].note
+    results = study_results(run_of(root, "loop"))
+    tuning, final = "loop/digits/tuning", "loop/digits"
+    assert results.seeds(arm="linear/split", protocol=final) == (FRESH, FRESH + 1)
+    for arm in (f"{cell}/{arm}" for cell in loop.CELLS for arm in TINY["arms"]):
+        scores = {
+            rate: results.values("validation/accuracy", arm=f"{arm}@{rate:g}", protocol=tuning)
+            for rate in TINY["rates"]
+        }
+        best = max(scores, key=lambda rate: scores[rate].mean())
+        used = results.values("learning_rate", arm=arm, protocol=final)
+        np.testing.assert_allclose(used, best)
 
 
 def test_a_finished_arm_is_not_trained_again(page, monkeypatch):
     root, _, _ = page
-    run = Run(next((root / "rmt_svd" / "loop").glob("*Z-*")))
+    run = run_of(root, "loop")
     monkeypatch.setattr(loop, "cut_at", lambda *given: pytest.fail("an arm was trained again"))
-    tiny = {**TASK, "before": 1, "after": 1, "seeds": 2, "arms": loop.SMOKE_ARMS}
-    assert loop.measure(run, **tiny, rate=loop.RATE, rates=loop.RATES) == run.summary
+    assert loop.measure(run, **TINY).to_json() == study_results(run).to_json()
+
+
+def test_claims_name_arms_that_there_are(page):
+    """The arms of studies are known only once they have run; here all of the smallest preset's."""
+    check(claims.CLAIMS, PAPER.known())
+    ids = {claim.id for claim in claims.CLAIMS}
+    named = {need.arm for claim in claims.CLAIMS if claim.evidence
+             for need in claim.evidence.needs() if need.protocol.startswith("loop")}  # fmt: skip
+    assert named <= {f"{cell}/{arm}" for cell in loop.CELLS for arm in loop.ARMS}
+    assert "loop-split-gains-relu-l2" in ids and set(LOOP["arms"]) == set(loop.ARMS)
+    judged = {one.id: one for one in judge_all(claims.CLAIMS, Results(), preset="small")}
+    assert "hours" in judged["accuracy-ex4.6"].note
 
 
 def test_cut_at_every_rank_is_the_whole_network_in_the_end(page):
     root, _, _ = page
-    run = Run(next((root / "rmt_svd" / "ranks").glob("*Z-*")))
-    stored = run.load_array("linear")
-    accuracy = dict(zip(ranks.RANKS, stored["accuracy"], strict=True))
-    np.testing.assert_allclose(accuracy[25], stored["full"], atol=0.3)
-    assert stored["accuracy"].shape == (len(ranks.RANKS), 2)
+    results = study_results(run_of(root, "ranks"))
+
+    def linear(metric):
+        return results.values(metric, arm="linear", protocol="ranks/digits")
+
+    np.testing.assert_allclose(linear("accuracy/25"), linear("test/accuracy"), atol=0.003)
+    assert np.all(linear("accuracy/0") < linear("accuracy/20"))
+    assert len(ranks.RANKS) == sum("accuracy/" in m for m in results.rows[0].metrics) - 1
+    relu = results.values("dead_classes", arm="relu-logits", protocol="ranks/digits")
+    assert np.all(relu >= linear("dead_classes"))
 
 
 def test_trainers_count_spikes_and_keep_the_singular_values(page):
     root, _, _ = page
-    run = Run(next((root / "rmt_svd" / "figure5" / "linear").glob("*Z-*")))
+    run = run_of(root, "figure5", "linear")
     history = run.history()
     values = run.load_array(f"vectors-{run.summary['steps']:08d}")[LAYER]
     edge = history[f"spectra/edge/{LAYER}"][1][-1]
     spikes = history[f"spectra/spikes/{LAYER}"][1][-1]
     np.testing.assert_array_equal((values > edge[:, None]).sum(axis=1), spikes)
-
-
-def test_a_relu_on_the_logits_is_an_option_of_the_paper(page):
-    root, _, _ = page
-    linear = Run(next((root / "rmt_svd" / "figure5" / "linear").glob("*Z-*")))
-    config = PRESETS["small"]["figure5"]["relu-logits"]
-    assert config.paper_compat == ("relu_logits",)
-    config = replace(load_yaml(linear.path / "config.yaml"), paper_compat=config.paper_compat)
-    relu = train(config, root=root, argv=[])
-    assert relu.summary["test/loss"] != linear.summary["test/loss"]
 
 
 # The figures

@@ -114,6 +114,7 @@ def declare(claims: Sequence[Claim], path: Path) -> Declaration:
     sha256 = hashlib.sha256(json.dumps(now, sort_keys=True).encode()).hexdigest()
     first = read_json(path, remedy="remove it to declare the claims anew").get("claims")
     if first is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"sha256": sha256, "claims": now})
     return Declaration(sha256, tuple(_changes(now if first is None else first, now)))
 

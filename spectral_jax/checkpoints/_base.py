@@ -12,12 +12,8 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-# Limits on what a file may declare, because a few bytes of a hostile or damaged one can ask for all
-# the memory or time there is.
-
-CHUNK = 1 << 18  # bytes read at a time
-# How much larger tensors may be than the file that holds them. Deflate reaches 1000:1 on zeros;
-# trained weights stay below 2:1, pruned ones below 50:1. Under 64 MiB any ratio passes.
+CHUNK = 1 << 18
+# Deflate reaches 1000:1 on zeros; trained weights stay below 2:1, pruned ones below 50:1.
 MAX_INFLATION = 100
 INFLATION_MATTERS = 64 << 20
 MAX_DIMENSIONS = 32
@@ -77,10 +73,8 @@ class Tensor(NamedTuple):
 
 
 class LeftOut(dict[str, str]):
-    """What a file holds besides tensors, by name, and why it is not read.
-
-    Names are bounded in length and number: in a nested file many may share a long beginning that
-    is stored once, and written out they would take more memory than the file has bytes.
+    """What a file holds besides tensors, and why it is not read: in names of bounded length and
+    number, for those that share a long beginning take more memory than the file has bytes.
     """
 
     def __init__(self, path: Path):
@@ -116,10 +110,7 @@ def to_dtype(name: str) -> np.dtype:
 
 
 def declare(path: Path, tensors: dict[str, Tensor], name: Any, shape: Any, dtype: str) -> Tensor:
-    """Enter a tensor into ``tensors``.
-
-    ``CheckpointError`` for a name or shape that no array can have, and a name met before.
-    """
+    """Enter a tensor into ``tensors``; refuse what no array can be, and a name met before."""
     if not isinstance(name, str) or not name.isprintable():
         raise CheckpointError(path, f"a tensor is named {name!r:.80}, which is not printable text")
     if len(name) > MAX_NAME:
@@ -198,10 +189,7 @@ def check_inflation(path: Path, name: str, stored: int, expanded: int) -> None:
 
 
 def check_total(path: Path, tensors: dict[str, Tensor], *others: Path) -> None:
-    """Refuse a file whose tensors together are far larger than it is.
-
-    Each may pass `check_inflation` alone: in some formats many tensors can view the same bytes.
-    """
+    """Refuse a file whose tensors, each of which may pass, share or repeat what little it holds."""
     stored = sum(map(stored_bytes, {path, *others}))
     check_inflation(path, "all tensors", stored, sum(each.nbytes for each in tensors.values()))
 
@@ -213,7 +201,7 @@ def stored_bytes(path: Path) -> int:
 
 
 def open_zip(path: Path, resources: ExitStack) -> zipfile.ZipFile:
-    """The archive, after checks of its directory: names, compression and total size."""
+    """The archive, once its directory has been found sane."""
     archive = resources.enter_context(zipfile.ZipFile(path))
     seen = set()
     for member in archive.infolist():

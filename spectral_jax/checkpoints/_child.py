@@ -29,16 +29,12 @@ from spectral_jax.checkpoints._base import (
     to_dtype,
 )
 
-# What the child may use for a tensor of a given size. Memory: its bytes four times (compressed,
-# whole, in order, and on its way to the parent) and 512 MiB for libraries and threads. Time of the
-# processor: 8 seconds, and one for every 4 MiB, a tenth of the speed of the slowest codec.
-MEMORY = 512 << 20
-COPIES = 4
-SECONDS = 8
-BYTES_PER_SECOND = 4 << 20
+MEMORY = 512 << 20  # bytes beyond what is asked for: library buffers, threads
+COPIES = 4  # of what is asked for: compressed, whole, in order, and on its way
+SECONDS = 8  # of the processor, and for each byte asked for:
+BYTES_PER_SECOND = 4 << 20  # a tenth of what the slowest codec does
 
-# The child takes over its parent's `sys.path`, so that it finds the same packages even where that
-# was changed in the running process.
+# The child finds the packages where its parent did, whatever was done to the path since.
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from spectral_jax.checkpoints._child import serve; serve(*sys.argv[2:])"
@@ -164,8 +160,7 @@ def _say(output: IO[bytes], answer: dict[str, Any]) -> None:
 
 
 def _limit(expected: int) -> None:
-    """Lower this process's limits: it then ends, by the system, if it needs more memory or time
-    than ``expected`` bytes justify."""
+    """From now on, die of memory or time out of proportion to the bytes that are asked for."""
     try:
         import resource
     except ImportError:  # Windows has no such limits

@@ -31,9 +31,7 @@ CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 32
 MAX_OBJECTS = 1 << 20  # as many as tensors may be
 
-# msgpack begins every object with one byte, its code (github.com/msgpack/msgpack, spec.md). Small
-# objects have their value or length in the code itself: up to the first number here a code is of
-# that kind, and the mask gives the bits that hold it.
+# The last code of a kind whose value or length is in the code itself, and the bits that hold it.
 FIXED = ((0x7F, "value", 0x7F), (0x8F, "table", 0xF), (0x9F, "list", 0xF), (0xBF, "text", 0x1F))
 PLAIN = {0xC0: None, 0xC2: False, 0xC3: True}
 SIZED = {
@@ -64,7 +62,7 @@ class _Chunks(NamedTuple):
 
 
 class _Walker:
-    """Reads objects one after another; of arrays only where their bytes are."""
+    """Reads objects one after another, arrays aside."""
 
     def __init__(self, file: IO[bytes]):
         self.file = file
@@ -72,10 +70,7 @@ class _Walker:
         self.objects = 0
 
     def object(self, depth: int = 0) -> Any:
-        """The next object.
-
-        A list becomes a table with its places as keys; of text and bytes only the kind is kept.
-        """
+        """The next object: lists as tables by number, text and bytes as the name of their kind."""
         self.objects += 1
         if depth > MAX_DEPTH or self.objects > MAX_OBJECTS:
             raise ValueError(f"over {MAX_OBJECTS} objects, or tables more than {MAX_DEPTH} deep")

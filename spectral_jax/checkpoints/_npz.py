@@ -20,8 +20,7 @@ from spectral_jax.checkpoints._base import (
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000  # as numpy's own limit
-# The header of an npy file is a Python literal. It always has this one form, so that a pattern does
-# instead of an evaluator that a file could misuse; Python 2 ended whole numbers with an L.
+# A Python literal by the standard, but of one form only; older writers end numbers with an L.
 HEADER = re.compile(
     r"\s*\{\s*'descr':\s*(.+?),\s*'fortran_order':\s*(True|False),"
     r"\s*'shape':\s*\(([\dL,\s]*)\),?\s*\}\s*"

@@ -75,8 +75,10 @@ def open_orbax(path: Path, resources: ExitStack) -> Source:
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse pipes and devices, which a reader would wait for or read without end, and links to
-    folders, which may lead to any part of the disk. Links to files are followed, as everywhere."""
+    """Refuse what a reader would wait for or read without end: pipes, devices, linked folders.
+
+    Links to files are followed, as everywhere; one to a folder may lead to any part of the disk.
+    """
     pending = [folder]
     while pending:
         for each in pending.pop().iterdir():
@@ -101,7 +103,7 @@ def _check_keys(folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence orbax's log, which repeats at length what the error says in one line."""
+    """Keep what orbax logs of a broken checkpoint from the terminal; the error says it all."""
     logger = logging.getLogger("absl")
     was, logger.disabled = logger.disabled, True
     try:

@@ -1,10 +1,4 @@
-"""A pickle machine that can only build plain values and stand-ins: it imports and calls nothing.
-
-A pickle is a program for a stack machine. Python's own may import any name and call it with any
-arguments, so that loading a file of a stranger runs the stranger's code. This one knows the opcodes
-that state dicts use (Lib/pickletools.py lists them); a name is kept as a `Global`, and a call is
-answered from a fixed table or with a `Foreign`.
-"""
+"""A pickle machine that can only build plain values and stand-ins: it imports and calls nothing."""
 
 import struct
 from collections.abc import Callable
@@ -13,9 +7,9 @@ from typing import IO, Any, NamedTuple
 
 from spectral_jax.checkpoints._base import MAX_NAME, CheckpointError, take
 
-# Opcodes that a pickle may have, each of which makes at most one object; a tensor takes some 30.
+# Steps that a pickle may take, each of which makes an object or less; a tensor takes some 30.
 MAX_STEPS = 1 << 22
-MAX_KEY = 8  # parts of a tuple that may be a key of a table
+MAX_KEY = 8  # parts of a tuple
 
 
 class Global(NamedTuple):
@@ -154,8 +148,7 @@ def enter(table: dict[Any, Any], key: Any, value: Any) -> None:
 
 
 def _is_plain(key: Any) -> bool:
-    # Text is hashed with a secret, integers are not: of large ones a file could choose many with
-    # one hash, which make a table take time quadratic in their number.
+    # Python hashes text with a secret; of large integers, a file may choose many with one hash.
     return isinstance(key, str | float | None) or (isinstance(key, int) and abs(key) < 1 << 60)
 
 
@@ -224,8 +217,7 @@ def _pack_since_mark(machine: Machine) -> None:
 
 
 def _forget_state(machine: Machine) -> None:
-    # The attributes of a state dict are versions of its modules, which nobody needs here.
-    machine.stack.pop()
+    machine.stack.pop()  # what a state dict carries as attributes: versions of its modules
 
 
 def _call_with_keywords(machine: Machine) -> None:
@@ -262,7 +254,7 @@ ACTIONS: dict[bytes, Callable[[Machine], object]] = {
     b"c": lambda m: m.refer(_line(m.stream), _line(m.stream)),
     b"\x93": lambda m: m.refer(*m.pop(2)),
     b"R": Machine.call,
-    b"\x81": Machine.call,  # of __new__ alone: no difference where nothing is called
+    b"\x81": Machine.call,  # without __init__, which makes no difference here
     b"\x92": _call_with_keywords,
     b"\x90": lambda m: m.extend(m.since_mark()),
     b"\x91": _frozen_set,

@@ -163,8 +163,7 @@ def save_safetensors(
 
 
 def _stored_order(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    # Wide elements first: then every tensor begins at a multiple of its element size, as readers
-    # need that map the file into memory and view it in place.
+    # Wide elements first, so that every tensor lies aligned for readers that map the file.
     return sorted(arrays, key=lambda name: -arrays[name].dtype.itemsize)
 
 

@@ -49,7 +49,7 @@ STORAGES = {
     "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
 }
-# Types that came after PyTorch gave up storages with a type: their tensors view untyped bytes.
+# Types younger than storages with a type; their tensors view bytes.
 DTYPES = (
     "float8_e4m3fn",
     "float8_e4m3fnuz",
@@ -111,7 +111,7 @@ def open_torch(path: Path, resources: ExitStack) -> Source:
             flat = fill(data, span.elements, to_dtype(tensor.dtype))
         strides = tuple(stride * flat.itemsize for stride in span.strides)
         view = np.ndarray(tensor.shape, flat.dtype, flat.view(np.uint8).data, strides=strides)
-        # A view keeps all elements that were read in memory, also those between its own.
+        # A slice must not keep alive the elements between its own.
         return view if view.size == flat.size else view.copy()
 
     return Source(tensors, read, skipped, _tied(tensors, spans))
@@ -177,7 +177,7 @@ def _machine(path: Path, stream: IO[bytes], storages: dict[str, _Storage] | None
     """The machine that knows tensors; ``storages`` collects those it meets."""
 
     def persistent(identity: Any) -> _Storage | Foreign:
-        # In PyTorch before 0.4 a sixth part may make a storage a view of another: not read.
+        # A sixth part, if not None, makes a storage the view of another: PyTorch before 0.4.
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or any(identity[5:]):
             raise ValueError("the pickle refers to something that is no storage")
         _, kind, key = identity[:3]
@@ -230,8 +230,7 @@ def _with_attributes(function: Any, kind: Any, arguments: Any, *_: Any) -> _View
 
 def _table(pairs: Any = ()) -> dict[Any, Any]:
     table: dict[Any, Any] = {}
-    # Python 2 passed the entries of an OrderedDict to its call; later ones fill it afterwards.
-    for key, value in pairs:
+    for key, value in pairs:  # there are some in what Python 2 wrote
         enter(table, key, value)
     return table
 
@@ -277,8 +276,7 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
         if _is_plain(node):
             yield ".".join(name) or "tensor", node
             return
-        # A table of two references to a table of two references to ... has 2^depth leaves, so that
-        # each table is visited once.
+        # A table shared many times over, level upon level, would unfold without end.
         if id(node) in seen:
             return
         seen.add(id(node))
@@ -292,7 +290,7 @@ def _leaves(path: Path, tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _tied(tensors: dict[str, Tensor], spans: dict[str, _Span]) -> dict[str, str]:
-    """Names that view the same elements of a storage as an earlier name, in any order of axes."""
+    """Names of the same elements of a storage as an earlier name, transposed ones among them."""
     first: dict[Any, str] = {}
     tied = {}
     for name, (key, start, elements, strides) in spans.items():
@@ -313,8 +311,7 @@ def _refusal(leaf: Any) -> str:
 
 
 def _is_plain(node: Any) -> bool:
-    """Whether a node is a single thing that is no tensor, as is a list of plain values: a history
-    of a million losses is one entry, not a million."""
+    """Whether there is no tensor below a node; a history of a million losses is one thing."""
     if isinstance(node, list) or type(node) is tuple:
         return not any(isinstance(each, dict | list | tuple) for each in node)
     return not isinstance(node, dict)
@@ -334,7 +331,7 @@ def _span(path: Path, tensor: Tensor, view: _View, sizes: dict[str, int]) -> _Sp
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, strides, strict=True))
     count = 1 + last if tensor.size else 0
     held = sizes[storage.key] // size
-    # A stride of zero repeats elements, so that a few bytes can declare a tensor of any size.
+    # A stride of zero repeats elements; more than the storage holds is no weight, but a bomb.
     if (count and offset + count > held) or tensor.size > held:
         raise CheckpointError(
             path,

@@ -1,62 +1,97 @@
 """RMT-SVD: arXiv 2303.08986, 2310.03165 and 2503.01922, a successor 2606.02608.
 
 Prune the singular values below the edge of a layer's noise, and factor the layer, while training.
-`ranks` asks how many values a trained layer needs, `loop` splits networks while they train and
-holds them against every control there is, `counts` counts the published parameters; `fashion`
-prunes a deep network again and again, `cnn` splits convolutions, `resnet` compresses a trained one.
+The studies: `ranks` asks how many values a trained layer needs, `loop` splits networks while they
+train and holds them against every control there is, `counts` counts the published parameters;
+`fashion` prunes a deep network again and again, `cnn` splits convolutions, `resnet` compresses a
+trained one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
+from typing import Any
 
-from experiments.papers.rmt_svd.protocols import PRESETS
+from experiments.papers.paper import Paper, Study
+from experiments.papers.rmt_svd.protocols import PROTOCOLS
 
-__all__ = ["COSTS", "PRESETS", "STUDIES", "TITLE", "reproduce"]
+# Twice as many seeds as are tuned on, at two rates, so that both stages share their programs.
+LOOP: dict[str, Any] = {
+    "dataset": "mnist", "train_limit": 5000, "validation": 2000, "hidden": (300, 300),
+    "batch_size": 128, "before": 6, "after": 6, "seeds": 8, "tuning_seeds": 4,
+    "rate": 0.08, "rates": (0.02, 0.08),
+    "arms": (
+        "dense", "dense-reset", "split", "split-reset", "split-55", "split-random", "split-init",
+        "split-scratch", "split-fixed", "split-magnitude", "edge", "edge-scratch", "edge-fixed",
+        "edge-magnitude", "gd", "shrink",
+    ),
+}  # fmt: skip
+CNN: dict[str, Any] = {
+    "dataset": "mnist", "train_limit": 3200, "batch_size": 64, "model": "lenet",
+    "axis": "stepwise", "rate": 0.02, "before": 3, "after": 3, "seeds": 8,
+}  # fmt: skip
+FASHION: dict[str, Any] = {
+    "dataset": "fashion_mnist", "train_limit": 5000, "hidden": (200, 200, 200, 200, 100),
+    "batch_size": 64, "decay": (0.96, 4), "epochs": 12, "every": 2, "keep": 24, "rate": 0.02,
+    "seeds": 8,
+}  # fmt: skip
+PRETRAINED = ("cifar10", "pretrained/resnet20_cifar10.npz")
 
-TITLE = "RMT-SVD: pruning by the Marchenko-Pastur edge"
-COSTS = {
-    "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
-    "small": "about 20 minutes on one CPU core; MNIST, Fashion-MNIST, CIFAR-10",
-    "paper": "an estimated 120 hours on two CPU cores, a few on a GPU: the published networks, "
-    "unpruned, and the loop on all of MNIST",
-}
-
-# Modules here that measure something of their own besides Fig. 5 and the loop:
-# `run(preset, root=...) -> Run`, None where the preset has none, `claims(run, command)`,
-# `section(run, folder)`.
-STUDIES = ("fashion", "cnn", "resnet")
-
-
-def reproduce(
-    preset: str, *, root: str | Path, overrides: Sequence[str] = (), as_json: bool = False
-) -> int:
-    """Train, cut, judge the claims, write the report; 3 if a reference is missed."""
-    from experiments.papers.rmt_svd import evidence, loop, pictures, ranks
-    from experiments.papers.rmt_svd.report import write_report
-    from experiments.reproduction import train_protocols
-
-    command = " ".join(
-        ["python -m experiments reproduce rmt_svd", f"--preset {preset}", *overrides]
-    )
-    folder = Path(root) / "reports" / f"rmt_svd-{preset}"
-    trained = train_protocols(PRESETS[preset], root=root, overrides=overrides)["figure5"]
-    dataset = PRESETS[preset]["figure5"]["linear"].data.name
-    cut = ranks.run(trained, dataset, root=root)
-    split = loop.run(preset, root=root)
-    claims = [*ranks.claims(cut, command), *evidence.claims(split, command)]
-    sections = [
-        ranks.section(cut, trained, folder / "figures"),
-        pictures.section(split, folder / "figures"),
-    ]
-    for name in STUDIES:
-        module = import_module(f"{__name__}.{name}")
-        run = module.run(preset, root=root)
-        claims += module.claims(run, command)
-        if run is not None:
-            sections.append(module.section(run, folder / "figures"))
-    return write_report(
-        claims, sections, split, preset, folder=folder, command=command, as_json=as_json
-    )
+PAPER = Paper(
+    "rmt_svd",
+    "RMT-SVD: pruning by the Marchenko-Pastur edge",
+    PROTOCOLS,
+    studies=(
+        Study(
+            "ranks",
+            {"smoke": {"dataset": "digits"}, "small": {"dataset": "mnist"},
+             "paper": {"dataset": "mnist"}},
+            needs={"smoke": ("digits",), "small": ("mnist",), "paper": ("mnist",)},
+            of="figure5",
+        ),
+        Study(
+            "loop",
+            {
+                "smoke": {
+                    **LOOP, "dataset": "digits", "train_limit": 1000, "validation": 400,
+                    "hidden": (96, 96), "batch_size": 32, "before": 3, "after": 3, "seeds": 4,
+                    "tuning_seeds": 2,
+                    "arms": ("dense", "split", "edge", "edge-fixed", "edge-magnitude"),
+                },
+                "small": LOOP,
+                "paper": {**LOOP, "train_limit": 50_000, "validation": 10_000,
+                          "hidden": (500, 500), "before": 15, "after": 15},
+            },
+            needs={"smoke": ("digits",), "small": ("mnist",), "paper": ("mnist",)},
+        ),
+        Study("counts", {preset: {} for preset in PROTOCOLS}),
+        Study(
+            "fashion",
+            {
+                "small": FASHION,
+                "paper": {**FASHION, "train_limit": None, "hidden": (3000, 3000, 3000, 3000, 500),
+                          "batch_size": 128, "epochs": 100, "every": 4, "keep": 200, "rate": 0.01},
+            },
+            needs={"small": ("fashion_mnist",), "paper": ("fashion_mnist",)},
+        ),
+        Study(
+            "cnn",
+            {
+                "small": CNN,
+                "paper": {**CNN, "dataset": "fashion_mnist", "train_limit": None,
+                          "batch_size": 128, "before": 11, "after": 19},
+            },
+            needs={"small": ("mnist",), "paper": ("fashion_mnist",)},
+        ),
+        Study(
+            "resnet",
+            {"small": {"images": 1000}, "paper": {"images": 10_000}},
+            needs={"small": PRETRAINED, "paper": PRETRAINED},
+        ),
+    ),
+    costs={
+        "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
+        "small": "about 20 minutes on one CPU core; MNIST, Fashion-MNIST, CIFAR-10",
+        "paper": "an estimated 120 hours on two CPU cores, a few on a GPU: the published networks, "
+        "unpruned, and the loop on all of MNIST",
+    },
+)  # fmt: skip

@@ -16,8 +16,11 @@ from experiments.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from experiments.papers.paper import Protocol
 
-Arms = dict[str, ExperimentConfig]
+BULK = TrainConfig(epochs=10, seeds=8, measures=("bulk",), seed_axis="map")
+MNIST = DataConfig("mnist", batch_size=128, preprocessing="unit")
+DIGITS = DataConfig("digits", batch_size=32, preprocessing="unit")
 
 
 @dataclass(frozen=True)
@@ -59,54 +62,34 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def figure5_arms(data: DataConfig, *, hidden: tuple[int, ...], train: TrainConfig) -> Arms:
+def figure5(data: DataConfig, train: TrainConfig, *, hidden: tuple[int, ...]) -> Protocol:
     """The same network with linear logits, and with a ReLU on them as published."""
     linear = ExperimentConfig(
-        "rmt_svd/figure5/linear",
+        "figure5",
         data=data,
         model=ModelConfig(hidden=hidden),
         optimizer=OptimizerConfig("sgd", learning_rate=0.08, momentum=0.9),
         train=train,
     )
-    relu = replace(linear, name="rmt_svd/figure5/relu-logits", paper_compat=("relu_logits",))
-    return {"linear": linear, "relu-logits": relu}
+    return Protocol(
+        {"linear": linear, "relu-logits": replace(linear, paper_compat=("relu_logits",))}
+    )
 
 
-def published_arms(name: str) -> Arms:
+def published(name: str) -> Protocol:
     """A published network on all of MNIST, unpruned."""
     net = PUBLISHED[name]
-    arms = figure5_arms(
-        DataConfig("mnist", batch_size=128, preprocessing="unit"),
-        hidden=net.widths[1:-1],
-        train=TrainConfig(epochs=net.epochs, seeds=5, measures=("bulk",), evaluate_every=3,
-                          measure_every=30),
-    )  # fmt: skip
-    return {arm: replace(config, name=f"rmt_svd/{name}/{arm}") for arm, config in arms.items()}
+    train = replace(BULK, epochs=net.epochs, seeds=5, evaluate_every=3, measure_every=30)
+    return replace(figure5(MNIST, train, hidden=net.widths[1:-1]), hours=10 * net.hours)
 
 
-def _mnist(limit: int | None, epochs: int) -> Arms:
-    return figure5_arms(
-        DataConfig("mnist", batch_size=128, preprocessing="unit", train_limit=limit),
-        hidden=(1000,),
-        train=TrainConfig(epochs=epochs, seeds=8, measures=("bulk",), seed_axis="map"),
-    )
-
-
-def _smoke() -> Arms:
-    """Linear logits alone: what takes the time is compilation, and the loop has both."""
-    arms = figure5_arms(
-        DataConfig("digits", batch_size=32, preprocessing="unit"),
-        hidden=(128,),
-        train=TrainConfig(epochs=4, seeds=3, measures=("bulk",), measure_every=2, seed_axis="map"),
-    )
-    return {"linear": arms["linear"]}
-
-
-PRESETS: dict[str, dict[str, Arms]] = {
-    "smoke": {"figure5": _smoke()},
-    "small": {"figure5": _mnist(10_000, 10)},
+PROTOCOLS: dict[str, dict[str, Protocol]] = {
+    "smoke": {
+        "figure5": figure5(DIGITS, replace(BULK, epochs=4, seeds=3, measure_every=2), hidden=(128,))
+    },
+    "small": {"figure5": figure5(replace(MNIST, train_limit=10_000), BULK, hidden=(1000,))},
     "paper": {
-        "figure5": _mnist(None, 10),
-        **{name: published_arms(name) for name in PUBLISHED},
+        "figure5": figure5(MNIST, BULK, hidden=(1000,)),
+        **{name: published(name) for name in PUBLISHED},
     },
 }

@@ -1,4 +1,4 @@
-"""Parameters of published networks, counted from shapes."""
+"""Parameters of the published networks, counted from shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments.papers.rmt_svd.protocols import PUBLISHED
+from experiments.report.results import Results, merge, of_arrays
+from experiments.runs import Run
 from spectral_jax import prune
+
+
+def measure(run: Run) -> Results:
+    """Per published network, as far as its shapes are told: dense, and after the splits."""
+    counts = {"ex4.1": {"first layer": parameters_of((784, 1000), (784, 20, 1000)) - 1000}}
+    for name, net in PUBLISHED.items():
+        counts[name] = {"dense": parameters_of(net.widths)}
+        if net.chain:
+            split = parameters_of(net.widths, net.chain, bias_every_factor=True)
+            counts[name]["parameters"] = split
+    return merge(
+        of_arrays("counts", name, {metric: [value] for metric, value in found.items()})
+        for name, found in counts.items()
+    )
 
 
 def parameters_of(

@@ -1,43 +1,47 @@
 """Split a network while it trains, by the edge of its noise, against every control there is.
 
 All arms of a seed share their first epochs. Then each is cut in its own way, put into factors where
-that saves parameters, and trained on for as long, at each of the same learning rates: factors take
-larger steps than the kernel that they multiply to, so a rate that suits one arm flatters it. Every
-arm is trained with and without a ReLU on the logits, with and without weight decay; ranks differ
-from seed to seed.
+that saves parameters, and trained on for as long. Factors take larger steps than the kernel that
+they multiply to, so a rate that suits one arm flatters it: every arm has the same rates to choose
+from, by validation data of seeds of their own. Every arm is trained with and without a ReLU on the
+logits, with and without weight decay; ranks differ from seed to seed.
+
+Results: arm ``<cell>/<arm>`` of protocol ``loop``, or ``loop/<dataset>`` where it is not MNIST;
+``<cell>/<arm>@<rate>`` of ``loop/tuning``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
-from math import prod
-from pathlib import Path
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.papers.rmt_svd.training import (
-    Member,
-    Task,
+from experiments.papers.paper import FRESH
+from experiments.papers.rmt_svd.networks import (
     Tree,
+    assess,
+    fits,
+    in_factors,
     in_turn,
-    make_task,
-    trained_study,
+    leaf,
+    replaced,
+    trainer_of,
+    trial,
 )
+from experiments.report.results import Results, merge, of_arrays
+from experiments.report.selection import TUNING, choose
 from experiments.runs import Run
 from experiments.training.program import TrainState
+from experiments.training.trainer import Trainer
 from spectral_jax import prune, rmt
 from spectral_jax.prune import Policy, surgery
 
-# Padded ranks are multiples of this part of a layer's smaller side, so that arms share programs.
-PAD = 8
-RATE = 0.08  # of the released code, until the split
-RATES = (0.02, 0.08)  # after it, and from the start for arms that begin untrained
 CELLS: dict[str, dict[str, Any]] = {
     "linear": {"relu": False, "l2": 0.0},
     "linear, L2": {"relu": False, "l2": 5e-4},
@@ -88,28 +92,31 @@ ARMS = {
     "gd": Arm("Gavish-Donoho threshold", Policy(), gavish_donoho=True),
     "shrink": Arm("MP noise, shrunk", Policy("shrink")),
 }
-SMOKE_ARMS = ("dense", "split", "edge", "edge-fixed", "edge-magnitude")
-_SMALL: dict[str, Any] = {
-    "dataset": "mnist", "train_limit": 5000, "validation": 2000, "hidden": (300, 300),
-    "batch_size": 128, "before": 6, "after": 6, "seeds": 8, "arms": tuple(ARMS),
-}  # fmt: skip
-OPTIONS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        **_SMALL, "dataset": "digits", "train_limit": 1000, "validation": 400, "hidden": (96, 96),
-        "batch_size": 32, "before": 3, "after": 3, "seeds": 3, "arms": SMOKE_ARMS,
-    },
-    "small": _SMALL,
-    "paper": {
-        **_SMALL, "train_limit": 50_000, "validation": 10_000, "hidden": (500, 500),
-        "before": 15, "after": 15,
-    },
-}  # fmt: skip
 
 
-def run(preset: str, *, root: str | Path) -> Run:
-    """Every arm of a preset, trained or found."""
-    options = {**OPTIONS[preset], "rate": RATE, "rates": RATES}
-    return trained_study("loop", measure, options, root)
+class Lane(NamedTuple):
+    """One trial of an arm."""
+
+    cell: str
+    seed: int
+    rate: float
+
+
+class Bench(NamedTuple):
+    """What all arms have in common.
+
+    drawn, trunk: every cell and seed before training, and at the cut.
+    place: where a cell and seed stand among those.
+    before, after: epochs until the cut, and from there on.
+    """
+
+    trainer: Trainer
+    layers: tuple[str, ...]
+    drawn: TrainState
+    trunk: TrainState
+    place: Mapping[tuple[str, int], int]
+    before: int
+    after: int
 
 
 def measure(
@@ -118,67 +125,107 @@ def measure(
     before: int,
     after: int,
     seeds: int,
+    tuning_seeds: int,
     arms: Sequence[str],
     rate: float,
     rates: Sequence[float],
     **options: Any,
-) -> dict[str, Any]:
-    """An array per arm, numbers ``[rates, cells, seeds]``; a finished arm is not trained again."""
-    task = make_task(**options)
-    drawn = task.start(members(seeds, rate))
+) -> Results:
+    """Every arm at its best rate, on fresh seeds; a finished arm is not trained again.
+
+    rate: until the cut. rates: after it, and from the start for arms that begin untrained.
+    """
+    trainer = trainer_of(**options)
+    tuned_on, fresh = range(tuning_seeds), range(FRESH, FRESH + seeds)
+    trials = [(cell, seed) for cell in CELLS for seed in (*tuned_on, *fresh)]
+    drawn = trainer.start([trial(seed, rate, **CELLS[cell]) for cell, seed in trials])
     layers = tuple(f"layers/{i}/kernel" for i in range(len(options["hidden"])))
-    trunk = at_rates(_trunk(run, task, drawn, before), rates)
-    untrained = at_rates(drawn, rates)
-    for name in arms:
-        if run.load_array(name) is None:
-            arm = ARMS[name]
-            like = run.load_array(arm.like) if arm.like else None
-            flat = like and {key: values.ravel() for key, values in like.items()}
-            cut = cut_at(arm, untrained if arm.untrained else trunk, layers, flat)
-            state = task.restart(cut.state) if arm.forget else cut.state
-            numbers = cut.numbers
-            state = task.train(state, before + after if arm.untrained else after)
-            numbers |= task.assess(state)
-            for layer, row in fits(state.params, layers).items():
-                numbers[f"ks after/{layer}"] = np.asarray(row.ks)
-                numbers[f"spikes after/{layer}"] = np.asarray(row.spikes)
-            shape = len(rates), len(CELLS), seeds
-            run.save_array(name, **{key: np.reshape(v, shape) for key, v in numbers.items()})
-            run.log(f"loop: {name} is trained")
-    return {
-        "dataset": options["dataset"],
-        "seeds": seeds,
-        "rates": list(rates),
-        "layers": list(layers),
-        "arms": list(arms),
+    place = {key: index for index, key in enumerate(trials)}
+    bench = Bench(trainer, layers, drawn, _trunk(run, trainer, drawn, before), place, before, after)
+
+    dataset = options["dataset"]
+    protocol = "loop" if dataset == "mnist" else f"loop/{dataset}"
+    tried = [Lane(cell, seed, each) for each in rates for cell in CELLS for seed in tuned_on]
+    tuning = _all_arms(run, bench, f"{protocol}{TUNING}", {arm: tried for arm in arms})
+    lanes = {
+        arm: [
+            Lane(cell, seed, _rate(tuning, f"{cell}/{arm}", rate))
+            for cell in CELLS
+            for seed in fresh
+        ]
+        for arm in arms
     }
+    return merge([tuning, _all_arms(run, bench, protocol, lanes)])
 
 
-def members(seeds: int, rate: float) -> list[Member]:
-    """Cells, and the same seeds in each."""
-    return [Member(seed, rate, **cell) for cell, seed in product(CELLS.values(), range(seeds))]
-
-
-def at_rates(state: TrainState, rates: Sequence[float]) -> TrainState:
-    """All members once for every learning rate."""
-    count = len(state.key)
-    copies = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * len(rates)), state)
-    rate = jnp.repeat(jnp.array(rates, jnp.float32), count)
-    return copies._replace(hyper={**copies.hyper, "learning_rate": rate})
-
-
-def _trunk(run: Run, task: Task, drawn: TrainState, epochs: int) -> TrainState:
+def _trunk(run: Run, trainer: Trainer, drawn: TrainState, epochs: int) -> TrainState:
     """What the arms have in common: trained once, and found again after an interruption."""
     found = run.restore_checkpoint(drawn)
     if found is not None:
         return found[1]
-    trunk = task.train(drawn, epochs)
+    trunk = trainer.train(drawn, epochs=epochs)
     run.save_checkpoint(int(trunk.step[0]), trunk)
     return trunk
 
 
+def _rate(tuning: Results, method: str, default: float) -> float:
+    """The rate that validation data choose; the one until the cut where that makes no odds."""
+    (protocol,) = tuning.protocols()
+    choice = choose(tuning, protocol, method=method, default=f"{default:g}")
+    return float(choice.arm.partition("@")[2]) if choice else default
+
+
+def _all_arms(
+    run: Run, bench: Bench, protocol: str, lanes: Mapping[str, Sequence[Lane]]
+) -> Results:
+    """The arms in turn, since some are matched to an earlier one."""
+    found = []
+    for name, of_arm in lanes.items():
+        arm, folder = ARMS[name], protocol.replace("/", "-")
+        stored = run.load_array(f"{folder}-{name}")
+        if stored is None:
+            like = run.load_array(f"{folder}-{arm.like}") if arm.like else None
+            stored = _train(bench, arm, of_arm, like)
+            run.save_array(f"{folder}-{name}", **stored)
+            run.log(f"{protocol}: {name} is trained")
+        found += list(_by_lane(protocol, name, of_arm, stored))
+    return merge(found)
+
+
+def _train(
+    bench: Bench, arm: Arm, lanes: Sequence[Lane], like: Mapping[str, np.ndarray] | None
+) -> dict[str, np.ndarray]:
+    """What becomes of an arm: numbers ``[lanes]``."""
+    trainer, begun = bench.trainer, bench.drawn if arm.untrained else bench.trunk
+    places = np.array([bench.place[lane.cell, lane.seed] for lane in lanes])
+    state = jax.tree.map(lambda of_all: of_all[places], begun)
+    rates = jnp.array([lane.rate for lane in lanes], jnp.float32)
+    state = state._replace(hyper={**state.hyper, "learning_rate": rates})
+    cut = cut_at(arm, state, bench.layers, like)
+    state = trainer.restart(cut.state) if arm.forget else cut.state
+    epochs = bench.after + (bench.before if arm.untrained else 0)
+    state = trainer.train(state, epochs=epochs)
+    numbers = {**cut.numbers, **assess(trainer, state), "learning_rate": np.asarray(rates)}
+    for layer, row in fits(state.params, bench.layers).items():
+        numbers[f"ks after/{layer}"] = np.asarray(row.ks)
+        numbers[f"spikes after/{layer}"] = np.asarray(row.spikes)
+    return numbers
+
+
+def _by_lane(
+    protocol: str, name: str, lanes: Sequence[Lane], numbers: Mapping[str, np.ndarray]
+) -> Iterable[Results]:
+    """The numbers of an arm, cell by cell and rate by rate."""
+    setting = "@{:g}" if protocol.endswith(TUNING) else ""
+    for (cell, rate), part in groupby(range(len(lanes)), lambda i: lanes[i][::2]):
+        places = list(part)
+        metrics = {metric: values[places] for metric, values in numbers.items()}
+        arm = f"{cell}/{name}{setting.format(rate)}"
+        yield of_arrays(protocol, arm, metrics, first_seed=lanes[places[0]].seed)
+
+
 class Cut(NamedTuple):
-    """The state to go on from, and per member what was seen and done."""
+    """The state to go on from, and per trial what was seen and done."""
 
     state: TrainState
     numbers: dict[str, np.ndarray]
@@ -245,35 +292,6 @@ def _cut_params(
     return replaced(state.params, cut), ranks
 
 
-def in_factors(
-    state: TrainState, params: Tree, ranks: Mapping[str, np.ndarray]
-) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """The members with two factors for every kernel that they make smaller in all of them.
-
-    Returns what each kernel then costs, too. Members share shapes: smaller ranks are padded.
-    """
-    costs, padded = {}, {}
-    for layer, rank in ranks.items():
-        *inputs, n = leaf(params, layer).shape[1:]
-        m = prod(inputs)
-        costs[layer] = rank * (m + n)
-        if prune.split_refusal((m, n), int(max(rank))):
-            costs[layer] = np.full(len(rank), m * n)
-            continue
-        step = max(1, min(m, n) // PAD)
-        most = (m * n - 1) // (m + n)
-        padded[layer] = min(-(-int(max(rank)) // step) * step, most)
-    if not padded:
-        return state._replace(params=params), costs
-    split = {
-        layer: in_turn(_splitting(rank), leaf(params, layer), jnp.asarray(ranks[layer]))
-        for layer, rank in padded.items()
-    }
-    factors = replaced(params, split)
-    opt_state = _carry(state.opt_state, state.params, factors)
-    return state._replace(params=factors, opt_state=opt_state), costs
-
-
 def gavish_donoho(eigenvalues: jax.Array, shape: tuple[int, int]) -> rmt.MPFit:
     """The fit of the bulk with the optimal hard threshold, noise unknown, for an edge."""
     floor = 16 * float(jnp.finfo(eigenvalues.dtype).eps)
@@ -282,32 +300,6 @@ def gavish_donoho(eigenvalues: jax.Array, shape: tuple[int, int]) -> rmt.MPFit:
     threshold = rmt.hard_threshold(shape, singular_values=values)
     spikes = jnp.sum(values > threshold).astype(jnp.int32)
     return fit._replace(edge=threshold**2 / max(shape), threshold=threshold, spikes=spikes)
-
-
-def leaf(params: Tree, path: str) -> Any:
-    """What stands at a path of the tree."""
-    for name in path.split("/"):
-        params = params[name]
-    return params
-
-
-def replaced(params: Tree, leaves: Mapping[str, Any]) -> Tree:
-    """The tree with other leaves at these paths."""
-    return jax.tree.map_with_path(
-        lambda path, old: leaves.get(jax.tree_util.keystr(path, simple=True, separator="/"), old),
-        params,
-    )
-
-
-def fits(params: Tree, layers: Sequence[str]) -> dict[str, prune.LayerReport]:
-    """The fit of every member's layers, their factors multiplied; changes nothing."""
-    return in_turn(_fits(tuple(layers)), params)
-
-
-@cache
-def _fits(layers: tuple[str, ...]) -> Callable[[Tree], dict[str, prune.LayerReport]]:
-    policies = dict.fromkeys(layers, Policy())
-    return lambda params: prune.prune_spectra(prune.recombine_all(params), policies).report
 
 
 @cache
@@ -323,20 +315,3 @@ def _largest_entries(params: Tree, shares: Mapping[str, jax.Array]) -> Tree:
 
     cut = {layer: jax.vmap(mask)(leaf(params, layer), share) for layer, share in shares.items()}
     return replaced(params, cut)
-
-
-@cache
-def _splitting(padded: int) -> Callable[[jax.Array, jax.Array], Tree]:
-    """Factors of a common rank; what a member's own rank does not reach is exactly 0."""
-
-    def split(kernel, rank):
-        factors = surgery.split(kernel, padded)
-        inside = jnp.arange(padded) < rank
-        return {"u": factors["u"] * inside, "v": factors["v"] * inside[:, None]}
-
-    return split
-
-
-@jax.jit
-def _carry(opt_state: Tree, before: Tree, after: Tree) -> Tree:
-    return jax.vmap(prune.carry_moments)(opt_state, before, after)
