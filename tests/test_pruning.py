@@ -31,7 +31,7 @@ def double_precision():
 # Allocation
 
 B, N = np.array([2.0, 3.0, 5.0]), np.array([1.0, 1.0, 2.0])
-# Block means of alpha for LLaMA-7B, FARMS with 10 windows a side: the sheet, section 5.
+# Block means of alpha for LLaMA-7B, FARMS with 10 windows a side (AlphaPruning).
 LLAMA_7B = """2.7110 2.9730 3.1361 3.3717 3.4407 3.1842 3.2480 3.2418 3.1282 2.9487 3.0588 2.9800
 2.9582 3.1312 3.2705 3.2832 3.6961 3.7878 3.9470 3.7765 3.7392 4.0945 4.0432 4.1338 3.8568 4.3575
 4.3146 4.4912 4.2850 4.4868 4.1064 3.8798"""

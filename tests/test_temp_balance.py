@@ -38,7 +38,7 @@ def double_precision():
         yield
 
 
-# Maps: the exact values of the sheet, section 5
+# Maps
 
 
 @pytest.mark.parametrize(

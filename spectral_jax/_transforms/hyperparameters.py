@@ -1,4 +1,4 @@
-"""Numbers that move while training goes on: strengths, rates, and how Optax injects them."""
+"""Numbers that change during training (strengths, rates), and how Optax injects them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
 def strength_at(strength: Strength, step: Any) -> Any:
-    """The strength at that step."""
+    """The strength after that number of updates."""
     return strength(step) if callable(strength) else strength
 
 
 def concrete(*values: Any) -> bool:
-    """Whether all these numbers are known before the program runs, so that they can be judged."""
+    """Whether all of these are numbers already: neither traced nor schedules, so checkable."""
     return not any(isinstance(value, jax.core.Tracer) or callable(value) for value in values)
 
 
 def check_strength(name: str, strength: Strength) -> None:
-    """Raise ``ValueError`` for a negative, infinite or NaN strength, where it is known by now."""
+    """Raise ``ValueError`` for a negative, infinite or NaN strength, unless it is traced."""
     if not concrete(strength):
         return
     values = _numbers(name, strength)
@@ -39,7 +39,7 @@ def check_strength(name: str, strength: Strength) -> None:
 
 
 def check_share(name: str, share: Strength) -> None:
-    """Raise ``ValueError`` for a share outside [0, 1], where it is known by now."""
+    """Raise ``ValueError`` for a share outside [0, 1], unless it is traced."""
     if not concrete(share):
         return
     values = _numbers(name, share)
@@ -57,12 +57,18 @@ def _numbers(name: str, given: Any) -> np.ndarray:
 def injectable(
     *numbers: str, options_of: Callable[..., Any] | tuple[Callable[..., Any], ...] = ()
 ) -> Callable[[Factory], Factory]:
-    """Let ``optax.inject_hyperparams`` move these arguments of a factory, and only these.
+    """Let ``optax.inject_hyperparams`` change these arguments of a factory, and only these.
 
-    Optax reads the signature, takes every function among the arguments for a schedule and traces
-    every integer, defaults included: a ``view``, a ``metric`` or a period would not survive that.
-    Here it gets all but ``numbers`` in a box that it hands on as it is, and nothing that the caller
-    left out. In the signature, the keywords of ``options_of`` stand in for ``**options``.
+    Optax binds the arguments to the factory's signature, then calls every function among them as a
+    schedule and traces every integer, defaults included. A ``view`` or a ``metric`` is no schedule,
+    and a period must stay a Python int. So the signature that Optax finds here boxes every argument
+    except ``numbers`` when it is bound, which Optax passes through untouched, and adds no defaults;
+    the factory unpacks the boxes.
+
+    Args:
+      numbers: the names of the arguments that may change.
+      options_of: functions whose keyword-only arguments the factory takes as ``**options``; they
+        are part of the signature.
     """
     lenders = options_of if isinstance(options_of, tuple) else (options_of,)
 
@@ -79,7 +85,7 @@ def injectable(
 
 
 class _Static(NamedTuple):
-    """Neither callable nor a number, so that Optax leaves it alone."""
+    """The box: neither callable nor a number, so that Optax leaves it alone."""
 
     value: Any
 
@@ -89,10 +95,12 @@ def _opened(value: Any) -> Any:
 
 
 class _Number(inspect.Parameter):
-    """An argument that may be injected."""
+    """An argument that Optax may change."""
 
 
 class _InjectableSignature(inspect.Signature):
+    """A signature that boxes what it binds, except for arguments that Optax may change."""
+
     def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         given = super().bind(*args, **kwargs).arguments
         known = {name: self.parameters[name] for name in given}
@@ -100,7 +108,8 @@ class _InjectableSignature(inspect.Signature):
             name: value if isinstance(known[name], _Number) else _Static(value)
             for name, value in given.items()
         }
-        # A signature of what was given alone: apply_defaults has nothing to add to it.
+        # Bound to a signature of the given arguments alone, so that Optax's call of apply_defaults
+        # has nothing to add.
         named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in known.values()]
         return inspect.BoundArguments(inspect.Signature(named), boxed)  # type: ignore[arg-type]
 

@@ -1,4 +1,8 @@
-"""The leaves of a tree of parameters that spectra are about: floating ones, in a working dtype."""
+"""Floating leaves of a tree of parameters, in the dtype that spectra are computed in.
+
+Half precision is read as float32; the results go back into the dtype of the leaf or update that
+they replace. Other leaves (step counts, tables, random keys) are left alone.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from spectral_jax.linalg.precision import working
 
 
 def floats(tree: PyTree) -> PyTree:
-    """Floating leaves in float32 or float64; None in the place of step counts, tables and keys.
+    """Floating leaves in float32 or float64; None in the place of every other leaf.
 
-    Complex leaves are let be among others; ``ValueError`` where there is nothing else.
+    Raises ``ValueError`` for a tree without floating leaves whose leaves are complex.
     """
     found = jax.tree.map(lambda leaf: working(leaf) if _floating(leaf) else None, tree)
     if not jax.tree.leaves(found):
@@ -26,7 +30,7 @@ def floats(tree: PyTree) -> PyTree:
 
 
 def moved(params: PyTree, updates: PyTree) -> PyTree:
-    """Where updates lead: `floats` of the parameters they are added to."""
+    """The parameters after the updates, as `floats` gives them."""
 
     def one(parameter: Any, update: Any) -> Array | None:
         if not _floating(parameter):
@@ -38,9 +42,9 @@ def moved(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def changed(change: Callable[..., Array], updates: PyTree, params: PyTree, by: PyTree) -> PyTree:
-    """``change(update, parameter, by)`` of every leaf that has a ``by``, which is None elsewhere.
+    """``change(update, parameter, by)`` for each leaf, or the update where ``by`` is None.
 
-    Computed in the dtype of ``by`` and returned in that of the update, whatever the parameter's.
+    Computed in the dtype of ``by`` and returned in that of the update.
     """
 
     def one(update: Any, parameter: Any, amount: Array | None) -> Any:
@@ -53,13 +57,16 @@ def changed(change: Callable[..., Array], updates: PyTree, params: PyTree, by: P
 
 
 def finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every leaf's sum of magnitudes is finite: no NaN, no inf, and none to come of it."""
+    """Whether every leaf's sum of magnitudes is finite: no NaN, no inf, no sum that overflows."""
     sums = [jnp.isfinite(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(sums))
 
 
 def like(weights: Array, result: Array) -> Array:
-    """In the dtype of the weights it takes the place of; of integers nothing would be left."""
+    """The result in the dtype of the floating weights that it replaces.
+
+    As integers, weights between -1 and 1 would become 0: those keep the result's own dtype.
+    """
     return result.astype(jnp.result_type(weights)) if _floating(weights) else result
 
 

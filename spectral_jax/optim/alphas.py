@@ -1,7 +1,9 @@
-"""What steers a layer: tail exponents of its weights, and the controls to hold them against.
+"""Tail exponents that `temp_balance` steers layers by, and controls to compare them with.
 
-Each factory returns a metric, ``matrix -> alpha``; a matrix is ``[m, n]``, or ``[positions, m, n]``
-for a convolution, whose positions are pooled. Metrics hold under ``jit`` and ``vmap``.
+Each function here returns a metric, ``matrix -> alpha``. A matrix is ``[m, n]``, or
+``[positions, m, n]`` for a convolution: the eigenvalues of all positions are fitted together.
+``fraction`` is the share of the largest eigenvalues that the Hill estimator takes for the tail.
+Metrics hold under ``jit`` and ``vmap``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ Metric = Callable[[Float[Array, "*positions m n"]], Float[Array, ""]]
 
 
 def hill(*, fraction: float = 0.5) -> Metric:
-    """The Hill exponent of the whole spectrum, biased by the shape (TempBalance)."""
+    """The Hill exponent of the whole spectrum, which TempBalance uses.
+
+    It depends on the shape as well as on training: noise in a long matrix has a larger exponent
+    than noise in a square one.
+    """
 
     def metric(matrix):
         return tails.hill_alpha(jnp.ravel(svdvals(_unit(matrix))) ** 2, fraction=fraction)
@@ -31,10 +37,18 @@ def hill(*, fraction: float = 0.5) -> Metric:
 def farms(
     *, window: int = 100, samples: int = 9, cols_per_row: float = 1.0, fraction: float = 0.5
 ) -> Metric:
-    """The Hill exponent of windows of one aspect ratio (FARMS; defaults of its CIFAR protocol)."""
+    """The Hill exponent of windows of one aspect ratio: FARMS, which removes the bias by shape.
+
+    Args:
+      window: rows of a window.
+      samples: windows along each side of the matrix.
+      cols_per_row: columns of a window over its rows.
+
+    Defaults are those of the CIFAR experiments of arXiv 2506.06280.
+    """
 
     def metric(matrix):
-        # Not pooled: that would sort, which the fit does again; a sort is slow to compile.
+        # Pooling would sort, which the fit does not need and which is slow to compile.
         eigenvalues = tails.farms_eigenvalues(
             _unit(matrix), window=window, samples=samples, cols_per_row=cols_per_row, pooled=False
         )
@@ -46,9 +60,10 @@ def farms(
 def debiased(
     *, fraction: float = 0.5, form: Literal["difference", "ratio"] = "difference"
 ) -> Metric:
-    """``hill`` less what noise of that shape has: no shape bias, and no windows either.
+    """The Hill exponent relative to that of noise of the same shape: no bias, and no windows.
 
-    The ``ratio`` stays positive, which the maps ``sqrt`` and ``log2`` want.
+    ``form`` is their ``"difference"`` or ``"ratio"``. The ratio is positive, as the maps ``sqrt``
+    and ``log2`` require.
     """
     plain = hill(fraction=fraction)
 
@@ -59,7 +74,7 @@ def debiased(
 
 
 def shape_only(*, fraction: float = 0.5) -> Metric:
-    """The expected exponent of noise of that shape: a control that never saw the weights."""
+    """The expected Hill exponent of noise of that shape: a control that ignores the weights."""
 
     def metric(matrix):
         expected = tails.null_alpha(matrix.shape, fraction=fraction).mean
@@ -69,7 +84,7 @@ def shape_only(*, fraction: float = 0.5) -> Metric:
 
 
 def _unit(matrix: Array) -> Array:
-    """An exponent has no scale, but the squares of its eigenvalues may overflow, or be lost."""
+    """The matrix near unit size: the same exponent, and no eigenvalue over- or underflows."""
     matrix = working(matrix, "matrix")
     return matrix / power_of_two(jnp.max(jnp.abs(matrix), initial=0))
 

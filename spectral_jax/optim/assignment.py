@@ -1,10 +1,10 @@
-"""How much of the learning rate a layer gets, from the tail exponents of all layers.
+"""From the tail exponents of all layers to the scale of each layer's learning rate.
 
-Each map takes ``alpha`` of shape ``[..., layers]`` to a scale of the same shape, which multiplies
-the global learning rate (or weight decay) of that layer. The house rule of all of them: a heavier
-tail (smaller alpha) means a better trained layer, hence a smaller scale. Equal alphas are given
-scale 1, each. A NaN alpha (no decision on that layer) is left out of every extremum and mean, and
-is given scale 1.
+Each map takes ``alpha`` of shape ``[..., layers]`` to scales of the same shape, which multiply the
+learning rate (or weight decay) of their layer. In all of them a heavier tail (smaller alpha) stands
+for a better trained layer and gives a smaller scale. If all alphas are equal, all scales are 1. A
+NaN alpha, of a layer on which the metric could not decide, is left out of every minimum, maximum
+and mean, and its scale is 1.
 
 The maps hold under ``jit``, ``vmap`` and ``grad``. Sources: TempBalance (arXiv 2312.00359);
 ``tb_sigmoid`` from arXiv 2410.12178.
@@ -28,10 +28,10 @@ Assignment = Callable[[Float[Array, "*batch layers"]], Float[Array, "*batch laye
 def linear_map(
     alpha: Float[Array, "*batch layers"], *, low: float = 0.5, high: float = 1.5
 ) -> Float[Array, "*batch layers"]:
-    """``low + (high - low) (alpha - min) / (max - min)``, TempBalance's own.
+    """``low + (high - low) (alpha - min) / (max - min)``, TempBalance's map.
 
-    With other ends it is AlphaDecay's map (weight decay) and AlphaPruning's (``1 -+ eps``).
-    Raises ``ValueError`` unless ``0 <= low <= high``.
+    With other ``low`` and ``high`` it is that of AlphaDecay, and of AlphaPruning (``1 - epsilon``
+    and ``1 + epsilon``). Raises ``ValueError`` unless ``0 <= low <= high``.
 
     >>> [round(float(x), 4) for x in linear_map(jnp.array([2.0, 3.0, 4.0, 6.0]))]
     [0.5, 0.75, 1.0, 1.5]
@@ -56,9 +56,9 @@ def log2_map(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layer
 def step_map(
     alpha: Float[Array, "*batch layers"], *, low: float = 0.5, high: float = 1.5
 ) -> Float[Array, "*batch layers"]:
-    """``low + (high - low) rank / n`` for ranks ``0 .. n - 1``; ties share their mean rank.
+    """``low + (high - low) rank / n`` by the order of the alphas, with ranks ``0 .. n - 1``.
 
-    ``high`` is never reached, as in the published map.
+    Equal alphas share their mean rank. ``high`` is never reached, as in the published map.
     Raises ``ValueError`` unless ``0 <= low <= high``.
 
     >>> [round(float(x), 3) for x in step_map(jnp.array([4.0, 2.0, 6.0, 3.0]))]
@@ -82,6 +82,10 @@ def tb_sigmoid(
 ) -> Float[Array, "*batch layers"]:
     """``10^(s (sigmoid(tau (alpha - mean)) - 1/2))``, ``s_max`` above the mean, ``s_min`` below.
 
+    Args:
+      tau: how sharply scales part at the mean.
+      s_min, s_max: scales lie between ``10^(-s_min / 2)`` and ``10^(s_max / 2)``.
+
     Source: arXiv 2410.12178.
 
     >>> scale = tb_sigmoid(jnp.array([2.0, 3.0, 4.0, 6.0]), tau=1.0, s_min=0.25, s_max=0.5)
@@ -96,7 +100,7 @@ def tb_sigmoid(
 
 
 def llr_sigmoid(alpha: Float[Array, "*batch layers"]) -> Float[Array, "*batch layers"]:
-    """``2 / (1 + exp(-4 z))``, with ``z`` alpha standardised by its population deviation."""
+    """``2 / (1 + exp(-4 z))``, where ``z`` is alpha less its mean, over its standard deviation."""
     alpha, known = _known(alpha)
     deviation, _ = _scaled_down(_deviation(alpha, known), known)
     variance = _mean(deviation**2, known)
@@ -115,7 +119,7 @@ ASSIGNMENTS: dict[str, Callable[..., Array]] = {
 
 
 def _known(alpha: Array) -> tuple[Array, Bool[Array, "*batch layers"]]:
-    """The exponents in a dtype to compute in, and which of them are decided."""
+    """The exponents in float32 or float64, and which of them are finite."""
     alpha = working(alpha, "alpha")
     return alpha, jnp.isfinite(alpha)
 
@@ -137,7 +141,7 @@ def _unit_interval(alpha: Array, known: Array) -> Array:
 def _where_unequal(
     alpha: Array, known: Bool[Array, "*batch layers"], scale: Float[Array, "*batch layers"]
 ) -> Array:
-    """The scale of known layers, but 1 if all of them are equal, for then no map has an opinion."""
+    """The scale of known layers; 1 for the others, and for all if the known alphas are equal."""
     low, high = _extremes(alpha, known)
     return jnp.where(known & (high > low), scale, 1).astype(alpha.dtype)
 
@@ -160,7 +164,7 @@ def _mean(values: Array, known: Array) -> Array:
 
 
 def _scaled_down(values: Array, known: Array) -> tuple[Array, Array]:
-    """Values over a unit in which their sums and differences do not overflow, and the unit."""
+    """Values divided by a unit so that sums and differences cannot overflow, and that unit."""
     largest = jnp.max(jnp.abs(values), axis=-1, where=known, initial=0, keepdims=True)
     unit = power_of_two(largest)
     return values / unit, unit

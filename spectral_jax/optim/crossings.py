@@ -1,4 +1,9 @@
-"""Whether weights chatter: step over zero and back, as under a penalty too strong for its rate."""
+"""Whether weights chatter: change sign at every update, under a penalty too strong for the rate.
+
+A penalty on ``|W|`` pushes a weight towards zero by a fixed step. If that step is larger than the
+weight, it lands on the other side and is pushed back at the next update, and so on: the penalty
+then adds noise where it should set weights to zero.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,16 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax._transforms.leaves import floats
 
-SAMPLE = 128  # of each leaf: enough to tell one in ten from one in a hundred, and too few to cost
+SAMPLE = 128  # weights per leaf: tells 10 % from 1 %, and costs nothing beside a training step
 
 
 class Crossings(NamedTuple):
-    """Signs of a fixed sample of the weights of each leaf with two axes or more.
+    """Signs of `SAMPLE` weights of each leaf with two axes or more, the same at every update.
 
-    negative: at the last update.
-    crossed: whether that was another sign than at the update before.
-    chatter: the share that crossed zero at both of the last two updates, of the worst leaf.
+    negative: whether the weight was negative at the last update.
+    crossed: whether its sign then was another than at the update before.
+    chatter: the share of a leaf's sample that changed sign in both of the last two updates, of the
+      leaf where it is largest.
     """
 
     negative: Bool[Array, "leaves sample"]
@@ -28,13 +34,13 @@ class Crossings(NamedTuple):
 
 
 def no_crossings(params: PyTree) -> Crossings:
-    """Before the first update."""
+    """The signs before the first update."""
     negative = _negative(params)
     return Crossings(negative, jnp.zeros_like(negative), jnp.zeros((), jnp.float32))
 
 
 def crossings(params: PyTree, last: Crossings) -> Crossings:
-    """With the weights of the next update."""
+    """The signs at the next update, given its weights and the last signs."""
     negative = _negative(params)
     crossed = negative != last.negative
     shares = jnp.mean(crossed & last.crossed, axis=1, dtype=last.chatter.dtype)
@@ -49,5 +55,5 @@ def _negative(params: PyTree) -> Bool[Array, "leaves sample"]:
 
 
 def _places(shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """Evenly spread over the entries; small leaves give some of theirs more than once."""
+    """Indices of the sample, evenly spread; in a small leaf some entries occur repeatedly."""
     return np.unravel_index(np.arange(SAMPLE) * np.prod(shape) // SAMPLE, shape)

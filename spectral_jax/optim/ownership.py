@@ -1,4 +1,4 @@
-"""Which kernel a parameter belongs to: its bias, and the norm that rescales its output."""
+"""Which kernel a bias or a norm belongs to, so that it can share that kernel's learning rate."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _KERNEL = re.compile(r"conv([123]_?d(?=_|$))?|dense|linear|(?<![a-z])fc")
 def owners(
     leaves: Iterable[str], kernels: Iterable[str], layout: Sequence[Block] | None = None
 ) -> dict[str, str]:
-    """Map names of parameters to the kernel whose learning rate they share; others are left out.
+    """Map the names of parameters to the kernel that they belong to; others are left out.
 
-    A kernel owns itself and what lies beside it (its bias). A norm belongs to the kernel that
-    ``layout`` folds it into; or to the one kernel beside it whose name is the same but for the
-    kind of layer (``conv1`` and ``bn1``, ``stem`` and ``stem_norm``, ``Conv_0`` and
-    ``BatchNorm_0``); or, in a numbered sequence, to the kernel before it.
+    A kernel belongs to itself, and a leaf of the same module (a bias) to the module's kernel. A
+    norm belongs to the kernel in whose block of ``layout`` it is. Without a layout it belongs to
+    the one neighbouring kernel whose name differs only in the kind of layer (``conv1`` and ``bn1``,
+    ``stem`` and ``stem_norm``, ``Conv_0`` and ``BatchNorm_0``), or, among numbered modules, to the
+    one with the number before.
 
     >>> owners(["stem/kernel", "stem/bias", "stem_norm/scale", "token"], ["stem/kernel"])
     {'stem/kernel': 'stem/kernel', 'stem/bias': 'stem/kernel', 'stem_norm/scale': 'stem/kernel'}
@@ -44,7 +45,7 @@ def owners(
 
 
 def _beside(module: str, modules: dict[str, list[str]]) -> list[str]:
-    """The kernels that a module without one may be the norm of."""
+    """The kernels that a module without a kernel may be the norm of."""
     parent, name = _parent(module), _last(module)
     if name.isdecimal():
         return modules.get(module[: len(module) - len(name)] + str(int(name) - 1), [])

@@ -1,8 +1,9 @@
-"""The catalogue of penalties on weights; a new one is one entry here.
+"""The catalogue of penalties on weights; a new one is one function and its line in `PENALTIES`.
 
-A penalty has an expensive part, refreshed now and then (eigenvectors, kept in ``state``), and a
-cheap part, its ``value`` as a function of the weights with that state held constant. Everything
-else (gradient, proximal step, schedule, warm start) is shared: see ``spectral_penalty``.
+A penalty has an expensive part, computed now and then (eigenvectors, kept in ``state``), and a
+cheap part, its ``value`` as a function of the weights with that state held constant. Gradient,
+proximal step, schedule and the start from the last vectors are the same for all of them and are in
+`spectral_penalty`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ Sees = Literal["matrices", "magnitudes"]
 
 
 class Penalty(NamedTuple):
-    """``value(w, state)``, ``init(w)``, ``refresh(w, state) -> state``, ``staleness(w, state)``.
+    """A penalty as functions of ``w``, a tuple of arrays in float32 or float64.
 
-    ``w`` is a tuple of arrays, in float32 or float64, and ``value`` differentiable in them.
-    ``staleness`` is the relative residual of the kept vectors for the current weights: what a
-    refresh would repair. ``refresh`` is None for a penalty without state.
-
-    sees: what ``w`` is. ``"matrices"``, as signed as they are, for whatever is a function of
-      singular values; ``"magnitudes"``, ``|W|``, for a graph whose edges the weights are.
-    prox: ``(w, step, state) -> w``, the minimiser of ``step value(x) + ||x - w||^2 / 2``, which
-      ``mode="proximal"`` needs of a penalty on matrices. One on magnitudes is linear in them, or
-      made so: its step is a soft threshold at its slope.
+    value: ``(w, state) -> scalar``, differentiable in ``w``.
+    init: ``w -> state`` before the first refresh; nothing by default.
+    refresh: ``(w, state) -> state``, the expensive part, which may start from the last state. None
+      for a penalty without a state.
+    staleness: ``(w, state) -> scalar``, the relative residual of the kept vectors for these
+      weights: how wrong they have become since the last refresh.
+    sees: what ``w`` is. ``"matrices"``: the weights with their signs, for functions of singular
+      values. ``"magnitudes"``: ``|W|``, for a network as a graph whose edges weigh ``|W_ij|``.
+    prox: ``(w, step, state) -> w``, the minimiser ``x`` of ``step value(x) + ||x - w||^2 / 2``. A
+      penalty on matrices needs it for ``mode="proximal"``. One on magnitudes does not: it is
+      replaced by its linear part at ``w``, whose proximal step is a soft threshold.
     """
 
     value: Callable[[Blocks, Any], Array]
@@ -43,7 +46,15 @@ class Penalty(NamedTuple):
 
 
 class EigenState(NamedTuple):
-    """Warm start and diagnostics of the last refresh, carried in the optimiser's state."""
+    """What an eigenvector penalty keeps in the optimiser's state, from its last refresh.
+
+    vectors: eigenvectors, a column each, from which the next solve starts; 0 before the first.
+    values: their eigenvalues (``lambda_2``, and further for ``k > 1``); inf before the first.
+    residuals: ``||L v - lambda v||`` of each; inf before the first.
+    converged: whether all residuals are within the tolerance.
+    matvecs: products with the matrix that the refresh took.
+    refreshes: how many there have been.
+    """
 
     vectors: Float[Array, "N k"]
     values: Float[Array, " k"]
@@ -59,12 +70,22 @@ def l1() -> Penalty:
 
 
 def l2() -> Penalty:
-    """``sum W_ij^2 / 2``; its proximal mode is decoupled weight decay."""
+    """``sum W_ij^2 / 2``; in proximal mode, weight decay that momentum and Adam do not see."""
     return Penalty(lambda w, _: jnp.stack([jnp.sum(x**2) for x in w]).sum() / 2, sees="magnitudes")
 
 
 def layer_quotient(*, edges: graphs.Edges | None = None, normalised: bool = False) -> Penalty:
-    """The layer-quotient bound on ``lambda_2``: L1 with a constant per layer, from layer sums."""
+    """An upper bound on ``lambda_2`` from the sums of ``|W|`` per layer: no eigenvectors to keep.
+
+    Its slope is one constant per layer, so it acts like an L1 penalty with a strength per layer.
+
+    Args:
+      edges: for each array, which two groups of units it connects, as ``(source, target)`` with
+        group 0 the inputs. By default a chain, ``(0, 1), (1, 2), ...``; skips need others.
+      normalised: of the normalised Laplacian, ``nu_2``.
+
+    Source: `spectral_jax.graphs.layer_quotient`, derived in docs/fiedler.md.
+    """
 
     def value(w, _):
         return graphs.layer_quotient(w, normalised=normalised, edges=edges).value
@@ -82,7 +103,22 @@ def fiedler(
     tol: float = 1e-3,
     max_matvecs: int = 400,
 ) -> Penalty:
-    """``sign * mean(lambda_2 .. lambda_{k+1})`` (``nu`` if ``normalised``); -1 widens the gap.
+    """The mean of the ``k`` smallest non-trivial eigenvalues of the network's Laplacian.
+
+    ``sign * mean(lambda_2 .. lambda_{k+1})``. Penalising ``lambda_2``, the Fiedler value, makes the
+    network easier to cut in two.
+
+    Args:
+      edges: for each array, which two groups of units it connects, as ``(source, target)`` with
+        group 0 the inputs. By default a chain, ``(0, 1), (1, 2), ...``; skips need others.
+      normalised: use the normalised Laplacian ``D^-1/2 L D^-1/2``, whose eigenvalues ``nu`` do not
+        depend on the scale of the weights.
+      k: how many eigenvalues.
+      sign: -1 rewards connectivity instead.
+      component: ``"largest"`` ignores units that no path of weights connects to the largest part;
+        with ``"whole"`` the value of a network in several parts is 0.
+      tol: relative residual at which a solve ends.
+      max_matvecs: the most products with the Laplacian per solve; the next goes on from there.
 
     Source: arXiv 2003.00992 (``lambda_2``); arXiv 2103.03386 (several ``nu``).
     """
@@ -94,7 +130,7 @@ def fiedler(
         return jax.vmap(one, in_axes=1)(_nodal(w, state.vectors))
 
     def _nodal(w, vectors):
-        """``y = D^-1/2 u`` for the normalised Laplacian, today's degrees held constant."""
+        """The vectors on the units: ``D^-1/2 u`` if normalised, with ``D`` held constant."""
         if not normalised:
             return vectors
         degree = jax.lax.stop_gradient(graphs.degrees(w, edges=edges))

@@ -1,4 +1,4 @@
-"""What a penalty sees of the parameters, and how its slope and its proximal step reach them."""
+"""What a penalty sees of the parameters, and how its gradient and proximal step reach them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ View: TypeAlias = Callable[[optax.Params], Sequence[Array]]
 
 
 class Matrices(NamedTuple):
-    """Weights with their signs."""
+    """A penalty that sees the weights with their signs."""
 
     penalty: Penalty
     view: View | None
@@ -27,23 +27,23 @@ class Matrices(NamedTuple):
         return _seen(self.view or _all_matrices, floats(params))
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
-        """The updates and ``strength`` times the penalty's gradient."""
+        """The updates plus ``strength`` times the penalty's gradient."""
         slope = jax.grad(lambda p: self.penalty.value(self.blocks(p), kept))(floats(params))
         return changed(lambda u, p, c: u + strength.astype(c.dtype) * c, updates, params, slope)
 
     def shrunk(self, updates: PyTree, params: PyTree, kept: Any, size: Array) -> PyTree:
-        """The updates that lead on to the proximal point of where they led."""
+        """The updates that lead to the proximal point of the weights after the given updates."""
         assert self.penalty.prox is not None
         before, transposed = jax.vjp(self.blocks, moved(params, updates))
         after = self.penalty.prox(before, size, kept)
         steps = tuple(jnp.subtract(a, b) for a, b in zip(after, before, strict=True))
-        # A view that only moves entries is undone by its transpose.
+        # The view only selects and rearranges entries: its transpose puts the changes back.
         (back,) = transposed(steps)
         return changed(lambda u, p, c: u + c, updates, params, back)
 
 
 class Magnitudes(NamedTuple):
-    """``|W|``: weights as the edges of a graph."""
+    """A penalty that sees ``|W|``: the weights as the edges of a graph."""
 
     penalty: Penalty
     view: View | None
@@ -52,7 +52,7 @@ class Magnitudes(NamedTuple):
         return self._read(jax.tree.map(jnp.abs, floats(params)))
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
-        """The updates and ``strength * c * sign(W)``, with ``c`` the slope in ``|W|``."""
+        """The updates plus ``strength * c * sign(W)``, with ``c`` the slope in ``|W|``."""
 
         def pull(u, p, c):
             return u + strength.astype(c.dtype) * c * jnp.sign(p)
@@ -60,7 +60,10 @@ class Magnitudes(NamedTuple):
         return changed(pull, updates, params, self._slope(params, kept))
 
     def shrunk(self, updates: PyTree, params: PyTree, kept: Any, size: Array) -> PyTree:
-        """The updates that lead on to where they led, nearer to zero by ``size * c``."""
+        """The updates that also move the weights they lead to by ``size * c`` towards zero.
+
+        A weight that would pass zero stops there: the soft threshold.
+        """
 
         def shrink(u, p, c):
             w = p + u
@@ -69,7 +72,11 @@ class Magnitudes(NamedTuple):
         return changed(shrink, updates, params, self._slope(params, kept))
 
     def _slope(self, params: PyTree, kept: Any) -> PyTree:
-        """In ``|W|``, not a subgradient: a weight at zero has one too, which keeps it there."""
+        """The derivative in ``|W|``, also of weights at 0, where one in ``W`` does not exist.
+
+        It is what keeps a weight at 0 in proximal mode. Magnitudes are raised to the smallest
+        positive number: a norm over kernel positions has no derivative at 0.
+        """
         magnitudes = jax.tree.map(
             lambda p: jnp.maximum(jnp.abs(p), jnp.finfo(p.dtype).tiny), floats(params)
         )
@@ -90,7 +97,11 @@ def _seen(view: View, params: PyTree) -> tuple[Array, ...]:
 
 
 def _all_matrices(params: PyTree) -> list[Array]:
-    """By names and shapes alone: `weights.matrices` sees tied arrays outside of jit only."""
+    """The matrices of `weights.plan`, which goes by names and shapes.
+
+    `weights.matrices` would also find tied arrays, but only outside of ``jit``: the penalty must
+    see the same inside and outside.
+    """
     leaves = weights.named_leaves(params)
     views = weights.plan(leaves, conv="flattened").views
     return [view.read(*(leaves[source] for source in view.sources)) for view in views]

@@ -1,4 +1,4 @@
-"""Where to prune: sparsity per block from the tail exponents of its layers (AlphaPruning)."""
+"""How much to prune in each block, from the tail exponents of its layers (AlphaPruning)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from spectral_jax.optim.assignment import linear_map
 
 
 class Allocation(NamedTuple):
-    """Sparsity per block.
+    """The result of `alpha_pruning`.
 
-    ``ratios`` are the shares of weights to remove, ``min(1, scale r_i)``, with ``scale`` common to
-    all. ``full`` marks the blocks that are at the ceiling, ``achieved`` is the sparsity of the
-    whole, which only a ``paper_compat`` allocation can miss.
+    ratios: the share of weights to remove from each block, ``min(1, scale r_i)``.
+    scale: the factor common to all blocks.
+    full: blocks of which everything is removed.
+    achieved: the share removed of all weights; other than asked for only under ``paper_compat``.
     """
 
     ratios: Float[Array, " blocks"]
@@ -36,15 +37,20 @@ def alpha_pruning(
     epsilon: float = 0.3,
     paper_compat: Literal["clip_no_renorm"] | None = None,
 ) -> Allocation:
-    """Give the heavier tail (smaller alpha) the lower sparsity, ``sparsity`` of all weights in sum.
+    """Share out the weights to remove: fewer from blocks with heavier tails (smaller alpha).
 
-    ``r_i = 1 - eps + 2 eps (alpha_i - min) / (max - min)`` and ``ratio_i = min(1, c r_i)`` with the
-    one ``c`` for which ``sum_i N_i ratio_i = sparsity sum_i N_i`` (water-filling at 1).
-    ``alpha[i]`` is the mean over the layers of block ``i`` (``block_means``), ``N_i = sizes[i]``
-    its number of weights. Equal alphas share alike; a NaN alpha gets ``r = 1``.
+    ``r_i = 1 - eps + 2 eps (alpha_i - min) / (max - min)`` and ``ratio_i = min(1, c r_i)``, where
+    ``c`` is such that ``sum_i N_i ratio_i = sparsity sum_i N_i``: what a block beyond 1 cannot give
+    is taken from the others.
 
-    ``paper_compat="clip_no_renorm"`` does as the released code: ``c`` without a ceiling, then a cut
-    at .998 (.99999 at a sparsity of .7), and what is cut is lost to the target.
+    Args:
+      alpha: the mean exponent over the layers of each block (`block_means`). A NaN gets ``r = 1``.
+      sizes: the number of weights ``N_i`` of each block.
+      sparsity: the share to remove of all weights together.
+      epsilon: how far blocks may differ; 0 gives all the same share.
+      paper_compat: ``"clip_no_renorm"`` does as the released code, which finds ``c`` without the
+        ceiling and then cuts ratios at .998 (.99999 at a sparsity of .7), so that less is removed
+        than asked for.
 
     Holds under ``jit`` (``sparsity`` may be traced), ``vmap`` and ``grad``.
     Raises ``ValueError`` unless ``0 <= epsilon < 1`` and ``0 <= sparsity <= 1``.
@@ -146,8 +152,8 @@ def _up_to_number(name: str) -> str:
 def _water_level(shares: Array, sizes: Array, target: Array) -> Array:
     """The ``c`` with ``sum N min(1, c r) = target sum N``.
 
-    With the ``k`` largest shares at the ceiling, ``c_k`` follows from the rest; ``c`` is the first
-    that does not lift the next share above 1.
+    If the ``k`` blocks with the largest ``r`` are at 1, the rest determine ``c_k``. The right ``k``
+    is the first for which ``c_k r`` of the next block is at most 1.
     """
     order = jnp.argsort(-shares)
     r, n = shares[order], sizes[order]

@@ -1,4 +1,9 @@
-"""Any penalty of the catalogue as an Optax transformation."""
+"""Any penalty of the catalogue as an Optax transformation.
+
+The eigenvectors that a penalty needs cost far more than a training step, and change slowly. So they
+are kept in the optimiser's state and solved for again, from the kept ones, when a schedule or their
+residual says so, inside the compiled step.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +35,15 @@ Mode = Literal["penalty", "proximal"]
 
 
 class Refresh(NamedTuple):
-    """When to recompute a penalty's eigenvectors.
+    """When to solve again for a penalty's eigenvectors.
 
-    ``due(step)`` says at which steps to look; with a ``tolerance``, what is due is first a look at
-    the relative residual of the vectors at hand (one matvec), and only above it a solve.
+    due: ``step -> whether to look``, given the number of updates done. The first update always
+      looks, and solves.
+    tolerance: None solves at every look. Otherwise a look computes the residual of the kept vectors
+      for the current weights, relative to their eigenvalue (one product with the matrix per
+      vector), and a solve follows only if that is above the tolerance.
+
+    Weights that are not finite are never solved for.
     """
 
     due: Callable[[Int[Array, ""]], Bool[Array, ""]]
@@ -47,7 +57,10 @@ def every(steps: int) -> Refresh:
 
 
 def on_residual(tolerance: float = 0.05, *, check_every: int = 10) -> Refresh:
-    """Solve when ``||L v - rho v|| / rho`` exceeds ``tolerance``, checked every so many steps."""
+    """Solve when ``||L v - rho v|| / rho`` exceeds ``tolerance``, looked at every so many steps.
+
+    ``L`` is the matrix of the current weights, ``v`` a kept vector and ``rho = v^T L v``.
+    """
     check_count(check_every=check_every)
     return Refresh(lambda step: step % check_every == 0, tolerance)
 
@@ -64,14 +77,16 @@ def epoch_start_and_every_100(steps_per_epoch: int) -> Refresh:
 
 
 class SpectralPenaltyState(NamedTuple):
-    """What the transformation carries; ``spectral_jax.optim.metrics`` reads it.
+    """The state of `spectral_penalty`; `metrics` reads it wherever it is in an optimiser's state.
 
     step: updates done.
-    strength: that of the last update.
-    penalty: the penalty's own state (warm start, diagnostics).
-    value: the penalty at its last refresh, or, if it has none, at the last look; NaN before.
-    staleness: what a refresh could repair, at the last look; 0 where nothing was kept before it.
-    crossings: signs of a sample of the weights.
+    strength: the strength at the last update.
+    penalty: the penalty's own state: vectors to start the next solve from, and its diagnostics.
+    value: the penalty at its last refresh; of one that has nothing to refresh, at the last look.
+      NaN before the first update, and after a look that found weights that are not finite.
+    staleness: the relative residual of the kept vectors for the weights of the last look, before a
+      refresh then; 0 at the first, when there are none yet.
+    crossings: signs of a sample of the weights, to see whether they chatter.
     """
 
     step: Int[Array, ""]
@@ -95,30 +110,38 @@ def spectral_penalty(
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``strength * penalty(W)`` to the objective.
 
-    ``mode="penalty"`` adds ``strength`` times the penalty's gradient, at the vectors of the last
-    refresh, to the gradient (put it first in ``optax.chain``). ``mode="proximal"`` makes the
-    penalty's proximal step, of size ``learning_rate * strength``, after the step (put it last;
-    under heavy-ball momentum ``m`` pass ``lr / (1 - m)`` for the same strength). Leaves that the
-    penalty does not see (biases, integers) are left alone; the others keep their dtype.
+    ``mode="penalty"`` adds ``strength`` times the penalty's gradient to the gradient; put it first
+    in ``optax.chain``. Eigenvectors are held constant at those of the last refresh.
+    ``mode="proximal"`` takes the penalty's proximal step, of size ``learning_rate * strength``,
+    after the optimiser's; put it last. Momentum ``m`` enlarges a steady gradient by
+    ``1 / (1 - m)``, so for the same effect pass ``lr / (1 - m)`` as the learning rate there.
+    Leaves that the penalty does not see (biases, integers) are left alone; the others keep their
+    dtype.
 
-    For a penalty on magnitudes, with ``c = d penalty / d|W|``, the gradient is ``c * sign(W)`` and
-    the proximal step shrinks each weight by ``learning_rate * strength * c``, stopping at zero: it
-    cannot chatter across zero, which the penalty does at large strengths.
+    For a penalty on magnitudes, with the slope ``c = d penalty / d|W|``, the gradient is
+    ``c * sign(W)``. The proximal step makes each magnitude smaller by
+    ``learning_rate * strength * c`` and stops at zero, where a large strength in penalty mode
+    makes weights jump from one sign to the other at every step.
 
     Args:
       name: an entry of ``PENALTIES`` (``options`` go to it) or a ``Penalty``.
-      strength: a number, an array, or a function of the number of updates done; so too
-        ``learning_rate``.
-      view: ``params -> arrays``, what the penalty sees; the params are the floating leaves, with
-        None in the place of any other. By default a penalty on matrices sees those of
-        ``weights.plan``: dense, attention, embeddings, a convolution as ``[h w i, o]``, several in
-        one leaf as ``[stack, m, n]``. One on magnitudes sees the chain of dense kernels, in the
-        order of their names. For any other network:
-        ``lambda params: weights.graph_weights(params, blocks)`` with the blocks of
+      strength: a number, an array, or a function of the number of updates done.
+      mode: ``"penalty"`` or ``"proximal"``, see above.
+      learning_rate: for the proximal mode: that of the optimiser; as ``strength``, a number, an
+        array or a function of the number of updates done.
+      view: ``params -> arrays``, what the penalty sees. It is given the floating leaves, with None
+        in the place of any other (for a penalty on magnitudes, their magnitudes). By default a
+        penalty on matrices sees those of ``weights.plan``: dense and attention layers, embeddings,
+        convolutions as ``[h w i, o]``, several layers in one leaf as ``[stack, m, n]``. One on
+        magnitudes sees the chain of dense kernels, in the order of their names; for any other
+        network pass ``lambda params: weights.graph_weights(params, blocks)`` with the blocks of
         ``weights.layout_of``.
-        A view of magnitudes is linear and keeps them non-negative (a selection of kernels, a norm
-        over kernel positions); before a proximal step on matrices it only moves entries.
-      refresh: when to recompute eigenvectors, inside the compiled step; default ``on_residual()``.
+        A view of magnitudes must be linear and keep them non-negative (a selection of kernels, a
+        norm over kernel positions). In proximal mode a view of matrices may only select and
+        rearrange entries.
+      refresh: when to solve for eigenvectors again (`every`, `on_residual`,
+        `epoch_start_and_every_100`); the default is ``on_residual()``.
+      options: those of the named penalty, as in ``spectral_penalty("fiedler", 0.1, k=2)``.
 
     Works under ``jit``, ``vmap``, ``scan`` and ``optax.inject_hyperparams``; the state is a pytree
     of arrays. Under ``vmap`` (over seeds, for instance) a refresh is computed for all members when
@@ -150,13 +173,13 @@ def spectral_penalty(
         del extra
         if params is None:
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
-        # To be called where they are needed: they cost a pass over the weights.
+        # A function, so that the branch that needs them reads the weights, and no other step does.
         blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
         kept, value, staleness = _looked(penalty, refresh, blocks, state)
         factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
         signs = crossings(params, state.crossings)
-        # Always so, but XLA does not know: were this read of the weights one that nothing waits
-        # for, it would copy them at every step rather than update them in place.
+        # Always true, but XLA does not know that. If nothing waited for the read of the weights in
+        # `crossings`, XLA could do it after the update, and would copy all weights for it.
         factor = jnp.where(signs.chatter <= 1, factor, jnp.nan)
         if mode == "penalty":
             updates = sight.pulled(updates, params, kept, factor)
@@ -238,7 +261,7 @@ def _looked(
     blocks: Callable[[], tuple[Array, ...]],
     state: SpectralPenaltyState,
 ) -> tuple[Any, Array, Array]:
-    """The penalty's state, its value and its staleness: as they were, or anew where it is time."""
+    """The penalty's state, value and staleness: the last ones, or new ones if a look is due."""
     first = state.step == 0
     due = refresh.due(state.step) | first
 
@@ -249,8 +272,8 @@ def _looked(
         solve = penalty.refresh
         if solve is None:
             return *valued(state.penalty), state.staleness
-        # Of weights that have diverged there are no eigenvectors: solving again would only keep
-        # the other members waiting. The value and the staleness, both NaN, say so.
+        # Weights that are not finite have no eigenvectors: solving would only keep the other
+        # members of a vmap waiting. Value and staleness become NaN and say so.
         needed, staleness = finite(blocks()), state.staleness
         last = state.penalty, jnp.where(needed, state.value, jnp.nan)
         if penalty.staleness is not None:

@@ -30,10 +30,14 @@ Tuned = Literal["all", "inner", "not_last"]
 
 
 class TempBalanceState(NamedTuple):
-    """``step`` counts updates; ``alphas`` and ``scales`` are those of the last refresh.
+    """The state of `temp_balance` and `alpha_decay`.
 
-    Both go by the name of the matrix in ``weights.plan``: ``"layers/0/kernel"``, ``"c_attn:q"``.
-    A NaN alpha is a layer on which the metric could not decide; its scale is 1.
+    step: updates done.
+    alphas: the tail exponent of each tuned matrix at the last measurement; NaN before the first,
+      and where the metric cannot decide.
+    scales: what the update of each is multiplied by; 1 where the exponent is NaN.
+
+    Names are those of ``weights.plan``: ``"layers/0/kernel"``, ``"c_attn:q"``.
     """
 
     step: Int[Array, ""]
@@ -57,27 +61,29 @@ def temp_balance(
     shuffle_key: PRNGKeyArray | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale each layer's update by ``assignment(alphas of all layers)``; put it last in the chain.
+    """Multiply each layer's update by a scale that follows from the tail exponents of all layers.
 
-    There it multiplies the learning rate, whatever comes before (momentum, Adam, decoupled decay).
-    A kernel's bias, and the norm that belongs to it, take its scale; all else keeps scale 1, and
-    every update its dtype.
+    A heavy tail, which is a small exponent alpha, is taken for a well trained layer and slows it
+    down. Put it last in ``optax.chain``: it then multiplies the learning rate, whatever comes
+    before (momentum, Adam, decoupled decay). A kernel's bias, and the norm that belongs to it, take
+    its scale; all other leaves keep scale 1, and every update its dtype.
 
     Args:
-      assignment: a name in ``ASSIGNMENTS`` or a map ``alphas -> scales``. The ``options`` of a
-        name (``low``, ``high``, ``tau``) may be schedules; they count at the next refresh.
-        TempBalance's ``"linear"`` stretches any spread of alphas over its whole range: before the
-        layers have parted that is noise turned into learning rates.
-      refresh_every: steps between measurements, the first at step 0; the papers measure at every
-        epoch, so pass the steps per epoch.
+      assignment: a name in ``ASSIGNMENTS`` or a function ``alphas -> scales``. The ``options`` of a
+        name (``low``, ``high``, ``tau``) may be schedules and are read at each measurement.
+        TempBalance's ``"linear"`` always uses its whole range of scales: as long as layers differ
+        by chance only, early in training, it makes learning rates out of noise.
+      refresh_every: updates between measurements, the first at step 0. The papers measure once per
+        epoch: pass the steps per epoch.
       metric: a name in ``METRICS`` or ``matrix -> alpha``; equal shapes are measured in one batch.
       tuned: ``all`` kernels, the ``inner`` ones (neither first nor last), or all but the last
         (``not_last``).
-      layout: the model's, which says which kernel is first and last and whose norm is whose.
-        Without it, norms are matched by name (``conv1`` and ``bn1``, ``stem`` and ``stem_norm``).
+      layout: the order of the model's kernels and the norm behind each, from the model or from
+        ``weights.layout_of``; ``tuned`` other than ``"all"`` needs it. Without one, norms are
+        matched to kernels by name (``conv1`` and ``bn1``, ``stem`` and ``stem_norm``).
       min_eigenvalues: kernels with fewer singular values keep scale 1 (TempBalance's 50).
-      shuffle_key: hand the alphas to the layers in this random order, the same at every refresh:
-        a control with the right distribution of learning rates and no knowledge.
+      shuffle_key: gives the alphas to the layers in this random order, the same at every
+        measurement: a control with the same set of scales, but each at a random layer.
 
     Works under ``jit``, ``scan`` and ``vmap``; the state is a pytree of scalars.
     Raises ``ValueError`` for an unknown name, a missing ``layout`` or ``params``, or if no kernel
@@ -119,8 +125,8 @@ def alpha_decay(
 ) -> optax.GradientTransformationExtraArgs:
     """Add ``weight_decay * scale * w`` to each update: the heavier the tail, the weaker the decay.
 
-    In place of ``optax.add_decayed_weights``, before the learning rate. Scales are those of
-    ``temp_balance``, whose options it takes; AlphaDecay's own are ``metric="hill"``, the linear map
+    It takes the place of ``optax.add_decayed_weights``, before the learning rate. Scales and
+    options are those of `temp_balance`; AlphaDecay itself has ``metric="hill"``, the linear map
     from ``low=2/3`` to ``high=3`` or 5, and ``refresh_every=500``. Leaves that belong to no tuned
     kernel decay with scale 1. ``weight_decay`` may be a function of the number of updates done.
     Source: AlphaDecay, arXiv 2506.14562.
@@ -145,7 +151,7 @@ def alpha_decay(
 
 
 class _Control(NamedTuple):
-    """Whom to measure, when, and what follows from it."""
+    """Which kernels to measure and when, and the scales that follow: `temp_balance`'s options."""
 
     assign: Callable[[Array, Array], Array]
     metric: Metric
@@ -162,7 +168,8 @@ class _Control(NamedTuple):
         return TempBalanceState(jnp.zeros((), jnp.int32), alphas, ones)
 
     def views(self, leaves: Mapping[str, Array]) -> list[weights_of.View]:
-        """The kernels to tune: not embeddings, whose rows are no layer's inputs, nor filters."""
+        """The kernels to tune. Not embeddings, whose rows are words and not the inputs of a layer,
+        nor depthwise convolutions, which are one small filter for each channel."""
         found = [v for v in _plan(leaves) if v.kind not in ("embedding", "depthwise")]
         if self.layout is not None:
             order = [block.path for block in self.layout if block.path is not None]
@@ -204,7 +211,7 @@ class _Control(NamedTuple):
         return dict(zip(matrices, values, strict=True))
 
     def per_leaf(self, params, scales: Mapping[str, Array]):
-        """The tree of scales: that of its kernel for each leaf, None for a leaf without one."""
+        """For each leaf the scale of the kernel that it belongs to, None if there is none."""
         leaves = weights_of.named_leaves(params)
         views = _plan(leaves)
         readers: dict[str, list[weights_of.View]] = {}
@@ -223,9 +230,10 @@ class _Control(NamedTuple):
 
 
 def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...]) -> Array:
-    """A scale for each layer of a stack, along the axes that count layers; else one for all.
+    """The scale of a leaf that holds several matrices, given ``(where, scale)`` of each.
 
-    What is fused in a layer, as queries, keys and values, shares the mean.
+    Of a stack of layers, an array with a scale for each along the axes that count layers. Matrices
+    that are fused in one layer, such as queries, keys and values, share their mean.
     """
     layers: dict[weights_of.At, list[Array]] = {}
     for at, value in sorted(scales, key=lambda pair: sorted(pair[0])):
@@ -264,7 +272,7 @@ def _assignment(
         levels = {name: strength_at(value, step) for name, value in options.items()}
         return chosen(alphas, **levels)
 
-    assign(jnp.ones(1), 0)  # a bad option fails here rather than in the training step
+    assign(jnp.ones(1), 0)  # so that a bad option is refused here, not in the training step
     return assign
 
 

@@ -1,4 +1,4 @@
-"""Between two compiled phases: a pruned network as a smaller one, and whether it was worth it.
+"""From a pruned network to a smaller one, between two compiled phases of training.
 
     pruned, report = prune_spectra(params, policy)
     smaller = factorize(pruned, kept_ranks(report))
@@ -6,8 +6,8 @@
     rows = report_rows(report, params, smaller)
 
 A factored kernel is ``{"u": first, "v": second}`` in the place of the array. The models of this
-repository run it so (`models.factored`); `recombine_all` turns it back. To see what the loss of
-momentum does by itself, train a control that keeps its weights and gets ``optimizer.init(params)``.
+repository run such parameters (`models.factored`); `recombine_all` multiplies the factors again. A
+smaller network has other parameters, so the optimiser's state must change with it: `carry_moments`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ T = TypeVar("T")
 
 
 def kept_ranks(report: Mapping[str, LayerReport]) -> dict[str, int]:
-    """The rank to split each pruned layer at; over seeds, the largest that one of them needs.
+    """The rank to split each pruned layer at, as Python ints for `factorize`.
 
+    Of a report with a leading axis of seeds, the largest rank among them, for layers that were
+    pruned in every seed: seeds that train together have factors of one shape.
     Reads the report on the host: not for use inside ``jit``.
     """
     return {
@@ -41,12 +43,12 @@ def kept_ranks(report: Mapping[str, LayerReport]) -> dict[str, int]:
 
 
 def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
-    """Put two factors in the place of every named kernel that they make smaller.
+    """Replace every named kernel by two factors, if those have fewer parameters.
 
-    Where they would not (`split_refusal`), the kernel stays. Forward results are those of the
-    kernels truncated at these ranks. Holds under ``jit`` and ``vmap`` (seeds share the ranks).
-    Raises ``ValueError`` for a name that is not there, or for a stack of layers, whose ranks would
-    have to be one.
+    Where they have not (`split_refusal`), the kernel stays as it is. The network computes what it
+    would with the kernels truncated at these ranks. Holds under ``jit`` and ``vmap`` (seeds share
+    the ranks). Raises ``ValueError`` for a name that is no leaf, and for a leaf that stacks several
+    layers (of ``nnx.scan``), whose factors would need one common rank.
 
     >>> params = {"fc": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)}}
     >>> jax.tree.map(jnp.shape, factorize(params, {"fc/kernel": 2}), is_leaf=jnp.isscalar)
@@ -79,7 +81,7 @@ def _refuse_stacks(params: PyTree, ranks: Mapping[str, int]) -> None:
 
 
 def recombine_all(params: PyTree) -> PyTree:
-    """One kernel for every chain of factors, as before any split.
+    """The parameters with the factors of every kernel multiplied, the structure before any split.
 
     Holds under ``jit``, ``vmap`` and ``grad``.
     """
@@ -92,12 +94,17 @@ def is_factored(node: Any) -> bool:
 
 
 def carry_moments(opt_state: PyTree, before: PyTree, after: PyTree) -> PyTree:
-    """The optimiser's state for ``before``, made one for ``after``, its factored parameters.
+    """The optimiser's state of ``before`` as one of ``after``, the factored parameters.
 
-    The moment ``M`` of ``W = u v`` becomes ``M v^T`` for ``u`` and ``u^T M`` for ``v``: what the
-    chain rule makes of the gradients that it sums up. Second moments (leaves under ``nu``) go
-    through the squares, ``M (v^2)^T`` and ``(u^2)^T M``. Whatever is no image of the parameters,
-    such as a step count, stays. Holds under ``jit`` and ``vmap``.
+    A momentum ``M`` of ``W = u v`` is a weighted sum of gradients ``G`` of ``W``; by the chain rule
+    those of ``u`` and ``v`` are ``G v^T`` and ``u^T G``, so it becomes ``M v^T`` and ``u^T M``.
+    Second moments, which are leaves of a field named ``nu``, sum up squared gradients and become
+    ``M (v^2)^T`` and ``(u^2)^T M``, which is exact only for uncorrelated gradients. Parts of the
+    state that are not shaped like the parameters, such as a step count, stay as they are.
+    Holds under ``jit`` and ``vmap``.
+
+    Starting the optimiser anew would do without, but momentum and Adam's scales are then lost: to
+    see what that does by itself, train a control with ``before`` and ``optimizer.init(before)``.
     """
     whole: Any = jax.tree.structure(before)
 
@@ -121,7 +128,12 @@ def carry_moments(opt_state: PyTree, before: PyTree, after: PyTree) -> PyTree:
 
 
 class Attempt(NamedTuple):
-    """A state, the validation metric before and after a change, and whether the change stands."""
+    """What `attempt` found.
+
+    state: the changed state if it was accepted, else the old one.
+    before, after: the metric of the old and of the changed state.
+    accepted: whether the change stands.
+    """
 
     state: Any
     before: float
@@ -132,9 +144,10 @@ class Attempt(NamedTuple):
 def attempt(
     state: T, change: Callable[[T], Any], metric: Callable[[Any], float], *, max_drop: float
 ) -> Attempt:
-    """Make a change, and take it back if the metric (more is better) falls by above ``max_drop``.
+    """Make a change, and take it back if the metric falls by more than ``max_drop``.
 
-    NaN after the change is a fall. Runs on the host, between compiled phases.
+    ``metric(state)`` is, for instance, the validation accuracy: more is better. NaN after the
+    change counts as a fall. Runs on the host, between compiled phases.
     Raises ``ValueError`` for a negative ``max_drop``.
 
     >>> attempt(0.9, lambda accuracy: accuracy - 0.2, float, max_drop=0.1)
@@ -164,5 +177,5 @@ def _split_moment(moment: Array, kernel: Any, second: bool) -> Any:
 
 
 def _at(whole: Any, after: PyTree) -> list[Any]:
-    """What stands in ``after`` in the place of each leaf of ``before``."""
+    """The subtree of ``after`` at the place of each leaf of ``before``."""
     return whole.flatten_up_to(after)

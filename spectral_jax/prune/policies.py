@@ -24,16 +24,23 @@ Trigger: TypeAlias = Callable[[int, Sequence[float]], bool]
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """How to prune a layer; numbers may be arrays, traced in a sweep.
+    """How to prune a layer. The numbers may be arrays, and traced: a sweep shares one program.
 
-    edit: what happens to the singular values up to the edge, as in the functions of these names:
-      ``truncate`` keeps the largest share ``keep_below`` of them, ``random`` a random one.
-    keep_below: that share, or a function of the epoch. arXiv 2303.08986 writes that 45 % are
-      removed; its code keeps 45 %.
-    gate: leave a layer alone whose Kolmogorov-Smirnov distance from the law is above; 1 is off.
-    min_rank: singular values that stay in any case, so that no layer is cut through.
-    keep_offset: values at the edge that count as above it; 1 is the released code.
-    threshold: entries up to it go, in the two sparsifying edits.
+    edit: what becomes of the singular values up to the edge of the noise. ``truncate`` keeps the
+      largest of them, ``random`` as many of them at random, ``halve`` halves them all, and
+      ``shrink``, ``sparsify`` and ``sparsify_vectors`` do as the functions of
+      `spectral_jax.prune` of these names.
+    keep_below: the share of the values up to the edge that ``truncate`` and ``random`` keep, or a
+      function of the epoch that gives it. The text of arXiv 2303.08986 says that 45 % are removed;
+      its code keeps 45 %.
+    gate: the largest Kolmogorov-Smirnov distance between the bulk of the spectrum and the
+      Marchenko-Pastur law at which a layer is pruned; where the law does not fit, its edge means
+      nothing. 1 prunes every layer.
+    min_rank: how many singular values stay in any case; at 0 a layer may lose them all, and the
+      network with it.
+    keep_offset: how many values next below the edge count as above it; the released code of
+      arXiv 2303.08986 has 1.
+    threshold: ``threshold`` of `sparsify`, ``theta`` of `sparsify_vectors`.
 
     Raises ``ValueError`` for a value out of its range.
     """
@@ -61,7 +68,7 @@ class Policy:
         return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
-        """Arrays have no truth of equality, nor a hash: they are themselves or another."""
+        """What equality and hash go by: an array has neither, so it is only equal to itself."""
         return tuple(id(x) if isinstance(x, jax.Array) else x for x in vars(self).values())
 
     def keep_at(self, epoch: Any) -> Float[Array, ""] | float:
@@ -96,7 +103,8 @@ def every_epochs(period: int, *, at_start: bool = False) -> Trigger:
 def on_plateau(patience: int, *, least_gain: float = 0.0) -> Trigger:
     """Prune once ``patience`` epochs have not lowered the best validation error by ``least_gain``.
 
-    Hand over the errors since the last pruning: the network gets as long to recover.
+    The errors to pass are those since the last pruning, one per epoch, so that the network has at
+    least ``patience`` epochs to recover from it.
     Raises ``ValueError`` unless ``patience >= 1``.
 
     >>> [on_plateau(2)(0, errors) for errors in ([0.3, 0.2, 0.1], [0.3, 0.1, 0.2, 0.1])]
@@ -113,7 +121,9 @@ def on_plateau(patience: int, *, least_gain: float = 0.0) -> Trigger:
 
 
 def policy_of(names: Iterable[str], policies: Policy | Mapping[str, Policy]) -> dict[str, Policy]:
-    """The policy of each layer: that of the first glob its name matches; none, if it matches none.
+    """The policy of each layer: that of the first glob its name matches.
+
+    A layer that no glob matches has none and is not in the result.
 
     Raises ``ValueError`` for a glob that names no layer.
     """

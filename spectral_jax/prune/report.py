@@ -1,10 +1,10 @@
-"""What a pruning did: to every layer, and to the network.
+"""What a pruning did to every layer, and to the network as a whole.
 
     layers, network = pruning_report(
         report, params, smaller, predict=predict, x=x_test, labels=y_test, latency=(0.012, 0.007)
     )
 
-A ``report`` is that of `prune_spectra`, ``smaller`` what `factorize` made of its result.
+``report`` comes from `prune_spectra`, and ``smaller`` from `factorize` of its result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spectral_jax.weights import leaf_name
 
 
 class PruningReport(NamedTuple):
-    """A row per layer, and the network before and after."""
+    """The result of `pruning_report`, which describes what both parts hold."""
 
     layers: list[dict[str, Any]]
     network: dict[str, Any]
@@ -41,7 +41,7 @@ def pruning_report(
     labels: Int[Array, " s"],
     latency: tuple[float, float] = (nan, nan),
 ) -> PruningReport:
-    """What was seen in each layer and what came of it, and what the network is and does since.
+    """Sizes, costs and accuracy before and after, for every layer and for the network.
 
     ``layers`` are the rows of `report_rows`. ``network`` has, each ``_before`` and ``_after``:
 
@@ -50,14 +50,16 @@ def pruning_report(
     ``flops``
         per example, as XLA counts the program (additions and activations too; a loop once);
     ``latency``
-        in seconds, as handed over: a library does not time (``experiments.timing.latency`` does);
+        in seconds, the two numbers given: the library itself measures no times;
     ``accuracy``
-        the share of ``x`` whose largest logit is its label's; a NaN among the logits is no answer;
+        the share of ``x`` whose largest logit is that of the label; a row of logits with a NaN
+        counts as wrong;
     ``dead_classes``
-        the numbers of those that no sample is put into, see `dead_classes`.
+        the classes that no sample is put into, see `dead_classes`.
 
     Args:
-      before, after: parameters with which the pruning began, and with which one goes on.
+      report: what `prune_spectra` found.
+      before, after: the parameters before the pruning, and those that training continues with.
       predict: ``(params, x) -> logits [s, c]``; called once for each network, with all of ``x``.
 
     Runs on the host, for one seed. Raises ``ValueError`` if logits and labels do not fit.
@@ -80,10 +82,12 @@ def pruning_report(
 def report_rows(
     report: Mapping[str, LayerReport], before: PyTree, after: PyTree
 ) -> list[dict[str, Any]]:
-    """A row per reported layer: what was seen, what was done and why, and what it costs.
+    """A row per reported layer: its fit, what was done and why, and its cost before and after.
 
-    ``flops`` are multiplications and additions per example (per position, for a convolution).
-    ``outcome`` is ``split``, ``masked`` or ``kept``; a ``reason`` stands beside the last two.
+    ``sigma``, ``edge``, ``spikes``, ``ks`` and ``rank`` are those of `LayerReport`. ``outcome`` is
+    ``split`` (in two factors), ``masked`` (pruned in its old shape) or ``kept`` (not pruned);
+    ``reason`` says why it is not ``split``. ``flops`` are multiplications and additions per
+    example, for a convolution per position.
     Reads the report on the host: not for use inside ``jit``.
     """
     kernels, results = _nodes(before), _nodes(after)
@@ -94,10 +98,10 @@ def report_rows(
 
 
 def parameter_count(params: PyTree, *, bias_every_factor: bool = False) -> int:
-    """Entries of all leaves. Works on arrays and on shapes.
+    """The number of entries of all leaves, which may be arrays or ``jax.ShapeDtypeStruct``.
 
-    ``bias_every_factor`` counts a bias for each first factor, which has none: the published
-    counts of arXiv 2303.08986 do.
+    ``bias_every_factor`` adds a bias for every factor but the last of a kernel. Such factors have
+    none here, but the published counts of arXiv 2303.08986 include them.
 
     >>> parameter_count({"kernel": {"u": jnp.ones((8, 2)), "v": jnp.ones((2, 6))}})
     28
@@ -107,9 +111,10 @@ def parameter_count(params: PyTree, *, bias_every_factor: bool = False) -> int:
 
 
 def dead_classes(logits: Float[Array, "s c"]) -> Bool[Array, " c"]:
-    """The classes that no sample is put into: whose logit is never the only largest.
+    """Classes that no sample is put into, because their logit is never the single largest.
 
-    A ReLU on the logits can leave some at 0 for ever. Holds under ``jit`` and ``vmap``.
+    Under a ReLU on the logits, one that is never positive is 0 for all samples and gets no gradient
+    again. Holds under ``jit`` and ``vmap``.
 
     >>> dead_classes(jnp.array([[0.0, 2.0, 1.0], [0.0, 1.0, 3.0]]))
     Array([ True, False, False], dtype=bool)
@@ -165,7 +170,7 @@ def _factored_nodes(params: PyTree) -> list[Any]:
 
 
 def _inner_widths(kernel: Any) -> int:
-    """Outputs of all first factors of a chain."""
+    """The summed widths between the factors of a kernel."""
     if not is_factored(kernel):
         return 0
     inner = jax.tree.leaves(kernel["v"])[0].shape[-2]
@@ -173,7 +178,7 @@ def _inner_widths(kernel: Any) -> int:
 
 
 def _nodes(params: PyTree) -> dict[str, Any]:
-    """Arrays and factored kernels by name; a chain also under the names of its links."""
+    """Arrays and factored kernels by name, and the factors of a kernel by names of their own."""
     found: dict[str, Any] = {}
 
     def visit(path: Any, node: Any) -> None:

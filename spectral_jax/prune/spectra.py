@@ -1,7 +1,11 @@
 """Prune the singular values below the edge of the noise, layer by layer, while training goes on.
 
     policy = Policy(keep_below=0.45, gate=0.05)
-    pruned, report = prune_spectra(params, {"layers/*": policy})     # the same shapes: a mask
+    pruned, report = prune_spectra(params, {"layers/*": policy})     # kernels keep their shapes
+
+The entries of a kernel at initialisation are independent noise, whose singular values follow the
+Marchenko-Pastur law up to its edge; training adds larger ones, and leaves most of the noise. The
+law is fitted to each layer's spectrum, and what lies up to the edge is removed, or some of it.
 
 `svd_prune` does so inside the compiled step. `spectral_jax.prune.factorize` makes a smaller network
 of the result, between two compiled phases. Source: arXiv 2303.08986.
@@ -35,7 +39,8 @@ from spectral_jax.prune.surgery import Spectrum
 
 Policies: TypeAlias = Policy | Mapping[str, Policy]
 Fit: TypeAlias = Callable[[Array, tuple[int, int]], Any]
-"""(eigenvalues ``s^2 / max(m, n)`` ascending, shape) -> what has ``variance, edge, spikes, ks``"""
+"""``(eigenvalues, shape) -> fit``: of the eigenvalues ``s^2 / max(m, n)``, ascending, a result with
+``variance`` (of an entry of the noise), ``edge``, ``spikes`` and ``ks``, as `rmt.MPFit` has."""
 
 
 class PruneStatus(IntEnum):
@@ -51,13 +56,14 @@ class PruneStatus(IntEnum):
 
 
 class LayerReport(NamedTuple):
-    """What was seen in a layer, and what came of it.
+    """What was found in a layer, and what was done to it.
 
-    sigma: standard deviation of the noise per entry.
-    edge: the singular value at which the noise ends.
-    spikes: singular values above it.
-    ks: distance of the bulk from the Marchenko-Pastur law.
-    rank: singular values that are left; all of them where nothing was done.
+    sigma: standard deviation of an entry of the noise.
+    edge: the largest singular value that noise alone would give.
+    spikes: number of singular values above the edge.
+    ks: Kolmogorov-Smirnov distance between the spectrum up to the edge and the Marchenko-Pastur
+      law, from 0 to 1.
+    rank: number of singular values that are left; all of them where nothing was done.
     status: a `PruneStatus`.
     """
 
@@ -70,14 +76,22 @@ class LayerReport(NamedTuple):
 
 
 class Pruning(NamedTuple):
-    """Parameters of the same shapes, and a report per pruned layer."""
+    """The result of `prune_spectra`.
+
+    params: the parameters, pruned kernels in their old shapes and dtypes.
+    report: a `LayerReport` for each layer that a policy names.
+    """
 
     params: PyTree
     report: dict[str, LayerReport]
 
 
 class SVDPruneState(NamedTuple):
-    """Steps done, and what the last pruning found (NaN before the first)."""
+    """The state of `svd_prune`.
+
+    step: updates done.
+    report: by layer, what the last pruning found; before the first, NaN and, for integers, 0.
+    """
 
     step: Int[Array, ""]
     report: dict[str, LayerReport]
@@ -93,20 +107,21 @@ def prune_spectra(
 ) -> Pruning:
     """Prune the spectrum of every dense and convolution kernel that a policy names.
 
-    A convolution ``[h, w, i, o]`` is the matrix ``[h w i, o]``; the factors of a split layer are
-    layers of their own, and so are those of a stack, ``"layers/fc/kernel:3"``. Layers of equal
-    shape and policy go through one vmapped computation, in float32 at least; every leaf keeps its
+    A convolution ``[h, w, i, o]`` is the matrix ``[h w i, o]``; the factors of a split layer count
+    as two layers, and a leaf that stacks several as so many (``"layers/fc/kernel:3"``). Layers of
+    equal shape and policy are computed in one batch, in float32 at least; every leaf keeps its
     dtype.
 
     Args:
-      policies: one for all layers, or by glob of the names (``"layers/*"``), first match wins;
-        a layer without one is left alone.
-      fit: finds the edge; by default `spectral_jax.rmt.fit_marchenko_pastur`.
-      epoch: handed to the policies' ``keep_below``; may be traced.
+      policies: one `Policy` for all layers, or one for each glob of their names (``"layers/*"``),
+        of which the first that matches counts; a layer that none matches is left alone.
+      fit: estimates the edge (`Fit`); by default `spectral_jax.rmt.fit_marchenko_pastur`.
+      epoch: the argument for a ``keep_below`` that is a function of the epoch; may be traced.
       key: needed for ``edit="random"``.
 
     A layer with NaN or inf, or with too few values to fit, stays as it is: see its ``status``.
-    Holds under ``jit`` and ``vmap``. Costs one symmetric eigendecomposition of the short side.
+    Holds under ``jit`` and ``vmap``. Costs a symmetric eigendecomposition per layer, of its shorter
+    side.
     Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
     """
     leaves = weights_of.named_leaves(floats(params))
@@ -151,11 +166,13 @@ def svd_prune(
 ) -> optax.GradientTransformationExtraArgs:
     """Prune as `prune_spectra` does at the end of every ``every``-th epoch, in the compiled step.
 
-    Comes last in ``optax.chain``: the update becomes the one that leads to the pruned weights.
-    Momentum is carried on. What is cut may grow again until the next time.
+    Put it last in ``optax.chain``: it replaces the update by the one that leads to the pruned
+    weights. Momentum goes on as if nothing had happened, and what was removed may grow again until
+    the next pruning.
 
     Args:
-      policies, fit, key: as in `prune_spectra`; ``keep_below`` gets the epoch, counted in steps.
+      policies, fit, key: as in `prune_spectra`. A ``keep_below`` that is a function gets the
+        number of epochs done, a fraction: steps over ``steps_per_epoch``.
 
     The state holds the last report: ``opt_state[-1].report`` of a chain. Works under ``jit``,
     ``scan`` and ``vmap``.
@@ -193,7 +210,8 @@ def _prune_matrix(
     w, key = drawing
     shape = (w.shape[0], w.shape[1])
     n = max(shape)
-    # A fit of the caller's own may know sizes: it gets the eigenvalues as they are.
+    # In a unit near the largest entry no square over- or underflows. A caller's own fit may go by
+    # the size of eigenvalues, so it gets them as they are.
     size = jnp.max(jnp.abs(w), initial=0)
     unit = power_of_two(size) if fit is None else jnp.ones_like(size)
     spectral = _spectrum(w / unit)
@@ -216,9 +234,10 @@ def _spectrum(w: Array) -> Spectrum:
 
 @_spectrum.def_vmap
 def _spectra(axis_size: int, in_batched: list[bool], w: Array) -> tuple[Spectrum, Spectrum]:
-    """One matrix after the other on a CPU, whatever the nesting of ``vmap``.
+    """One matrix after the other on a CPU, however many ``vmap``s there are.
 
-    However many threads: there is a call for every layer (``linalg.lapack``).
+    A batched LAPACK call may deadlock where several run at once, and here every group of layers
+    makes one: see `spectral_jax.linalg.lapack`.
     """
     del axis_size, in_batched
     return _in_turn(w), Spectrum(True, True)  # type: ignore[arg-type]
@@ -230,10 +249,10 @@ def _in_turn(stack: Array) -> Spectrum:
 
 
 def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> Int[Array, ""]:
-    """Of the reasons not to prune, the first that holds."""
+    """The first reason that holds for leaving the layer alone, or ``PRUNED``."""
     squares = spectral.values**2
     zeros = jnp.sum(squares <= _floor(squares.dtype) * squares[0])
-    # The few values that a cut at the edge has left would be taken for the top of a bulk.
+    # After a cut that kept no noise, a second fit would take the few values left for noise.
     few_left = (squares[0] > 0) & (2 * zeros > len(squares))
     cut_before = few_left & (jnp.asarray(keep_below) <= 0)
     fitted = jnp.isfinite(found.edge) & jnp.all(jnp.isfinite(squares))
@@ -243,7 +262,13 @@ def _status(policy: Policy, spectral: Spectrum, found: Any, keep_below: Any) -> 
 
 
 class _Cut(NamedTuple):
-    """Where and how to cut the matrix in its unit, in which its squares are of order 1."""
+    """What the edits need to know of a layer, whose matrix they get divided by ``unit``.
+
+    edge, noise: the edge and the standard deviation of the noise of the divided matrix.
+    keep_below: the policy's, at this epoch.
+    key: for the random edit.
+    unit: a power of two near the largest entry, so that squares are of order 1.
+    """
 
     edge: Array
     noise: Array
@@ -271,7 +296,7 @@ def _halve(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Arr
 
 def _shrink(w: Array, spectral: Spectrum, cut: _Cut, policy: Policy) -> tuple[Array, Array]:
     gains = surgery.shrinkage(spectral.values, (w.shape[0], w.shape[1]), cut.noise)
-    # The least that must stay is not shrunk: of a layer of noise alone nothing else would remain.
+    # In a layer of noise alone all gains are 0: the values that must stay are kept as they are.
     least = surgery.first(spectral.values, policy.min_rank)
     gains = jnp.where(least & (gains == 0), 1, gains)
     return surgery.rescaled(w, spectral, gains), jnp.sum(gains > 0)
@@ -315,6 +340,7 @@ def _matrix(kernel: Array) -> Array:
 
 
 def _unknown(shape: jax.ShapeDtypeStruct) -> Array:
+    """A number of a report before there is one."""
     floating = jnp.issubdtype(shape.dtype, jnp.floating)
     return jnp.full(shape.shape, jnp.nan if floating else 0, shape.dtype)
 
@@ -325,5 +351,5 @@ def _fit_bulk(eigenvalues: Array, shape: tuple[int, int]) -> rmt.MPFit:
 
 
 def _floor(dtype: Any) -> float:
-    """Where the squares of a Gram matrix become rounding, relative to the largest."""
+    """The share of the largest eigenvalue of a Gram matrix below which others are rounding."""
     return 16 * float(jnp.finfo(dtype).eps)

@@ -1,10 +1,14 @@
 """Operations on the singular values of one matrix, and its split into two thinner ones.
 
-Everything but `split` keeps the shape of the matrix, so that what is removed is a mask inside a
-compiled program; `split` needs a rank that is known outside it. ``edge`` is the singular value at
-which the noise ends, ``sqrt(max(m, n) * edge of the eigenvalues)``. Leading axes are a batch.
-Half precision is computed in float32 and comes back in the dtype of the matrix; complex matrices
-are refused by name.
+All but `split` return a matrix of the same shape, so the rank may be traced: a compiled program has
+static shapes. `split` returns factors whose shapes depend on the rank, which must be a Python int.
+
+``edge`` is the largest singular value that noise alone would give: values up to it are noise, those
+above it signal. `spectral_jax.rmt.fit_marchenko_pastur` estimates it from the eigenvalues
+``s^2 / max(m, n)``, so that ``edge = sqrt(max(m, n) * fit.edge)``.
+
+Leading axes are a batch, with one edge, rank or threshold for all or one for each. Half precision
+is computed in float32 and returned in the dtype of the matrix; complex matrices are refused.
 """
 
 from __future__ import annotations
@@ -28,19 +32,26 @@ Factored = Mapping[str, "Array | Factored"]
 
 
 class Spectrum(NamedTuple):
-    """Singular values, descending, and the singular vectors of the short side, as columns."""
+    """Half of a singular value decomposition: enough to change the values of a matrix.
+
+    values: singular values, descending.
+    vectors: singular vectors of the shorter side, as columns: ``V`` of ``U S V^T`` where
+      ``m >= n``, else ``U``. Those of the longer side follow from a product with the matrix.
+    """
 
     values: Float[Array, "*batch p"]
     vectors: Float[Array, "*batch p p"]
 
 
 def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
-    """Singular values and short-side vectors of ``w``, ``p = min(m, n)``, by its Gram matrix.
+    """Singular values and vectors of the shorter side, from the eigenvalues of the Gram matrix.
 
-    A third of the time of an SVD. The absolute error of ``s`` is about ``eps max(s)^2 / s``: values
-    below ``sqrt(eps) max(s)`` are noise, far below any edge between noise and signal.
+    That is ``W^T W`` or ``W W^T``, whichever is the smaller, ``p = min(m, n)``; it takes a third of
+    the time of an SVD. Squaring costs accuracy: the absolute error of ``s`` is about
+    ``eps max(s)^2 / s``, so values below ``sqrt(eps) max(s)`` are rounding errors. The edge of a
+    trained layer lies far above that.
     Holds under ``jit`` and ``vmap``; NaN or inf in a matrix gives NaN for that matrix only.
-    Sources: Golub & Van Loan, Matrix Computations, section 8.6.
+    Source: Golub & Van Loan, Matrix Computations, section 8.6.
     """
     w = working(w, "w")
     scale = power_of_two(jnp.max(jnp.abs(w), axis=(-2, -1), keepdims=True, initial=0))
@@ -52,7 +63,11 @@ def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
 def rescaled(
     w: Float[Array, "*batch m n"], spectral: Spectrum, gains: Float[Array, "*batch p"]
 ) -> Float[Array, "*batch m n"]:
-    """``sum_i gains_i s_i u_i v_i^T``: every singular value times its gain."""
+    """``sum_i gains_i s_i u_i v_i^T``: the matrix with every singular value times its gain.
+
+    As ``W V diag(gains) V^T`` (or the same from the left), which needs no vectors of the longer
+    side and divides by no singular value.
+    """
     scaled = spectral.vectors * gains[..., None, :]
     transposed = jnp.swapaxes(spectral.vectors, -2, -1)
     if _tall(w):
@@ -79,9 +94,9 @@ def truncate(
 def halve(
     w: Float[Array, "*batch m n"], edge: float | Float[Array, "*batch"]
 ) -> Float[Array, "*batch m n"]:
-    """Halve the singular values up to ``edge``; keep those above. Holds under ``jit``, ``vmap``.
+    """Halve the singular values up to ``edge``; keep those above.
 
-    Source: variant 2 of the released code of arXiv 2303.08986.
+    Holds under ``jit`` and ``vmap``. Source: variant 2 of the released code of arXiv 2303.08986.
     """
     return _with_gains(w, lambda values: jnp.where(_above(values, edge), 1, 0.5))
 
@@ -94,7 +109,8 @@ def random_subset(
 ) -> Float[Array, "*batch m n"]:
     """Keep every singular value above ``edge`` and a random share ``keep_below`` of the others.
 
-    The control for keeping the largest: it keeps as many, ``floor(keep_below count)``.
+    Of ``count`` values up to the edge it keeps ``floor(keep_below count)``, as many as the rule
+    that keeps the largest of them: a control for whether it matters which ones stay.
     Holds under ``jit`` and ``vmap``. Source: variant 3 of the code of arXiv 2303.08986.
     """
 
@@ -109,8 +125,9 @@ def shrink(
 ) -> Float[Array, "*batch m n"]:
     """Undo what noise of standard deviation ``noise`` per entry did to the singular values.
 
-    Optimal in Frobenius norm, by the formula of `spectral_jax.rmt.shrink`; what cannot be told from
-    noise goes to 0. Holds under ``jit`` and ``vmap``.
+    Noise makes each singular value of a signal larger, by a known amount; `spectral_jax.rmt.shrink`
+    takes it off again, optimally in the Frobenius norm, and sets to 0 what cannot be told from
+    noise. Holds under ``jit`` and ``vmap``.
     Raises ``ValueError`` for ``noise`` not above 0. Source: Gavish & Donoho, arXiv 1405.7511.
     """
     shape = (w.shape[-2], w.shape[-1])
@@ -122,9 +139,10 @@ def sparsify(
     edge: float | Float[Array, "*batch"],
     threshold: float | Float[Array, "*batch"],
 ) -> Float[Array, "*batch m n"]:
-    """Zero the entries ``|r| <= threshold`` of the noise ``r`` of ``w``, and nothing of the signal.
+    """Set the small entries of the noise to zero, and leave the signal as it is.
 
-    ``w = signal + r`` with the singular values above and up to ``edge``. The full rank remains.
+    ``w = signal + r``, of the singular values above ``edge`` and of those up to it; the entries
+    ``|r_ij| <= threshold`` become 0. The result has full rank in general.
     Holds under ``jit`` and ``vmap``.
     Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
     """
@@ -140,9 +158,16 @@ def sparsify_vectors(
     floor: float = 1 / 750,
     power: int = 30,
 ) -> Float[Array, "*batch m n"]:
-    """Zero the small entries of the singular vectors, the more the deeper they lie in the noise.
+    """Set small entries of the singular vectors to zero, more of them where ``s_i`` is smaller.
 
-    Entries of ``u_i`` and ``v_i`` up to ``theta max(floor, max(0, 1 - s_i / edge)^power)`` go to 0.
+    An entry of ``u_i`` or ``v_i`` becomes 0 if its magnitude is at most
+    ``theta max(floor, max(0, 1 - s_i / edge)^power)``.
+
+    Args:
+      theta: the limit for a vector whose singular value is 0.
+      floor: the least share of ``theta``: the limit of all vectors above the edge.
+      power: how fast the limit falls from there towards the edge.
+
     Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
     """
     x = working(w, "w")
@@ -150,11 +175,11 @@ def sparsify_vectors(
 
 
 def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
-    """Two layers for one: ``{"u": [m, rank], "v": [rank, n]}``, the best of that rank.
+    """Two layers in place of one: ``{"u": [m, rank], "v": [rank, n]}``, the best of that rank.
 
-    ``u v = U_k S_k V_k^T`` with ``sqrt(S_k)`` in each. A convolution ``[h, w, i, o]`` is read as
-    ``[h w i, o]`` and becomes ``u [h, w, i, rank]`` and ``v [1, 1, rank, o]``, its window and then
-    a 1 x 1 one. Holds under ``jit`` (``rank`` is static).
+    ``u v = U_k S_k V_k^T``, the truncated matrix, with ``sqrt(S_k)`` in each factor. A convolution
+    ``[h, w, i, o]`` is read as ``[h w i, o]`` and becomes two: ``u [h, w, i, rank]`` with its
+    window, then ``v [1, 1, rank, o]``. Holds under ``jit`` (``rank`` is static).
     Raises ``ValueError`` with the reason where two factors would not save parameters, and for a
     rank that is no integer.
     Source: arXiv 2303.08986.
@@ -181,7 +206,7 @@ def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
 
 
 def split_refusal(shape: tuple[int, ...], rank: int) -> str:
-    """Why a kernel is not worth two factors of that rank; empty if it is.
+    """Why two factors of that rank would not save parameters; an empty string if they would.
 
     >>> split_refusal((1000, 10), 10)
     '10 x (1000 + 10) parameters in two factors are no fewer than 1000 x 10 in one'
@@ -195,7 +220,7 @@ def split_refusal(shape: tuple[int, ...], rank: int) -> str:
 
 
 def recombine(kernel: "Array | Factored") -> Array:
-    """The one kernel that a chain of factors amounts to; a kernel that is one stays as it is.
+    """The product of a kernel's factors; a kernel that is not factored stays as it is.
 
     Undoes `split`, also of factors that were split again. Holds under ``jit``, ``vmap``, ``grad``.
     """
@@ -206,7 +231,8 @@ def recombine(kernel: "Array | Factored") -> Array:
     return product.reshape(*u.shape[:-1], v.shape[-1])
 
 
-# Which values, by how much: what the operations above and a pruning policy share.
+# Which singular values to keep, and what to multiply them with: shared by the functions above and
+# by `prune_spectra`, which computes the spectrum once for the fit and the edit.
 
 
 def kept_rank(
@@ -216,10 +242,10 @@ def kept_rank(
     *,
     keep_offset: int = 0,
 ) -> Int[Array, "*batch"]:
-    """All values above ``edge`` and ``floor(keep_below (below - keep_offset))`` of the others.
+    """How many values to keep: all above ``edge``, and a share ``keep_below`` of the others.
 
-    ``keep_offset`` values at the edge are counted as above it: the released code of
-    arXiv 2303.08986 has 1.
+    The share is rounded down. ``keep_offset`` is the number of values next below the edge that
+    count as above it: the released code of arXiv 2303.08986 has 1.
 
     >>> int(kept_rank(jnp.linspace(0.9, 0.1, 784), 1.0, 0.45, keep_offset=1))
     353
@@ -231,7 +257,11 @@ def kept_rank(
 
 
 def share(fraction: float | Float[Array, ""], count: Int[Array, "*batch"]) -> Int[Array, "*batch"]:
-    """``floor(fraction count)``, where a whole number is not lost to the rounding of float32."""
+    """``floor(fraction count)``.
+
+    In float32 a product that should be a whole number may come out just below it (0.84 * 75 is
+    62.999996), and the floor would lose one: it is raised by a relative 1e-6 first.
+    """
     size = count.astype(jnp.float32)
     product = jnp.asarray(fraction).astype(jnp.float32) * size
     return jnp.floor(product + 1e-6 * size + 1e-6).astype(count.dtype)
@@ -246,6 +276,7 @@ def random_choice(
     """Flags of ``rank`` values: those above ``edge`` first, then any of the others."""
     above = _above(values, edge)
     lottery = jnp.where(above, 2.0, jax.random.uniform(key, values.shape, values.dtype))
+    # Sorting the order once more gives each value its place in it.
     places = jnp.argsort(jnp.argsort(-lottery, axis=-1), axis=-1)
     return places.astype(jnp.int32) < rank[..., None]
 
@@ -253,7 +284,7 @@ def random_choice(
 def shrinkage(
     values: Float[Array, "*batch p"], shape: tuple[int, int], noise: float | Float[Array, "*batch"]
 ) -> Float[Array, "*batch p"]:
-    """What `shrink` multiplies each singular value with."""
+    """The factor by which `shrink` multiplies each singular value."""
     nonzero = values > 0
     shrunk = rmt.shrink(values, shape, noise=noise)
     return jnp.where(nonzero, shrunk / jnp.where(nonzero, values, 1), 0)

@@ -26,10 +26,12 @@ Sparsity = float | Float[Array, ""]
 
 
 class Pruned(NamedTuple):
-    """Weights with the pruned ones at zero, and the mask of those kept.
+    """The result of `sparsegpt`.
 
-    ``sound`` is False where the inputs were unusable (NaN, or a Gram matrix that is not positive
-    definite even when damped): the weights are then NaN.
+    weights: the pruned ones are 0, the others changed to make up for them.
+    kept: True where a weight was kept.
+    sound: False if the inputs cannot be used (NaN among them, or a Gram matrix that is not positive
+      definite in spite of the damping); the weights are then NaN.
     """
 
     weights: Float[Array, "m n"]
@@ -38,7 +40,7 @@ class Pruned(NamedTuple):
 
 
 def magnitude_mask(weights: Float[Array, "m n"], sparsity: Sparsity) -> Bool[Array, "m n"]:
-    """Keep the largest ``|W|`` of the matrix (of any shape); of equals, the later.
+    """Keep the weights of largest magnitude, in an array of any shape; of equals, the later ones.
 
     >>> magnitude_mask(jnp.array([[3.0, -1.0], [0.5, -4.0]]), 0.5)
     Array([[ True, False],
@@ -50,8 +52,10 @@ def magnitude_mask(weights: Float[Array, "m n"], sparsity: Sparsity) -> Bool[Arr
 def wanda_mask(
     weights: Float[Array, "m n"], inputs: Float[Array, "samples m"], sparsity: Sparsity
 ) -> Bool[Array, "m n"]:
-    """Keep the largest ``|W_ij| ||x_i||_2`` of each output ``j``, over its inputs ``i``.
+    """Keep, for each output ``j``, the weights with the largest ``|W_ij| ||x_i||_2``.
 
+    That is the size of what input ``i`` contributes to the output over all samples. The share of
+    weights removed is the same for each output.
     Raises ``ValueError`` if the inputs are not as wide as the matrix is high.
     Source: Wanda, arXiv 2306.11695.
     """
@@ -70,16 +74,21 @@ def sparsegpt(
     block_size: int = 128,
     damping: float = 0.01,
 ) -> Pruned:
-    """Remove weights in the order of the inputs, the later ones making up for each.
+    """Remove weights input by input; those of later inputs change to make up for each removal.
 
-    With ``H = X^T X + damping mean(diag X^T X) I`` and the upper factor ``U`` of
-    ``H^-1 = U^T U``, input ``i`` loses the weights of least ``W_ij^2 / U_ii^2`` and each loss
-    changes the inputs after it by ``-(W_ij / U_ii) U_i,i+1:``, the least-squares answer of the
-    optimal brain surgeon with everything before held. Which to remove is decided per block of
-    ``block_size`` inputs, with the compensated values. Inputs that are always 0 lose their weights
-    first.
+    With ``H = X^T X + damping mean(diag X^T X) I`` and the upper triangular ``U`` of
+    ``H^-1 = U^T U``: removing ``W_ij`` raises the squared error of output ``j`` by
+    ``W_ij^2 / U_ii^2``, so the weights for which that is least go. The weights of later inputs then
+    change by ``-(W_ij / U_ii) U_i,i+1:``, which is the least-squares answer with all earlier inputs
+    held fixed (the optimal brain surgeon).
 
-    For small models: it holds ``[m, m]`` matrices and takes ``O(m^3 + m^2 n)``.
+    Args:
+      block_size: weights to remove are chosen for so many inputs at a time, from the values that
+        earlier blocks have left.
+      damping: of ``H``, which without it is singular for fewer samples than inputs.
+
+    Inputs that are 0 in all samples lose their weights first. For small models: it holds ``[m, m]``
+    matrices and takes ``O(m^3 + m^2 n)`` operations.
     Raises ``ValueError`` for inputs of the wrong width, ``block_size < 1`` or ``damping <= 0``.
     Source: SparseGPT, arXiv 2301.00774.
     """
@@ -106,7 +115,10 @@ def sparsegpt(
 def reconstruction_error(
     weights: Float[Array, "m n"], pruned: Float[Array, "m n"], inputs: Float[Array, "samples m"]
 ) -> Float[Array, ""]:
-    """``||X W - X W'||_F^2 / ||X W||_F^2``; 0 where that is 0/0."""
+    """The share of a layer's output that pruning changed; 0 where the output is 0 anyway.
+
+    ``||X W - X W'||_F^2 / ||X W||_F^2``, with ``W'`` the pruned weights.
+    """
     weights, inputs = _checked(weights, inputs)
     unit, inputs = _unit(weights), inputs / _unit(inputs)
     pruned, weights = working(pruned, "pruned") / unit, weights / unit
@@ -123,10 +135,14 @@ def prune_weights(
 ) -> PyTree:
     """Prune the named kernels (``"layers/0/kernel"``) and leave every other leaf as it is.
 
-    Of a stack of layers, ``"layers/fc/kernel:3"`` is one; its own name stands for each of them.
+    Args:
+      sparsities: the share of weights to remove from each kernel, by its name. Of a leaf that
+        stacks several layers, ``"layers/fc/kernel:3"`` is one; the name alone means each of them.
+      method: `magnitude_mask`, `wanda_mask` or `sparsegpt`.
+      inputs: what each named layer is given, ``[samples, in]``; ``magnitude`` needs none. All axes
+        of a kernel but the last count as inputs: of a convolution ``[h, w, i, o]``, read as
+        ``[h w i, o]``, they are the patches, flattened in that order.
 
-    Axes before the last are inputs, so that a convolution ``[h, w, i, o]`` is read as
-    ``[h w i, o]``; ``inputs[name]`` are then its patches in that order. ``magnitude`` needs none.
     Raises ``ValueError`` for a name that is no leaf, or for inputs that are missing.
 
     >>> params = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.ones(2)}}
@@ -153,7 +169,7 @@ def prune_weights(
 def _layers(
     leaves: Mapping[str, Array], sparsities: Mapping[str, Sparsity]
 ) -> dict[str, tuple[weights_of.Place, Sparsity]]:
-    """What to prune of which leaf, by name; a leaf that is a stack is all of its layers."""
+    """Where each named layer lies and its sparsity; a stack's own name is all of its layers."""
     places = weights_of.places(weights_of.named_leaves(leaves))
     stacks = {name: place for name, place in places.items() if place.at}
     chosen: dict[str, tuple[weights_of.Place, Sparsity]] = {}
@@ -186,15 +202,15 @@ def _largest(scores: Float[Array, " k"], sparsity: Sparsity) -> Bool[Array, " k"
 
 
 def _unit(x: Array) -> Array:
-    """What to divide by, so that squares neither overflow nor are lost."""
+    """A power of two to divide by, so that squares neither overflow nor underflow."""
     return power_of_two(jnp.max(jnp.abs(x), initial=0))
 
 
 def _inverse_factor(gram: Array, dead: Array, damping: float) -> Array:
-    """Upper ``U`` with ``U^T U`` the inverse of the damped Gram matrix.
+    """Upper triangular ``U`` with ``U^T U`` the inverse of the damped Gram matrix.
 
-    ``U = P L^-1 P`` for the Cholesky factor ``L`` of the matrix with its order reversed, so that
-    the inverse itself, which would square the condition number, is never formed.
+    ``U = P L^-1 P``, with ``L`` the Cholesky factor of the matrix in reversed order and ``P`` the
+    reversal. Factoring the explicit inverse would lose twice as many digits.
     """
     alive = jnp.maximum(jnp.sum(~dead), 1).astype(gram.dtype)
     scale = jnp.sum(jnp.diag(gram)) / alive
@@ -206,7 +222,7 @@ def _inverse_factor(gram: Array, dead: Array, damping: float) -> Array:
 
 
 def _prune_block(rest: Array, factor: Array, start: int, stop: int, sparsity: Sparsity):
-    """Prune inputs ``start .. stop - 1`` and let those after the block make up for it."""
+    """Prune inputs ``start`` to ``stop - 1``, and change the weights of all later ones."""
     block, local = rest[start:stop], factor[start:stop, start:stop]
     pivots = jnp.diag(local)
     scores = (block / pivots[:, None]) ** 2
@@ -226,7 +242,7 @@ def _prune_block(rest: Array, factor: Array, start: int, stop: int, sparsity: Sp
 
 
 def _checked(weights: Array, inputs: Array) -> tuple[Array, Array]:
-    """Both in a dtype to compute in, or ``ValueError``."""
+    """Both in float32 or float64; ``ValueError`` if their shapes do not fit."""
     if weights.ndim != 2 or inputs.ndim != 2 or inputs.shape[1] != weights.shape[0]:
         raise ValueError(
             f"weights {weights.shape} and inputs {inputs.shape}: pass [in, out] and [samples, in]"
