@@ -44,6 +44,7 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
 
     Holds under ``jit`` and ``vmap``. Raises ``ValueError`` for ``nnx.state(optimizer)``.
 
+    >>> import optax
     >>> from spectral_jax.optim import spectral_penalty
     >>> tx = optax.chain(spectral_penalty("l1", 0.5), optax.adam(1e-3))
     >>> state = tx.init({"a": {"kernel": jnp.ones((2, 3))}})
