@@ -232,24 +232,29 @@ def test_what_cannot_be_followed_counts_whole(tree, entry, name, old, new):
     assert reached(tree, entry) != before
 
 
-ONE, OTHER = "one", "other"
-WAYS = {ONE: abs, OTHER: partial}
+def _one():
+    return 1
+
+
+WAYS = {"one": _one, "other": len}
 
 
 def _named(name):
-    return WAYS[name]
+    return WAYS[name]()
 
 
 def _holding(function):
-    return lambda: function("one")
+    def call(again=True):
+        return call(again=False) if again else function
+
+    return call
 
 
 def test_an_entry_takes_along_what_it_holds():
     plain = executed(_named)
-    assert executed(partial(_named, ONE)) == plain  # a word that reached code has by itself
-    assert executed(partial(len, _named)) == plain
-    assert set(executed(_holding(_named))) == set(plain)
-    assert executed(_holding(_named)) != executed(_holding(abs))
+    assert executed(partial(partial, _named)) == executed(partial(len, _named)) == plain
+    assert executed(partial(_named, "other")) != executed(partial(_named, "one")) != plain
+    assert executed(_holding(_one)) != executed(_holding(len)) != executed(_named)
 
 
 def test_an_entry_without_a_file_is_refused():

@@ -86,6 +86,7 @@ class _Closure:
         self.todo: list[Part] = []
         self.followed: set[Reference] = set()
         self.loaded: set[str] = set()
+        self.entered: list[Any] = []
         self.modules: dict[str, Module | None] = {}
         self.imports_computed_name = False
 
@@ -106,7 +107,10 @@ class _Closure:
             entry = inspect.unwrap(getattr(entry, "__func__", entry))
             self.follow(self._place_of(entry))
             held = [cell.cell_contents for cell in getattr(entry, "__closure__", None) or ()]
+        self.entered.append(entry)
         for value in held:
+            if any(value is known for known in self.entered):
+                continue  # a nested function that calls itself holds itself
             if isinstance(value, str):
                 self._hear({value})
             elif isinstance(value, partial) or (callable(value) and self._is_ours(value)):
@@ -150,8 +154,9 @@ class _Closure:
                 self._load_target(target)
         home = part.module
         for reference in part.references:
-            here = reference.module == home.name and reference.attributes
-            if not here or reference.attributes[0] in {*home.definitions, *home.imports}:
+            name = reference.attributes[0] if reference.attributes else ""
+            local = reference.module == home.name and name
+            if not local or name in home.definitions or name in home.imports:
                 self._follow(reference)
 
     def _count(self, part: Part) -> None:
@@ -233,7 +238,8 @@ class _Closure:
         return Reference(module, (name,) if known else ())
 
     def _is_ours(self, value: Any) -> bool:
-        return _definition_of(inspect.unwrap(value))[0].is_relative_to(self.root)
+        file = _definition_of(inspect.unwrap(value))[0]
+        return file.is_relative_to(self.root) and "site-packages" not in file.parts
 
     def _dotted(self, path: Path) -> str:
         parts = Path(self._name_of(path)).with_suffix("").parts

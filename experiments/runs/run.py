@@ -48,6 +48,7 @@ from experiments.runs.provenance import now, session, stamp
 __all__ = ["Run", "open_run"]
 
 STATES = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
+SHOWN_FILES = 5  # of those whose code changed
 # What a finished run is read for: status.json keeps the digests.
 RESULTS = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "arrays/*.npz")
 
@@ -293,8 +294,10 @@ def _say_what_code_changed(run: Run, hashes: Mapping[str, str], code: Mapping[st
             continue  # damaged: whoever asks for that run is told
         theirs = before.get("sha256", {})
         if all(theirs.get(name) == hashes[name] for name in ("config", "data")):
-            files = ", ".join(changed_files(before.get("code", {}), code))
-            run.log(f"code changed since {path}, which is kept: {files}")
+            files = changed_files(before.get("code", {}), code)
+            more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+            named = ", ".join(files[:SHOWN_FILES]) + more
+            run.log(f"code changed since {path}, which is kept: {named}")
             return
 
 

@@ -97,14 +97,14 @@ class Part:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             self.strings.add(node.value)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
-            for name, target in self.module.targets(node):
-                self.imports[name].append(target)
+            for bound, target in self.module.targets(node):
+                self.imports[bound].append(target)
         elif isinstance(node, ast.Call):
             called = _last_name(node.func)
             if called in ("import_module", "__import__") and node.args:
-                given = node.args[0]
-                if isinstance(given, ast.Constant):
-                    self.references.add(Reference(str(given.value)))
+                name = getattr(node.args[0], "value", None)
+                if isinstance(name, str) and not name.startswith("."):
+                    self.references.add(Reference(name))
                 else:
                     self.imports_computed_name = True
             elif dotted(node.func) in READS_ITS_MODULE:
@@ -152,6 +152,8 @@ class Module:
         elif isinstance(statement, ast.If) and _last_name(statement.test) == "TYPE_CHECKING":
             for inner in statement.body:  # where a lazy package says what its names are
                 self._add(inner, loads=False)
+            for inner in statement.orelse:
+                self._add(inner)
         elif not is_text(statement) and not _is_main(statement):
             self._file(statement)
 
