@@ -36,13 +36,15 @@ NO_FIT = MPFit(math.nan, math.nan, math.nan, math.nan, "not fitted")
 def fit_marchenko_pastur(eigenvalues: np.ndarray, shape: tuple[int, int]) -> MPFit:
     """Fit the Marchenko-Pastur law to the middle of the spectrum ``s^2 / max(m, n)`` (BEMA0).
 
-    With the eigenvalues ``l_k`` ascending and ``q_k`` the quantiles of the law of variance 1 at
-    ``(k - 1/2) / p``, ``.2 p <= k <= .8 p``: ``variance = sum q_k l_k / sum q_k^2``. Exact zeros
-    count as the smallest of noise that were truncated.
+    ``eigenvalues`` are ``min(m, n)`` numbers in any order, ``shape`` is ``(m, n)``. With the
+    eigenvalues ``l_k`` ascending and ``q_k`` the quantiles of the law of variance 1 at ``(k - 1/2)
+    / p``, ``.2 p <= k <= .8 p``: ``variance = sum q_k l_k / sum q_k^2``. Exact zeros count as the
+    smallest of noise that were truncated.
     Source: Ke, Ma & Lin, arXiv 2006.00436.
     """
     p, n = min(shape), max(shape)
     ascending = np.sort(eigenvalues)
+    # The smallest of noise may have been truncated; more than half zeros leave no bulk to fit.
     nonzero = ascending[ascending > FLOOR * ascending[-1]]
     rank = len(nonzero)
     if 2 * rank < p:
@@ -69,7 +71,8 @@ def hard_threshold(shape: tuple[int, int], *, singular_values: np.ndarray) -> fl
     nonzero = singular_values[singular_values**2 > FLOOR * singular_values.max() ** 2]
     if 2 * len(nonzero) < p:
         return math.nan
-    # Zeros are the smallest that were truncated: the others' median is a higher quantile.
+    # Zeros count as the smallest values of noise, which were truncated. The median of the others is
+    # then not the median of the law but a higher quantile.
     middle = laws.marchenko_pastur_quantile(1 - len(nonzero) / (2 * p), b)
     return float(known / math.sqrt(middle) * np.median(nonzero))
 

@@ -16,7 +16,9 @@ from spectral_jax.laws import marchenko_pastur_quantile
 NOISE = 16.0  # singular values below this many eps of the largest are the rounding of an SVD
 FLOOR = (NOISE * float(np.finfo(np.float32).eps)) ** 2
 FEWEST = 5  # eigenvalues that make a fit
-BLOCK = 2**17  # distances held at a time: they stay in the cache, and few are above the diagonal
+# Distances computed at a time: a block stays in the cache. It is a band of a triangle (tails from
+# one candidate on), and the narrower the band, the fewer of its entries lie outside the triangle.
+BLOCK = 2**17
 
 
 class PowerLawFit(NamedTuple):
@@ -63,13 +65,17 @@ def alpha_norms(eigenvalues: np.ndarray, alpha: float, unit: float = 1.0) -> dic
 
 
 def matrix_rank(eigenvalues: np.ndarray, shape: tuple[int, ...]) -> int:
-    """How many eigenvalues stand above the rounding of float32 weights of this shape."""
+    """How many eigenvalues stand above the rounding of float32 weights of this ``shape``:
+    ``(max(m, n) eps)^2`` of the largest."""
     tolerance = (max(shape) * float(np.finfo(np.float32).eps)) ** 2
     return int(np.count_nonzero(eigenvalues > tolerance * eigenvalues.max(initial=0.0)))
 
 
 def hill_alpha(eigenvalues: np.ndarray) -> float:
-    """Hill exponent of the upper half; NaN where two values do not make one."""
+    """Hill exponent of the upper half of the eigenvalues, in any order; see ``tails.hill_fit``.
+
+    NaN for a tail of fewer than two values, or of one value that repeats.
+    """
     values = _support(eigenvalues)
     tail = -(-len(values) // 2)
     if tail < 2:
@@ -81,6 +87,7 @@ def hill_alpha(eigenvalues: np.ndarray) -> float:
 def power_law_fit(eigenvalues: np.ndarray) -> PowerLawFit:
     """The power law above the ``xmin`` of least Kolmogorov-Smirnov distance, of all candidates.
 
+    ``eigenvalues`` in any order; zeros are left out. For the candidate ``x_i``,
     ``D(i) = max_{j >= i} |1 - (x_j / x_i)^(1 - alpha_i) - (j - i) / n_i|`` with ``n_i`` values from
     ``x_i`` on and ``alpha_i = 1 + n_i / sum_j ln(x_j / x_i)``.
     """
@@ -90,6 +97,7 @@ def power_law_fit(eigenvalues: np.ndarray) -> PowerLawFit:
         return _no_fit("too few")
     logs = np.log(values)
     count = np.arange(n, 0, -1.0)
+    # excess[i] = sum_{j >= i} ln(x_j / x_i), as a sum of gaps, none negative: nothing cancels.
     excess = np.append(np.cumsum((np.diff(logs) * count[1:])[::-1])[::-1], 0.0)
     flat = excess <= 4 * np.finfo(float).eps * count
     if flat[0]:
@@ -118,7 +126,8 @@ def _distances(logs: np.ndarray, rate: np.ndarray, candidates: np.ndarray) -> np
             continue
         first = rows[0]
         columns = np.arange(first, n)
-        # Distances are absolute: the digits that expm1 would save are lost in them anyway.
+        # Plain exp instead of expm1: small arguments lose digits, but a distance between two
+        # distribution functions needs them to an absolute accuracy only.
         model = 1 - np.exp(-rate[rows, None] * np.maximum(logs[first:] - logs[rows, None], 0))
         empirical = (columns - rows[:, None]) / (n - rows[:, None])
         gap = np.abs(model - empirical)

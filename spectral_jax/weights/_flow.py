@@ -125,12 +125,15 @@ def _pointwise(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
         return units[0]._replace(lost=units[0].lost or name)
     # Operands that are broadcast along the units scale all of them alike, and add no edges.
     units, first = whole, whole[0]
+    # Operands that hold the units on different axes, or one before and one after a norm, make
+    # something that is no longer one value per unit.
     norms = {each.norm for each in units if each.node == first.node}
     if len({each.axes for each in units if not each.inputs}) > 1 or len(norms) > 1:
         return first._replace(lost=name)
     if name in ("mul", "div"):
         for value in values:
             first = _through_norm(graph, first, value)
+    # Of one group: an activation or a residual of the group with itself. Of several: a sum.
     others = [each for each in units[1:] if each.node != first.node]
     lost = next((each.lost for each in units if each.lost), "")
     if not others:
@@ -178,6 +181,7 @@ def _reduced(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     left = tuple(axis for axis in value.axes if axis not in axes)
     if not left or (len(left) < len(value.axes) and not value.inputs):
         return Summary()
+    # Axes behind those that were summed over move forward.
     moved = tuple(axis - sum(other < axis for other in axes) for axis in left)
     return value._replace(axes=moved)
 
@@ -310,6 +314,7 @@ def _padded(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     if value.inputs or not held:
         return value
     low, high, inside = held[-1]
+    # Zeros behind the units, as a skip adds that widens; anywhere else the units would move.
     behind = len(value.axes) == 1 and low == inside == 0 < high
     return value._replace(padded=True) if behind else value._replace(lost="pad")
 
@@ -336,6 +341,7 @@ def _gathered(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
     operand, indices = values
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     before = equation.invars[0].aval.shape
+    # A gather of whole rows by tokens is an embedding: its table is a kernel.
     gone = {*numbers.collapsed_slice_dims, *getattr(numbers, "operand_batching_dims", ())}
     kept = [axis for axis in range(len(before)) if axis not in gone]
     place = dict(zip(kept, numbers.offset_dims, strict=True))
@@ -410,6 +416,7 @@ def _carried(units: _Side, other: _Side, *, first: bool) -> Value:
 
 def _applied(graph: Graph, units: _Side, weight: _Side, *, first: bool) -> Value:
     """A dense kernel: a new group, on the axes that the kernel brings along."""
+    # The axes that are summed over must be those of the units; axes of one entry do not matter.
     read = {axis for axis in units.contracted if units.shape[axis] > 1} or {*units.contracted}
     pairs = dict(zip(units.contracted, weight.contracted, strict=True))
     source = units.value
@@ -454,6 +461,7 @@ def _convolved(graph: Graph, equation: Any, values: Sequence[Value]) -> Value:
         return _without_units(values)
     if not isinstance(weight, Weight):
         raise ValueError(f"a convolution of activations with activations; {WAY_OUT}")
+    # JAX names the axes of a kernel in the order outputs, inputs, window.
     outputs, inputs, *window = numbers.rhs_spec
     axes = weight.axes or ((),) * (2 + len(window))
     kernel = _kernel(weight._replace(axes=axes), [*window, inputs], [outputs], "conv")

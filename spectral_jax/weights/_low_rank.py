@@ -97,6 +97,8 @@ def _factors(
         return None
     # The factors of a convolution are convolutions: [rank, in, h, w] and [out, rank, 1, 1].
     (m, k), (p, n) = ((each.shape[0], prod(each.shape[1:])) for each in (a, b))
+    # In which of three orientations the inner sizes agree: a b, (b a)^T, and a b^T. For PyTorch's
+    # layout, where the first factor is [rank, in], the second of these is tried first.
     options = [
         (k == p, k, (m, n), {}),
         (m == n, m, (k, p), {"transpose_a": True, "transpose_b": True}),

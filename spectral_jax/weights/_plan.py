@@ -138,6 +138,7 @@ def classify(
     told = _told_kinds(stored, kinds or {})
     codes, reasons, stacks = _one_layer(stored, framework, told, dtypes)
     told = {name: kind for name, kind in told.items() if not _is_stack(kind)}
+    # What is settled is no partner for others: a factor of a pair that is skipped, for instance.
     network = codes.network._replace(settled=frozenset({*told, *reasons}))
     views: list[View] = []
     for tensor in network.tensors:
@@ -202,6 +203,7 @@ def _one_layer(
             for scale in codes.scales(name)
             if scale not in stacks and len(stored[scale]) == len(stored[name])
         }
+        # A scale of stacked codes is stacked as well: look at the network again without that axis.
         if scales:
             stacks |= scales
             continue

@@ -375,6 +375,7 @@ def _groups(tensor: Tensor, network: Network, axes: Sequence[int]) -> tuple[int,
     at = block.index(tensor)
     before, after = (block[j] if 0 <= j < len(block) else None for j in (at - 1, at + 1))
     inputs, outputs = tensor.shape[axes[-2]], tensor.shape[axes[-1]]
+    # A grouped kernel stores inputs / groups: fewer than the layer before has outputs.
     if before is None or len(before.shape) != len(tensor.shape) or inputs == 1:
         return 1, ""
     fed = before.shape[axes[-1]]

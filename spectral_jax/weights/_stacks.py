@@ -87,6 +87,8 @@ def find_stacks(
     kernels = {tensor.name for tensor in members if tensor.name not in reasons}
     least = {tensor.name: _least(tensor, reasons.get(tensor.name)) for tensor in members}
     inside = _by_module(members)
+    # Evidence comes strongest first (a bias, a norm, projections, experts), and what it finds is
+    # not overruled by later evidence.
     found: dict[str, Found] = {}
     for evidence in _evidence(inside, network, reasons):
         if found.keys() >= {tensor.name for tensor in evidence.tensors}:
@@ -205,6 +207,8 @@ def _stack(
         # A norm of two axes shows nothing where no kernel has an axis to spare.
         return {}
     found = {tensor.name: Found(axis, evidence.note) for tensor in stacked}
+    # Layers beside it with as many axes, whose own tensors all fit, show the same stack: a kernel
+    # without a bias next to one with a bias.
     for sibling in _siblings(first, inside) if first.name in kernels else ():
         layer = [t for t in inside[sibling.parent] if t.parent == sibling.parent]
         if sibling.name not in found and all(map(fits, layer)):
