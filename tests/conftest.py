@@ -41,3 +41,17 @@ def quick_compilation():
 def quick_environment():
     """The environment of a process that is to compile quickly too."""
     return {**os.environ, **OLDER_EMITTERS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture
+def compilations():
+    """One entry for each program that XLA has compiled in the test so far."""
+    seen = []
+
+    def listen(event, duration, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(about)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.loop import Data, Program
 from experiments.timing import latency
+from experiments.training.blocks import Trial
+from experiments.training.task import OBJECTIVES, Data, Task
+from experiments.training.trainer import Trainer
 from models import network
 from models.factored import factored
 from spectral_jax.prune import surgery
@@ -212,11 +214,16 @@ def test_a_factored_model_trains_by_its_factors():
 def test_training_goes_on_where_the_split_was_made():
     """The house's training program, three seeds, momentum carried: one chunk, a split, another."""
     net = factored("mlp", input_shape=(6,), classes=4, hidden=(16,))
-    program = Program(net.apply, optax.sgd(0.05, momentum=0.9), batch_size=8, train_size=32)
-    x = jax.random.normal(jax.random.key(0), (32, 6))
-    data = Data(x, jnp.argmax(x[:, :4], axis=1), jnp.zeros(()), jnp.ones(()))
-    state = program.init(net.init, jax.random.split(jax.random.key(1), 3))
-    state, before = program.chunk(state, data, 4, "vmap")
+    x, shared = (
+        jax.random.normal(jax.random.key(0), (32, 6)),
+        {"shift": jnp.zeros(()), "scale": 1.0},
+    )
+    data = {"train": Data({"x": x, "y": jnp.argmax(x[:, :4], axis=1)}, shared)}
+    task = Task("toy", net, OBJECTIVES["cross_entropy"], data, "", batch_size=8)
+    trainer = Trainer(task, lambda hyper: optax.sgd(0.05, momentum=0.9), axis="vmap")
+    losses = []
+    note = lambda _, metrics: losses.append(metrics["train/loss"])  # noqa: E731
+    state = trainer.train(trainer.start(list(map(Trial, range(3)))), epochs=1, on_chunk=note)
 
     @jax.jit
     @jax.vmap
@@ -225,9 +232,9 @@ def test_training_goes_on_where_the_split_was_made():
         moments = carry_moments(state.opt_state, state.params, smaller)
         return state._replace(params=smaller, opt_state=moments)
 
-    state, after = program.chunk(rebuilt(state), data, 4, "vmap")
+    state = trainer.train(rebuilt(state), epochs=1, on_chunk=note)
     assert state.params["layers"]["0"]["kernel"]["u"].shape == (3, 6, 4)
-    assert (after["train/loss"] < before["train/loss"]).all()
+    assert (losses[1] < losses[0]).all()
 
 
 def test_the_program_of_a_factored_model_has_only_the_thin_products():

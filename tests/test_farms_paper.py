@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.loop import Data, Program
-from experiments.measure import tail_exponents
-from experiments.regularise import balance_state, optimizer_of
 
 import models
 from experiments.config import (
@@ -23,7 +20,18 @@ from experiments.config import (
 from experiments.errors import UserError
 from experiments.papers import farms
 from experiments.papers.farms import bias, evidence, llama, protocols
+from experiments.training.blocks import Trial
+from experiments.training.measures.tails import tail_exponents
+from experiments.training.optimisers import (
+    balance_state,
+    hyper_of,
+    optimizer_of,
+    refuse_what_cannot_balance,
+    structure_of,
+)
+from experiments.training.task import OBJECTIVES, Data, Task
 from experiments.training.train import train
+from experiments.training.trainer import Trainer
 from spectral_jax import checkpoints, plots, tails
 from spectral_jax.optim import ASSIGNMENTS, METRICS
 from spectral_jax.plots import farms as figures
@@ -45,8 +53,8 @@ def configured(metric="none", *, balance=None, **optimizer):
     )
 
 
-def optimizer(config, *, axis_name=None, steps_per_epoch=5):
-    return optimizer_of(config, NET, steps_per_epoch=steps_per_epoch, axis_name=axis_name)
+def optimizer(config, *, steps_per_epoch=5):
+    return optimizer_of(structure_of(config), NET, steps_per_epoch)(hyper_of(config))
 
 
 def initial(*seeds):
@@ -147,7 +155,7 @@ def test_no_layer_to_balance_is_one_line():
     config = configured("farms")
     config = replace(config, balance=replace(config.balance, min_eigenvalues=50))
     with pytest.raises(UserError, match="balance: .*min_eigenvalues=50"):
-        optimizer(config)
+        refuse_what_cannot_balance(config, NET)
 
 
 @pytest.mark.parametrize(
@@ -188,15 +196,14 @@ def test_a_proximal_step_wants_a_constant_rate():
 
 @pytest.mark.parametrize("metric", ["none", "shuffled"])
 def test_stepwise_is_the_same_training(metric):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((40, 24)), jnp.float32)
-    data = Data(x, jnp.arange(40), jnp.zeros(()), jnp.ones(()))
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    ends = []
-    for axis in ("map", "stepwise"):
-        tx = optimizer(configured(metric, momentum=0.9), steps_per_epoch=4)
-        program = Program(NET.apply, tx, batch_size=10, train_size=40)
-        ends.append(program.chunk(program.init(NET.init, keys), data, 4, axis))
+    x = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)
+    shared = {"shift": jnp.zeros(()), "scale": jnp.ones(())}
+    data = {"train": Data({"x": jnp.asarray(x), "y": jnp.arange(40)}, shared)}
+    task = Task("toy", NET, OBJECTIVES["cross_entropy"], data, "", batch_size=10)
+    config = configured(metric, momentum=0.9)
+    trainer = Trainer(task, optimizer_of(structure_of(config), NET, task.steps_per_epoch))
+    start = trainer.start([Trial(seed, hyper_of(config)) for seed in range(2)])
+    ends = [replace(trainer, axis=axis).train(start, epochs=1) for axis in ("map", "stepwise")]
     for ours, theirs in zip(jax.tree.leaves(ends[1]), jax.tree.leaves(ends[0]), strict=True):
         if not jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
@@ -204,12 +211,14 @@ def test_stepwise_is_the_same_training(metric):
 
 def test_recorded_exponents_are_those_of_each_kernel():
     params = initial(0, 1)
-    found = tail_exponents(params, (8, 3, 1.0), 8, "map")
+    found = tail_exponents(params, (8, 3, 1.0), 8)
     assert sorted(found) == sorted(
-        f"{kind}/{name}" for kind in ("hill", "farms") for name in KERNELS
+        f"spectra/{kind}/{name}" for kind in ("hill", "farms") for name in KERNELS
     )
     kernel = params["layers"]["1"]["kernel"][1]
-    np.testing.assert_allclose(found[f"hill/{KERNELS[1]}"][1], METRICS["hill"]()(kernel), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[f"spectra/hill/{KERNELS[1]}"][1], METRICS["hill"]()(kernel), rtol=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +278,7 @@ def test_every_arm_of_every_preset_can_be_built(preset):
                 )
         config = next(c for c in arms.values() if c.balance.metric == "farms")
         net = built[(config.data.name, config.model)]
-        optimizer_of(config, net, steps_per_epoch=10, axis_name=None)
+        refuse_what_cannot_balance(config, net)
 
 
 def test_every_method_is_tuned_over_as_many_settings():

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import pytest
 
 from experiments.config import (
@@ -29,32 +28,27 @@ CONFIG = ExperimentConfig(
 )
 
 
-@pytest.fixture
-def compilations():
-    """One entry for each program that XLA has compiled in the test so far."""
-    seen = []
-
-    def listen(event, duration, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(about)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(listen)
+NINE = [
+    (strength, rate, momentum, decay)
+    for strength in (0.05, 0.1, 0.2)
+    for rate, momentum, decay in ((0.1, 0.9, 1e-4), (0.2, 0.9, 1e-3), (0.1, 0.5, 1e-2))
+]
 
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("mode", ["penalty", "proximal"])
-def test_arms_that_differ_in_a_strength_compile_once(mode, compilations, tmp_path, monkeypatch):
+def test_nine_arms_that_differ_in_numbers_compile_once(mode, compilations, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.training.train.make_room", lambda: None)  # whatever ran before
     norms, known = [], 0
-    for strength in (0.05, 0.1, 0.2):
-        arm = replace(CONFIG, penalty=PenaltyConfig("l1", strength, mode))
+    for strength, rate, momentum, decay in NINE:
+        optimizer = OptimizerConfig("sgd", rate, momentum, weight_decay=decay)
+        arm = replace(CONFIG, optimizer=optimizer, penalty=PenaltyConfig("l1", strength, mode))
         summary = train(arm, root=tmp_path, argv=[]).summary
         norms.append(summary["spectra/penalty"][0] / strength)
         known = known or len(compilations)
     assert len(compilations) == known > 0
-    assert norms[0] > norms[1] > norms[2]  # each strength pulled by what it is
+    assert len(set(norms)) == 9  # every number did what it does
+    assert norms[0] > norms[3] > norms[6]
 
 
 MANY_SHAPES = """

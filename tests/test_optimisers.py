@@ -8,18 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.loop import SEED_AXIS_NAME, over_seeds
-from experiments.regularise import (
-    CATALOGUE,
-    optimizer_of,
-    penalty_of,
-    penalty_state,
-    rescale_units,
-)
 
 import models
 from experiments.config import ExperimentConfig, ModelConfig, OptimizerConfig, PenaltyConfig
 from experiments.errors import USAGE, UserError
+from experiments.training.optimisers import (
+    CATALOGUE,
+    hyper_of,
+    optimizer_of,
+    penalty_of,
+    penalty_state,
+    rescale_units,
+    structure_of,
+)
+from experiments.training.program import over_trials
 from spectral_jax import graphs
 from spectral_jax.linalg import EigResult
 
@@ -40,13 +42,9 @@ def configured(name="none", strength=STRENGTH, *, mode="penalty", compat=(), mom
     )
 
 
-def optimizer(*arguments, steps_per_epoch=600, seed_axis="map", **options):
-    return optimizer_of(
-        configured(*arguments, **options),
-        NET,
-        steps_per_epoch=steps_per_epoch,
-        axis_name=SEED_AXIS_NAME if seed_axis == "vmap" else None,
-    )
+def optimizer(*arguments, steps_per_epoch=600, **options):
+    config = configured(*arguments, **options)
+    return optimizer_of(structure_of(config), NET, steps_per_epoch)(hyper_of(config))
 
 
 @cache
@@ -117,12 +115,12 @@ def dense_solver(monkeypatch):
 
 @pytest.mark.usefixtures("dense_solver")
 @pytest.mark.parametrize("name", CATALOGUE)
-@pytest.mark.parametrize(("mode", "seed_axis"), [("penalty", "map"), ("proximal", "vmap")])
-def test_every_penalty_pulls_in_both_modes_under_both_seed_axes(name, mode, seed_axis):
-    transformation = optimizer(name, mode=mode, seed_axis=seed_axis)
+@pytest.mark.parametrize(("mode", "axis"), [("penalty", "map"), ("proximal", "vmap")])
+def test_every_penalty_pulls_in_both_modes_under_both_axes(name, mode, axis):
+    transformation = optimizer(name, mode=mode)
 
     @jax.jit
-    @partial(over_seeds, seed_axis=seed_axis)
+    @partial(over_trials, axis=axis)
     def step(params):
         gradient = jax.tree.map(jnp.zeros_like, params)
         updates, state = transformation.update(gradient, transformation.init(params), params)
@@ -274,14 +272,9 @@ def test_rescale_units_leaves_a_unit_without_weights_alone():
 
 
 def test_rescale_units_is_refused_for_a_network_that_is_no_mlp():
-    config = configured(compat=("rescale_units",))
+    config = dataclasses.replace(configured(compat=("rescale_units",)), model=ModelConfig("lenet"))
     with pytest.raises(UserError, match="for model.name = mlp: .* model.name = lenet") as error:
-        optimizer_of(
-            dataclasses.replace(config, model=ModelConfig("lenet")),
-            NET,
-            steps_per_epoch=1,
-            axis_name=None,
-        )
+        optimizer_of(structure_of(config), NET, 1)
     assert error.value.exit_code == USAGE
 
 
@@ -291,10 +284,10 @@ def test_rescale_units_is_refused_for_a_network_that_is_no_mlp():
 @pytest.fixture(scope="module")
 def side_by_side():
     """Twelve steps of the Fiedler penalty for two seeds under `vmap`, given their weights."""
-    transformation = optimizer("fiedler", 1.0, seed_axis="vmap", residual_tolerance=0.02)
+    transformation = optimizer("fiedler", 1.0, residual_tolerance=0.02)
 
     @jax.jit
-    @partial(over_seeds, seed_axis="vmap")
+    @partial(over_trials, axis="vmap")
     def run(params):
         def step(carry, gradient):
             params, state = carry

@@ -1,6 +1,5 @@
-"""A chunk of compiled steps is a plain training loop, for every seed on its own."""
+"""A chunk of compiled steps is a plain training loop, for every trial on its own."""
 
-import dataclasses
 from functools import cache, partial
 
 import jax
@@ -8,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from experiments.loop import Data, Program, evaluate
 
 import models
+from experiments.errors import USAGE, UserError
+from experiments.training.blocks import Trial
+from experiments.training.orders import permutation
+from experiments.training.task import OBJECTIVES, Data, Objective, Task, relu_switch
+from experiments.training.trainer import Trainer
 
 BATCH, EXAMPLES, EPOCH = 4, 19, 4  # an epoch is four batches; three examples are left over
 RATE, MOMENTUM = 0.1, 0.9
 NET = models.network("mlp", input_shape=(6,), classes=3, hidden=(5,), dropout=0.3)
-PROGRAM = Program(NET.apply, optax.sgd(RATE, momentum=MOMENTUM), BATCH, EXAMPLES)
-both_axes = pytest.mark.parametrize("seed_axis", ["map", "vmap"])
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,7 +27,25 @@ def examples(count):
     rng = np.random.default_rng(count)
     x = jnp.asarray(rng.integers(0, 256, (count, 6)), jnp.uint8)
     y = jnp.asarray(rng.integers(0, 3, count), jnp.int32)
-    return Data(x, y, jnp.float32(128), jnp.float32(1 / 64))
+    return Data({"x": x, "y": y}, {"shift": jnp.float32(128), "scale": jnp.float32(1 / 64)})
+
+
+def momentum(hyper):
+    return optax.sgd(RATE, momentum=MOMENTUM)
+
+
+def plain(hyper):
+    return optax.sgd(RATE)
+
+
+def adam(hyper):
+    return optax.adam(RATE)
+
+
+def toy(net=NET, *, axis="map", optimizer=momentum, data=None, **options):
+    splits = {"train": data or DATA, **{f"{n}": examples(n) for n in (7, 1000, 2001)}}
+    options = {"objective": OBJECTIVES["cross_entropy"], "batch_size": BATCH, **options}
+    return Trainer(Task("toy", net, data=splits, sha256="", **options), optimizer, axis)
 
 
 DATA = examples(EXAMPLES)
@@ -34,15 +53,15 @@ DATA = examples(EXAMPLES)
 
 @cache
 def initial(*seeds):
-    return PROGRAM.init(NET.init, jax.vmap(jax.random.key)(jnp.array(seeds)))
+    return toy().start([Trial(seed) for seed in seeds])
 
 
-def chunks(state, *steps, seed_axis="map", program=PROGRAM, data=DATA):
+def chunks(state, *steps, **options):
     """Train chunk after chunk, and the metrics of the last; `state` stays usable."""
-    state = jax.tree.map(jnp.copy, state)  # a chunk takes its argument's memory
+    trainer, metrics = toy(**options), []
     for count in steps:
-        state, metrics = program.chunk(state, data, count, seed_axis)
-    return state, metrics
+        state = trainer.train(state, steps=count, on_chunk=lambda _, found: metrics.append(found))
+    return state, metrics[-1]
 
 
 def seed(state, index):
@@ -70,10 +89,10 @@ def assert_same(ours, theirs, *, rtol=0.0, atol=0.0):
 @jax.jit
 @partial(jax.value_and_grad, has_aux=True)
 def loss_by_hand(params, rows, dropout_key):
-    x = (DATA.x[rows].astype(jnp.float32) - 128) / 64
+    x, y = (DATA.examples["x"][rows].astype(jnp.float32) - 128) / 64, DATA.examples["y"][rows]
     logits, _ = NET.apply(params, {}, x, train=True, key=dropout_key)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), DATA.y[rows][:, None], axis=1)
-    return -chosen.mean(), (logits.argmax(1) == DATA.y[rows]).mean()
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
+    return -chosen.mean(), (logits.argmax(1) == y).mean()
 
 
 def loop_by_hand(state, steps):
@@ -109,31 +128,35 @@ def test_where_chunks_are_cut_changes_nothing():
     assert_same(cut, whole)
 
 
-def test_equal_programs_compile_once():
+def test_equal_structures_compile_once_whatever_the_chunk():
     traces = []
 
     def apply(params, state, x, *, train=False, key=None):
         traces.append(train)
         return x @ params["w"], state
 
-    def program():
-        return Program(apply, OPTIMIZER, BATCH, EXAMPLES)
-
-    init = lambda key: ({"w": jnp.zeros((6, 3))}, {})  # noqa: E731
-    state = program().init(init, initial(0, 1).key)
-    chunks(state, 4, program=program())
+    net = models.Network(lambda key: ({"w": jnp.zeros((6, 3))}, {}), apply, tuple)
+    state = toy(net).start([Trial(0), Trial(1)])
+    chunks(state, 4, net=net)
     seen = len(traces)
-    chunks(state, 4, 4, program=program())
+    chunks(state, 4, 1, 3, 4, net=net)
     assert len(traces) == seen > 0
 
 
-# Seeds
+# Trials
 
 
 def test_side_by_side_and_one_after_the_other_agree_to_rounding():
     together = chunks(initial(0, 1), 4)
-    assert_same(chunks(initial(0, 1), 4, seed_axis="vmap"), together, rtol=1e-5, atol=1e-6)
-    assert_same(seed(chunks(initial(1), 4), 0), seed(together, 1), rtol=1e-5, atol=1e-6)
+    assert_same(chunks(initial(0, 1), 4, axis="vmap"), together, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["map", "vmap", "stepwise"])
+def test_a_trial_ends_the_same_to_the_bit_in_any_company(axis):
+    alone, _ = chunks(initial(1), 4, axis=axis)
+    among, _ = chunks(initial(0, 1, 2), 4, axis=axis)
+    assert_same(seed(among, 1), seed(alone, 0))
+    assert len(among.key) == 3  # what fills a width up is not seen
 
 
 def test_seeds_differ():
@@ -143,28 +166,25 @@ def test_seeds_differ():
             assert np.abs(leaf[0] - leaf[1]).max() > 1e-3
 
 
-@both_axes
-def test_a_seed_that_is_lost_leaves_the_others_untouched(seed_axis):
+@pytest.mark.parametrize("axis", ["map", "vmap", "stepwise"])
+def test_a_trial_that_has_diverged_is_over_and_leaves_the_others_untouched(axis):
     healthy = initial(0, 1)
     poisoned = healthy._replace(
         params=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), healthy.params)
     )
-    expected = chunks(healthy, 4, seed_axis=seed_axis)
-    state, metrics = chunks(poisoned, 4, seed_axis=seed_axis)
+    expected = chunks(healthy, 4, axis=axis)
+    state, metrics = chunks(poisoned, 4, axis=axis)
     assert_same(seed((state, metrics), 0), seed(expected, 0))
-    assert np.isnan(metrics["train/loss"][1]) and metrics["train/accuracy"][1] == 0
+    assert np.isnan(metrics["train/loss"][1]) and state.step.tolist() == [4, 4]
     assert all(np.isnan(leaf[1]).any() for leaf in jax.tree.leaves(state.params))
 
 
 # Batches, seen by a network that writes down which examples it is shown
 
 NUMBERED = Data(
-    jnp.arange(EXAMPLES, dtype=jnp.float32)[:, None],
-    jnp.zeros(EXAMPLES, jnp.int32),
-    jnp.float32(0),
-    jnp.float32(1),
+    {"x": jnp.arange(EXAMPLES, dtype=jnp.float32)[:, None], "y": jnp.zeros(EXAMPLES, jnp.int32)},
+    {"shift": jnp.float32(0), "scale": jnp.float32(1)},
 )
-OPTIMIZER = optax.sgd(RATE)
 
 
 def witness(params, shown, x, *, train=False, key=None):
@@ -172,16 +192,16 @@ def witness(params, shown, x, *, train=False, key=None):
     return x @ params["w"], shown
 
 
-def batches(*seeds, optimizer=OPTIMIZER, steps=(4, 4)):
+WITNESS = models.Network(
+    lambda key: ({"w": jnp.zeros((1, 3))}, jnp.full((2 * EPOCH, BATCH), -1)), witness, tuple
+)
+
+
+def batches(*seeds, steps=(4, 4), hyper=None, **options):
     """Which examples each step of two epochs saw: `[seeds, steps, batch]`."""
-
-    def init(key):
-        return {"w": jnp.zeros((1, 3))}, jnp.full((2 * EPOCH, BATCH), -1)
-
-    program = Program(witness, optimizer, BATCH, EXAMPLES)
-    state = program.init(init, jax.vmap(jax.random.key)(jnp.array(seeds)))
-    state, _ = chunks(state, *steps, program=program, data=NUMBERED)
-    return np.asarray(state.model_state)
+    options = {"net": WITNESS, "data": NUMBERED, "optimizer": plain, **options}
+    state = toy(**options).start([Trial(seed, hyper or {}) for seed in seeds])
+    return np.asarray(chunks(state, *steps, **options)[0].model_state)
 
 
 def test_an_epoch_shows_no_example_twice_and_the_next_is_shuffled_anew():
@@ -197,72 +217,151 @@ def test_a_seed_sees_the_same_batches_in_every_arm_and_in_any_company():
     ours, theirs = batches(0, 1), batches(1, 2)
     np.testing.assert_array_equal(ours[1], theirs[0])
     assert (ours[0] != ours[1]).any()
-    np.testing.assert_array_equal(batches(0, 1, optimizer=optax.adam(RATE)), ours)
+    np.testing.assert_array_equal(batches(0, 1, optimizer=adam), ours)
+    np.testing.assert_array_equal(batches(1, 1), ours[[1, 1]])
+
+
+@pytest.mark.parametrize("size", [1, 2, 19, 3001])
+def test_the_order_of_an_epoch_is_the_permutation_of_jax(size):
+    key = jax.random.key(size)
+    np.testing.assert_array_equal(permutation(key, size), jax.random.permutation(key, size))
+
+
+def test_replacement_draws_every_batch_anew_from_the_first_examples():
+    seen = batches(0, order="replacement", hyper={"examples": 5.0})[0]
+    for step, rows in enumerate(seen):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        np.testing.assert_array_equal(rows, jax.random.randint(key, (BATCH,), 0, 5))
+    assert batches(0, order="replacement").max() > 5
 
 
 def test_a_seed_starts_from_the_same_weights_in_every_arm():
-    arm = Program(NET.apply, optax.adam(RATE), BATCH, EXAMPLES)
-    keys = jax.vmap(jax.random.key)(jnp.array([0, 1]))
-    assert_same(arm.init(NET.init, keys).params, initial(0, 1).params)
+    arm = toy(optimizer=adam).start([Trial(0), Trial(1)])
+    assert_same(arm.params, initial(0, 1).params)
+
+
+# Numbers
+
+
+def numbered(hyper):
+    return optax.chain(
+        optax.add_decayed_weights(hyper["decay"]),
+        optax.sgd(hyper["rate"], momentum=hyper["momentum"]),
+    )
+
+
+NINE = [
+    {"rate": rate, "momentum": 0.9, "decay": decay, "label_scale": scale, "relu_logits": relu}
+    for rate in (0.1, 0.2, 0.4)
+    for decay, scale, relu in ((0.0, 1.0, 0.0), (0.1, 3.0, 0.0), (0.1, 1.0, 1.0))
+]
+
+
+def test_nine_arms_that_differ_in_numbers_are_one_compilation(compilations):
+    trainer = toy(optimizer=numbered, objective=OBJECTIVES["mse"], head=relu_switch)
+    known = None
+    for arm in NINE:
+        state = trainer.train(trainer.start([Trial(0, arm)]), steps=3)
+        known = known or len(compilations)
+        assert np.isfinite(trainer.evaluate(state, "7")["loss"]).all()
+    assert len(compilations) - known <= 1  # the evaluation of the first arm
+
+
+def test_numbers_do_in_company_what_they_would_do_as_constants():
+    options = {"optimizer": numbered, "objective": OBJECTIVES["mse"], "head": relu_switch}
+    state, _ = chunks(toy(**options).start([Trial(0, arm) for arm in NINE]), 4, **options)
+    for index in (0, 4, 8):
+        arm = NINE[index]
+
+        def loss(outputs, batch):
+            outputs = jax.nn.relu(outputs) if arm["relu_logits"] else outputs  # noqa: B023
+            targets = arm["label_scale"] * jax.nn.one_hot(batch["y"], 3)  # noqa: B023
+            return jnp.mean((outputs - targets) ** 2, axis=-1)
+
+        constant = {"optimizer": lambda _: numbered(arm), "objective": Objective(loss)}  # noqa: B023
+        alone, _ = chunks(toy(**constant).start([Trial(0)]), 4, **constant)
+        assert_same(seed(state.params, index), seed(alone.params, 0), rtol=1e-5, atol=1e-7)
+
+
+def test_trials_with_different_names_of_numbers_are_refused():
+    with pytest.raises(ValueError, match="hyper has .*'rate'.* give every trial the same names"):
+        toy().start([Trial(0), Trial(0, {"rate": 1.0})])
+
+
+def test_a_loss_that_is_not_per_example_is_one_clear_line():
+    def mean(outputs, batch):
+        return outputs.mean()
+
+    trainer = toy(objective=Objective(mean))
+    message = (
+        r"the loss of toy \(.*mean\) has shape \(\) for 4 examples: return one number for each"
+    )
+    with pytest.raises(UserError, match=message) as failure:
+        trainer.train(trainer.start([Trial(0)]), steps=1)
+    assert failure.value.exit_code == USAGE
 
 
 # Evaluation
 
 
-def evaluated(state, data, *, seed_axis="map", dropout=False):
-    return evaluate(
-        state._replace(opt_state=None), data, apply=NET.apply, seed_axis=seed_axis, dropout=dropout
-    )
-
-
-def logits_by_hand(params, data):
-    x = (np.asarray(data.x, np.float64) - 128) / 64
+def logits_by_hand(params, x):
+    x = (np.asarray(x, np.float64) - 128) / 64
     first, last = params["layers"]["0"], params["layers"]["1"]
     hidden = np.maximum(x @ np.asarray(first["kernel"]) + np.asarray(first["bias"]), 0)
     return hidden @ np.asarray(last["kernel"]) + np.asarray(last["bias"])
 
 
-@pytest.mark.parametrize(("count", "seed_axis"), [(7, "map"), (1000, "vmap"), (2001, "map")])
-def test_evaluation_is_the_mean_over_all_examples(count, seed_axis):
-    data = examples(count)
-    result = evaluated(initial(0, 1), data, seed_axis=seed_axis)
+@pytest.mark.parametrize(("count", "axis"), [(7, "map"), (1000, "vmap"), (2001, "map")])
+def test_evaluation_is_the_mean_over_all_examples(count, axis):
+    trainer, (x, y) = toy(axis=axis), examples(count).examples.values()
+    result = trainer.evaluate(initial(0, 1), str(count))
+    outputs = trainer.outputs(initial(0, 1), str(count))
     for index in range(2):
-        logits = logits_by_hand(seed(initial(0, 1), index).params, data)
-        y = np.asarray(data.y)
-        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(count), y]
+        logits = logits_by_hand(seed(initial(0, 1), index).params, x)
+        losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(count), np.asarray(y)]
         np.testing.assert_allclose(result["loss"][index], losses.mean(), rtol=1e-5)
         np.testing.assert_allclose(result["accuracy"][index], (logits.argmax(1) == y).mean())
+        np.testing.assert_allclose(outputs[index], logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_of_nans_gets_nothing_right():
     lost = initial(0, 1)._replace(
         params=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), initial(0, 1).params)
     )
-    everything_first = examples(7)._replace(y=jnp.zeros(7, jnp.int32))  # what argmax of NaN says
-    result = evaluated(lost, everything_first)
+    found = examples(7)
+    all_zero = found._replace(examples={**found.examples, "y": jnp.zeros(7, jnp.int32)})
+    result = toy(data=all_zero).evaluate(lost, "train")  # 0 is what argmax of NaN says
     assert np.isnan(result["loss"][1]) and result["accuracy"][1] == 0
     assert np.isfinite(result["loss"][0])
 
 
 def test_dropout_stays_on_only_when_asked():
-    data = examples(7)
-    off, on = evaluated(initial(0, 1), data), evaluated(initial(0, 1), data, dropout=True)
+    def evaluated(state, **options):
+        return toy().evaluate(state, "7", **options)
+
+    off, on = evaluated(initial(0, 1)), evaluated(initial(0, 1), dropout=True)
     assert (np.abs(on["loss"] - off["loss"]) > 1e-3).all()
-    assert_same(evaluated(initial(0, 1), data, dropout=True), on)  # the masks follow from the state
+    assert_same(evaluated(initial(0, 1), dropout=True), on)  # the masks follow from the state
     other_keys = initial(0, 1)._replace(key=initial(0, 1).key[::-1])
-    again = evaluated(other_keys, data, dropout=True)
+    again = evaluated(other_keys, dropout=True)
     assert (np.abs(again["loss"] - on["loss"]) > 1e-3).all()
-    assert_same(evaluated(other_keys, data), off)
+    assert_same(evaluated(other_keys), off)
 
 
-def blackened(key, x):
-    assert x.dtype == jnp.uint8  # what the network sees scaled later
-    return jnp.zeros_like(x)
+def blackened(key, raw):
+    assert raw["x"].dtype == jnp.uint8  # what the network sees scaled later
+    return {**raw, "x": jnp.zeros_like(raw["x"])}
 
 
 def test_augmentation_changes_raw_examples_and_nothing_else():
-    augmented = dataclasses.replace(PROGRAM, augment=blackened)
-    black = DATA._replace(x=jnp.zeros_like(DATA.x))
-    ours, _ = chunks(initial(0), 2, program=augmented)
+    black = DATA._replace(examples=blackened(None, DATA.examples))
+    ours, _ = chunks(initial(0), 2, augment=blackened)
     theirs, _ = chunks(initial(0), 2, data=black)
     assert_same(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_fresh_start_keeps_weights_and_forgets_momentum():
+    moved, _ = chunks(initial(0, 1), 4)
+    again = toy().restart(moved)
+    assert_same(again._replace(opt_state=()), moved._replace(opt_state=()))
+    assert_same(again.opt_state, initial(0, 1).opt_state)

@@ -14,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.loop import Program
-from experiments.train import chunk_steps, faster_seed_axis, train
 
 from experiments import __main__ as cli
-from experiments import train as trainer
 from experiments.config import (
     DataConfig,
     ExperimentConfig,
@@ -31,6 +28,11 @@ from experiments.data import load
 from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
 from experiments.runs import checkpoint, files
 from experiments.runs import run as runs
+from experiments.training import train as training
+from experiments.training import trainer
+from experiments.training.measures import MEASURES
+from experiments.training.train import train
+from experiments.training.trainer import Trainer, chunk_steps
 
 REPOSITORY = Path(cli.__file__).parent.parent
 EPOCH = 8  # steps
@@ -99,13 +101,13 @@ def test_pixels_are_not_moved_where_there_are_none():
     config = change("data", augment="crop_flip")
     text = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros(99))
     with pytest.raises(UserError, match="data.augment = crop_flip moves pixels, but digits is no"):
-        trainer._refuse_what_cannot_train(config, None, text)
+        training._refuse_what_cannot_train(config, None, text)
 
 
 def test_a_corpus_is_no_set_of_classes():
     corpus = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros((99, 5), int))
     with pytest.raises(UserError, match="has no class per example"):
-        trainer._refuse_what_cannot_train(CONFIG, None, corpus)
+        training._refuse_what_cannot_train(CONFIG, None, corpus)
 
 
 def test_a_run_evaluates_the_weights_it_keeps(whole):
@@ -142,11 +144,44 @@ def test_evaluation_and_spectra_keep_their_own_time(tmp_path):
     assert steps["train/loss"] == [2, 3, 4]
 
 
+def test_schedules_may_be_of_steps_and_log_spaced(whole, tmp_path):
+    wanted = {"evaluate_every": "6 steps", "measure_every": "3 log-spaced", "measures": ("bulk",)}
+    run = go(tmp_path, change("train", **wanted))
+    steps = {name: row[0].tolist() for name, row in run.history().items()}
+    assert steps["test/accuracy"] == [0, 6, 12, 16]
+    assert steps["spectra/sigma/layers/0/kernel"] == [0, 1, 4, 16]
+    for name, array in parameters(whole).items():  # looking changes nothing
+        np.testing.assert_array_equal(parameters(run)[name], array)
+
+
+def sometimes(config, network):
+    """A toy measure: of two numbers, one that the second seed does not have."""
+
+    def take(state, data):
+        seeds = jnp.arange(len(state.step))
+        return {"toy/norm": seeds + 1.0, "toy/odd": jnp.where(seeds == 1, jnp.nan, 1.0)}, {}
+
+    return take
+
+
+def test_a_measure_is_a_function_and_a_line_and_its_nan_is_null_and_told(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(MEASURES, "toy", sometimes)
+    run = go(tmp_path, change("train", epochs=1, measures=("toy",)))
+    assert run.history()["toy/norm"][1].tolist() == [[1, 2, 3]] * 2
+    assert run.summary["toy/odd"] == [1.0, None, 1.0]
+    assert run.summary["not_measured"] == ["toy/odd"]
+    assert '"toy/odd": [1.0, null, 1.0]' in (run.path / "metrics.jsonl").read_text()
+    assert "no number could be had of toy/odd" in capsys.readouterr().err
+    assert not any(name.startswith("spectra/") for name in run.summary)
+
+
 def test_a_complete_run_is_not_run_again(whole, monkeypatch):
     def never(*arguments):
         raise AssertionError("it was run again")
 
-    monkeypatch.setattr(Program, "init", never)
+    monkeypatch.setattr(Trainer, "start", never)
     before = {path: path.stat().st_mtime_ns for path in whole.path.rglob("*")}
     again = go(whole.path.parent.parent)
     assert again.complete and again.path == whole.path and again.summary == whole.summary
@@ -164,8 +199,8 @@ def poison(state, index):
 def test_a_lost_seed_is_reported_and_leaves_the_others_as_they_were(
     whole, tmp_path, monkeypatch, capsys
 ):
-    init = Program.init
-    monkeypatch.setattr(Program, "init", lambda self, *given: poison(init(self, *given), 1))
+    start = Trainer.start
+    monkeypatch.setattr(Trainer, "start", lambda self, trials: poison(start(self, trials), 1))
     run = go(tmp_path)
     assert run.summary["diverged_seeds"] == [6] and run.summary["collapsed_seeds"] == []
     for name, (steps, values) in whole.history().items():
@@ -186,14 +221,13 @@ def test_a_lost_seed_is_reported_and_leaves_the_others_as_they_were(
 def test_when_all_seeds_are_lost_the_run_stops_and_keeps_the_last_good_state(
     whole, tmp_path, monkeypatch
 ):
-    chunk = trainer._Trainer.chunk
+    advance = Trainer.advance
 
-    def from_the_second_epoch(self, step):
-        if step >= EPOCH:
-            self.state = poison(self.state, slice(None))
-        return chunk(self, step)
+    def from_the_second_epoch(self, state, most):
+        lost = int(state.step[0]) >= EPOCH
+        return advance(self, poison(state, slice(None)) if lost else state, most)
 
-    monkeypatch.setattr(trainer._Trainer, "chunk", from_the_second_epoch)
+    monkeypatch.setattr(Trainer, "advance", from_the_second_epoch)
     for _ in range(2):  # the same command fails the same way, it does not complete on NaN
         with pytest.raises(UserError, match="all 3 seeds diverged before step 12") as failure:
             go(tmp_path)
@@ -218,21 +252,21 @@ def test_a_penalty_that_is_far_too_strong_is_called_a_collapse(whole, tmp_path, 
 def test_the_proximal_mode_is_advised_to_who_does_not_use_it():
     config = change("penalty", name="fiedler", strength=100.0)
     with pytest.raises(UserError, match="lower penalty.strength = 100, or set penalty.mode=prox"):
-        trainer._refuse_total_divergence(config, {"train/loss": np.array([np.nan, np.inf])}, 1)
+        training._refuse_total_divergence(config, {"train/loss": np.array([np.nan, np.inf])}, 1)
 
 
 # Resuming
 
 
 def test_a_preempted_run_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, monkeypatch):
-    chunk = trainer._Trainer.chunk
+    advance = Trainer.advance
 
-    def preempted(self, step):
-        if step == EPOCH:
+    def preempted(self, state, most):
+        if state.step[0] == EPOCH:
             os.kill(os.getpid(), signal.SIGTERM)
-        return chunk(self, step)
+        return advance(self, state, most)
 
-    monkeypatch.setattr(trainer._Trainer, "chunk", preempted)
+    monkeypatch.setattr(Trainer, "advance", preempted)
     with pytest.raises(UserError, match=f"the state of step {EPOCH * 3 // 2} is kept") as failure:
         go(tmp_path)
     assert failure.value.exit_code == PREEMPTED
@@ -241,20 +275,21 @@ def test_a_preempted_run_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, monk
 
 
 def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monkeypatch):
-    def interrupted(self, step):
+    def interrupted(self, state, most):
         raise KeyboardInterrupt
 
     config = change("train", seed_axis="auto")
-    monkeypatch.setattr(trainer, "_FASTER", {})
-    monkeypatch.setattr(trainer, "faster_seed_axis", lambda *given: "map")
-    monkeypatch.setattr(trainer._Trainer, "chunk", interrupted)
+    monkeypatch.setattr(training, "_FASTER", {})
+    monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "map")
+    monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path, config)
     monkeypatch.undo()
-    monkeypatch.setattr(trainer, "_FASTER", {})
-    monkeypatch.setattr(trainer, "faster_seed_axis", lambda *given: "vmap")
+    monkeypatch.setattr(training, "_FASTER", {})
+    monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "vmap")
     run = go(tmp_path, config)
     assert run.summary["seed_axis"] == run.provenance["seed_axis"] == "map"
+    assert run.provenance["width"] == 3  # in turn, nothing is filled up
     assert numbers(run) == numbers(whole)
 
 
@@ -264,7 +299,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer._Trainer, "record", foreign)
+        patch.setattr(training._Training, "record", foreign)
         go(tmp_path)
     with pytest.raises(UserError, match="belongs to another configuration: .* remove") as failure:
         go(tmp_path)
@@ -292,19 +327,20 @@ def test_a_full_disk_while_recording_keeps_the_state(whole, tmp_path, monkeypatc
 KILLED_IN_THE_THIRD_EPOCH = """
 import os, signal, sys
 from experiments import __main__ as cli
-from experiments.train import _Trainer
+from experiments.training.trainer import Trainer
 
 whole, cut, *words = sys.argv[1:]
 assert cli.main([*words, "--runs", whole]) == 0
-chunk = _Trainer.chunk
+advance = Trainer.advance
 
-def killed(self, step):
-    done = chunk(self, step)
-    if step == 2 * self.program.steps_per_epoch:
+def killed(self, state, most):
+    in_the_third = state.step[0] == 2 * self.task.steps_per_epoch
+    done = advance(self, state, most)
+    if in_the_third:
         os.kill(os.getpid(), signal.SIGKILL)
     return done
 
-_Trainer.chunk = killed
+Trainer.advance = killed
 cli.main([*words, "--runs", cut])
 """
 
@@ -350,6 +386,9 @@ def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path, quick_
         ("model", {"name": "mpl"}, "model: unknown model name 'mpl': did you mean 'mlp'?"),
         ("model", {"name": "resnet", "depth": 9}, "model: depth"),
         ("model", {"hidden": (10**6, 10**6)}, "3 networks of mlp need .* GiB to train, this"),
+        ("train", {"measures": ("spectre",)}, "'spectre' is no measure; did you mean 'spectra'?"),
+        ("train", {"objective": "msee"}, "'msee' is no objective; did you mean 'mse'?"),
+        ("train", {"measure_every": "2 days"}, "train.measure_every = '2 days': expected a numb"),
         ("data", {"name": "digit"}, "unknown data set 'digit'; did you mean digits?"),
         ("data", {"batch_size": 81}, "batch_size = 81 but there are 80 training examples: lower"),
         ("data", {"validation": 5000}, "data.validation=5000 do not fit into the 1437 training"),
@@ -366,32 +405,28 @@ def test_a_mistake_is_one_line_before_anything_is_written(section, values, messa
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 100, 101, 143, 150, 600, 1437])
-def test_a_chunk_is_short_enough_to_stop_at_and_divides_an_epoch_where_it_can(
-    steps_per_epoch, monkeypatch
-):
+def test_chunks_are_short_enough_to_stop_at_and_about_equal(steps_per_epoch, monkeypatch):
     monkeypatch.setattr(trainer, "CHUNK_STEPS", 100)
     length = chunk_steps(steps_per_epoch)
-    assert 1 <= length <= min(100, steps_per_epoch)
-    divisors = [n for n in range(26, 101) if steps_per_epoch % n == 0]
-    assert not divisors or length == max(divisors)
+    count = -(-steps_per_epoch // length)
+    assert 1 <= length <= 100 and count == -(-steps_per_epoch // 100)
+    assert count * length - steps_per_epoch < count
 
 
 @pytest.mark.parametrize("slow", ["map", "vmap"])
-def test_the_faster_seed_axis_is_the_one_that_took_less_time(slow, monkeypatch):
+def test_the_faster_axis_is_the_one_that_took_less_time(slow, monkeypatch):
     clock = [0.0]
     seconds = {"map": [9.0, *[1.0] * 4], "vmap": [5.0, *[1.0] * 4]}
     seconds[slow] = [1.0, *[2.0] * 4]  # compilation, the first, does not count
 
-    def chunk(program, state, data, steps, seed_axis):
-        # Of an epoch that is no longer than the probe, so that its order costs next to nothing.
-        assert steps == program.steps_per_epoch == 3
-        clock[0] += seconds[seed_axis].pop(0)
-        return state
+    def advance(self, state, most):
+        assert most == trainer.PROBE_STEPS
+        clock[0] += seconds[self.axis].pop(0)
+        return state, {}, most
 
-    monkeypatch.setattr(Program, "chunk", chunk)
-    monkeypatch.setattr(trainer, "PROBE_STEPS", 3)
-    program = Program(apply=None, optimizer=None, batch_size=2, train_size=100)
+    monkeypatch.setattr(Trainer, "start", lambda self, trials: {"w": jnp.ones(2)})
+    monkeypatch.setattr(Trainer, "advance", advance)
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    task = SimpleNamespace(steps_per_epoch=50)
     fast = {"map": "vmap", "vmap": "map"}[slow]
-    state = {"key": jax.random.key(0), "w": jnp.ones(2)}
-    assert faster_seed_axis(lambda axis: program, state, None) == fast
+    assert Trainer(task, optimizer=None).faster_axis([]) == fast

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments.errors import MISSING, UserError
-from experiments.loop import Data
+from experiments.training.task import Data
 from models import Network, network
 from spectral_jax import weights
 
@@ -124,12 +124,17 @@ def training_data(size: Size) -> tuple[Data, str]:
         if error.exit_code != MISSING:
             raise
         return _random_data(size), "random examples, MNIST not found (set SPECTRAL_JAX_DATA)"
-    flat = (mnist.train_x.reshape(len(mnist.train_x), -1), mnist.train_y)
-    return Data(*map(jnp.asarray, (*flat, mnist.shift.ravel(), mnist.scale.ravel()))), "MNIST"
+    flat = mnist.train_x.reshape(len(mnist.train_x), -1)
+    return _data(flat, mnist.train_y, mnist.shift.ravel(), mnist.scale.ravel()), "MNIST"
 
 
 def _random_data(size: Size) -> Data:
     net, random = size.nets[0], np.random.default_rng(SEED)
     x = random.normal(size=(size.train_size, net.inputs)).astype(np.float32)
     y = random.integers(net.classes, size=size.train_size).astype(np.int32)
-    return Data(jnp.asarray(x), jnp.asarray(y), jnp.zeros(1), jnp.ones(1))
+    return _data(x, y, np.zeros(1, np.float32), np.ones(1, np.float32))
+
+
+def _data(x: np.ndarray, y: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> Data:
+    examples = {"x": jnp.asarray(x), "y": jnp.asarray(y)}
+    return Data(examples, {"shift": jnp.asarray(shift), "scale": jnp.asarray(scale)})

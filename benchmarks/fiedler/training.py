@@ -1,16 +1,18 @@
 """What the penalty adds to an epoch, and which way of training several seeds is faster."""
 
+from collections.abc import Callable
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.fiedler.sizes import SEED, Net, Size, functions, training_data
 from benchmarks.harness import Table, Target, interleaved, ratio_of, ratio_text, row, with_first
-from experiments.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainConfig
-from experiments.loop import SEED_AXIS_NAME, Program
-from experiments.regularise import optimizer_of
-from experiments.train import faster_seed_axis
+from experiments.config import ExperimentConfig, PenaltyConfig
+from experiments.training.blocks import Trial
+from experiments.training.optimisers import hyper_of, optimizer_of, structure_of
+from experiments.training.program import Axis, TrainState
+from experiments.training.task import OBJECTIVES, Task
+from experiments.training.trainer import Trainer
 from spectral_jax import weights
 
 STRENGTH = 0.01
@@ -35,7 +37,7 @@ def epochs(size: Size) -> Table:
         for name, timing in times.items()
     ]
     note = (
-        f"{steps} steps of `experiments.loop.Program.chunk` ({net}, batch {size.batch}, "
+        f"{steps} steps of `experiments.training.Trainer.train` ({net}, batch {size.batch}, "
         f"{examples}, SGD with momentum 0.9, strength {STRENGTH:g}, one seed) from the initial "
         "weights, the first, cold solve included; scheduled: a solve every "
         f"{size.refresh_every} steps. Peer: the same without a penalty."
@@ -45,14 +47,14 @@ def epochs(size: Size) -> Table:
 
 def seeds(size: Size) -> Table:
     """All seeds of an arm, by ``vmap`` or ``lax.map``, and whether the automatic pick is right."""
-    data, examples = training_data(size)
+    _, examples = training_data(size)
     rows = []
     for net, steps in zip((size.nets[0], size.narrow), size.seed_steps, strict=True):
         for arm in size.seed_arms:
-            axes = {a: chunk(size, net, arm, size.seeds, steps, a) for a in ("map", "vmap")}
+            both: tuple[Axis, Axis] = ("map", "vmap")
+            axes = {axis: chunk(size, net, arm, size.seeds, steps, axis) for axis in both}
             times = interleaved(axes, repeats=size.rounds)
-            program, state = programs(size, net, arm, size.seeds)
-            pick = faster_seed_axis(program, state, data)
+            pick = trainer(size, net, arm).faster_axis(trials(size, arm, size.seeds))
             other = "map" if pick == "vmap" else "vmap"
             loss = times[pick].median / min(times[pick].median, times[other].median)
             name = f"{net}, {arm}, {steps} steps: pick {pick}, peer {other}"
@@ -68,7 +70,7 @@ def seeds(size: Size) -> Table:
             )
     note = (
         f"{size.seeds} seeds, batch {size.batch}, {examples}. Ours: the axis that "
-        "`experiments.train.faster_seed_axis` picks; peer: the other one."
+        "`Trainer.faster_axis` picks; peer: the other one."
     )
     return Table("Seeds side by side or one after the other", note, rows)
 
@@ -76,41 +78,36 @@ def seeds(size: Size) -> Table:
 def trained(size: Size) -> tuple[jax.Array, ...]:
     """The blocks of ``initial`` after ``warm_steps`` steps of plain SGD."""
     net = size.nets[0]
-    state, _ = chunk(size, net, "none", 1, size.warm_steps, "map")()
+    state = chunk(size, net, "none", 1, size.warm_steps, "map")()
     params = jax.tree.map(lambda leaf: leaf[0], state.params)
     return weights.graph_weights(params, functions(net).layout)
 
 
-def chunk(size: Size, net: Net, arm: str, seeds: int, steps: int, seed_axis: str):
-    """A call that trains ``steps`` steps from the initial state, copied: a chunk eats its state."""
-    program, state = programs(size, net, arm, seeds)
-    data, _ = training_data(size)
-    return lambda: program(seed_axis).chunk(jax.tree.map(jnp.copy, state), data, steps, seed_axis)
+def chunk(
+    size: Size, net: Net, arm: str, seeds: int, steps: int, axis: Axis
+) -> Callable[[], TrainState]:
+    """A call that trains ``steps`` steps from the initial state."""
+    trains = trainer(size, net, arm, axis)
+    state = trains.start(trials(size, arm, seeds))
+    return lambda: trains.train(state, steps=steps)
 
 
 @cache
-def programs(size: Size, net: Net, arm: str, seeds: int):
-    """``seed_axis -> Program``, and the initial state of all seeds."""
-    config = ExperimentConfig(
-        name="benchmark",
-        data=DataConfig(batch_size=size.batch),
-        model=ModelConfig(hidden=net.hidden),
-        penalty=_penalty(arm, size.refresh_every),
-        train=TrainConfig(seeds=seeds),
-    )
+def trainer(size: Size, net: Net, arm: str, axis: Axis = "map") -> Trainer:
+    structure = structure_of(configured(size, arm))
+    optimizer = optimizer_of(structure, functions(net), size.train_size // size.batch)
+    data = {"train": training_data(size)[0]}
+    loss = OBJECTIVES["cross_entropy"]
+    task = Task("benchmark", functions(net), loss, data, "", batch_size=size.batch)
+    return Trainer(task, optimizer, axis)
 
-    @cache
-    def program(seed_axis: str) -> Program:
-        optimizer = optimizer_of(
-            config,
-            functions(net),
-            steps_per_epoch=size.train_size // size.batch,
-            axis_name=SEED_AXIS_NAME if seed_axis == "vmap" else None,
-        )
-        return Program(functions(net).apply, optimizer, size.batch, size.train_size)
 
-    keys = jax.vmap(jax.random.key)(jnp.arange(SEED, SEED + seeds))
-    return program, program("map").init(functions(net).init, keys)
+def trials(size: Size, arm: str, count: int) -> list[Trial]:
+    return [Trial(SEED + seed, hyper_of(configured(size, arm))) for seed in range(count)]
+
+
+def configured(size: Size, arm: str) -> ExperimentConfig:
+    return ExperimentConfig("benchmark", penalty=_penalty(arm, size.refresh_every))
 
 
 def _penalty(arm: str, refresh_every: int) -> PenaltyConfig:

@@ -18,7 +18,9 @@ from benchmarks.harness import (
     row,
     with_first,
 )
-from experiments.loop import Data, Program
+from experiments.training.blocks import Trial
+from experiments.training.task import OBJECTIVES, Data, Task
+from experiments.training.trainer import Trainer
 from models import Network
 from models.factored import factored
 from spectral_jax.prune import (
@@ -73,19 +75,18 @@ SMOKE = Size(
 def pruning_event(size: Size) -> Table:
     """Fit, cut, split and momentum of every layer, and an epoch of the same network."""
     net = perceptron(size)
-    optimizer = optax.sgd(0.05, momentum=0.9)
-    program = Program(net.apply, optimizer, batch_size=BATCH, train_size=size.examples)
     images = jax.random.randint(jax.random.key(0), (size.examples, 784), 0, 256).astype(jnp.uint8)
     labels = jnp.arange(size.examples) % 10
-    data = Data(images, labels, jnp.zeros(()), jnp.asarray(1 / 255))
-    state = program.init(net.init, jax.random.split(jax.random.key(1), 1))
+    shared = {"shift": jnp.zeros(()), "scale": jnp.asarray(1 / 255)}
+    data = {"train": Data({"x": images, "y": labels}, shared)}
+    task = Task("event", net, OBJECTIVES["cross_entropy"], data, "", batch_size=BATCH)
+    trainer = Trainer(task, lambda hyper: optax.sgd(0.05, momentum=0.9))
+    state = trainer.start([Trial(1)])
     params, moments = jax.tree.map(lambda x: x[0].copy(), (state.params, state.opt_state))
     cut = jax.jit(partial(prune_spectra, policies=Policy(keep_below=0.45)))
 
     def train():
-        nonlocal state
-        state, metrics = program.chunk(state, data, size.steps, "map")
-        return metrics
+        return trainer.train(state, steps=size.steps)
 
     def event():
         pruned, report = cut(params)
@@ -93,7 +94,7 @@ def pruning_event(size: Size) -> Table:
         return smaller, carry_moments(moments, pruned, smaller)
 
     times = interleaved({"event": event, "train": train}, repeats=size.repeats)
-    epochs = program.steps_per_epoch / size.steps
+    epochs = task.steps_per_epoch / size.steps
     ratio = epochs * ratio_of(times["train"], times["event"])
     what = "-".join(map(str, (784, *size.hidden, 10)))
     rows = [
@@ -110,7 +111,7 @@ def pruning_event(size: Size) -> Table:
         f"All cores. The event fits the bulk of every layer, keeps 45 % of it, splits what two "
         f"factors make smaller and carries the momentum. The epoch, {size.examples} MNIST-sized "
         f"examples in batches of {BATCH}, is extrapolated from {size.steps} steps of "
-        "`experiments.loop.Program.chunk`, timed in turn with the event."
+        "`experiments.training.Trainer.train`, timed in turn with the event."
     )
     return Table("A pruning event and an epoch", note, rows)
 

@@ -96,7 +96,7 @@ class Task:
     @property
     def structure(self) -> Task:
         """What programs are compiled for: the task without its data."""
-        return replace(self, name="", data={}, sha256="")
+        return replace(self, data={}, sha256="")
 
     def measured(self, outputs: Tree, batch: Batch) -> dict[str, Float[Array, " b"]]:
         """The loss and the metrics by name; `UserError` (2) unless they are one per example."""
@@ -106,7 +106,7 @@ class Task:
             values[name] = measure(outputs, batch)
             if jnp.shape(values[name]) != (count,):
                 raise UserError(
-                    f"the {name} of {self.name or 'the task'} ({measure.__qualname__}) has shape "
+                    f"the {name} of {self.name} ({measure.__qualname__}) has shape "
                     f"{jnp.shape(values[name])} for {count} examples: return one number for each"
                 )
         return values
