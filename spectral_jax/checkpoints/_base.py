@@ -44,7 +44,13 @@ class CheckpointError(ValueError):
 
 
 def as_line(text: str) -> str:
-    """The text as one line of bounded length, whatever names of others it quotes."""
+    """A message as one line of at most 400 letters that are safe to print.
+
+    Messages quote names from files of strangers, which may be long or steer a terminal.
+
+    >>> as_line("two\\nlines \\x1b[31m")
+    'two lines ?[31m'
+    """
     line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."
 

@@ -64,9 +64,10 @@ def inside_of(graph: Graph, mask: Bool[Array, " N"] | None) -> Bool[Array, " N"]
 
 
 def chain(weights: Blocks) -> Edges:
-    """The edges of a plain feed-forward net: block ``l`` of ``weights`` joins ``l`` to ``l + 1``.
+    """The ``edges`` of a plain feed-forward net, as other functions here take them.
 
-    Raises ``ValueError`` for anything but a sequence of blocks.
+    Block ``l`` of ``weights`` joins the groups of units ``l`` and ``l + 1``. Raises ``ValueError``
+    for anything but a sequence of blocks.
 
     >>> chain([jnp.ones((4, 6)), jnp.ones((6, 3))])
     ((0, 1), (1, 2))

@@ -72,9 +72,8 @@ def svd(a: Float[Array, "*batch m n"]) -> SVD:
     What `eigh` says of deadlocks, derivatives and scale holds here; the derivative of the vectors
     of a singular value 0 divides by it and is masked like that of values that repeat. Signs of
     vectors are LAPACK's choice, a column of ``u`` and its row of ``vt`` together. Where only values
-    are wanted `svdvals`
-    is faster. NaN or inf in a matrix gives NaN for that matrix only; half types and integers are
-    computed in float32.
+    are wanted `svdvals` is faster. NaN or inf in a matrix gives NaN for that matrix only; half
+    types and integers are computed in float32.
 
     Works under ``jit``, ``vmap`` (which joins the batch) and on sharded batches. Raises
     ``ValueError`` for what is complex or no matrix.
