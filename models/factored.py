@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from models.functional import Network, network, plain_tree
 from models.registry import build
+from spectral_jax.prune import is_factored
 
 
 def factored(name: str, *, input_shape: tuple[int, ...], classes: int, **options: Any) -> Network:
@@ -54,24 +55,20 @@ def _chains(params: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     """The path of each factored kernel, and its factors in the order they are applied."""
     if not isinstance(params, Mapping):
         return
-    if _is_factored(params):
+    if is_factored(params):
         yield path, _links(params)
         return
     for name, child in params.items():
         yield from _chains(child, (*path, name))
 
 
-def _is_factored(node: Any) -> bool:
-    return isinstance(node, Mapping) and set(node) == {"u", "v"}
-
-
 def _links(kernel: Any) -> list[Array]:
-    return [*_links(kernel["u"]), *_links(kernel["v"])] if _is_factored(kernel) else [kernel]
+    return [*_links(kernel["u"]), *_links(kernel["v"])] if is_factored(kernel) else [kernel]
 
 
 def _with_placeholders(params: Any, shapes: Any) -> Any:
     """The parameters of the whole network; zeros, which nothing reads, for factored kernels."""
-    if _is_factored(params):
+    if is_factored(params):
         return jnp.zeros(shapes.shape, shapes.dtype)
     if not isinstance(params, Mapping):
         return params
