@@ -18,8 +18,13 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.errors import UserError
-from experiments.papers import farms
-from experiments.papers.farms import bias, evidence, llama, protocols
+from experiments.papers.farms import PAPER, claims, protocols
+from experiments.papers.farms.figures import sections
+from experiments.papers.farms.studies import bias, llama, llama_weights
+from experiments.papers.paper import FRESH, Outcome
+from experiments.report.claims import check
+from experiments.report.results import Results, merge, of_run
+from experiments.report.verdicts import judge_all
 from experiments.training.blocks import Trial
 from experiments.training.measures.tails import tail_exponents
 from experiments.training.optimisers import (
@@ -225,7 +230,7 @@ def test_recorded_exponents_are_those_of_each_kernel():
 def digits_runs(tmp_path_factory):
     """Two arms of the smoke preset, one epoch of few digits."""
     root = tmp_path_factory.mktemp("runs")
-    arms = protocols.PRESETS["smoke"]["digits"]
+    arms = protocols.PROTOCOLS["smoke"]["digits"].arms
     runs = {}
     for name in ("uniform", "farms"):
         arm = arms[name]
@@ -258,89 +263,76 @@ def test_the_test_set_can_be_limited(digits_runs):
 # The protocols
 
 
-@pytest.mark.parametrize("preset", farms.PRESETS)
+@pytest.mark.parametrize("preset", PAPER.protocols)
 def test_every_arm_of_every_preset_can_be_built(preset):
     shapes = {"digits": (8, 8), "cifar16": (16, 16, 3), "cifar10": (32, 32, 3)}
-    built = {}
-    for arms in farms.PRESETS[preset].values():
+    for arms in PAPER.arms(preset).values():
         assert len({config.name for config in arms.values()}) == len(arms)
-        for config in arms.values():
-            key = (config.data.name, config.model)
-            if key not in built:
-                model = {k: v for k, v in vars(config.model).items() if k != "name"}
-                known = models.options(config.model.name)
-                model = {k: v for k, v in model.items() if k in known}
-                built[key] = models.network(
-                    config.model.name,
-                    input_shape=shapes[config.data.name],
-                    classes=10,
-                    **model,
-                )
         config = next(c for c in arms.values() if c.balance.metric == "farms")
-        net = built[(config.data.name, config.model)]
+        known = models.options(config.model.name)
+        options = {name: value for name, value in vars(config.model).items() if name in known}
+        net = models.network(
+            config.model.name, input_shape=shapes[config.data.name], classes=10, **options
+        )
         refuse_what_cannot_balance(config, net)
 
 
 def test_every_method_is_tuned_over_as_many_settings():
     for preset in ("small", "paper"):
-        for arms in farms.PRESETS[preset].values():
-            counts = {}
-            for arm in arms:
-                method = arm.partition("@")[0]
-                counts[method] = counts.get(method, 0) + 1
-            assert set(counts) == set(protocols.METHODS)
-            assert len(set(counts.values())) == 1
+        for protocol in PAPER.protocols[preset].values():
+            methods = [arm.partition("@")[0] for arm in protocol.arms]
+            assert set(methods) == set(protocols.METHODS) == protocol.results
+            assert len({methods.count(method) for method in methods}) == 1
 
 
-def test_finals_take_the_best_setting_to_new_seeds():
-    base = ExperimentConfig("farms", train=TrainConfig(seeds=1))
-    tuning = protocols.tuning_arms(
-        base, prefix="t", rates=(0.1,), spreads=(0.5, 0.9), uniform_rates=(0.1, 0.2)
-    )
-    validation = dict.fromkeys(tuning, 50.0) | {"farms@0.1-0.9": 60.0, "uniform@0.2": 51.0}
-    chosen = protocols.finals(tuning, validation, prefix="p", seeds=5)
-    assert set(chosen) == set(protocols.METHODS)
-    assert (chosen["farms"].balance.low, chosen["farms"].balance.high) == (0.1, 1.9)
-    assert chosen["uniform"].optimizer.learning_rate == 0.2
-    assert chosen["tempbalance"].balance.low == 0.5
-    for config in chosen.values():
-        assert (config.train.seeds, config.train.seed) == (5, protocols.FINAL_SEED)
+def test_a_setting_is_a_rate_and_a_range_and_its_final_runs_have_fresh_seeds():
+    arm = PAPER.final_arm("small", "mlp", "farms@0.02-0.9")
+    assert (arm.balance.low, arm.balance.high, arm.optimizer.learning_rate) == (0.1, 1.9, 0.02)
+    assert (arm.train.seeds, arm.train.seed) == (protocols.SEEDS, FRESH)
     with pytest.raises(ValueError, match="uniform_rates has 1"):
-        protocols.tuning_arms(base, prefix="t", rates=(1, 2), spreads=(0.5,), uniform_rates=(1,))
+        protocols.tuned(arm, rates=(1, 2), spreads=(0.5,), uniform_rates=(1,), seeds=5)
 
 
 # The studies without training
 
 
+class Shelf:
+    """What a study needs of a run, kept in memory."""
+
+    def __init__(self):
+        self.arrays = {}
+
+    def save_array(self, name, **arrays):
+        self.arrays[name] = {key: np.asarray(array) for key, array in arrays.items()}
+
+    def load_array(self, name):
+        return self.arrays.get(name)
+
+
 @pytest.fixture(scope="module")
-def bias_run(tmp_path_factory):
-    root = tmp_path_factory.mktemp("bias")
-    options = {
-        "shapes": [(64, 64), (64, 256), (512, 512)],
-        "draws": 4,
-        "window": 32,
-        "samples": 3,
-        "ablation": {
-            "shape": (32, 64),
-            "windows": (8, 16),
-            "ratios": (1.0,),
-            "draws": 3,
-            "placements": 3,
-        },
-        "layers": {},
-        "networks": [],
-    }
-    return bias.study("farms/bias", bias.measure, options=options, root=root)
+def noise():
+    """The study of noise at the smallest size: its run and its results."""
+    run = Shelf()
+    ablation = {"shape": (32, 64), "windows": (8, 16), "ratios": (1.0,), "draws": 3,
+                "placements": 3}  # fmt: skip
+    results = bias.measure(
+        run, shapes=[(64, 64), (64, 256), (512, 512)], draws=4, window=32, samples=3,
+        ablation=ablation,
+    )  # fmt: skip
+    return run, results
 
 
-def test_farms_loses_the_bias_that_the_closed_form_predicts(bias_run):
-    stored = bias_run.load_array("shapes")
-    plain, farms_alpha = stored["plain"].mean(axis=1), stored["farms"].mean(axis=1)
-    for shape, alpha in zip(stored["shapes"].tolist(), plain, strict=True):
-        null = tails.null_alpha(tuple(shape))
-        assert abs(alpha - null.mean) < 4 * null.deviation / 2
-    assert plain[1] - plain[0] > 1.2
-    assert abs(farms_alpha[1] - farms_alpha[0]) < 0.08
+def test_farms_loses_the_bias_that_the_closed_form_predicts(noise):
+    def mean(shape, kind):
+        return noise[1].values(kind, arm=f"noise/{bias.name(shape)}", protocol="bias").mean()
+
+    for shape in ((64, 64), (64, 256), (512, 512)):
+        null = tails.null_alpha(shape)
+        assert abs(mean(shape, "plain") - null.mean) < 4 * null.deviation / 2
+    assert mean((64, 256), "plain") - mean((64, 64), "plain") > 1.2
+    assert abs(mean((64, 256), "farms") - mean((64, 64), "farms")) < 0.08
+    bias_of = noise[1].values("plain", arm="longest minus square", protocol="bias").mean()
+    assert bias_of == pytest.approx(mean((64, 256), "plain") - mean((64, 64), "plain"))
 
 
 def test_window_shapes_have_the_bias_of_their_own_ratio():
@@ -358,80 +350,65 @@ def test_exponents_of_padded_spectra_are_those_of_each():
     np.testing.assert_allclose(bias.exponents(spectra), expected, rtol=1e-5)
 
 
-def test_the_studies_claims_and_section_are_whole(bias_run, tmp_path):
-    judged = {claim.id: claim for claim in bias.claims(bias_run, "command")}
-    assert judged["noise-64x64"].verdict == "MATCH"
-    assert judged["noise-256x2048"].verdict == "NOT RUN"
-    assert judged["conv-128x64x3x3-blocks"].verdict == "MATCH"
-    section = bias.section(bias_run, tmp_path)
-    assert {path.name for path in tmp_path.glob("*.png")} == {"shape-bias.png", "windows.png"}
-    assert len(section.tables[0].rows) == 3
-
-
-def test_the_shipped_llama_exponents_give_the_shipped_sparsities(tmp_path):
-    run = llama.run("smoke", root=tmp_path)
-    judged = {claim.id: claim for claim in llama.claims(run, "command")}
-    assert judged["llama-7b-shipped-least"].verdict == "MATCH"
-    assert judged["llama-7b-shipped-greatest"].verdict == "MATCH"
-    for name in ("llama-7b-exponents", "llama-7b-sparsegpt"):
-        assert judged[name].verdict == "NOT RUN" and "weights" in judged[name].note
-    assert len(llama.section(run, tmp_path).tables[0].rows) == 12
-
-
 def test_llama_exponents_are_read_from_a_checkpoint(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    names = [f"model.layers.{block}.mlp.{kind}_proj.weight" for block in (0, 1) for kind in "ab"]
-    tensors = {name: rng.standard_normal((48, 32), np.float32) for name in names}
+    blocks = range(len(llama.SHIPPED))
+    names = [f"model.layers.{b}.mlp.{kind}_proj.weight" for b in blocks for kind in "ab"]
+    tensors = {name: rng.standard_normal((24, 16), np.float32) for name in names}
     tensors["model.embed_tokens.weight"] = tensors[names[0]]
     (tmp_path / "llama-7b").mkdir()
+    (tmp_path / "llama-7b" / "config.json").write_text("{}")
     checkpoints.save_safetensors(tmp_path / "llama-7b" / "model.safetensors", tensors)
     monkeypatch.setenv("SPECTRAL_JAX_DATA", str(tmp_path))
-    run = llama.run("paper", root=tmp_path)
-    assert run.summary["models"] == ["llama-7b"]
-    stored = run.load_array("llama-7b-1")
-    assert stored["names"].tolist() == names[2:]
+    run = Shelf()
+    results = llama_weights.measure(run, samples=2)
+    found = results.values("correlation", arm="llama-7b", protocol="llama_weights")
+    stored = [run.load_array(f"block-{block}") for block in blocks]
+    means = [np.nanmean(block["farms"]) for block in stored]
+    np.testing.assert_allclose(found, np.corrcoef(means, llama.SHIPPED)[0, 1], rtol=1e-6)
+    assert stored[1]["names"].tolist() == names[2:4]
     plain = tails.power_law_fit(
         jnp.linalg.svd(tensors[names[2]], compute_uv=False) ** 2,
         xmin="peak",
         paper_compat="peak_log10",
     )
-    np.testing.assert_allclose(stored["plain"][0], plain.alpha, rtol=1e-3)
+    np.testing.assert_allclose(stored[1]["plain"][0], plain.alpha, rtol=1e-3)
 
 
 # The report
 
 
-def test_claims_pair_the_arms_and_say_what_was_not_trained(digits_runs):
-    judged = {claim.id: claim for claim in evidence.claims(digits_runs, command="command")}
-    assert judged["digits-farms-over-uniform"].verdict in ("TREND", "MISMATCH")
-    assert judged["digits-farms-over-shuffled"].verdict == "NOT RUN"
+def test_claims_name_arms_that_there_are_and_say_what_is_not_run():
+    check(claims.CLAIMS, PAPER.known())
+    judged = {one.id: one for one in judge_all(claims.CLAIMS, Results(), preset="small")}
     assert "GPU hours" in judged["alphadecay-60m"].note
     assert judged["cifar100-tables"].verdict == "UNDERSPECIFIED"
+    assert "weights" in judged["llama-7b-exponents"].note
+    assert judged["digits-farms-over-uniform"].claim.family == "control"
 
 
-@pytest.mark.parametrize("missed", [False, True])
-def test_the_page_is_written_and_a_missed_reference_exits_with_3(
-    missed, digits_runs, bias_run, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(bias, "run", lambda preset, *, root: bias_run)
-    monkeypatch.setattr(farms, "STUDIES", ("bias",))
-    monkeypatch.setattr(
-        "experiments.papers.farms.training.train_all", lambda *given, **named: (digits_runs, {})
-    )
-    if missed:
-        monkeypatch.setitem(bias.NOISE, (64, 64), (3.0, 0.05))
-    assert farms.reproduce("smoke", root=tmp_path) == (3 if missed else judged_code(bias_run))
-    folder = tmp_path / "reports" / "farms-smoke"
-    page = (folder / "report.html").read_text()
-    assert "Shape bias and windows" in page and "Learning rates: digits" in page
-    names = {path.name for path in (folder / "figures").glob("*.svg")}
-    assert {"shape-bias.svg", "digits-paired.svg", "digits-tails.svg"} <= names
-    assert "TempBalance" in capsys.readouterr().out
-
-
-def judged_code(run):
-    ours = [claim for claim in bias.claims(run, "") if claim.origin == "our reference"]
-    return 3 if any(claim.verdict == "MISMATCH" for claim in ours) else 0
+def test_verdicts_and_sections_come_of_the_results(digits_runs, noise, tmp_path):
+    run, results = noise
+    shipped = llama.measure(run)
+    found = [of_run(arm, "digits", name) for name, arm in digits_runs["digits"].items()]
+    outcome = Outcome(PAPER, "smoke", merge([results, shipped, *found]), dict(digits_runs))
+    outcome.runs |= {"bias": {"bias": run}, "llama": {"llama": run}}
+    judged = {one.id: one for one in judge_all(claims.CLAIMS, outcome.results, preset="smoke")}
+    for which in ("least", "greatest"):
+        assert judged[f"llama-7b-shipped-{which}"].verdict == "NUMBER MATCH"
+    assert judged["noise-256x2048"].verdict == "NOT RUN"
+    assert judged["noise-64x64"].estimate.n == 4
+    assert judged["digits-farms-over-uniform"].verdict == "ESTIMATE"
+    assert judged["digits-farms-over-shape-only"].verdict == "NOT RUN"
+    made = sections(outcome, tmp_path)
+    assert [section.heading for section in made] == [
+        "Learning rates: digits", "Shape bias and windows", "Sparsity of LLaMA's blocks",
+    ]  # fmt: skip
+    names = {path.stem for path in tmp_path.glob("*.svg")}
+    assert names == {
+        "digits-paired", "digits-accuracy", "digits-tails", "bias-shape-bias", "bias-windows",
+    }  # fmt: skip
+    assert claims.learned(outcome, list(judged.values()))
 
 
 # The figures

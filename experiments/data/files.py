@@ -110,6 +110,15 @@ def roots() -> tuple[Path, ...]:
     return (Path(user).expanduser(), cache()) if user else (cache(),)
 
 
+def path_of(name: str) -> Path:
+    """Where a file below a data directory is; `UserError` (4) if it is in none of them."""
+    path = next((root / name for root in roots() if (root / name).is_file()), None)
+    if path is None:
+        places = " or ".join(str(root) for root in roots())
+        raise UserError(f"no file {name}: put it in {places}", MISSING)
+    return path
+
+
 def find(source: Source, file: File) -> Path | None:
     """Return where a file is, or None; an `.xz` comes last because it is slow to read."""
     for suffixes in (("", ".gz"), (".xz",)):

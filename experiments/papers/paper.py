@@ -262,20 +262,13 @@ def carry_out(
 def digest(needs: Sequence[str]) -> str:
     """SHA-256 of the data sets and files that a study reads; `UserError` (4) for a missing one."""
     from experiments import data
-    from experiments.data.files import roots
+    from experiments.data.files import path_of
     from experiments.runs.files import sha256_of
 
-    digests = []
-    for name in needs:
-        if name in data.DATASETS:
-            digests.append(data.load(name).sha256)
-            continue
-        path = next((root / name for root in roots() if (root / name).is_file()), None)
-        if path is None:
-            places = " or ".join(str(root) for root in roots())
-            raise UserError(f"no file {name}: put it in {places}", MISSING)
-        digests.append(str(sha256_of(path)))
-    return " ".join(digests)
+    return " ".join(
+        data.load(name).sha256 if name in data.DATASETS else str(sha256_of(path_of(name)))
+        for name in needs
+    )
 
 
 def trained(run: Run, runs: Mapping[str, str]) -> dict[str, Run]:

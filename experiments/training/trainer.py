@@ -96,7 +96,9 @@ class Trainer:
 
         An epoch's last chunk ends with it. Returns how many steps were made, too.
         """
-        epoch = self.task.steps_per_epoch
+        # Batches that are drawn with replacement know no epoch.
+        endless = self.task.order == "replacement"
+        epoch = CHUNK_STEPS if endless else self.task.steps_per_epoch
         step = int(state.step[0])
         steps = min(chunk_steps(epoch), epoch - step % epoch, most)
         count = len(state.key)

@@ -1,13 +1,11 @@
 """What is trained: layer-wise learning rates from tail exponents, and controls for each idea in it.
 
-All arms of a protocol share data, network, budget and grid of settings. Where settings are tuned,
-a protocol is trained on tuning seeds first, its arms named ``method@setting``; `finals` are the
-settings that validation data chose, on other seeds.
+All arms of a protocol share data, network, budget and grid of settings: ``method@setting``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from experiments.config import (
@@ -19,6 +17,7 @@ from experiments.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from experiments.papers.paper import Protocol, Tuning
 
 Arms = dict[str, ExperimentConfig]
 
@@ -41,67 +40,41 @@ TITLES = {
     "shuffled": "FARMS' exponents on random layers",
     "random-windows": "FARMS with windows at random places",
 }
-# Seeds of the final runs start here, so that none of them was tuned on.
-FINAL_SEED = 100
+SEEDS = 8  # of the final runs
 
 
-def method_arms(base: ExperimentConfig, *, prefix: str) -> Arms:
+def methods(base: ExperimentConfig) -> Arms:
     """Every method at the settings of ``base``; the uniform arm measures with its windows only."""
     return {
-        method: replace(
-            base,
-            name=f"farms/{prefix}/{method}",
-            balance=replace(base.balance, metric=metric),
-        )
+        method: replace(base, balance=replace(base.balance, metric=metric))
         for method, metric in METHODS.items()
     }
 
 
-def tuning_arms(
+def tuned(
     base: ExperimentConfig,
     *,
-    prefix: str,
     rates: Sequence[float],
     spreads: Sequence[float],
     uniform_rates: Sequence[float],
-) -> Arms:
+    seeds: int,
+) -> Protocol:
     """As many settings for every method: learning rate and range ``1 -+ spread``.
 
-    The uniform arm has no range to tune and gets as many learning rates instead.
+    The uniform arm has no range to tune and gets as many learning rates instead. ``seeds`` are
+    those of the final runs.
     """
     if len(uniform_rates) != len(rates) * len(spreads):
         raise ValueError(
             f"uniform_rates has {len(uniform_rates)} values for {len(rates)} x {len(spreads)} "
             "settings of the others: give as many"
         )
-    arms = {}
-    for rate in uniform_rates:
-        arm = method_arms(_at(base, rate, 0.0), prefix=prefix)["uniform"]
-        arms[f"uniform@{rate:g}"] = _named(arm, f"{rate:g}")
+    arms = {f"uniform@{rate:g}": methods(_at(base, rate, 0.0))["uniform"] for rate in uniform_rates}
     for rate in rates:
         for spread in spreads:
-            for method, config in method_arms(_at(base, rate, spread), prefix=prefix).items():
-                if method != "uniform":
-                    setting = f"{rate:g}-{spread:g}"
-                    arms[f"{method}@{setting}"] = _named(config, setting)
-    return arms
-
-
-def finals(tuning: Arms, validation: Mapping[str, float], *, prefix: str, seeds: int) -> Arms:
-    """Per method, its best setting on validation data, on seeds that it was not tuned on."""
-    best: dict[str, str] = {}
-    for arm in tuning:
-        method = arm.partition("@")[0]
-        if arm in validation and validation[arm] > validation.get(best.get(method, ""), -1.0):
-            best[method] = arm
-    return {
-        method: replace(
-            tuning[arm],
-            name=f"farms/{prefix}/{method}",
-            train=replace(tuning[arm].train, seeds=seeds, seed=FINAL_SEED),
-        )
-        for method, arm in best.items()
-    }
+            at = methods(_at(base, rate, spread))
+            arms |= {f"{m}@{rate:g}-{spread:g}": at[m] for m in METHODS if m != "uniform"}
+    return Protocol(arms, Tuning(seeds=seeds))
 
 
 def _at(base: ExperimentConfig, rate: float, spread: float) -> ExperimentConfig:
@@ -113,11 +86,7 @@ def _at(base: ExperimentConfig, rate: float, spread: float) -> ExperimentConfig:
     )
 
 
-def _named(config: ExperimentConfig, setting: str) -> ExperimentConfig:
-    return replace(config, name=f"{config.name}-at-{setting}")
-
-
-def _smoke() -> dict[str, Arms]:
+def _smoke() -> dict[str, Protocol]:
     """Digits: layers of aspect ratio 1 and 4, and the main arms at one setting.
 
     What takes the time is compilation: hence two shapes only, and not all arms.
@@ -132,12 +101,12 @@ def _smoke() -> dict[str, Arms]:
             epochs=4, seeds=3, evaluate_every=2, measures=("tails",), seed_axis="map"
         ),
     )
-    arms = method_arms(base, prefix="digits")
+    arms = methods(base)
     main = ("uniform", "tempbalance", "farms", "debiased", "shape-only")
-    return {"digits": {method: arms[method] for method in main}}
+    return {"digits": Protocol({method: arms[method] for method in main})}
 
 
-def _small() -> dict[str, Arms]:
+def _small() -> dict[str, Protocol]:
     """A residual and a dense network on part of CIFAR-10, tuned on 1,000 other images.
 
     Two CPU cores decide the size: images halved to 16 x 16, 2,000 of them (5,000 for the dense
@@ -162,18 +131,18 @@ def _small() -> dict[str, Arms]:
         train=replace(train, seed_axis="map"),
     )
     return {
-        "resnet8-tuning": tuning_arms(
-            resnet, prefix="resnet8-tuning", rates=(0.05, 0.1), spreads=(0.5, 0.9),
-            uniform_rates=(0.025, 0.05, 0.1, 0.2),
+        "resnet8": tuned(
+            resnet, rates=(0.05, 0.1), spreads=(0.5, 0.9),
+            uniform_rates=(0.025, 0.05, 0.1, 0.2), seeds=SEEDS,
         ),
-        "mlp-tuning": tuning_arms(
-            dense, prefix="mlp-tuning", rates=(0.01, 0.02), spreads=(0.5, 0.9),
-            uniform_rates=(0.005, 0.01, 0.02, 0.04),
+        "mlp": tuned(
+            dense, rates=(0.01, 0.02), spreads=(0.5, 0.9),
+            uniform_rates=(0.005, 0.01, 0.02, 0.04), seeds=SEEDS,
         ),
     }  # fmt: skip
 
 
-def _paper() -> dict[str, Arms]:
+def _paper() -> dict[str, Protocol]:
     """The published protocol on CIFAR-10, every method on the published grid of ranges.
 
     Ours differs in the data: CIFAR-10 for CIFAR-100.
@@ -192,16 +161,15 @@ def _paper() -> dict[str, Arms]:
     vgg = replace(resnet, model=ModelConfig("vgg", depth=16))
     spreads = (0.9, 0.8, 0.7, 0.6, 0.5)
     return {
-        "resnet18-tuning": tuning_arms(
-            resnet, prefix="resnet18-tuning", rates=(0.1,), spreads=spreads,
-            uniform_rates=(0.025, 0.05, 0.1, 0.2, 0.4),
+        "resnet18": tuned(
+            resnet, rates=(0.1,), spreads=spreads,
+            uniform_rates=(0.025, 0.05, 0.1, 0.2, 0.4), seeds=SEEDS,
         ),
-        "vgg16-tuning": tuning_arms(
-            vgg, prefix="vgg16-tuning", rates=(0.05,), spreads=spreads,
-            uniform_rates=(0.0125, 0.025, 0.05, 0.1, 0.2),
+        "vgg16": tuned(
+            vgg, rates=(0.05,), spreads=spreads,
+            uniform_rates=(0.0125, 0.025, 0.05, 0.1, 0.2), seeds=SEEDS,
         ),
     }  # fmt: skip
 
 
-PRESETS: dict[str, dict[str, Arms]] = {"smoke": _smoke(), "small": _small(), "paper": _paper()}
-FINAL_SEEDS = {"smoke": 3, "small": 5, "paper": 5}
+PROTOCOLS = {"smoke": _smoke(), "small": _small(), "paper": _paper()}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data as datasets
-from experiments.data.files import roots
+from experiments.data.files import path_of
 from experiments.data.splits import stratified_order
 from experiments.papers.rmt_svd.networks import Tree, leaf, replaced
 from experiments.report.results import Results, merge, of_arrays
@@ -40,9 +40,7 @@ WHOLE = "not compressed"
 
 def measure(run: Run, *, images: int) -> Results:
     """Accuracy of each rule's network on blocks of test images, and its parameters."""
-    file = f"pretrained/{NETWORK}.npz"
-    path = next(root / file for root in roots() if (root / file).is_file())
-    trained = load_pretrained(NETWORK, path)
+    trained = load_pretrained(NETWORK, path_of(f"pretrained/{NETWORK}.npz"))
     cifar = datasets.load("cifar10", preprocessing="raw")
     chosen = np.sort(stratified_order(cifar.test_y, seed=0)[:images])
     x, y = cifar.test_x[chosen], cifar.test_y[chosen].reshape(-1, BLOCK)
