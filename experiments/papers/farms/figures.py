@@ -177,9 +177,9 @@ def _windows(run: Run) -> Picture:
         for ratio, values in zip(stored["ratios"], stored["alphas"], strict=True)
     }
     caption = (
-        f"FARMS on {name(stored['shape'].tolist())} noise with as many windows as tile it, placed at "
-        "random. Left: a window has the bias of its own shape. Right: how much of an exponent is "
-        "due to where its windows fell."
+        f"FARMS on {name(stored['shape'].tolist())} noise with as many windows as tile it, placed "
+        "at random. Left: a window has the bias of its own shape. Right: how much of an exponent "
+        "is due to where its windows fell."
     )
     return Picture(figures.window_ablation(stored["windows"], named), caption)
 
