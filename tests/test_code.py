@@ -3,15 +3,19 @@
 import ast
 import importlib
 import shutil
+import sys
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
 
-from experiments.runs import source
+from experiments.runs import code, source
 from experiments.runs.code import changed_files, code_hash, executed
 from experiments.runs.provenance import REPOSITORY
 from experiments.runs.source import Reference
+from spectral_jax import graphs, tails
 
 # Two small packages with every way there is to refer to code.
 TREE = {
@@ -385,6 +389,41 @@ def test_a_new_penalty_does_not(clone, restoring):
         restoring(name, added.replace("from typing import", imported, 1))
     assert reached(clone, TRAIN, WORDS) == before
     assert reached(clone, TRAIN, (*WORDS, "huber")) != before
+
+
+def _moved(vector, blocks):
+    """A derivative whose rule the library writes itself, of a package that loads lazily, too."""
+    value = graphs.rayleigh_quotient(blocks, vector, normalised=True)
+    return value + tails.hill_alpha(jax.numpy.square(vector))
+
+
+def test_every_function_that_a_profile_sees_is_reached():
+    vector, called, library = jax.numpy.arange(1.0, 9.0), set(), f"{REPOSITORY / 'spectral_jax'}/"
+    assert graphs.rayleigh_quotient and tails.hill_alpha  # their modules run here, not below
+
+    def note(frame, event, argument):
+        body = frame.f_code
+        if event == "call" and body.co_filename.startswith(library):
+            called.add((Path(body.co_filename), body.co_name, body.co_firstlineno))
+
+    sys.setprofile(note)
+    try:
+        jax.make_jaxpr(jax.grad(_moved))(vector, (jax.numpy.ones((4, 4)),))
+    finally:
+        sys.setprofile(None)
+    closure = code.Closure(REPOSITORY, ())
+    closure.enter(_moved)
+    lines = defaultdict(set)
+    for part in closure.parts:
+        for inner in (inner for node in part.nodes for inner in ast.walk(node)):
+            lines[part.module.path].add(getattr(inner, "lineno", None))
+    # The loader of lazy names makes no numbers.
+    missed = {
+        (file.name, name)
+        for file, name, line in called
+        if line not in lines[file] and file.name != "_lazy.py"
+    }
+    assert len(called) > 15 and missed == set()
 
 
 def test_a_lazy_package_says_to_type_checkers_where_its_names_are():

@@ -50,7 +50,7 @@ def executed(
     ``words``: the strings of the configuration, which name items of tables. A partial or a nested
     function takes along what it holds. Raises ``ValueError`` for an entry that no file defines.
     """
-    closure = _Closure(root, words)
+    closure = Closure(root, words)
     collecting = gc.isenabled()
     gc.disable()  # many small objects, and none to free: half of the time would go there
     try:
@@ -75,8 +75,8 @@ def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[s
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
 
 
-class _Closure:
-    """What is reached so far. Each reference, module, part and string is looked at once."""
+class Closure:
+    """What is reached so far: ``parts``. Each reference, module and string is looked at once."""
 
     def __init__(self, root: Path, words: Iterable[str]) -> None:
         self.root = root
@@ -91,6 +91,7 @@ class _Closure:
         self.imports_computed_name = False
 
     def digests(self) -> dict[str, str]:
+        """By file, what stands for all that is reached in it."""
         meanings = defaultdict(list)
         for part in self.parts:
             meanings[self._name_of(part.module.path)].append(part.meaning)
