@@ -3,12 +3,12 @@
 | type | verdict | when |
 |---|---|---|
 | deterministic | NUMBER MATCH, NUMBER MISS | our mean is within the tolerance, or not |
-| stochastic | REPRODUCED | the 90 % interval of ours minus the reference lies within +-d |
-| | NOT REPRODUCED | the 95 % interval lies outside of +-d |
+| stochastic | REPRODUCED | the 90 % interval of ours minus the reference lies within ±d |
+| | NOT REPRODUCED | the 95 % interval lies outside of ±d |
 | | CONTEXT | the reference has no spread: shown, never judged |
 | direction | SUPPORTED | the 95 % interval lies on the claimed side of 0, and Holm agrees |
 | | CONTRADICTED | the same on the other side |
-| | NO EFFECT | the 90 % interval lies within +-d (two one-sided tests at 5 %) |
+| | NO EFFECT | the 90 % interval lies within ±d (two one-sided tests at 5 %) |
 | both | INCONCLUSIVE | none of these: so many more seeds are needed |
 | any | NOT RUN, UNDERSPECIFIED | nothing was measured; the source does not say enough |
 | any | ESTIMATE | a control, or a direction in the preset smoke: shown, not judged |
@@ -81,13 +81,15 @@ class Judged:
 
     @property
     def stated(self) -> str:
-        """What the source says; of a direction, its sign and the least effect that matters."""
+        """What the source says, and by how much it would matter if it were not so."""
         claim = self.claim
-        if claim.value is None:
-            sign = {1: "positive", -1: "negative", 0: ""}[claim.direction]
-            return f"{sign}, d = {claim.smallest_effect:g}{claim.unit}" if sign else ""
-        error = claim.tolerance if claim.type == "deterministic" else claim.spread
-        return f"{claim.value:.9g}{f' ± {error:g}' if error else ''}{claim.unit}"
+        told = {1: "positive", -1: "negative", 0: ""}[claim.direction]
+        if claim.value is not None:
+            rounding = "" if claim.tolerance is None else f" ± {claim.tolerance:g}"
+            spread = f" (sd {claim.spread:g} of {claim.reference_n})" if claim.spread else ""
+            told = f"{claim.value:.9g}{rounding}{claim.unit}{spread}"
+        matters = f", d = {claim.smallest_effect:g}{claim.unit}" if claim.smallest_effect else ""
+        return told + matters
 
     @property
     def missed(self) -> bool:
@@ -196,6 +198,10 @@ def _of_stochastic(claim: Claim, found: Estimate) -> tuple[Verdict, str]:
     low, high = statistics.interval(off, 0.95)
     if low > claim.smallest_effect or high < -claim.smallest_effect:
         return "NOT REPRODUCED", ""
+    exact = found._replace(mean=claim.value, error=0.0)
+    at_best = statistics.against(exact, claim.value, claim.spread, claim.reference_n)
+    if not statistics.within(at_best, claim.smallest_effect):
+        return "INCONCLUSIVE", "the error of the reference alone is more than d"
     return "INCONCLUSIVE", _still_needed(claim, found)
 
 

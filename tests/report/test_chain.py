@@ -120,8 +120,8 @@ FAULTS = {
     "a tolerance twice as wide": (
         "report.verdicts", "<= claim.tolerance", "<= 2 * claim.tolerance"),
     "the error of the reference ignored": (
-        "report.verdicts", "claim.value, claim.spread, claim.reference_n",
-        "claim.value, 0.0, claim.reference_n"),
+        "report.verdicts", "against(found, claim.value, claim.spread,",
+        "against(found, claim.value, 0.0,"),
     "a reference without spread judged": (
         "report.verdicts", "if claim.spread is None:", "if False:"),
     "controls judged": (

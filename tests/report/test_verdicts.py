@@ -102,7 +102,23 @@ def test_the_references_error_can_be_what_leaves_it_open():
     exact = number(value=10, spread=0.0, smallest_effect=1.0, largest_n=20)
     vague = dataclasses.replace(exact, spread=3.0, reference_n=4)
     assert judge(exact, 10 + SPREAD).verdict == "REPRODUCED"
-    assert judge(vague, 10 + SPREAD).verdict == "INCONCLUSIVE"
+    judged = judge(vague, 10 + SPREAD)
+    assert judged.verdict == "INCONCLUSIVE"
+    assert judged.note == "the error of the reference alone is more than d"
+
+
+@pytest.mark.parametrize(
+    "claim, stated",
+    [
+        (direction(direction=-1), "negative, d = 1 points"),
+        (number("deterministic", value=5.629, tolerance=0.006, unit=" %"), "5.629 ± 0.006 %"),
+        (number(value=10, spread=0.6, reference_n=9, smallest_effect=1, largest_n=9),
+         "10 (sd 0.6 of 9), d = 1"),
+        (number(value=0.0, spread=0.0, smallest_effect=0.03, largest_n=9), "0, d = 0.03"),
+    ],
+)  # fmt: skip
+def test_what_is_stated_is_told_with_what_would_matter(claim, stated):
+    assert judge(claim, SPREAD).stated == stated
 
 
 def test_a_reference_without_spread_is_context():
