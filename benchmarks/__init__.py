@@ -9,4 +9,5 @@ SUITES = {
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
     "revisions": "What a change costs: this tree against an earlier revision",
     "rmt": "Marchenko-Pastur fits: noise, spikes, ranks; refits, pruning, factored networks",
+    "training": "A training step of many trials in one program, beside bare Optax steps",
 }

@@ -10,9 +10,9 @@ import pytest
 
 import models
 from experiments.errors import USAGE, UserError
-from experiments.training.blocks import Trial
+from experiments.training.blocks import Trial, padded, width
 from experiments.training.orders import permutation
-from experiments.training.task import OBJECTIVES, Data, Objective, Task, relu_switch
+from experiments.training.task import OBJECTIVES, Data, Objective, Task, relu_switch, windows
 from experiments.training.trainer import Trainer
 
 BATCH, EXAMPLES, EPOCH = 4, 19, 4  # an epoch is four batches; three examples are left over
@@ -365,3 +365,31 @@ def test_a_fresh_start_keeps_weights_and_forgets_momentum():
     again = toy().restart(moved)
     assert_same(again._replace(opt_state=()), moved._replace(opt_state=()))
     assert_same(again.opt_state, initial(0, 1).opt_state)
+
+
+def test_programs_of_a_vmap_are_compiled_for_few_widths():
+    assert [width(trials, "vmap") for trials in (1, 8, 9, 64)] == [8, 8, 16, 64]
+    assert [width(trials, "map") for trials in (1, 9)] == [1, 9]
+    filled = padded({"w": jnp.arange(3.0)}, 8)["w"]
+    assert filled.tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+# Language models and operators
+
+
+def test_windows_are_cut_from_a_text_and_predict_its_next_letters():
+    text = jnp.arange(100) % 7
+    batch = windows(5)(jnp.array([3, 50]), text)
+    np.testing.assert_array_equal(batch["x"], [(3 + np.arange(5)) % 7, (50 + np.arange(5)) % 7])
+    np.testing.assert_array_equal(batch["y"][:, :-1], batch["x"][:, 1:])
+    right = 50.0 * jax.nn.one_hot(batch["y"], 7)
+    assert OBJECTIVES["next_token"].loss(right, batch).tolist() == [0, 0]
+    np.testing.assert_allclose(OBJECTIVES["next_token"].loss(0 * right, batch), np.log(7))
+    assert windows(5) is windows(5)  # so that tasks of equal windows share programs
+
+
+def test_the_relative_error_of_a_field_does_not_know_its_scale():
+    y = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 2)), jnp.float32)
+    loss = OBJECTIVES["relative_l2"].loss
+    np.testing.assert_allclose(loss(1.25 * y, {"y": y}), 0.25, rtol=1e-5)
+    np.testing.assert_allclose(loss(5 * y, {"y": 4 * y}), 0.25, rtol=1e-5)

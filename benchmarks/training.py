@@ -1,0 +1,128 @@
+"""What a training step costs, of many trials in one program, beside loops of bare Optax steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.harness import Table, Target, interleaved, ratio_of, ratio_text, row
+from experiments.training.blocks import Trial
+from experiments.training.orders import orders
+from experiments.training.task import OBJECTIVES, Data, Task, normalise, relu_switch
+from experiments.training.trainer import Trainer, chunk_steps
+from models import Network, network
+
+BATCH, PIXELS, CLASSES = 100, 784, 10
+RATE, MOMENTUM = 0.05, 0.9
+Tree = Any
+
+
+class Size(NamedTuple):
+    """Hidden widths and the trials of each network; each trial trains for an epoch."""
+
+    nets: Mapping[tuple[int, ...], int]
+    examples: int
+    rounds: int
+
+
+FULL = Size({(100,): 64, (500, 500, 500): 2}, 60_000, 3)
+SMOKE = Size({(4,): 2}, 400, 1)
+
+
+def tables(smoke: bool) -> Iterator[Table]:
+    """The one table of the suite."""
+    size = SMOKE if smoke else FULL
+    rows = [line for hidden in size.nets for line in _compared(hidden, size)]
+    note = (
+        f"Time per step and trial, over an epoch of {size.examples} random images in batches of "
+        f"{BATCH}, all trials in one program (`lax.map`), all cores. Ours: `Trainer.train`, rate "
+        "and momentum traced, the epoch's orders made included. Peers: chunks of bare Optax steps, "
+        "numbers and length compiled in; rows given: the orders are there before the clock starts; "
+        "sorted: each chunk orders all examples itself, as the trainer did before."
+    )
+    yield Table("A training step", note, rows)
+
+
+def _compared(hidden: tuple[int, ...], size: Size) -> Iterator[tuple[str, ...]]:
+    trials = size.nets[hidden]
+    net = network("mlp", input_shape=(PIXELS,), classes=CLASSES, hidden=hidden)
+    trainer, state = _ours(net, trials, size.examples)
+    bare = partial(_bare, net, trainer.task.data["train"], state)
+    calls = {
+        "ours": lambda: trainer.train(state, epochs=1),
+        "rows given": bare(orders(state.key, 0, size.examples).rows),
+        "sorted": bare(None),
+    }
+    times = interleaved(calls, repeats=size.rounds)
+    ours, many = times.pop("ours"), trials > 8
+    targets = Target("<=", 1.1), Target("<=", round(1 / 1.8, 3) if many else 1.0)
+    steps = trials * trainer.task.steps_per_epoch
+    name = "-".join(map(str, (PIXELS, *hidden, CLASSES)))
+    for (peer, timing), target in zip(times.items(), targets, strict=True):
+        seconds = (f"{1e6 * one.median / steps:.0f} us" for one in (ours, timing))
+        ratio = ratio_of(ours, timing)
+        what = f"{name}, {trials} trials; peer: {peer}"
+        yield row(what, *seconds, ratio_text(ours, timing), target, ratio)
+
+
+def _ours(net: Network, trials: int, examples: int) -> tuple[Trainer, Any]:
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.integers(0, 256, (examples, PIXELS)), jnp.uint8)
+    y = jnp.asarray(random.integers(0, CLASSES, examples), jnp.int32)
+    shared = {"shift": jnp.float32(33), "scale": jnp.float32(1 / 78)}
+    data = {"train": Data({"x": x, "y": y}, shared)}
+    loss = OBJECTIVES["cross_entropy"]
+    task = Task("benchmark", net, loss, data, "", batch_size=BATCH, head=relu_switch)
+    hyper = {"learning_rate": RATE, "momentum": MOMENTUM, "relu_logits": 0.0}
+    trainer = Trainer(task, _optimizer)
+    return trainer, trainer.start([Trial(seed, hyper) for seed in range(trials)])
+
+
+def _optimizer(hyper: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"])
+
+
+def _bare(net: Network, data: Data, state: Any, rows: jax.Array | None) -> Callable[[], Tree]:
+    """An epoch of bare steps from this state; without ``rows``, each chunk orders the examples."""
+    optimizer = optax.sgd(RATE, momentum=MOMENTUM)
+    length, epoch = chunk_steps(data.size // BATCH), data.size // BATCH
+
+    def step(data, carry, chosen):
+        params, opt_state = carry
+        batch = normalise(jax.tree.map(lambda leaf: leaf[chosen], data.examples), data.shared)
+
+        def loss(params):
+            logits, _ = net.apply(params, {}, batch["x"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+            return losses.mean(), (jnp.argmax(logits, axis=-1) == batch["y"]).mean()
+
+        (value, hits), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), (value, hits)
+
+    def trial(data, first, given):
+        carry, key, order = given
+        if order is None:
+            order = jax.random.permutation(key, data.size)
+        chosen = jax.lax.dynamic_slice(order, (first * BATCH,), (length * BATCH,))
+        carry, metrics = jax.lax.scan(partial(step, data), carry, chosen.reshape(length, BATCH))
+        return carry, jax.tree.map(jnp.mean, metrics)
+
+    @partial(jax.jit, donate_argnums=0)
+    def chunk(carry, data, first, key, rows):
+        return jax.lax.map(partial(trial, data, first), (carry, key, rows))
+
+    def train():
+        carry = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+        for first in range(0, epoch, length):
+            carry, metrics = chunk(carry, data, first, state.key, rows)
+            jax.block_until_ready(metrics)
+        return carry
+
+    return train
