@@ -76,6 +76,8 @@ def _require_count(name: str, value: int, *, least: int, most: int = MOST) -> No
 class DataConfig:
     """The data set; `validation` examples are split off the training set, the rest is limited.
 
+    `subsets`: with `own` every seed draws a training and a validation set, and label noise, of its
+    own; with `shared` the first seed draws them for all.
     `test_limit` is for networks whose evaluation would cost as much as their training; `augment`
     changes what is trained on, anew every time it is seen.
     """
@@ -88,6 +90,7 @@ class DataConfig:
     label_noise: float = 0.0
     preprocessing: Literal["standard", "unit", "raw"] = "standard"
     split: Literal["stratified", "released"] = "stratified"
+    subsets: Literal["shared", "own"] = "shared"
     augment: Literal["none", "crop_flip"] = "none"
 
     def __post_init__(self) -> None:

@@ -137,7 +137,7 @@ class Program:
     def _step(self, data: Data, order: Array, dropout_key: Array, state: TrainState):
         key = jax.random.fold_in(dropout_key, state.step)
         chosen = self._chosen(data, order, state)
-        raw = jax.tree.map(lambda leaf: leaf[chosen], data.examples)
+        raw = data.rows(chosen, state.hyper)
         if self.task.augment is not None:
             raw = self.task.augment(jax.random.fold_in(key, 1), raw)
 
@@ -205,7 +205,7 @@ def evaluate(
         def one_batch(rows):
             inside = rows < size
             rows = jnp.minimum(rows, size - 1)
-            raw = jax.tree.map(lambda leaf: leaf[rows], data.examples)
+            raw = data.rows(rows, state.hyper)
             key = jax.random.fold_in(state.key, rows[0]) if dropout else None
             values, _ = forward(task, state, raw, data.shared, train=dropout, key=key)
             return jax.tree.map(partial(jnp.sum, where=inside), values)
@@ -221,7 +221,8 @@ def predict(state: TrainState, data: Data, *, task: Task, axis: Axis) -> Tree:
     """What the objective sees of every example of ``data``, ``[trials, n, ...]``."""
 
     def one_trial(state):
-        return outputs_of(task, state, data.examples, data.shared)[0]
+        raw = data.rows(jnp.arange(data.size), state.hyper)
+        return outputs_of(task, state, raw, data.shared)[0]
 
     return over_trials(one_trial, axis)(state)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,19 +31,31 @@ PerExample = Callable[[Tree, Batch], Float[Array, " b"]]
 Order = Literal["epochs", "replacement"]
 
 
-class Data(NamedTuple):
+@partial(jax.tree_util.register_dataclass, meta_fields=["sets"])
+@dataclass(frozen=True)
+class Data:
     """One split, on the device.
 
     examples: every leaf has a leading axis, one entry per example.
     shared: what all examples share: a shift and a scale, the text that windows are cut from.
+    sets: the examples are so many sets of equal size, one after the other; a trial knows those of
+      the set that its number ``hyper["set"]`` names.
     """
 
     examples: Tree
     shared: Tree = ()
+    sets: int = 1
 
     @property
     def size(self) -> int:
-        return len(jax.tree.leaves(self.examples)[0])
+        """How many examples a trial knows."""
+        return len(jax.tree.leaves(self.examples)[0]) // self.sets
+
+    def rows(self, rows: Int[Array, " b"], hyper: Hyper) -> Tree:
+        """Examples of a trial's set, by their place in it."""
+        if self.sets > 1:
+            rows = rows + hyper["set"].astype(rows.dtype) * self.size
+        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
 
 
 @dataclass(frozen=True)
@@ -113,18 +125,21 @@ class Task:
 
 
 def classification(
-    name: str, dataset: Dataset, splits: Splits, net: Network, **options: Any
+    name: str, dataset: Dataset, splits: Splits, net: Network, *, sets: int = 1, **options: Any
 ) -> Task:
-    """Cross-entropy on a data set of classes; ``options`` are those of ``Task``."""
+    """Cross-entropy on a data set of classes; ``options`` are those of ``Task``.
+
+    sets: how many sets, one after the other, there are of training and of validation examples.
+    """
     parts = {
-        "train": (splits.train_x, splits.train_y),
-        "validation": (splits.validation_x, splits.validation_y),
-        "test": (splits.test_x, splits.test_y),
+        "train": (splits.train_x, splits.train_y, sets),
+        "validation": (splits.validation_x, splits.validation_y, sets),
+        "test": (splits.test_x, splits.test_y, 1),
     }
     shared = {"shift": jnp.asarray(dataset.shift), "scale": jnp.asarray(dataset.scale)}
     data = {
-        split: Data({"x": jnp.asarray(x), "y": jnp.asarray(y)}, shared)
-        for split, (x, y) in parts.items()
+        split: Data({"x": jnp.asarray(x), "y": jnp.asarray(y)}, shared, count)
+        for split, (x, y, count) in parts.items()
         if len(y)
     }
     options = {"objective": OBJECTIVES["cross_entropy"], "head": relu_switch, **options}

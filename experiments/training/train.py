@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments.config import ExperimentConfig
+from experiments.data.base import Dataset
 from experiments.data.splits import Splits, stratified_order
 from experiments.errors import Diverged, UserError
 from experiments.names import did_you_mean
@@ -101,17 +102,20 @@ class _Training:
         self.config = config
         dataset, splits = _load(config)
         net = _network(config, dataset)
-        _refuse_what_cannot_train(config, net, splits)
+        _refuse_what_cannot_train(config, net, splits[0])
         augment = AUGMENTATIONS.get(config.data.augment)
         self.task = classification(
-            config.name, dataset, splits, net, batch_size=config.data.batch_size,
-            objective=OBJECTIVES[config.train.objective], augment=augment,
+            config.name, dataset, _joined(splits), net, sets=len(splits), augment=augment,
+            batch_size=config.data.batch_size, objective=OBJECTIVES[config.train.objective],
         )  # fmt: skip
-        self.most_common = np.bincount(splits.train_y).max() / len(splits.train_y)
+        labels = splits[0].train_y
+        self.most_common = np.bincount(labels).max() / len(labels)
         optimizer = optimizer_of(structure_of(config), net, self.task.steps_per_epoch)
         self.trainer = Trainer(self.task, optimizer)
-        seeds = range(config.train.seed, config.train.seed + config.train.seeds)
-        self.trials = [Trial(seed, hyper_of(config)) for seed in seeds]
+        self.trials = [
+            Trial(config.train.seed + place, {**hyper_of(config), "set": place % len(splits)})
+            for place in range(config.train.seeds)
+        ]
         self.measure = measures_of(config, net)
         self.total = config.train.epochs * self.task.steps_per_epoch
         self.evaluated = self._steps("evaluate_every")
@@ -230,17 +234,32 @@ class _Training:
 _FASTER: dict[Any, Axis] = {}
 
 
-def _load(config: ExperimentConfig):
-    data = config.data
+def _load(config: ExperimentConfig) -> tuple[Dataset, list[Splits]]:
+    """The data set and its splits: those that all seeds share, or one for each seed."""
+    data, train = config.data, config.train
     dataset = datasets.load(data.name, preprocessing=data.preprocessing, split=data.split)
-    splits = datasets.prepare(
-        dataset,
-        train_limit=data.train_limit,
-        validation=data.validation,
-        label_noise=data.label_noise,
-        seed=config.train.seed,
+    drawn = data.train_limit is not None or data.validation > 0 or data.label_noise > 0
+    splits = [
+        datasets.prepare(
+            dataset,
+            train_limit=data.train_limit,
+            validation=data.validation,
+            label_noise=data.label_noise,
+            seed=train.seed + place,
+        )
+        for place in range(train.seeds if drawn and data.subsets == "own" else 1)
+    ]
+    return dataset, [_limited(split, data.test_limit) for split in splits]
+
+
+def _joined(splits: list[Splits]) -> Splits:
+    """Training and validation examples of all, one after the other; they share the test set."""
+    if len(splits) == 1:
+        return splits[0]
+    names = ("train_x", "train_y", "validation_x", "validation_y")
+    return splits[0]._replace(
+        **{name: np.concatenate([getattr(split, name) for split in splits]) for name in names}
     )
-    return dataset, _limited(splits, data.test_limit)
 
 
 def _limited(splits: Splits, test_limit: int | None) -> Splits:

@@ -121,7 +121,14 @@ def _few_samples(*, tuning_seeds: int, seeds: int, hours: float) -> Protocol:
     """1,000 MNIST digits, a fifth mislabelled: a net of 270,000 weights can learn them by heart."""
     base = ExperimentConfig(
         name="fiedler",
-        data=DataConfig("mnist", batch_size=50, train_limit=1000, validation=2000, label_noise=0.2),
+        data=DataConfig(
+            "mnist",
+            batch_size=50,
+            train_limit=1000,
+            validation=2000,
+            label_noise=0.2,
+            subsets="own",
+        ),
         model=ModelConfig(hidden=(256, 256)),
         optimizer=OptimizerConfig("sgd", learning_rate=0.02, momentum=0.9),
         train=TrainConfig(epochs=40, seeds=tuning_seeds, evaluate_every=10, measure_every=40),

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from experiments.config import ExperimentConfig
@@ -46,10 +47,11 @@ def pulls(
     sight = SIGHTS[penalty.sees](penalty, view)
     objective = OBJECTIVES[structure.train.objective]
     task = Task("", network, objective, {}, "", batch_size=1, head=relu_switch)
-    first = jax.tree.map(lambda leaf: leaf[:PROBE_EXAMPLES], data.examples)
+    probed = jnp.arange(min(PROBE_EXAMPLES, data.size))
 
     def one(trial: tuple[TrainState, SpectralPenaltyState]) -> dict[str, jax.Array]:
         state, kept = trial
+        first = data.rows(probed, state.hyper)
 
         def loss(params):
             values, _ = forward(task, state._replace(params=params), first, data.shared)
