@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -31,7 +31,7 @@ PerExample = Callable[[Tree, Batch], Float[Array, " b"]]
 Order = Literal["epochs", "replacement"]
 
 
-@partial(jax.tree_util.register_dataclass, meta_fields=["sets"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Data:
     """One split, on the device.
@@ -44,7 +44,7 @@ class Data:
 
     examples: Tree
     shared: Tree = ()
-    sets: int = 1
+    sets: int = field(default=1, metadata={"static": True})
 
     @property
     def size(self) -> int:
