@@ -20,6 +20,7 @@ COMPARED = (
     "regularization methods such as Dropout and weight decay. Results demonstrate the efficacy of "
     "Fiedler regularization."
 )
+COLLAPSED = "this one collapsed; eight others of ours, in NumPy, ended at 91.5 to 94 %"
 SPECTRAL = {
     "fiedler": "lambda_2 penalty",
     "fiedler-proximal": "lambda_2 proximal",
@@ -82,7 +83,6 @@ def _released() -> list[Claim]:
     number = partial(
         Claim, source=OURS, origin="our reference", type="stochastic", largest_n=32,
         command=NO_COMMAND, cost="6,000 steps a seed: preset small",
-        difference="8 seeds instead of 1",
     )  # fmt: skip
     table = {
         "none": (96.10, 5.81),
@@ -95,8 +95,10 @@ def _released() -> list[Claim]:
     claims = []
     for arm, (test, lambda_2) in table.items():
         text = f"MNIST, released settings, {arm}: "
+        others = f"; {COLLAPSED}" if arm == "fiedler-100" else ""
+        one = partial(number, difference=f"8 seeds instead of 1{others}")
         claims.append(
-            number(
+            one(
                 id=f"mnist-{arm}", text=text + "test accuracy", value=test, unit=" %",
                 evidence=final("test/accuracy", arm=arm, protocol="mnist", scale=100),
                 smallest_effect=0.4,
@@ -104,7 +106,7 @@ def _released() -> list[Claim]:
         )  # fmt: skip
         if lambda_2 is not None:
             claims.append(
-                number(
+                one(
                     id=f"mnist-{arm}-lambda2", text=text + "final lambda_2", value=lambda_2,
                     evidence=final("spectra/lambda_2", arm=arm, protocol="mnist"),
                     smallest_effect=max(0.05, 0.02 * lambda_2),
@@ -112,6 +114,7 @@ def _released() -> list[Claim]:
             )  # fmt: skip
     left_on = number(
         id="mnist-dropout-left-on", value=1.6, unit=" points", smallest_effect=0.4,
+        difference="8 seeds instead of 1",
         text="the released evaluation leaves dropout on: test accuracy lost by it",
         evidence=paired("dropout", "dropout", protocol="mnist",
                         other_metric="final_test_dropout_on/accuracy"),
@@ -177,8 +180,7 @@ def _peer() -> list[Claim]:
         text="the penalty makes the net more clusterable (n-cut, minus control, paired)",
         evidence=paired("cluster", "control", protocol="clusters", metric="n_cut", scale=1),
         smallest_effect=0.15, citation="n-cut 10.02 of the control, 8.93 with the cluster gradient",
-        difference="our initialisation; most of the fall is the rescaling of units, which the "
-        "control does not have",
+        difference="our initialisation; units are rescaled with the penalty, not in the control",
     )  # fmt: skip
     pruned = number(
         id="peer-pruning", value=5.51, smallest_effect=0.3,
@@ -193,8 +195,8 @@ def _fair() -> list[Claim]:
     claim = partial(
         direction, source="a comparison that no paper makes", origin="our question", direction=1,
         smallest_effect=0.5,
-        difference="1,000 MNIST digits, 20 % mislabelled; each method tuned on the same 2,000 "
-        "validation digits over 4 strengths",
+        difference="1,000 MNIST digits, 20 % mislabelled, drawn for each seed, as are the 2,000 "
+        "validation digits on which each method is tuned over 4 strengths",
     )  # fmt: skip
     claims = []
     for method, name in SPECTRAL.items():
