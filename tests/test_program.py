@@ -1,5 +1,6 @@
 """A chunk of compiled steps is a plain training loop, for every trial on its own."""
 
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -329,7 +330,7 @@ def test_a_network_of_nans_gets_nothing_right():
         params=jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), initial(0, 1).params)
     )
     found = examples(7)
-    all_zero = found._replace(examples={**found.examples, "y": jnp.zeros(7, jnp.int32)})
+    all_zero = replace(found, examples={**found.examples, "y": jnp.zeros(7, jnp.int32)})
     result = toy(data=all_zero).evaluate(lost, "train")  # 0 is what argmax of NaN says
     assert np.isnan(result["loss"][1]) and result["accuracy"][1] == 0
     assert np.isfinite(result["loss"][0])
@@ -354,7 +355,7 @@ def blackened(key, raw):
 
 
 def test_augmentation_changes_raw_examples_and_nothing_else():
-    black = DATA._replace(examples=blackened(None, DATA.examples))
+    black = replace(DATA, examples=blackened(None, DATA.examples))
     ours, _ = chunks(initial(0), 2, augment=blackened)
     theirs, _ = chunks(initial(0), 2, data=black)
     assert_same(ours, theirs, rtol=1e-6, atol=1e-7)
