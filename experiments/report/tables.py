@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from experiments.report import statistics
 from experiments.report.evidence import paired
 from experiments.report.results import Results
-from spectral_jax.plots import page
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,8 @@ class Table:
         """A table of the page; empty without rows."""
         if not self.rows:
             return ""
+        from spectral_jax.plots import page  # imports matplotlib, which a listing does without
+
         cells = [[escape(cell) for cell in line] for line in self.lines()]
         return page.table(self.caption, list(map(escape, self.columns)), cells)
 
@@ -110,6 +110,8 @@ class Table:
 
 def cell(values: Float[np.ndarray, " seeds"] | None, *, scale: float = 1.0) -> str:
     """Mean and half width of the 95 % interval; empty where there is no number."""
+    from experiments.report import statistics  # imports scipy.stats: a second
+
     if values is None:
         return ""
     found = statistics.estimate(scale * np.asarray(values, float))
