@@ -331,7 +331,8 @@ def _print_plan(parts: Sequence[Part], as_json: bool) -> None:
     from experiments.papers.plan import total
 
     told = [*parts, total(parts)]
-    _print_rows([vars(part) if as_json else part.row() for part in told], as_json=as_json)
+    rows = [{**vars(part), "disk": part.disk} if as_json else part.row() for part in told]
+    _print_rows(rows, as_json=as_json)
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
