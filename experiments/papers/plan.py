@@ -45,6 +45,7 @@ class Part:
 
     def row(self) -> dict[str, str]:
         """For a table."""
+        hours = "" if self.hours is None else f"{self.hours:.{0 if self.hours >= 10 else 2}f}"
         source = "measured" if self.measured else "declared"
         return {
             "part": self.name,
@@ -54,7 +55,7 @@ class Part:
             "state": _size(self.state),
             "data": _size(self.data),
             "disk": _size(self.disk),
-            "hours": "" if self.hours is None else f"{self.hours:.2g} ({source})",
+            "hours": f"{hours} ({source})" if hours else "",
             "missing": self.missing,
         }
 
