@@ -24,9 +24,9 @@ from experiments.config import ExperimentConfig, apply_overrides, load_yaml
 from experiments.data.files import cache
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
 from experiments.names import did_you_mean
-from experiments.papers import PAPERS, reproduce
+from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
-from experiments.papers.paper import Paper
+from experiments.papers.paper import Paper, reproduce
 from experiments.papers.plan import Part
 
 COMMAND = "python -m experiments"

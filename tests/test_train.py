@@ -274,6 +274,22 @@ def test_a_preempted_run_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, monk
     assert_same_run(go(tmp_path), whole)
 
 
+def test_a_stop_while_the_last_numbers_are_written_is_heeded_after_them(
+    whole, tmp_path, monkeypatch
+):
+    finish = training._Training.finish
+
+    def stopped(self, run):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self, run)
+
+    monkeypatch.setattr(training._Training, "finish", stopped)
+    with pytest.raises(UserError, match="preempted") as failure:
+        go(tmp_path)
+    assert failure.value.exit_code == PREEMPTED
+    assert_same_run(go(tmp_path), whole)
+
+
 def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monkeypatch):
     def interrupted(self, state, most):
         raise KeyboardInterrupt

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.papers import paper as declared
-from experiments.papers.paper import Paper, Protocol
+from experiments.papers.paper import Paper
 
 PAPERS = ["fiedler", "farms", "rmt_svd"]
 
@@ -18,20 +16,4 @@ def load(name: str) -> Paper:
     if name not in PAPERS:
         known = did_you_mean(name, PAPERS) or f"; there are: {', '.join(PAPERS)}"
         raise UserError(f"no paper {name!r}{known}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    if hasattr(module, "PAPER"):
-        return module.PAPER
-    # A paper that does not declare itself yet has TITLE, PRESETS, COSTS and a `reproduce`.
-    protocols = {
-        preset: {protocol: Protocol(arms) for protocol, arms in of_preset.items()}
-        for preset, of_preset in module.PRESETS.items()
-    }
-    return Paper(name, module.TITLE, protocols, costs=module.COSTS)
-
-
-def reproduce(paper: Paper, preset: str, **options: Any) -> int:
-    """`paper.reproduce`, or the paper's own as long as it has one."""
-    module = importlib.import_module(f"{__name__}.{paper.name}")
-    if hasattr(module, "reproduce"):
-        return module.reproduce(preset, **options)
-    return declared.reproduce(paper, preset, **options)
+    return importlib.import_module(f"{__name__}.{name}").PAPER

@@ -74,6 +74,8 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
                     raise stop.error(training.step)
                 advance(done, note=_note(metrics))
         run.finish(training.finish(run))
+    if stop:  # asked while the last numbers were written: nobody is to start the next run
+        raise stop.error(training.step)
     return run
 
 
