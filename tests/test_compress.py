@@ -14,7 +14,6 @@ from spectral_jax import weights
 from spectral_jax.checkpoints import load, save_safetensors
 from spectral_jax.cli import main
 from spectral_jax.compress import compress
-from spectral_jax.compress.engine import split_refusal
 
 
 def noise(*shape, seed=0):
@@ -289,14 +288,6 @@ def test_a_name_that_is_taken_is_not_overwritten():
 def test_an_unknown_rank_is_refused(rank):
     with pytest.raises(ValueError, match="rank"):
         compress(FLAX, rank=rank)
-
-
-def test_this_refusal_is_that_of_the_library():
-    from spectral_jax.prune import surgery
-
-    for shape in [(10, 10), (1000, 10), (3, 1)]:
-        for rank in range(12):
-            assert split_refusal(shape, rank) == surgery.split_refusal(shape, rank)
 
 
 # The shell

@@ -481,7 +481,7 @@ def test_layer_quotient_vector_is_constant_in_each_layer_and_attains_the_bound()
         assert float(vector @ vector) == pytest.approx(1, rel=1e-12)
         np.testing.assert_allclose(image, a @ vector, rtol=1e-10, atol=1e-12)
         nodal = vector / jnp.sqrt(graphs.degrees(blocks)) if normalised else vector
-        for part in graphs.split(nodal, WIDTHS):
+        for part in graphs.by_group(nodal, WIDTHS):
             np.testing.assert_allclose(part, part[0], rtol=1e-10)
 
 
@@ -758,6 +758,6 @@ def test_a_chain_is_the_default_and_splits_into_its_groups():
     blocks = padded(REFERENCE)
     assert graphs.chain(blocks) == ((0, 1), (1, 2), (2, 3))
     assert graphs.widths(blocks) == WIDTHS
-    parts = graphs.split(jnp.arange(24), WIDTHS)
+    parts = graphs.by_group(jnp.arange(24), WIDTHS)
     assert [part[0] for part in parts] == [0, 7, 13, 19]
     assert [part.size for part in parts] == list(WIDTHS)

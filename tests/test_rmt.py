@@ -23,7 +23,7 @@ from spectral_jax.rmt import (
     marchenko_pastur_cdf,
     marchenko_pastur_pdf,
     noise_edge,
-    shrink,
+    optimal_shrinkage,
     spike_interval,
 )
 
@@ -331,19 +331,23 @@ def test_unknown_noise_of_a_truncated_matrix_is_that_of_the_whole():
 def test_the_frobenius_shrinker_is_that_of_the_sheet(float64, y, ratio, expected):
     shape = (round(10 * ratio), 10)
     s = jnp.full(min(shape), y * 10**0.5)
-    assert float(shrink(s, shape, noise=1.0)[0] / 10**0.5) == pytest.approx(expected, abs=1e-7)
+    assert float(optimal_shrinkage(s, shape, noise=1.0)[0] / 10**0.5) == pytest.approx(
+        expected, abs=1e-7
+    )
 
 
 def test_the_operator_shrinker_of_a_square_matrix_finds_the_signal_itself(float64):
     signal = jnp.linspace(1.1, 5, 10)
     observed = jnp.sqrt((signal + 1 / signal) ** 2) * 10**0.5
-    assert np.allclose(shrink(observed, (10, 10), noise=1.0, loss="operator"), signal * 10**0.5)
+    assert np.allclose(
+        optimal_shrinkage(observed, (10, 10), noise=1.0, loss="operator"), signal * 10**0.5
+    )
 
 
 @pytest.mark.parametrize("loss", ["frobenius", "operator", "nuclear"])
 def test_shrinkers_drop_noise_and_grow_with_the_value(loss):
     s = jnp.linspace(0, 10, 40) * 60**0.5
-    shrunk = shrink(s, (40, 60), noise=1.0, loss=loss)
+    shrunk = optimal_shrinkage(s, (40, 60), noise=1.0, loss=loss)
     assert (shrunk[s <= (40**0.5 + 60**0.5)] == 0).all()
     assert (jnp.diff(shrunk) >= 0).all() and (shrunk <= s).all()
     assert float(shrunk[-1] / s[-1]) > 0.95
@@ -364,7 +368,7 @@ def test_denoising_has_the_errors_of_the_sheet():
             "raw": s,
             "edge": s * (s > float(fit.threshold)),
             "hard": s * (s > hard_threshold(shape, noise=sd)),
-            "shrunk": np.asarray(shrink(jnp.asarray(s, jnp.float32), shape, noise=sd)),
+            "shrunk": np.asarray(optimal_shrinkage(jnp.asarray(s, jnp.float32), shape, noise=sd)),
         }
         for name, values in kept.items():
             sums[name] += ((left * values @ right - signal) ** 2).sum() / 3
@@ -374,8 +378,8 @@ def test_denoising_has_the_errors_of_the_sheet():
 
 def test_a_traced_noise_of_zero_shrinks_nothing_and_nan_is_passed_on():
     s = jnp.arange(4.0)
-    assert shrink(s, (4, 6), noise=jnp.array(0.0)).tolist() == s.tolist()
-    assert jnp.isnan(shrink(s, (4, 6), noise=jnp.array(jnp.nan))).all()
+    assert optimal_shrinkage(s, (4, 6), noise=jnp.array(0.0)).tolist() == s.tolist()
+    assert jnp.isnan(optimal_shrinkage(s, (4, 6), noise=jnp.array(jnp.nan))).all()
 
 
 # Laws of traced arrays
@@ -494,10 +498,16 @@ SPECTRUM = jnp.linspace(0.1, 1, 10)
         (lambda: hard_threshold((4, 4)), "exactly one"),
         (lambda: hard_threshold((4, 4), noise=0.0), "noise=0.0"),
         (lambda: hard_threshold((4, 4), singular_values=SPECTRUM), r"pass \[..., 4\]"),
-        (lambda: shrink(SPECTRUM, (10, 10), noise=1.0, loss="schatten"), "loss='schatten'"),
-        (lambda: shrink(SPECTRUM, (10, 10), noise=-1.0), "noise=-1.0"),
-        (lambda: shrink(SPECTRUM, (10, 10), noise=math.inf), "noise=inf"),
-        (lambda: shrink(SPECTRUM, (4, 10), noise=1.0), r"singular_values .* pass \[..., 4\]"),
+        (
+            lambda: optimal_shrinkage(SPECTRUM, (10, 10), noise=1.0, loss="schatten"),
+            "loss='schatten'",
+        ),
+        (lambda: optimal_shrinkage(SPECTRUM, (10, 10), noise=-1.0), "noise=-1.0"),
+        (lambda: optimal_shrinkage(SPECTRUM, (10, 10), noise=math.inf), "noise=inf"),
+        (
+            lambda: optimal_shrinkage(SPECTRUM, (4, 10), noise=1.0),
+            r"singular_values .* pass \[..., 4\]",
+        ),
         (lambda: marchenko_pastur_cdf(SPECTRUM, 0), "ratio=0"),
         (lambda: marchenko_pastur_cdf(SPECTRUM, 1, 0.0), "variance=0.0"),
     ],

@@ -16,6 +16,7 @@ from spectral_jax._door.source import (
     in_a_unit,
     select,
 )
+from spectral_jax._factors import split_refusal
 from spectral_jax._progress import progress
 from spectral_jax.compress.ranks import Rule, parse_rank
 from spectral_jax.rmt import host
@@ -173,16 +174,6 @@ def _treat(
     lost = math.sqrt(float(np.sum(values[rank:] ** 2) / np.sum(values**2)))
     factors = _factors(matrix, values[:rank], vectors[:, :rank], unit)
     return row(rank, lost, ""), _as_stored(name, tensor, view, factors)
-
-
-def split_refusal(shape: tuple[int, ...], rank: int) -> str:
-    """Why a matrix is not worth two factors of that rank; empty if it is."""
-    m, n = shape
-    if rank < 1:
-        return "no singular value is kept: two factors of rank 0 would cut the network"
-    if rank * (m + n) >= m * n:
-        return f"{rank} x ({m} + {n}) parameters in two factors are no fewer than {m} x {n} in one"
-    return ""
 
 
 def _not_a_layer(tensor: np.ndarray, views: Sequence[weights.View]) -> str:

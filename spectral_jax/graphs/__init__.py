@@ -19,11 +19,11 @@ from spectral_jax.graphs.fiedler import (
 )
 from spectral_jax.graphs.laplacian import (
     Edges,
+    by_group,
     chain,
     degrees,
     laplacian,
     rayleigh_quotient,
-    split,
     widths,
 )
 
@@ -43,6 +43,6 @@ __all__ = [
     "layer_quotient",
     "pair_residuals",
     "rayleigh_quotient",
-    "split",
+    "by_group",
     "widths",
 ]

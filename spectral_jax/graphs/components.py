@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from spectral_jax.graphs.laplacian import Blocks, Edges, Graph, read_graph, split
+from spectral_jax.graphs.laplacian import Blocks, Edges, Graph, by_group, read_graph
 
 
 def largest_component(weights: Blocks, *, edges: Edges | None = None) -> Bool[Array, " N"]:
@@ -80,7 +80,7 @@ def _connected(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
 
     def spread(carry):
         seen, _ = carry
-        parts = split(seen, sizes)
+        parts = by_group(seen, sizes)
         for block, (source, target) in zip(weights, edges, strict=True):
             a = jnp.abs(block)
             parts[target] = jnp.maximum(parts[target], _reached(parts[source], a))
@@ -113,7 +113,7 @@ def _labels(weights: Blocks, edges: Edges, sizes: tuple[int, ...]) -> Array:
 
     def spread(carry):
         labels, _ = carry
-        parts = split(labels, sizes)
+        parts = by_group(labels, sizes)
         for near, (source, target) in zip(joined, edges, strict=True):
             parts[target] = jnp.minimum(parts[target], _lowest(near, parts[source], axis=0))
             parts[source] = jnp.minimum(parts[source], _lowest(near, parts[target], axis=1))

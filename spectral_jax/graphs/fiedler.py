@@ -22,6 +22,7 @@ from spectral_jax.graphs.laplacian import (
     EdgeSums,
     Form,
     Graph,
+    by_group,
     column,
     degree_of,
     edge_sums,
@@ -33,7 +34,6 @@ from spectral_jax.graphs.laplacian import (
     pulls,
     quotient_slope,
     read_graph,
-    split,
 )
 from spectral_jax.linalg import EigResult, SymmetricOperator, eigsh, unit
 from spectral_jax.linalg.precision import power_of_two, working
@@ -143,7 +143,7 @@ def fiedler(
     count = problem.nodes.astype(vector.dtype)
     share = count / jnp.maximum(count - 1, 1)
     fourth = jnp.sum(vector**4)
-    groups = split(vector, problem.graph.sizes)
+    groups = by_group(vector, problem.graph.sizes)
     return FiedlerResult(
         value=value,
         vector=vector,
@@ -365,8 +365,8 @@ def _merged(
     sizes, inside = graph.sizes, inside.astype(degree.dtype)
     sums = [EdgeSums(*(part / root / root for part in block)) for block in sums]
     amount = inside * degree / root / root if normalised else inside
-    size = jnp.stack([part.sum() for part in split(amount, sizes)])
-    member = split(inside, sizes)
+    size = jnp.stack([part.sum() for part in by_group(amount, sizes)])
+    member = by_group(inside, sizes)
     totals = jnp.stack(
         [
             jnp.vdot(block.sent, member[source], precision="highest")

@@ -263,7 +263,7 @@ def quotient_slope(form: Form, weights, weights_dot, v: Array, value: Array) -> 
     square of the mass, which underflows in float32 at weights of 1e-20 (normalised).
     """
     _, mass = _energy_and_mass(form, weights, v)
-    parts, slope = split(v, form.sizes), jnp.zeros((), v.dtype)
+    parts, slope = by_group(v, form.sizes), jnp.zeros((), v.dtype)
     for block, block_dot, (source, target) in zip(weights, weights_dot, form.edges, strict=True):
         if isinstance(block_dot, SymbolicZero):
             continue
@@ -276,7 +276,7 @@ def quotient_slope(form: Form, weights, weights_dot, v: Array, value: Array) -> 
 def _energy_and_mass(form: Form, weights, v: Array) -> tuple[Array, Array]:
     """Numerator ``v^T L v`` and denominator ``v^T v`` (``v^T D v``) of the Rayleigh quotient."""
     magnitudes = [magnitude(block) for block in weights]
-    parts, energy = split(v, form.sizes), jnp.zeros((), v.dtype)
+    parts, energy = by_group(v, form.sizes), jnp.zeros((), v.dtype)
     for a, (source, target) in zip(magnitudes, form.edges, strict=True):
         x, y = _ends(a, parts[source], parts[target])
         energy += jnp.sum(_row_sums(a * (x - y) ** 2))
@@ -290,12 +290,12 @@ def _ends(block: Array, source: Array, target: Array) -> tuple[Array, Array]:
     return (source[:, None], target[None, :]) if block.ndim == 2 else (source, target)
 
 
-def split(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
+def by_group(x: Num[Array, " N"], sizes: Sequence[int]) -> list[Num[Array, " n"]]:
     """The pieces of a node vector ``x``, one per group of ``sizes`` (see ``widths``), input first.
 
     Works under ``jit``, ``vmap`` and ``grad``.
 
-    >>> [part.tolist() for part in split(jnp.arange(3), (2, 1))]
+    >>> [part.tolist() for part in by_group(jnp.arange(3), (2, 1))]
     [[0, 1], [2]]
     """
     offsets = [sum(sizes[:group]) for group in range(len(sizes) + 1)]
@@ -324,7 +324,7 @@ class _LaplacianProduct:
 
     def __call__(self, data: _LaplacianData, x: Array) -> Array:
         scaled = data.scale * x
-        parts = split(scaled, self.sizes)
+        parts = by_group(scaled, self.sizes)
         # `pulled` collects A x: over a block flows W^T x to its target and W x to its source.
         pulled = [jnp.zeros_like(part) for part in parts]
         for a, (source, target) in zip(data.magnitudes, self.edges, strict=True):
@@ -343,7 +343,7 @@ def column(op: SymmetricOperator, node: Array) -> Array:
     data, product = op.data, _product_of(op)
     edges, sizes = product.edges, product.sizes
     chosen = (jnp.arange(op.size) == node).astype(data.degree.dtype)
-    first, ones = [sum(sizes[:group]) for group in range(len(sizes))], split(chosen, sizes)
+    first, ones = [sum(sizes[:group]) for group in range(len(sizes))], by_group(chosen, sizes)
     parts = [jnp.zeros_like(one) for one in ones]
     for a, (source, target) in zip(data.magnitudes, edges, strict=True):
         if a.ndim == 1:
@@ -379,7 +379,7 @@ def pairs_by_edges(op: SymmetricOperator, vectors: Array) -> tuple[Array, Array]
     data, product = op.data, _product_of(op)
 
     def one(x):
-        parts = split(data.scale * x, product.sizes)
+        parts = by_group(data.scale * x, product.sizes)
         pulled, energy = [jnp.zeros_like(part) for part in parts], jnp.sum(data.apart * x**2)
         for a, (source, target) in zip(data.magnitudes, product.edges, strict=True):
             start, end = _ends(a, parts[source], parts[target])

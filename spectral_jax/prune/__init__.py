@@ -1,5 +1,6 @@
 """Smaller networks from spectra: edits of singular values, pruning, factoring, and a report."""
 
+from spectral_jax._factors import split_refusal
 from spectral_jax.prune.factoring import (
     Attempt,
     attempt,
@@ -33,7 +34,6 @@ from spectral_jax.prune.surgery import (
     sparsify,
     sparsify_vectors,
     split,
-    split_refusal,
     truncate,
 )
 from spectral_jax.prune.unstructured import (

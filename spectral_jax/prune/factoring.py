@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from spectral_jax._factors import split_refusal
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.prune.spectra import LayerReport, PruneStatus
-from spectral_jax.prune.surgery import recombine, split, split_refusal
+from spectral_jax.prune.surgery import recombine, split
 from spectral_jax.weights import leaf_name, named_leaves, places
 
 T = TypeVar("T")

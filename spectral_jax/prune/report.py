@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from spectral_jax._factors import split_refusal
 from spectral_jax.prune.factoring import is_factored
 from spectral_jax.prune.spectra import LayerReport, PruneStatus
-from spectral_jax.prune.surgery import split_refusal
 from spectral_jax.weights import leaf_name
 
 

@@ -14,7 +14,6 @@ is computed in float32 and returned in the dtype of the matrix; complex matrices
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spectral_jax import rmt
+from spectral_jax._factors import split_refusal
 from spectral_jax._transforms.leaves import like
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.linalg.subspace import mm
@@ -125,8 +125,8 @@ def shrink(
 ) -> Float[Array, "*batch m n"]:
     """Undo what noise of standard deviation ``noise`` per entry did to the singular values.
 
-    Noise makes each singular value of a signal larger, by a known amount; `spectral_jax.rmt.shrink`
-    takes it off again, optimally in the Frobenius norm, and sets to 0 what cannot be told from
+    Noise makes each singular value of a signal larger, by a known amount, which
+    `spectral_jax.rmt.optimal_shrinkage` takes off again; it sets to 0 what cannot be told from
     noise. Holds under ``jit`` and ``vmap``.
     Raises ``ValueError`` for ``noise`` not above 0. Source: Gavish & Donoho, arXiv 1405.7511.
     """
@@ -205,20 +205,6 @@ def split(kernel: Float[Array, "*window m n"], rank: int) -> dict[str, Array]:
     return {"u": like(kernel, u), "v": like(kernel, v)}
 
 
-def split_refusal(shape: tuple[int, ...], rank: int) -> str:
-    """Why two factors of that rank would not save parameters; an empty string if they would.
-
-    >>> split_refusal((1000, 10), 10)
-    '10 x (1000 + 10) parameters in two factors are no fewer than 1000 x 10 in one'
-    """
-    m, n = prod(shape[:-1]), shape[-1]
-    if rank < 1:
-        return "no singular value is kept: two factors of rank 0 would cut the network"
-    if rank * (m + n) >= m * n:
-        return f"{rank} x ({m} + {n}) parameters in two factors are no fewer than {m} x {n} in one"
-    return ""
-
-
 def recombine(kernel: "Array | Factored") -> Array:
     """The product of a kernel's factors; a kernel that is not factored stays as it is.
 
@@ -286,7 +272,7 @@ def shrinkage(
 ) -> Float[Array, "*batch p"]:
     """The factor by which `shrink` multiplies each singular value."""
     nonzero = values > 0
-    shrunk = rmt.shrink(values, shape, noise=noise)
+    shrunk = rmt.optimal_shrinkage(values, shape, noise=noise)
     return jnp.where(nonzero, shrunk / jnp.where(nonzero, values, 1), 0)
 
 

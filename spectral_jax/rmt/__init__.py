@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from spectral_jax.rmt._law import marchenko_pastur_cdf, marchenko_pastur_pdf
     from spectral_jax.rmt._spikes import SpikeInterval, spike_interval
-    from spectral_jax.rmt._threshold import hard_threshold, shrink
+    from spectral_jax.rmt._threshold import hard_threshold, optimal_shrinkage
 
 __all__ = [
     "MPFit",
@@ -53,7 +53,7 @@ __all__ = [
     "marchenko_pastur_pdf",
     "marchenko_pastur_quantile",
     "noise_edge",
-    "shrink",
+    "optimal_shrinkage",
     "spike_interval",
     "tracy_widom_cdf",
     "tracy_widom_quantile",
@@ -69,7 +69,7 @@ _NEEDS_JAX = {
     "SpikeInterval": "_spikes",
     "spike_interval": "_spikes",
     "hard_threshold": "_threshold",
-    "shrink": "_threshold",
+    "optimal_shrinkage": "_threshold",
 }
 
 __getattr__, __dir__ = lazy(__name__, _NEEDS_JAX)

@@ -70,7 +70,7 @@ def _noise_scale(singular_values: Array, shape: tuple[int, int]) -> Float[Array,
     return jnp.where(known, scale * spectrum.unit, jnp.nan)
 
 
-def shrink(
+def optimal_shrinkage(
     singular_values: Float[Array, "*batch p"],
     shape: tuple[int, int],
     *,
@@ -104,7 +104,7 @@ def shrink(
     the shape.
     Sources: arXiv 1405.7511; for the operator norm arXiv 2005.11807.
 
-    >>> shrink(jnp.array([2.5, 1.9]), (2, 2), noise=0.5**0.5)
+    >>> optimal_shrinkage(jnp.array([2.5, 1.9]), (2, 2), noise=0.5**0.5)
     Array([1.5, 0. ], dtype=float32)
     """
     p, n = sizes(shape)
@@ -117,7 +117,7 @@ def shrink(
 
 @partial(jax.jit, static_argnames=("b", "loss"))
 def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Array:
-    """The formulas of `shrink` as the share of each value that is left, in terms of ``t = 1 / y``.
+    """The formulas of `optimal_shrinkage` as the share of each value that is left, in terms of ``t = 1 / y``.
 
     Powers of ``y`` would overflow for a strong signal; those of ``t`` go to 0, and shares to 1.
     """

@@ -133,8 +133,8 @@ register(
 )
 register(
     Case(
-        name="graphs.split",
-        function=lambda x: graphs.split(x, SIZES),
+        name="graphs.by_group",
+        function=lambda x: graphs.by_group(x, SIZES),
         make_inputs=lambda key, dtype: (jax.random.normal(key, (10,), dtype),),
         degree=1,
         exact_dtype="slices keep the dtype of their vector",

@@ -15,7 +15,7 @@ from spectral_jax.rmt import (
     marchenko_pastur_cdf,
     marchenko_pastur_pdf,
     noise_edge,
-    shrink,
+    optimal_shrinkage,
     spike_interval,
 )
 from tests.contract import Case, Degenerate, exempt, register
@@ -291,8 +291,10 @@ def spectrum_and_noise(key, dtype):
 for loss, order in {"frobenius": 2, "operator": np.inf, "nuclear": 1}.items():
     register(
         Case(
-            name=f"rmt.shrink: {loss}",
-            function=lambda s, noise, loss=loss: shrink(s, SHAPE, noise=noise, loss=loss),
+            name=f"rmt.optimal_shrinkage: {loss}",
+            function=lambda s, noise, loss=loss: optimal_shrinkage(
+                s, SHAPE, noise=noise, loss=loss
+            ),
             make_inputs=spectrum_and_noise,
             oracle=least_loss(order),
             # Golden sections end where losses differ by rounding.
