@@ -778,7 +778,7 @@ def test_misuse_of_an_open_checkpoint(tmp_path):
         checkpoint.read("mask")
     with pytest.raises(ValueError, match="path is empty"):
         open_checkpoint("")
-    with pytest.raises(ValueError, match="choose one of safetensors, npz"):
+    with pytest.raises(ValueError, match="choose 'safetensors', 'npz'"):
         open_checkpoint(tmp_path / "x", format="zip")
     assert "safetensors" in FORMATS
     refusal(tmp_path / "x", format="safetensors")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectral_jax.linalg.decompositions import eigh, svd
+from spectral_jax.linalg.decompositions import eigh, svd, to_unit_size
 from spectral_jax.linalg.tridiagonal import tridiagonal_eigvals
 from spectral_jax.linalg.values import eigvalsh, spectral_norm, svdvals
 
@@ -122,7 +122,7 @@ def test_what_is_no_matrix_is_refused(function, shape):
 
 
 def test_unknown_methods_and_complex_numbers_are_refused():
-    with pytest.raises(ValueError, match="method='qr': choose one of"):
+    with pytest.raises(ValueError, match="method='qr': choose 'auto', 'lapack' or 'tridiagonal'"):
         eigvalsh(jnp.eye(2), method="qr")
     for function in (eigvalsh, svdvals, eigh, svd, spectral_norm):
         with pytest.raises(ValueError, match="complex dtype complex64"):
@@ -253,3 +253,11 @@ def test_tridiagonal_matrices(diagonal, off_diagonal, dtype):
     found = tridiagonal_eigvals(jnp.asarray(diagonal, dtype), jnp.asarray(off_diagonal, dtype))
     assert found.dtype == dtype and (jnp.diff(found) >= 0).all()
     assert np.abs(found - expected).max() <= 4 * EPS[dtype] * np.abs(expected).max()
+
+
+def test_scaling_for_lapack_rounds_nothing():
+    a = np.random.default_rng(0).standard_normal((3, 5, 5)).astype(np.float32)
+    a *= np.float32([1e-30, 1, 1e30])[:, None, None]
+    unit, scale = to_unit_size(jnp.asarray(a))
+    assert jnp.all((0.5 <= jnp.abs(unit).max((1, 2))) & (jnp.abs(unit).max((1, 2)) < 1))
+    np.testing.assert_array_equal(unit * scale[..., None], a)

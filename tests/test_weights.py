@@ -157,7 +157,7 @@ def test_a_layout_is_a_static_argument():
 
 MISUSES = {
     "no kernel": (lambda: matrices({"bias": normal(0, 3)}), "params: no leaf with two or more"),
-    "unknown view": (lambda: matrices(CONV_NET, conv="rows"), "conv='rows' is unknown"),
+    "unknown view": (lambda: matrices(CONV_NET, conv="rows"), "conv='rows': choose"),
     "stacked": (
         lambda: matrices({"w": normal(0, 2, 3, 4)}),
         r"'w' has shape \(2, 3, 4\).*'stacked'",
@@ -199,7 +199,7 @@ MISUSES = {
     ),
     "unknown norm": (
         lambda: graph_weights(CONV_NET, CONV_LAYOUT, conv_norm="max"),
-        "conv_norm='max' is unknown",
+        "conv_norm='max': choose",
     ),
     "a skip from nowhere": (
         lambda: graph_weights([normal(0, 3, 4)], (Block("0", 0, 1), Block(None, 1, 2))),

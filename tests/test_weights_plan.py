@@ -782,9 +782,9 @@ def test_kinds_can_leave_out_and_the_first_match_wins():
 MISUSES = {
     "no tensors": ({}, {}, "shapes: no leaf .*there are no leaves"),
     "no matrix": ({"b.bias": (3,)}, {}, r"shapes: no leaf .*'b.bias' has shape \(3,\): bias"),
-    "conv": ({"w": (2, 3)}, {"conv": "rows"}, "conv='rows' is unknown: use one of 'positions'"),
-    "framework": ({"w": (2, 3)}, {"framework": "jax"}, "framework='jax' is unknown"),
-    "kind": ({"w": (2, 3)}, {"kinds": {"w": "sparse"}}, r"kinds\['w'\]='sparse' is unknown"),
+    "conv": ({"w": (2, 3)}, {"conv": "rows"}, "conv='rows': choose 'positions'"),
+    "framework": ({"w": (2, 3)}, {"framework": "jax"}, "framework='jax': choose"),
+    "kind": ({"w": (2, 3)}, {"kinds": {"w": "sparse"}}, r"kinds\['w'\]='sparse': choose"),
     "glob": ({"fc/w": (2, 3)}, {"kinds": {"fc.w": "dense"}}, "no tensor; did you mean 'fc/w'"),
     "shape": ({"w": (2, 3)}, {"kinds": {"w": "conv"}}, r"\(2, 3\), which 'conv' cannot be"),
     "thirds": ({"w": (2, 4)}, {"kinds": {"w": "attention"}}, "which 'attention' cannot be"),

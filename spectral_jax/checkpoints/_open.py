@@ -13,6 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
+from spectral_jax._options import check_choice
 from spectral_jax.checkpoints import _msgpack, _npz, _onnx, _safetensors, _sharded
 from spectral_jax.checkpoints._base import (
     CheckpointError,
@@ -144,8 +145,7 @@ def open_checkpoint(
     if not os.fspath(path):
         raise ValueError("path is empty: name a file or a folder")
     path = Path(path)
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format={format!r}: choose one of {', '.join(FORMATS)}")
+    check_choice((*FORMATS, None), format=format)
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "there is no such checkpoint", str(path))
     if step is not None and not path.is_dir():

@@ -8,13 +8,14 @@ docs/fiedler.md derives what is used here: gradients, upper bounds, the start of
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from spectral_jax._options import check_choice
 from spectral_jax.graphs.components import component_mask
 from spectral_jax.graphs.laplacian import (
     Blocks,
@@ -200,8 +201,7 @@ def fiedler_value(
     >>> [round(float(g[0, 0]), 3) for g in grads]
     [1.0, 0.134]
     """
-    if reduce not in ("mean", "softmin"):
-        raise ValueError(f"reduce={reduce!r}: choose 'mean' or 'softmin'")
+    check_choice(("mean", "softmin"), reduce=reduce)
     problem = _problem(weights, normalised, edges, component)
     stale = None if state is None else problem.embed(state)
     values = _solve(problem, k, _guesses(problem, stale), tol, max_matvecs).values
@@ -487,8 +487,7 @@ class _Problem(NamedTuple):
 def _problem(
     weights: Blocks, normalised: bool, edges: Edges | None, component: Component
 ) -> _Problem:
-    if component not in ("largest", "whole"):
-        raise ValueError(f"component={component!r}: choose 'largest' or 'whole'")
+    check_choice(get_args(Component), component=component)
     graph = read_graph(weights, edges)
     magnitudes = tuple(magnitude(block) for block in graph.weights)
     sums = edge_sums(magnitudes)

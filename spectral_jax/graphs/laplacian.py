@@ -21,7 +21,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Num
 
 from spectral_jax.linalg import SymmetricOperator
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import power_of_two, unit_of, working
 
 Edges = tuple[tuple[int, int], ...]
 Blocks = Sequence[Float[Array, "..."]]
@@ -216,7 +216,7 @@ def rayleigh_quotient(
         raise ValueError(f"v has shape {v.shape}: pass one entry per node, {(sum(graph.sizes),)}")
     form = Form(graph.edges, graph.sizes, normalised)
     # The quotient does not depend on the length of v; squares of entries near 1 are numbers.
-    return _quotient(form, graph.weights, v / power_of_two(jnp.max(jnp.abs(v))))
+    return _quotient(form, graph.weights, v / unit_of(v))
 
 
 class Form(NamedTuple):
@@ -393,7 +393,7 @@ def pairs_by_edges(op: SymmetricOperator, vectors: Array) -> tuple[Array, Array]
         rest = data.scale * jnp.concatenate(pulled) + data.apart * x - value * x
         # In float32 the square of a residual of 1e-23 underflows to 0, and the pair would look
         # exact: take the norm in units of the largest entry.
-        unit = power_of_two(jnp.max(jnp.abs(rest)))
+        unit = unit_of(rest)
         return value, jnp.linalg.norm(rest / unit) * unit
 
     # One column after the other: `vmap` would hold the differences, as large as the weights, k

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spectral_jax.linalg.lapack import each_leading, joining_batches
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 
 # Eigenvalues closer together than 10 eps times the largest are treated as one that repeats: LAPACK
@@ -90,14 +90,14 @@ def svd(a: Float[Array, "*batch m n"]) -> SVD:
 
 
 def to_unit_size(a: Float[Array, "*batch m n"]) -> tuple[Array, Float[Array, "*batch 1"]]:
-    """Each matrix divided by its largest magnitude, and those magnitudes.
+    """Each matrix divided by the power of two above its largest magnitude, and those powers.
 
-    LAPACK's squares then neither overflow nor underflow. A matrix with NaN or inf is replaced by
-    zeros; `from_unit_size` puts NaN into its results.
+    LAPACK's squares then neither overflow nor underflow, and no entry is rounded. A matrix with NaN
+    or inf is replaced by zeros and its power by NaN, which `from_unit_size` puts into its results.
     """
-    scale = jnp.max(jnp.abs(a), axis=(-2, -1), keepdims=True)
-    usable = (scale > 0) & jnp.isfinite(scale)
-    return jnp.where(usable, a / jnp.where(usable, scale, 1), 0), scale[..., 0]
+    known = jnp.all(jnp.isfinite(a), axis=(-2, -1), keepdims=True)
+    scale = unit_of(a, axis=(-2, -1), keepdims=True)
+    return jnp.where(known, a / scale, 0), jnp.where(known, scale, jnp.nan)[..., 0]
 
 
 def from_unit_size(
@@ -187,7 +187,7 @@ def _inverse(x: Array) -> Array:
 
 def _size(values: Array) -> Array:
     """A power of two next to the largest of the values, as their unit; shape ``[..., 1, 1]``."""
-    return power_of_two(jnp.max(jnp.abs(values), axis=-1, initial=0))[..., None, None]
+    return unit_of(values, axis=-1)[..., None, None]
 
 
 def _outside(basis: Array, x: Array) -> Array:

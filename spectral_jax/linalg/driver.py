@@ -6,11 +6,12 @@ import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 from jaxtyping import Array
 
+from spectral_jax._options import check_choice
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.subspace import generic_vectors, unit
 
@@ -53,8 +54,7 @@ def drive(
     (8.0, True)
     """
     check_operator(op)
-    if driver not in ("auto", "compiled", "host"):
-        raise ValueError(f"driver={driver!r}: choose 'auto', 'compiled' or 'host'")
+    check_choice(get_args(Driver), driver=driver)
     if driver == "auto":
         driver = faster_driver(op)
     if driver == "compiled":

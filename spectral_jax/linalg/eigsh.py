@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float
 
-from spectral_jax._options import count
+from spectral_jax._options import check_choice, count
 from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lobpcg import lobpcg
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import (
     EigResult,
@@ -189,7 +189,7 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     factor = factor_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
     op, values = factor * op, factor * values
-    size = power_of_two(jnp.max(jnp.abs(cotangent), axis=0))
+    size = unit_of(cotangent, axis=0)
     cotangent = cotangent / size
     known = jnp.concatenate([fixed, vectors], axis=1)
     # Gaps of the known values (rows) to the wanted ones (columns). The fixed vectors come without
@@ -233,8 +233,7 @@ def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tupl
     k = count("k", k, most=free, why=f"n = {n} less the deflated directions")
     if which not in ("SA", "LA"):
         raise ValueError(f"which={which!r}: choose 'SA' (smallest) or 'LA' (largest)")
-    if method not in ("auto", "lobpcg", "lanczos"):
-        raise ValueError(f"method={method!r}: choose 'auto', 'lobpcg' or 'lanczos'")
+    check_choice(("auto", "lobpcg", "lanczos"), method=method)
     if v0 is not None and (v0.ndim not in (1, 2) or v0.shape[0] != n):
         raise ValueError(f"v0 has shape {v0.shape}: pass [n] or [n, s] with n = {n}")
     if v0_images is not None and (v0 is None or v0_images.shape != v0.shape):

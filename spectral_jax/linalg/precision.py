@@ -66,3 +66,16 @@ def power_of_two(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     above = 2 * jax.lax.bitcast_convert_type(below, size.dtype)
     smallest = float(jnp.finfo(size.dtype).tiny)
     return jnp.where(usable, jnp.clip(above, smallest, 1 / smallest), 1)
+
+
+def unit_of(
+    x: Float[Array, "..."], axis: int | tuple[int, ...] | None = None, *, keepdims: bool = False
+) -> Float[Array, "..."]:
+    """The `power_of_two` next above the largest magnitude of ``x``, along ``axis`` if given.
+
+    1 where ``x`` is empty, zero, or holds NaN or inf.
+
+    >>> float(unit_of(jnp.array([3.0, -5.0]))), unit_of(jnp.zeros((0, 2)), axis=0).tolist()
+    (8.0, [1.0, 1.0])
+    """
+    return power_of_two(jnp.max(jnp.abs(x), axis=axis, keepdims=keepdims, initial=0))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from spectral_jax._options import count
+from spectral_jax._options import check_choice, count
 from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lapack import in_turn
 from spectral_jax.linalg.operators import LinearOperator, transposed_product
@@ -229,8 +229,7 @@ def _check(op, rank, oversample, power_iterations, method, block) -> tuple[_Opti
     smaller = min(op.shape)
     rank = count("rank", rank, most=smaller, why="min(m, n)")
     iterations = count("power_iterations", power_iterations, least=0)
-    if method not in ("krylov", "power"):
-        raise ValueError(f"method={method!r}: choose 'krylov' or 'power'")
+    check_choice(("krylov", "power"), method=method)
     if block is None:
         extra = DEFAULT_OVERSAMPLE if oversample is None else oversample
         columns = rank + count("oversample", extra, least=0)

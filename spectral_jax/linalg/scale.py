@@ -14,7 +14,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import unit_of
 
 # Products with one start can show an operator smaller than it is, never larger: the start may be
 # nearly an eigenvector of an eigenvalue near 0. So the largest entry seen is scaled to 2^-12, not
@@ -26,7 +26,7 @@ HEADROOM = 2.0**12
 
 def factor_of(images: Float[Array, "*shape"]) -> Float[Array, ""]:
     """The factor for an operator whose products with unit vectors are ``images``."""
-    size = power_of_two(jnp.max(jnp.abs(images)))
+    size = unit_of(images)
     # The inverse of a larger number is subnormal, and XLA on a CPU replaces subnormals by 0.
     most = 2.0 ** -jnp.finfo(size.dtype).minexp
     return 1 / (HEADROOM * jnp.minimum(size, most / HEADROOM))

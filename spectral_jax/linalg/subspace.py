@@ -14,7 +14,7 @@ from jax.lax import Precision
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.scale import holds_digits
 
 
@@ -222,7 +222,7 @@ def unit(x: Array) -> Array:
     """
     x = working(x, "x")
     # By an exact unit first: in float32 the square of 1e-30 is 0.
-    x = x / power_of_two(jnp.max(jnp.abs(x), axis=0, initial=0))
+    x = x / unit_of(x, axis=0)
     squares = jnp.sum(x**2, axis=0)
     # The derivative of the root at 0 is infinite, and times 0 is NaN, also where the result of the
     # root is not used: so the root of 0 must not be taken at all.

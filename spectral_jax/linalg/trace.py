@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import count
+from spectral_jax._options import check_choice, count
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import mm, unit
@@ -229,6 +229,5 @@ def _exact(value: Array, n: int) -> Estimate:
 
 
 def _check(method: str, matvecs: int, least: dict[str, int]) -> None:
-    if method not in least:
-        raise ValueError(f"method={method!r}: choose one of {', '.join(map(repr, least))}")
+    check_choice(least, method=method)
     count("matvecs", matvecs, least=least[method], why=f"for {method!r}")

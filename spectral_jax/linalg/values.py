@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax._options import check_choice
 from spectral_jax.linalg.decompositions import eigh, from_unit_size, svd, to_unit_size
 from spectral_jax.linalg.lapack import each_leading, joining_batches, splitting_pays
 from spectral_jax.linalg.precision import working
@@ -243,5 +244,4 @@ def _elongated(a: Array) -> bool:
 def _check(a: Array, method: str, known: tuple[str, ...]) -> None:
     if a.ndim < 2:
         raise ValueError(f"a has shape {a.shape}: pass matrices, [..., m, n]")
-    if method not in known:
-        raise ValueError(f"method={method!r}: choose one of {known}")
+    check_choice(known, method=method)

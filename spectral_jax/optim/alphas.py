@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from spectral_jax import tails
 from spectral_jax.linalg import svdvals
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 
 Metric = Callable[[Float[Array, "*positions m n"]], Float[Array, ""]]
 
@@ -86,7 +86,7 @@ def shape_only(*, fraction: float = 0.5) -> Metric:
 def _unit(matrix: Array) -> Array:
     """The matrix near unit size: the same exponent, and no eigenvalue over- or underflows."""
     matrix = working(matrix, "matrix")
-    return matrix / power_of_two(jnp.max(jnp.abs(matrix), initial=0))
+    return matrix / unit_of(matrix)
 
 
 METRICS: dict[str, Callable[..., Metric]] = {

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from spectral_jax._options import check_choice
 from spectral_jax._transforms.hyperparameters import check_share
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.optim.assignment import linear_map
 
 
@@ -64,12 +65,11 @@ def alpha_pruning(
     if not 0 <= epsilon < 1:
         raise ValueError(f"epsilon={epsilon}: choose 0 <= epsilon < 1, the spread of the ratios")
     check_share("sparsity", sparsity)
-    if paper_compat not in (None, "clip_no_renorm"):
-        raise ValueError(f"paper_compat={paper_compat!r}: choose 'clip_no_renorm' or None")
+    check_choice(("clip_no_renorm", None), paper_compat=paper_compat)
     alpha = working(alpha, "alpha")
     target = jnp.asarray(sparsity).astype(alpha.dtype)
     sizes = working(sizes, "sizes").astype(alpha.dtype)
-    sizes = sizes / power_of_two(jnp.max(sizes, initial=0))
+    sizes = sizes / unit_of(sizes)
     shares = linear_map(alpha, low=1 - epsilon, high=1 + epsilon)
     if paper_compat is None:
         ceiling, scale = jnp.ones((), alpha.dtype), _water_level(shares, sizes, target)

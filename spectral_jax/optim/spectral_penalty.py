@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax._options import check_count
+from spectral_jax._options import check_choice, check_count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,
@@ -239,8 +239,7 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
     check_strength("strength", strength)
     if penalty.sees not in SIGHTS:
         raise ValueError(f"Penalty(sees={penalty.sees!r}): choose 'matrices' or 'magnitudes'")
-    if mode not in ("penalty", "proximal"):
-        raise ValueError(f"mode={mode!r}: choose 'penalty' or 'proximal'")
+    check_choice(("penalty", "proximal"), mode=mode)
     if mode == "penalty":
         return
     if rate is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_count
+from spectral_jax._options import check_choice, check_count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,
@@ -286,8 +286,7 @@ def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callab
 
 def _check(refresh_every: int, tuned: str, layout: Any) -> None:
     check_count(refresh_every=refresh_every)
-    if tuned not in ("all", "inner", "not_last"):
-        raise ValueError(f"tuned={tuned!r}: choose 'all', 'inner' or 'not_last'")
+    check_choice(get_args(Tuned), tuned=tuned)
     if tuned != "all" and layout is None:
         raise ValueError(
             f"tuned={tuned!r} needs layout=weights.layout_of(function, params, x), or that of the "

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_count, check_number, count
+from spectral_jax._options import check_choice, check_count, check_number, count
 from spectral_jax._transforms.hyperparameters import check_share, check_strength
 
 Edit = Literal["truncate", "random", "halve", "shrink", "sparsify", "sparsify_vectors"]
@@ -53,8 +53,7 @@ class Policy:
     threshold: Number = 0.0
 
     def __post_init__(self) -> None:
-        if self.edit not in get_args(Edit):
-            raise ValueError(f"edit={self.edit!r}: choose one of {', '.join(get_args(Edit))}")
+        check_choice(get_args(Edit), edit=self.edit)
         check_share("keep_below", self.keep_below)
         check_share("gate", self.gate)
         count("min_rank", self.min_rank, least=0)

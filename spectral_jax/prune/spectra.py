@@ -32,7 +32,7 @@ from spectral_jax._transforms.hyperparameters import injectable
 from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax._transforms.members import where_needed
 from spectral_jax.linalg.lapack import each
-from spectral_jax.linalg.precision import power_of_two
+from spectral_jax.linalg.precision import unit_of
 from spectral_jax.prune import surgery
 from spectral_jax.prune.policies import Policy, policy_of
 from spectral_jax.prune.surgery import Spectrum
@@ -212,8 +212,7 @@ def _prune_matrix(
     n = max(shape)
     # In a unit near the largest entry no square over- or underflows. A caller's own fit may go by
     # the size of eigenvalues, so it gets them as they are.
-    size = jnp.max(jnp.abs(w), initial=0)
-    unit = power_of_two(size) if fit is None else jnp.ones_like(size)
+    unit = unit_of(w) if fit is None else jnp.ones((), w.dtype)
     spectral = _spectrum(w / unit)
     found = (fit or _fit_bulk)(spectral.values[::-1] ** 2 / n, shape)
     edge, sigma = jnp.sqrt(n * found.edge), jnp.sqrt(found.variance)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from spectral_jax import rmt
 from spectral_jax._factors import split_refusal
 from spectral_jax._transforms.leaves import like
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 
 Factored = Mapping[str, "Array | Factored"]
@@ -54,7 +54,7 @@ def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
     Source: Golub & Van Loan, Matrix Computations, section 8.6.
     """
     w = working(w, "w")
-    scale = power_of_two(jnp.max(jnp.abs(w), axis=(-2, -1), keepdims=True, initial=0))
+    scale = unit_of(w, axis=(-2, -1), keepdims=True)
     squares, vectors = jnp.linalg.eigh(_gram(w / scale))
     values = jnp.sqrt(jnp.maximum(squares, 0)) * scale[..., 0]
     return Spectrum(values[..., ::-1], vectors[..., ::-1])

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_count
+from spectral_jax._options import check_choice, check_count
 from spectral_jax._transforms.hyperparameters import check_share
 from spectral_jax._transforms.leaves import like
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 
 Sparsity = float | Float[Array, ""]
@@ -60,7 +60,7 @@ def wanda_mask(
     Source: Wanda, arXiv 2306.11695.
     """
     weights, inputs = _checked(weights, inputs)
-    weights, inputs = weights / _unit(weights), inputs / _unit(inputs)
+    weights, inputs = weights / unit_of(weights), inputs / unit_of(inputs)
     scores = jnp.abs(weights) * jnp.linalg.norm(inputs, axis=0)[:, None]
     return jax.vmap(lambda column: _largest(column, sparsity), in_axes=1, out_axes=1)(scores)
 
@@ -97,7 +97,7 @@ def sparsegpt(
     check_count(block_size=block_size)
     if not damping > 0:
         raise ValueError(f"damping={damping}: choose it above 0, or H may have no inverse")
-    unit, inputs = _unit(weights), inputs / _unit(inputs)
+    unit, inputs = unit_of(weights), inputs / unit_of(inputs)
     gram = mm(inputs.T, inputs)
     dead = jnp.diag(gram) == 0
     factor = _inverse_factor(gram, dead, damping)
@@ -120,7 +120,7 @@ def reconstruction_error(
     ``||X W - X W'||_F^2 / ||X W||_F^2``, with ``W'`` the pruned weights.
     """
     weights, inputs = _checked(weights, inputs)
-    unit, inputs = _unit(weights), inputs / _unit(inputs)
+    unit, inputs = unit_of(weights), inputs / unit_of(inputs)
     pruned, weights = working(pruned, "pruned") / unit, weights / unit
     lost, whole = (jnp.sum(mm(inputs, w) ** 2) for w in (weights - pruned, weights))
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
@@ -149,8 +149,7 @@ def prune_weights(
     >>> prune_weights(params, {"a/kernel": 0.5})["a"]["kernel"].tolist()
     [[0.0, 0.0], [3.0, 4.0]]
     """
-    if method not in ("magnitude", "wanda", "sparsegpt"):
-        raise ValueError(f"method={method!r}: choose 'magnitude', 'wanda' or 'sparsegpt'")
+    check_choice(("magnitude", "wanda", "sparsegpt"), method=method)
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = {weights_of.leaf_name(path): leaf for path, leaf in flat}
     chosen = _layers(leaves, sparsities)
@@ -199,11 +198,6 @@ def _largest(scores: Float[Array, " k"], sparsity: Sparsity) -> Bool[Array, " k"
     order = jnp.argsort(scores)
     rank = jnp.zeros_like(order).at[order].set(jnp.arange(scores.size, dtype=order.dtype))
     return rank >= removed.astype(order.dtype)
-
-
-def _unit(x: Array) -> Array:
-    """A power of two to divide by, so that squares neither overflow nor underflow."""
-    return power_of_two(jnp.max(jnp.abs(x), initial=0))
 
 
 def _inverse_factor(gram: Array, dead: Array, damping: float) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import check_number
+from spectral_jax._options import check_choice, check_number
 from spectral_jax.laws import marchenko_pastur_edges, rational
 from spectral_jax.rmt._edge import check_beta, check_compat, edge_factor, sizes
 from spectral_jax.rmt._gamma import gamma_fit
@@ -146,10 +146,8 @@ def fit_marchenko_pastur(
     """
     p, n = sizes(shape)
     eigenvalues = spectra(eigenvalues, shape, "eigenvalues")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: choose one of {METHODS}")
-    if plotting not in BEFORE:
-        raise ValueError(f"plotting={plotting!r}: choose one of {tuple(BEFORE)}")
+    check_choice(METHODS, method=method)
+    check_choice(BEFORE, plotting=plotting)
     check_number("choose at least 0 and below 1/2", lambda share: 0 <= share < 0.5, trim=trim)
     if floor is not None:
         check_number("choose at least 0 and below 1", lambda share: 0 <= share < 1, floor=floor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax._options import check_choice
 from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.rmt._edge import scale_of_noise, sizes
 from spectral_jax.rmt._spectrum import half_steps, ordered, rounding, spectra
@@ -108,8 +109,7 @@ def optimal_shrinkage(
     Array([1.5, 0. ], dtype=float32)
     """
     p, n = sizes(shape)
-    if loss not in ("frobenius", "operator", "nuclear"):
-        raise ValueError(f"loss={loss!r}: choose 'frobenius', 'operator' or 'nuclear'")
+    check_choice(get_args(Loss), loss=loss)
     singular_values = spectra(singular_values, shape, "singular_values")
     scale = jnp.asarray(n**0.5 * scale_of_noise(noise, "noise"), singular_values.dtype)[..., None]
     return _shrink(singular_values, scale, b=p / n, loss=loss)
@@ -117,7 +117,7 @@ def optimal_shrinkage(
 
 @partial(jax.jit, static_argnames=("b", "loss"))
 def _shrink(singular_values: Array, scale: Array, *, b: float, loss: Loss) -> Array:
-    """The formulas of `optimal_shrinkage` as the share of each value that is left, in terms of ``t = 1 / y``.
+    """The formulas of `optimal_shrinkage` as the share left of each value, in ``t = 1 / y``.
 
     Powers of ``y`` would overflow for a strong signal; those of ``t`` go to 0, and shares to 1.
     """

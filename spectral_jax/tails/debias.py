@@ -7,6 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from spectral_jax._options import check_choice
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.null import null_alpha
 
@@ -54,10 +55,7 @@ def debiased_alpha(
     >>> float(debiased_alpha(jnp.array(mean), (64, 128), form="ratio"))
     1.0
     """
+    check_choice(("difference", "ratio"), form=form)
     alpha = working(alpha, "alpha")
     mean = null_alpha(shape, fraction=fraction).mean
-    if form == "difference":
-        return alpha - mean
-    if form == "ratio":
-        return (alpha - 1) / (mean - 1)
-    raise ValueError(f"form={form!r}: choose 'difference' or 'ratio'")
+    return alpha - mean if form == "difference" else (alpha - 1) / (mean - 1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.tails.hill import hill_alpha
 from spectral_jax.tails.power_law import Rule, power_law_fit
 from spectral_jax.tails.windows import CHUNK, Method, farms_eigenvalues, farms_windows, squares
@@ -117,7 +117,7 @@ def _cut_shape(shape: tuple[int, ...], grid: _Grid) -> tuple[int, ...]:
 def _decomposed(layers: list[Array], grid: _Grid, method: Method, absolute: bool) -> list[Array]:
     """The eigenvalues of all windows of each layer; their windows are of one size."""
     if not absolute:
-        layers = [w / power_of_two(jnp.max(jnp.abs(w))) for w in layers]
+        layers = [w / unit_of(w) for w in layers]
     # A single layer may have more windows than a chunk holds: that function cuts them in parts.
     if len(layers) == 1:
         values = farms_eigenvalues(layers[0], **grid._asdict(), method=method, pooled=False)

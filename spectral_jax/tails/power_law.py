@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax._options import check_number
+from spectral_jax._options import check_choice, check_number
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.support import FitStatus, check_floor, spectra, support
 
@@ -97,10 +97,7 @@ def power_law_fit(
     >>> FitStatus(int(power_law_fit(jnp.ones(8)).status)).name
     'DEGENERATE'
     """
-    if paper_compat not in (None, "peak_log10", "weightwatcher"):
-        raise ValueError(
-            f"paper_compat={paper_compat!r}: choose 'peak_log10', 'weightwatcher' or None"
-        )
+    check_choice(("peak_log10", "weightwatcher", None), paper_compat=paper_compat)
     if paper_compat == "peak_log10" and not (isinstance(xmin, str) and xmin == "peak"):
         raise ValueError(f"paper_compat='peak_log10' with xmin={xmin!r}: it is about xmin='peak'")
     check_floor(floor)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import check_count, check_number
+from spectral_jax._options import check_choice, check_count, check_number
 from spectral_jax.linalg import eigvalsh, svdvals
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
@@ -125,8 +125,7 @@ def farms_eigenvalues(
     w = working(w, "w")
     options = (window, cols_per_row, samples, stride, key, scheme, paper_compat)
     _check(w, *options)
-    if method not in ("svd", "gram"):
-        raise ValueError(f"method={method!r}: choose 'svd' or 'gram'")
+    check_choice(get_args(Method), method=method)
     if "conv_blocks" in paper_compat:
         values = squares(_conv_blocks(w, cols_per_row), method)
         return jnp.sort(values.reshape(values.shape[0], -1), axis=-1)
@@ -259,8 +258,7 @@ def _check(w, window, cols_per_row, samples, stride, key, scheme, paper_compat) 
         raise ValueError(f"paper_compat={unknown}: choose among {COMPAT}")
     if "conv_blocks" in paper_compat and w.ndim != 3:
         raise ValueError(f"w has shape {w.shape}: conv_blocks wants a stack [positions, m, n]")
-    if scheme not in TAKES:
-        raise ValueError(f"scheme={scheme!r}: choose one of {tuple(TAKES)}")
+    check_choice(TAKES, scheme=scheme)
     given = {k for k, v in dict(samples=samples, stride=stride, key=key).items() if v is not None}
     if given - TAKES[scheme] or NEEDS[scheme] - given:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from spectral_jax._options import check_choice
 from spectral_jax.weights._matrices import named_leaves, places, skipped
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK
@@ -146,8 +147,7 @@ def graph_weights(
     Raises:
         ValueError: a path is missing, shapes disagree with the layout, or `batch_stats` is missing.
     """
-    if conv_norm not in ("l1", "l2"):
-        raise ValueError(f"conv_norm={conv_norm!r} is unknown: use 'l1' or 'l2'")
+    check_choice(("l1", "l2"), conv_norm=conv_norm)
     leaves, stats = named_leaves(params), named_leaves(batch_stats)
     if any(block.path is not None and ":" in block.path for block in layout):
         leaves |= _kernels(leaves)

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+from spectral_jax._options import check_choice
 from spectral_jax.weights import _read
 from spectral_jax.weights._codes import Codes
 from spectral_jax.weights._low_rank import low_rank
@@ -129,8 +130,8 @@ def classify(
     tied: Mapping[str, str] | None = None,
 ) -> Plan:
     """Do the work of `plan`, but let a network without matrices pass."""
-    check_choice("conv", conv, get_args(Conv))
-    check_choice("framework", framework, ("auto", *FRAMEWORKS))
+    check_choice(get_args(Conv), conv=conv)
+    check_choice(("auto", *FRAMEWORKS), framework=framework)
     stored = {name: _shape(given) for name, given in shapes.items()}
     dtypes = {n: str(getattr(given, "dtype", "")) for n, given in shapes.items()} | dict(
         dtypes or {}
@@ -281,7 +282,8 @@ def _unknown(tensor: Tensor) -> str:
 def _told_kinds(names: Collection[str], kinds: Mapping[str, str]) -> dict[str, str]:
     told: dict[str, str] = {}
     for glob, kind in kinds.items():
-        check_choice(f"kinds[{glob!r}]", kind.partition(":")[0], (*_MAKERS, "stacked", "skip"))
+        known = (*_MAKERS, "stacked", "skip")
+        check_choice(known, **{f"kinds[{glob!r}]": kind.partition(":")[0]})
         matched = [name for name in names if fnmatchcase(name, glob)]
         if not matched:
             near = difflib.get_close_matches(glob, names, n=1)
@@ -371,11 +373,3 @@ _MAKERS: dict[str, Callable[[Tensor, Network, Conv, int], Sequence[View]]] = {
     "attention": _attention,
     "recurrent": _recurrent,
 }
-
-
-def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError, naming the argument, if the value is none of the choices."""
-    if value not in choices:
-        raise ValueError(
-            f"{argument}={value!r} is unknown: use one of {', '.join(map(repr, choices))}"
-        )
