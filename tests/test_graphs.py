@@ -746,6 +746,13 @@ def test_nested_lists_integers_and_negative_weights_are_read_as_magnitudes():
         assert graphs.degrees([block]).tolist() == [3, 4, 4, 3]
 
 
+def test_a_mask_may_be_a_list():
+    blocks = [jnp.ones((2, 2)), jnp.ones((2, 1))]
+    whole = graphs.layer_quotient(blocks[:1])
+    part = graphs.layer_quotient(blocks, mask=[True] * 4 + [False])
+    assert float(part.value) == pytest.approx(float(whole.value), rel=1e-6)
+
+
 def test_every_function_means_the_combinatorial_laplacian_unless_told_otherwise():
     exported = [getattr(graphs, name) for name in graphs.__all__]
     functions = [*filter(inspect.isfunction, exported), optim.fiedler_decay]

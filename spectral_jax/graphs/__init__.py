@@ -7,14 +7,11 @@ unless told ``normalised=True``.
 
 from spectral_jax.graphs.components import largest_component
 from spectral_jax.graphs.fiedler import (
-    Component,
     FiedlerResult,
-    LayerQuotient,
     PairResiduals,
     fiedler,
     fiedler_pairs,
     fiedler_value,
-    layer_quotient,
     pair_residuals,
 )
 from spectral_jax.graphs.laplacian import (
@@ -26,6 +23,8 @@ from spectral_jax.graphs.laplacian import (
     rayleigh_quotient,
     widths,
 )
+from spectral_jax.graphs.quotient import LayerQuotient, layer_quotient
+from spectral_jax.graphs.solving import Component
 
 __all__ = [
     "Component",
@@ -33,6 +32,7 @@ __all__ = [
     "FiedlerResult",
     "LayerQuotient",
     "PairResiduals",
+    "by_group",
     "chain",
     "degrees",
     "fiedler",
@@ -43,6 +43,5 @@ __all__ = [
     "layer_quotient",
     "pair_residuals",
     "rayleigh_quotient",
-    "by_group",
     "widths",
 ]

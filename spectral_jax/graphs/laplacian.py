@@ -58,6 +58,7 @@ def inside_of(graph: Graph, mask: Bool[Array, " N"] | None) -> Bool[Array, " N"]
     nodes = (sum(graph.sizes),)
     if mask is None:
         return jnp.ones(nodes, bool)
+    mask = jnp.asarray(mask, bool)
     if mask.shape != nodes:
         raise ValueError(f"mask has shape {mask.shape}: pass one flag per node, {nodes}")
     return mask

@@ -257,37 +257,14 @@ def _iterate(
       bar: a probe's reason to stop early, the answer's worst value (times the sign): it ends when
         its best Ritz value has settled above, though not before ``least_steps``. Infinite: none.
     """
-    op, k, sign = search.op, search.k, search.sign
+    k, sign = search.k, search.sign
 
     def step(state: _Iterate) -> _Iterate:
-        x, ax, p, ap = state.basis
+        x, ax, p, _ = state.basis
         residual = precondition(ax - state.values[:, None] * x)
         w = jnp.where(leads & (state.step == 0), lead, residual)
-        # The only product of a step: X and P have theirs from the last one.
         w = orthonormal_rows(w, jnp.concatenate([known, x, p]))
-        aw = (op @ w.T).T
-        s, image = jnp.concatenate([x, p, w]), jnp.concatenate([ax, ap, aw])
-        cross = sign * mm(s, aw.T)
-        gram = jnp.concatenate([state.gram, cross[: 2 * k].T])
-        gram = _symmetric(jnp.concatenate([gram, cross], axis=1))
-        values, c = best_pairs(gram, jnp.sum(s**2, axis=1) > 0.5, k)
-        # P is the part of the new X that comes from the old P and W, orthogonalised against X. Both
-        # are formed in coordinates of S, whose rows are orthonormal: small matrices instead of
-        # passes over vectors of length n. (Hetmaniuk & Lehoucq 2006.)
-        c = c.T
-        both = jnp.concatenate([c, orthonormal_rows(c.at[:, :k].set(0), c)])
-        s, image = mm(both, s), mm(both, image)
-        x, ax = s[:k], image[:k]
-        residuals = jnp.sqrt(jnp.sum((ax - sign * values[:, None] * x) ** 2, axis=1))
-        return _Iterate(
-            basis=_Basis(x, ax, s[k:], image[k:]),
-            gram=mm(both, mm(gram, both.T)),
-            values=sign * values,
-            residuals=residuals,
-            scale=jnp.maximum(state.scale, _largest_length(image)),
-            step=state.step + 1,
-            matvecs=state.matvecs + k,
-        )
+        return _improved(search, state, w)
 
     def unfinished(state: _Iterate):
         good = jnp.all(search.converged(state.values, state.residuals, state.scale))
@@ -298,11 +275,41 @@ def _iterate(
         healthy = jnp.all(jnp.isfinite(state.residuals)) | (state.step == 0)
         return ~good & affordable & healthy
 
-    infinite = jnp.full(k, jnp.inf, op.dtype)
+    infinite = jnp.full(k, jnp.inf, search.op.dtype)
     rows, images = jnp.concatenate([basis.x, basis.p]), jnp.concatenate([basis.ax, basis.ap])
     gram = _symmetric(sign * inner_rows(rows, images))
     state = _Iterate(basis, gram, values, infinite, scale, jnp.zeros((), jnp.int32), matvecs)
     return jax.lax.while_loop(unfinished, step, state)
+
+
+def _improved(search: Search, state: _Iterate, w: Array) -> _Iterate:
+    """The best ``k`` Ritz pairs in the span of X, P and the new rows W, orthonormal to both."""
+    k, sign = search.k, search.sign
+    x, ax, p, ap = state.basis
+    # The only product of a step: X and P have theirs from the last one.
+    aw = (search.op @ w.T).T
+    s, image = jnp.concatenate([x, p, w]), jnp.concatenate([ax, ap, aw])
+    cross = sign * mm(s, aw.T)
+    gram = jnp.concatenate([state.gram, cross[: 2 * k].T])
+    gram = _symmetric(jnp.concatenate([gram, cross], axis=1))
+    values, c = best_pairs(gram, jnp.sum(s**2, axis=1) > 0.5, k)
+    # P is the part of the new X that comes from the old P and W, orthogonalised against X. Both
+    # are formed in coordinates of S, whose rows are orthonormal: small matrices instead of
+    # passes over vectors of length n. (Hetmaniuk & Lehoucq 2006.)
+    c = c.T
+    both = jnp.concatenate([c, orthonormal_rows(c.at[:, :k].set(0), c)])
+    s, image = mm(both, s), mm(both, image)
+    x, ax = s[:k], image[:k]
+    residuals = jnp.sqrt(jnp.sum((ax - sign * values[:, None] * x) ** 2, axis=1))
+    return _Iterate(
+        basis=_Basis(x, ax, s[k:], image[k:]),
+        gram=mm(both, mm(gram, both.T)),
+        values=sign * values,
+        residuals=residuals,
+        scale=jnp.maximum(state.scale, _largest_length(image)),
+        step=state.step + 1,
+        matvecs=state.matvecs + k,
+    )
 
 
 def _where(condition: Array, one: _Basis, other: _Basis) -> _Basis:

@@ -108,6 +108,76 @@ def _of_batch(eigenvalues: Array, xmin: Array) -> TailAlternatives:
 
 
 def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
+    tail = _tail(eigenvalues, xmin)
+    # x / xmin - 1, without the digits that exp(s) - 1 loses for small s.
+    excess = jnp.expm1(tail.s)
+    decay = 1 / tail.mean(excess)
+    exponential = jnp.log(decay) - decay * excess + tail.s
+
+    (a, b), truncated, truncated_edge = _fitted(tail, _TRUNCATED, lambda m: 0.5 / m)
+    (c, d), lognormal, lognormal_edge = _fitted(tail, _LOGNORMAL, _normal)
+    sigma2 = 0.5 / d  # infinite at the limit, which is the power law
+    likelihood = tail.log_likelihood(tail.power_law)
+    return TailAlternatives(
+        log_likelihood=jnp.where(tail.exists, likelihood, jnp.nan),
+        truncated_power_law=_alternative(
+            tail,
+            jnp.stack([1 + a, b / tail.xmin / tail.unit]),
+            truncated,
+            truncated_edge,
+            nested=True,
+        ),
+        exponential=_alternative(
+            tail, decay[None] / tail.xmin / tail.unit, exponential, jnp.asarray(False)
+        ),
+        lognormal=_alternative(
+            tail,
+            jnp.stack([tail.log_xmin - c * sigma2, jnp.sqrt(sigma2)]),
+            lognormal,
+            lognormal_edge,
+        ),
+    )
+
+
+class _Tail(NamedTuple):
+    """The eigenvalues from ``xmin`` on, as ``s = ln(x / xmin)`` where they are ``inside``."""
+
+    s: Array
+    inside: Array
+    size: Array
+    xmin: Array
+    """In the ``unit`` of the spectrum."""
+    unit: Array
+    status: Array
+    """A ``FitStatus``; unless it is ``OK``, ``s`` is made up."""
+
+    @property
+    def exists(self) -> Array:
+        return self.status == FitStatus.OK
+
+    @property
+    def log_xmin(self) -> Array:
+        return jnp.log(self.xmin) + jnp.log(self.unit)
+
+    @property
+    def rate(self) -> Array:
+        """``alpha - 1`` of the power law."""
+        return 1 / self.mean(self.s)
+
+    @property
+    def power_law(self) -> Array:
+        """Its log density at each ``s``."""
+        return jnp.log(self.rate) - self.rate * self.s
+
+    def mean(self, values: Array) -> Array:
+        return jnp.sum(jnp.where(self.inside, values, 0)) / self.size
+
+    def log_likelihood(self, pointwise: Array) -> Array:
+        """Of log densities of ``s``; the sum of ``ln x`` turns them into those of ``x``."""
+        return self.size * self.mean(pointwise) - self.size * (self.mean(self.s) + self.log_xmin)
+
+
+def _tail(eigenvalues: Array, xmin: Array) -> _Tail:
     found = support(eigenvalues)
     values, unit = found.values, found.unit
     usable = jnp.isfinite(xmin) & (xmin / unit > 0)
@@ -116,9 +186,8 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
     tail = jnp.sum(inside)
     n = jnp.maximum(tail, 1).astype(values.dtype)
     s = jnp.log(jnp.where(inside, values, xmin) / xmin)
-    eps = float(jnp.finfo(s.dtype).eps)
     status = jnp.select(
-        [~(found.finite & usable), tail < 2, jnp.max(s) <= 4 * eps],
+        [~(found.finite & usable), tail < 2, jnp.max(s) <= 4 * float(jnp.finfo(s.dtype).eps)],
         [int(FitStatus.NOT_FINITE), int(FitStatus.NO_TAIL), int(FitStatus.DEGENERATE)],
         int(FitStatus.OK),
     )
@@ -126,56 +195,48 @@ def _compare(eigenvalues: Array, xmin: Array) -> TailAlternatives:
     # A spectrum without a tail gets values that can be fitted, and NaN for results in the end: NaN
     # within the iteration would also spoil derivatives of others in the batch.
     s = jnp.where(fitted, s, jnp.linspace(0.0, 1.0, len(s), dtype=s.dtype) if len(s) > 1 else 1)
-    inside, n = inside | ~fitted, jnp.where(fitted, n, len(s))
+    return _Tail(s, inside | ~fitted, jnp.where(fitted, n, len(s)), xmin, unit, status)
 
-    def mean(values):
-        return jnp.sum(jnp.where(inside, values, 0)) / n
 
-    rate = 1 / mean(s)
-    power_law = jnp.log(rate) - rate * s
-    log_xmin = jnp.log(xmin) + jnp.log(unit)
-    # Densities are those of s = ln(x / xmin); the sum of ln x turns their logs into those of x.
-    jacobian = n * (mean(s) + log_xmin)
+def _fitted(
+    tail: _Tail, family: _Family, start: Callable[[Array], Array]
+) -> tuple[Array, Array, Array]:
+    """Parameters of most likelihood, log densities, and whether they are at the family's edge."""
+    h = family.h(tail.s)
+    m = jax.lax.stop_gradient(jnp.stack([tail.mean(tail.s), tail.mean(h)]))
+    theta, interior = _maximise(family, start(m), m)
+    pointwise = -theta[0] * tail.s - theta[1] * h - _moments(family, theta)[0]
+    # A family that contains the power law as a limit cannot do worse; if it does no better than
+    # rounding, it is the power law.
+    rounding = 100 * float(jnp.finfo(tail.s.dtype).eps)
+    gains = tail.mean(tail.power_law - pointwise) < -rounding
+    limit = jnp.stack([jax.lax.stop_gradient(tail.rate), jnp.zeros_like(tail.rate)])
+    theta = jnp.where(gains, theta, limit)
+    return theta, jnp.where(gains, pointwise, tail.power_law), ~(gains & interior)
 
-    def alternative(parameters, pointwise, edge, *, nested=False):
-        differences = power_law - pointwise
-        ratio = n * mean(differences)
-        sd = jnp.sqrt(jnp.maximum(mean((differences - ratio / n) ** 2), jnp.finfo(s.dtype).tiny))
-        normalised = jnp.where(edge & (ratio == 0), 0, ratio / (sd * jnp.sqrt(n)))
-        surprise = jnp.sqrt(jnp.maximum(-ratio, 0)) if nested else jnp.abs(normalised) / 2**0.5
-        numbers = parameters, n * mean(pointwise) - jacobian, ratio, normalised, erfc(surprise)
-        verdict = jnp.where(fitted & edge, int(FitStatus.BOUNDARY), status)
-        return Alternative(*(jnp.where(fitted, x, jnp.nan) for x in numbers), verdict)
 
-    def fit(family, start):
-        h = family.h(s)
-        m = jax.lax.stop_gradient(jnp.stack([mean(s), mean(h)]))
-        theta, interior = _maximise(family, start(m), m)
-        pointwise = -theta[0] * s - theta[1] * h - _moments(family, theta)[0]
-        # A family that contains the power law as a limit cannot do worse; if it does no better than
-        # rounding, it is the power law.
-        gains = mean(power_law - pointwise) < -100 * eps
-        limit = jnp.stack([jax.lax.stop_gradient(rate), jnp.zeros_like(rate)])
-        theta = jnp.where(gains, theta, limit)
-        return theta, jnp.where(gains, pointwise, power_law), ~(gains & interior)
+def _alternative(
+    tail: _Tail, parameters: Array, pointwise: Array, edge: Array, *, nested: bool = False
+) -> Alternative:
+    """A law of these log densities against the power law; ``nested`` if that is a limit of it."""
+    n, tiny = tail.size, jnp.finfo(tail.s.dtype).tiny
+    differences = tail.power_law - pointwise
+    ratio = n * tail.mean(differences)
+    sd = jnp.sqrt(jnp.maximum(tail.mean((differences - ratio / n) ** 2), tiny))
+    normalised = jnp.where(edge & (ratio == 0), 0, ratio / (sd * jnp.sqrt(n)))
+    surprise = jnp.sqrt(jnp.maximum(-ratio, 0)) if nested else jnp.abs(normalised) / 2**0.5
+    verdict = jnp.where(tail.exists & edge, int(FitStatus.BOUNDARY), tail.status)
 
-    # x / xmin - 1, without the digits that exp(s) - 1 loses for small s.
-    excess = jnp.expm1(s)
-    decay = 1 / mean(excess)
-    exponential = jnp.log(decay) - decay * excess + s
+    def told(value: Array) -> Array:
+        return jnp.where(tail.exists, value, jnp.nan)
 
-    (a, b), truncated, truncated_edge = fit(_TRUNCATED, lambda m: 0.5 / m)
-    (c, d), lognormal, lognormal_edge = fit(_LOGNORMAL, _normal)
-    sigma2 = 0.5 / d  # infinite at the limit, which is the power law
-    return TailAlternatives(
-        log_likelihood=jnp.where(fitted, n * mean(power_law) - jacobian, jnp.nan),
-        truncated_power_law=alternative(
-            jnp.stack([1 + a, b / xmin / unit]), truncated, truncated_edge, nested=True
-        ),
-        exponential=alternative(decay[None] / xmin / unit, exponential, jnp.asarray(False)),
-        lognormal=alternative(
-            jnp.stack([log_xmin - c * sigma2, jnp.sqrt(sigma2)]), lognormal, lognormal_edge
-        ),
+    return Alternative(
+        parameters=told(parameters),
+        log_likelihood=told(tail.log_likelihood(pointwise)),
+        ratio=told(ratio),
+        normalised=told(normalised),
+        p_value=told(erfc(surprise)),
+        status=verdict,
     )
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
-from spectral_jax.weights._flow import Summary, Units, Value, Weight, result
+from spectral_jax.weights._flow import result
+from spectral_jax.weights._flow_values import Summary, Units, Value, Weight
 from spectral_jax.weights._graph import Block, graph_weights
 from spectral_jax.weights._matrices import leaf_name
 from spectral_jax.weights._nodes import Graph, Kernel
