@@ -1,7 +1,7 @@
-"""Options of public functions that are numbers or names, refused in one way everywhere."""
+"""Options of public functions that are plain numbers, refused in one way wherever they are not."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,16 +55,3 @@ def check_count(**options: Any) -> None:
 def is_count(value: Any) -> bool:
     """Whether it is a whole number from 1 up, as the sides of a shape are."""
     return isinstance(value, WHOLE) and not isinstance(value, bool) and int(value) >= 1
-
-
-def check_choice(choices: Iterable[str | None], **options: Any) -> None:
-    """Raise ``ValueError`` for an option that is none of the ``choices``.
-
-    >>> check_choice(("svd", "gram"), method="qr")
-    Traceback (most recent call last):
-    ValueError: method='qr': choose 'svd' or 'gram'
-    """
-    *others, last = map(repr, known := tuple(choices))
-    for name, value in options.items():
-        if not isinstance(value, str | None) or value not in known:
-            raise ValueError(f"{name}={value!r}: choose {', '.join(others)} or {last}")

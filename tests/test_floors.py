@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
 FLOORS = (
-    ("_lazy", "_options", "_files", "_factors"),
+    ("_lazy", "_options", "_choices", "_files", "_factors"),
     ("laws",),
     ("linalg",),
     ("weights",),

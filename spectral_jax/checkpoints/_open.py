@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.checkpoints import _msgpack, _npz, _onnx, _safetensors, _sharded
 from spectral_jax.checkpoints._base import (
     CheckpointError,

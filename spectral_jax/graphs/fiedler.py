@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.graphs.laplacian import (
     Blocks,
     Edges,

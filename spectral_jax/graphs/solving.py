@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.graphs.components import component_mask
 from spectral_jax.graphs.laplacian import (
     Blocks,

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 import jax
 from jaxtyping import Array
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.subspace import generic_vectors, unit
 

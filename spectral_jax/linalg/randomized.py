@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from spectral_jax._options import check_choice, count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import count
 from spectral_jax.linalg.arguments import tolerance
 from spectral_jax.linalg.lapack import in_turn
 from spectral_jax.linalg.operators import LinearOperator, transposed_product

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import check_choice, count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import count
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.scale import factor_of
 from spectral_jax.linalg.subspace import mm, unit

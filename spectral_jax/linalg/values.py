@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.linalg.decompositions import eigh, from_unit_size, svd, to_unit_size
 from spectral_jax.linalg.lapack import each_leading, joining_batches, splitting_pays
 from spectral_jax.linalg.precision import working

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax._transforms.hyperparameters import check_share
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.optim.assignment import linear_map

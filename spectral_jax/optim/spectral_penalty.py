@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax._options import check_choice, check_count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,

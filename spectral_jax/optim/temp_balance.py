@@ -13,7 +13,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_choice, check_count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_choice, check_count, check_number, count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_count, check_number, count
 from spectral_jax._transforms.hyperparameters import check_share, check_strength
 
 Edit = Literal["truncate", "random", "halve", "shrink", "sparsify", "sparsify_vectors"]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_choice, check_count
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_count
 from spectral_jax._transforms.hyperparameters import check_share
 from spectral_jax._transforms.leaves import like
 from spectral_jax.linalg.precision import unit_of, working

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import check_choice, check_number
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_number
 from spectral_jax.laws import marchenko_pastur_edges, rational
 from spectral_jax.rmt._edge import check_beta, check_compat, edge_factor, sizes
 from spectral_jax.rmt._gamma import gamma_fit

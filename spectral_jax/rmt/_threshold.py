@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.linalg.precision import power_of_two
 from spectral_jax.rmt._edge import scale_of_noise, sizes
 from spectral_jax.rmt._spectrum import half_steps, ordered, rounding, spectra

@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.null import null_alpha
 

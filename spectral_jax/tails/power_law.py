@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax._options import check_choice, check_number
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_number
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.support import FitStatus, check_floor, spectra, support
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from spectral_jax._options import check_choice, check_count, check_number
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_count, check_number
 from spectral_jax.linalg import eigvalsh, svdvals
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.weights._matrices import named_leaves, places, skipped
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import product
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
-from spectral_jax._options import check_choice
+from spectral_jax._choices import check_choice
 from spectral_jax.weights import _read
 from spectral_jax.weights._codes import Codes
 from spectral_jax.weights._low_rank import low_rank
