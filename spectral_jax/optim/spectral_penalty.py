@@ -136,7 +136,7 @@ def spectral_penalty(
         convolutions as ``[h w i, o]``, several layers in one leaf as ``[stack, m, n]``. One on
         magnitudes sees the chain of dense kernels, in the order of their names; for any other
         network pass ``lambda params: weights.graph_weights(params, blocks)`` with the blocks of
-        ``weights.layout_of``.
+        ``weights.layout_of``, and for one with skips the option ``edges=weights.edges(blocks)``.
         A view of magnitudes must be linear and keep them non-negative (a selection of kernels, a
         norm over kernel positions). In proximal mode a view of matrices may only select and
         rearrange entries.
