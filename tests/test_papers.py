@@ -306,6 +306,12 @@ def test_data_that_are_lost_half_way_keep_what_was_trained(carried):
     assert len(stub.asked) == 2  # no arm has data where one has none
 
 
+def test_a_protocol_that_could_not_be_tuned_says_why(carried):
+    outcome, _ = carried({"a@1": UserError("no file x", MISSING)}, Tuning(seeds=2))
+    assert outcome.results.arms("p") == () and outcome.exit_code == MISSING
+    assert outcome.results.reason(protocol="p", arm="a") == "no file x"
+
+
 def test_a_wrong_configuration_ends_it_all(carried):
     with pytest.raises(UserError, match="no penalty"):
         carried({"wrong": UserError("no penalty 'l3'", USAGE), "right": (0.5, 0.5)})

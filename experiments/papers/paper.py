@@ -187,7 +187,8 @@ class Outcome:
             self.results = self.results.without(protocol, arm, error.message)
             if not isinstance(error, Diverged):  # that is a finding
                 self.exit_code = max(self.exit_code, error.exit_code)
-            print(f"warning: {protocol}: {error.message}", file=sys.stderr)
+            place = f"{protocol}/{arm}" if arm else protocol
+            print(f"warning: {place}: {error.message}", file=sys.stderr)
 
 
 def reproduce(
@@ -248,8 +249,9 @@ def carry_out(
             method: paper.final_arm(preset, name, choice.arm, overrides)
             for method, choice in outcome.choices[name].items()
         }
-        _train(outcome, name, finals, root=root)
-        if not finals:
+        if finals:
+            _train(outcome, name, finals, root=root)
+        else:
             reason = outcome.results.reason(protocol=tried, arm="")
             outcome.results = outcome.results.without(name, "", reason)
     require_fresh_seeds(outcome.results)
