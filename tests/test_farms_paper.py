@@ -308,6 +308,9 @@ class Shelf:
     def load_array(self, name):
         return self.arrays.get(name)
 
+    def array(self, name):
+        return self.arrays[name]
+
 
 @pytest.fixture(scope="module")
 def noise():
@@ -387,7 +390,7 @@ def test_claims_name_arms_that_there_are_and_say_what_is_not_run():
     assert judged["digits-farms-over-uniform"].claim.family == "control"
 
 
-def test_verdicts_and_sections_come_of_the_results(digits_runs, noise, tmp_path):
+def test_verdicts_and_sections_come_of_the_results(digits_runs, noise):
     run, results = noise
     shipped = llama.measure(run)
     found = [of_run(arm, "digits", name) for name, arm in digits_runs["digits"].items()]
@@ -400,11 +403,11 @@ def test_verdicts_and_sections_come_of_the_results(digits_runs, noise, tmp_path)
     assert judged["noise-64x64"].estimate.n == 4
     assert judged["digits-farms-over-uniform"].verdict == "ESTIMATE"
     assert judged["digits-farms-over-shape-only"].verdict == "NOT RUN"
-    made = sections(outcome, tmp_path)
+    made = sections(outcome)
     assert [section.heading for section in made] == [
         "Learning rates: digits", "Shape bias and windows", "Sparsity of LLaMA's blocks",
     ]  # fmt: skip
-    names = {path.stem for path in tmp_path.glob("*.svg")}
+    names = {f"{section.stem}-{name}" for section in made for name in section.figures}
     assert names == {
         "digits-paired", "digits-accuracy", "digits-tails", "bias-shape-bias", "bias-windows",
     }  # fmt: skip

@@ -77,7 +77,7 @@ def operator():
 # The studies, whole
 
 
-def test_every_seed_has_every_number_and_our_own_references_hold(made, tmp_path):
+def test_every_seed_has_every_number_and_our_own_references_hold(made):
     _, found = made
     results = merge(found.values())
     for row in results.rows:
@@ -88,12 +88,10 @@ def test_every_seed_has_every_number_and_our_own_references_hold(made, tmp_path)
     assert judged["pruning-magnitude-farms-blocks-uniform"].estimate.n == 2
     assert judged["operator-full-farms-hill"].estimate.n == 2
     outcome = Outcome(PAPER, "smoke", results, {name: {name: None} for name in STUDIES})
-    titles = [section.heading for section in sections(outcome, tmp_path)]
-    assert titles == [
-        "Sparsity allocation on a character GPT",
-        "A Fourier neural operator moved from one fluid to another",
+    assert [(section.stem, list(section.figures)) for section in sections(outcome)] == [
+        ("pruning", ["blocks", "layers"]),
+        ("operators", ["paired"]),
     ]
-    assert len(list(tmp_path.glob("*.svg"))) == 3
 
 
 def test_an_operator_is_told_on_fresh_seeds_at_the_rate_that_validation_prefers(made):

@@ -83,7 +83,7 @@ TOY = {
 
         COLUMNS = {"test accuracy (%)": ("test/accuracy", 100.0)}
 
-        def sections(outcome, folder):
+        def sections(outcome):
             return []
     ''',
     "studies/__init__.py": "",

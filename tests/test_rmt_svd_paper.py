@@ -189,14 +189,14 @@ class Shelf:
         pass
 
 
-def test_repeated_pruning_touches_the_arms_that_are_pruned(tmp_path):
+def test_repeated_pruning_touches_the_arms_that_are_pruned():
     options = {**OPTIONS, "hidden": (24,), "epochs": 2, "every": 1, "keep": 1, "rate": 0.05}
     results = fashion.measure(Shelf(), **options, seeds=2)
     assert len(results.arms("fashion")) == len(fashion.LOGITS) * len(fashion.ARMS)
     judged = {one.id: one for one in judge_all(claims.CLAIMS, results, preset="small")}
     assert judged["fashion-mp-relu"].estimate.n == 2
     assert judged["cnn-split"].verdict == "NOT RUN" and "preset small" in judged["cnn-split"].note
-    (section,) = figures.sections(Outcome(PAPER, "small", results), tmp_path)
+    (section,) = figures.sections(Outcome(PAPER, "small", results))
     assert [len(table.rows) for table in section.tables] == [5, 5]
     params = {
         "layers": {"0": {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 24)))}}

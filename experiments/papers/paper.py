@@ -8,7 +8,7 @@
     )
 
 stands in the paper's `__init__.py`. Beside it stand `claims.py` (`CLAIMS`, and `learned(outcome,
-judged)`, the sentences that the page begins with), `figures.py` (`sections(outcome, folder)`), and
+judged)`, the sentences that the page begins with), `figures.py` (`sections(outcome)`), and
 one `studies/<name>.py` a study (`measure(run, **options) -> Results`). A declaration imports no
 jax: the command line lists papers and plans runs without it.
 """
@@ -222,7 +222,7 @@ def reproduce(
         learned=claims.learned(outcome, judged),
         judged=judged,
         declaration=declaration,
-        sections=[*figures.sections(outcome, folder / "figures"), *_tuning(outcome)],
+        sections=[*figures.sections(outcome), *_tuning(outcome)],
         results=of_results(outcome.results, figures.COLUMNS),
         provenance={"command": " ".join(command), **_origin(outcome)},
     )

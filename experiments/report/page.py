@@ -18,6 +18,7 @@ from experiments.errors import CHECK_FAILED, DONE
 from experiments.report.claims import Declaration
 from experiments.report.tables import Table
 from experiments.report.verdicts import Judged, Verdict, as_json
+from spectral_jax import plots
 from spectral_jax.plots import page
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A part of the page. A figure called ``paired`` is a file, too: ``<stem>-paired.svg``."""
 
     heading: str
-    figures: Sequence[Picture] = field(default_factory=tuple)
+    stem: str = ""
+    figures: Mapping[str, Picture] = field(default_factory=dict)
     tables: Sequence[Table] = field(default_factory=tuple)
 
 
@@ -70,7 +72,7 @@ class Report:
 
 
 def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -> int:
-    """Write the page and its tables (.csv, .md, .tex) into ``folder``, and print the verdicts.
+    """Write the page, its tables (.csv, .md, .tex) and its figures, and print the verdicts.
 
     Returns:
         The exit code. A claim that does not hold is a result (0); a number that this machine and
@@ -81,6 +83,9 @@ def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     Table("Claims", [one.row() for one in report.judged]).write(folder / "claims")
     report.results.write(folder / "results")
+    for section in report.sections:
+        for name, picture in section.figures.items():
+            plots.save(picture.figure, folder / "figures" / f"{section.stem}-{name}")
     print(_json(report) if as_json else claims_table(report.judged).terminal(), end="")
     print(f"claims: {report.declaration.sha256}", file=sys.stderr)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
@@ -205,8 +210,8 @@ def _changes(declaration: Declaration) -> list[str]:
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>"]
     parts += [
-        page.picture(picture.figure, picture.caption, name=f"{section.heading}-{number}")
-        for number, picture in enumerate(section.figures)
+        page.picture(picture.figure, picture.caption, name=f"{section.stem}-{name}")
+        for name, picture in section.figures.items()
     ]
     parts += [table.html() for table in section.tables]
     return "\n".join(parts)

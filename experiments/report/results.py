@@ -97,6 +97,12 @@ class Results:
         rows = self._by_arm[protocol, arm]
         return np.array([row.metrics.get(metric, math.nan) for row in rows], float)
 
+    def known(self, metric: str, *, arm: str, protocol: str) -> Float[np.ndarray, " seeds"]:
+        """The arm's numbers, where they must be there: for a figure of what was measured."""
+        values = self.values(metric, arm=arm, protocol=protocol)
+        assert values is not None, f"{protocol}/{arm} has no {metric}"
+        return values
+
     def reason(self, *, arm: str, protocol: str) -> str:
         """Why the arm has no rows, as far as it is known."""
         told = {(one.protocol, one.arm): one.reason for one in self.absent}

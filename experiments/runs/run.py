@@ -158,6 +158,14 @@ class Run:
         except Exception as error:  # whatever a damaged file makes NumPy say
             raise UserError(_damaged(path, f"remove {self.path} to start again")) from error
 
+    def array(self, name: str) -> dict[str, np.ndarray]:
+        """`load_array` of what must be there; `UserError` (2) if it is not."""
+        found = self.load_array(name)
+        if found is None:
+            path = self.path / "arrays" / f"{name}.npz"
+            raise UserError(_damaged(path, f"remove {self.path} to start again"))
+        return found
+
     def save_checkpoint(self, step: int, tree: Any) -> None:
         """Write the training state of `step` and the metrics up to it; the last two are kept."""
         from experiments.runs import checkpoint  # imports Orbax

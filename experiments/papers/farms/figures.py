@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -42,26 +41,26 @@ EPSILONS = {
 }
 
 
-def sections(outcome: Outcome, folder: Path) -> list[Section]:
-    """A section for whatever the preset measured; every figure is a file in ``folder`` as well."""
+def sections(outcome: Outcome) -> list[Section]:
+    """A section for whatever the preset measured."""
     made = []
     for protocol, runs in outcome.runs.items():
         if protocol == "bias":
-            made.append(_bias(outcome.results, runs["bias"], folder))
+            made.append(_bias(outcome.results, runs["bias"]))
         elif protocol == "layers":
-            made.append(_layers(runs["layers"], outcome, folder))
+            made.append(_layers(runs["layers"], outcome))
         elif protocol == "pruning":
-            made.append(_pruning(outcome.results, folder))
+            made.append(_pruning(outcome.results))
         elif protocol == "operators":
-            made.append(_operators(outcome.results, folder))
+            made.append(_operators(outcome.results))
         elif protocol == "llama":
             made.append(_llama())
         elif protocol in outcome.paper.protocols[outcome.preset]:
-            made.append(_learning_rates(protocol, outcome, folder))
+            made.append(_learning_rates(protocol, outcome))
     return made
 
 
-def _learning_rates(protocol: str, outcome: Outcome, folder: Path) -> Section:
+def _learning_rates(protocol: str, outcome: Outcome) -> Section:
     results, arms = outcome.results, outcome.runs[protocol]
     pictures = {}
     if "uniform" in arms and len(arms) > 1:
@@ -77,7 +76,6 @@ def _learning_rates(protocol: str, outcome: Outcome, folder: Path) -> Section:
         )
     pictures["accuracy"] = curves.accuracy(arms, list(METHODS))
     pictures |= _tails(arms)
-    _save(pictures, folder, protocol)
     caption = f"{protocol}: every arm, mean and 95 % interval over seeds"
     tables = [
         of_results(results, COLUMNS, caption=caption, protocols=[protocol], against="uniform"),
@@ -87,7 +85,7 @@ def _learning_rates(protocol: str, outcome: Outcome, folder: Path) -> Section:
             protocols=[f"{protocol}/tuning"],
         ),
     ]  # fmt: skip
-    return Section(f"Learning rates: {protocol}", list(pictures.values()), tables)
+    return Section(f"Learning rates: {protocol}", protocol, pictures, tables)
 
 
 def _tails(arms: Mapping[str, Run]) -> dict[str, Picture]:
@@ -114,24 +112,23 @@ def _by_layer(history: Mapping[str, Curve], kind: str) -> dict[str, Curve]:
     }
 
 
-def _bias(results: Results, run: Run, folder: Path) -> Section:
+def _bias(results: Results, run: Run) -> Section:
     shapes = {
         tuple(int(side) for side in arm.removeprefix("noise/").split("x")): arm
         for arm in results.arms("bias")
         if arm.startswith("noise/")
     }
     pictures = {"shape-bias": _shape_bias(results, shapes), "windows": _windows(run)}
-    _save(pictures, folder, "bias")
     rows = []
     for shape, arm in sorted(shapes.items()):
-        null, plain = tails.null_alpha(shape), _of(results, arm, "plain")
+        null, plain = tails.null_alpha(shape), results.known("plain", arm=arm, protocol="bias")
         rows.append(
             {
                 "shape": name(shape),
                 "closed form, infinite size": f"{null.limit:.4f}",
                 "closed form, this size": f"{null.mean:.4f} ± {null.deviation:.4f}",
                 "plain": _spread(plain),
-                "FARMS": _spread(_of(results, arm, "farms")),
+                "FARMS": _spread(results.known("farms", arm=arm, protocol="bias")),
                 "plain, debiased": _spread(plain - null.mean),
             }
         )
@@ -139,7 +136,10 @@ def _bias(results: Results, run: Run, folder: Path) -> Section:
     kernels = [
         {
             "kernel (out, in, height, width)": arm.removeprefix("conv/"),
-            **{title: _spread(_of(results, arm, kind)) for kind, title in titles.items()},
+            **{
+                title: _spread(results.known(kind, arm=arm, protocol="bias"))
+                for kind, title in titles.items()
+            },
         }
         for arm in results.arms("bias")
         if arm.startswith("conv/")
@@ -149,7 +149,7 @@ def _bias(results: Results, run: Run, folder: Path) -> Section:
         Table(f"Exponents of noise: {over}", rows),
         Table(f"Convolutions as initialised: {over}", kernels),
     ]
-    return Section("Shape bias and windows", list(pictures.values()), tables)
+    return Section("Shape bias and windows", "bias", pictures, tables)
 
 
 def _shape_bias(results: Results, shapes: Mapping[tuple[int, ...], str]) -> Picture:
@@ -158,7 +158,9 @@ def _shape_bias(results: Results, shapes: Mapping[tuple[int, ...], str]) -> Pict
     family = sorted(shape for shape in shapes if shape[0] == short)
     aspects = np.array([long / short for _, long in family])
     alphas = {
-        title: np.stack([_of(results, shapes[shape], kind) for shape in family])
+        title: np.stack(
+            [results.known(kind, arm=shapes[shape], protocol="bias") for shape in family]
+        )
         for kind, title in (("plain", "plain (TempBalance)"), ("farms", "FARMS"))
     }
     x = np.geomspace(1, aspects.max(), 100)
@@ -171,7 +173,7 @@ def _shape_bias(results: Results, shapes: Mapping[tuple[int, ...], str]) -> Pict
 
 
 def _windows(run: Run) -> Picture:
-    stored = _stored(run, "ablation")
+    stored = run.array("ablation")
     named = {
         f"columns / rows = {ratio:g}": values
         for ratio, values in zip(stored["ratios"], stored["alphas"], strict=True)
@@ -184,13 +186,12 @@ def _windows(run: Run) -> Picture:
     return Picture(figures.window_ablation(stored["windows"], named), caption)
 
 
-def _layers(run: Run, outcome: Outcome, folder: Path) -> Section:
+def _layers(run: Run, outcome: Outcome) -> Section:
     networks = outcome.results.arms("layers")
-    stored = {network: _stored(run, network) for network in networks}
+    stored = {network: run.array(network) for network in networks}
     pictures = {network: _agreement(network, stored[network]) for network in networks}
-    _save(pictures, folder, "agreement")
     tables = [_layers_table(network, stored[network]) for network in networks]
-    return Section("Layers of trained networks", list(pictures.values()), tables)
+    return Section("Layers of trained networks", "agreement", pictures, tables)
 
 
 def _agreement(network: str, stored: Mapping[str, np.ndarray]) -> Picture:
@@ -237,7 +238,7 @@ def _layers_table(network: str, stored: Mapping[str, np.ndarray]) -> Table:
     return Table(caption, rows)
 
 
-def _pruning(results: Results, folder: Path) -> Section:
+def _pruning(results: Results) -> Section:
     """Perplexity over sparsity, differences by seed, and every cell of the table."""
     arms = [arm for arm in results.arms("pruning") if arm not in ("dense", "exponents")]
     first = results.metrics(arm=arms[0], protocol="pruning")
@@ -245,9 +246,11 @@ def _pruning(results: Results, folder: Path) -> Section:
     losses: dict[str, dict[str, np.ndarray]] = {}
     for arm in arms:
         pruner, _, allocation = arm.partition("/")
-        found = [_of(results, arm, f"perplexity/{s:g}", "pruning") for s in sparsities]
+        found = [
+            results.known(f"perplexity/{s:g}", arm=arm, protocol="pruning") for s in sparsities
+        ]
         losses.setdefault(pruner, {})[pruning.ARMS[allocation]] = np.log(found)
-    dense = np.log(_of(results, "dense", "perplexity", "pruning"))
+    dense = np.log(results.known("perplexity", arm="dense", protocol="pruning"))
     pictures = {}
     for by in ("block", "layer"):
         shown = {
@@ -262,7 +265,6 @@ def _pruning(results: Results, folder: Path) -> Section:
             f"A character GPT pruned, sparsity allocated by {by}: perplexity, and its change "
             "against uniform sparsity, paired by seed (logarithmic beyond 10 %).",
         )  # fmt: skip
-    _save(pictures, folder, "pruning")
     columns = {f"S = {s:g}": (f"perplexity/{s:g}", 1.0) for s in sparsities}
     certainty = {
         "sd of FARMS alpha from block to block": ("block_sd", 1.0),
@@ -274,10 +276,10 @@ def _pruning(results: Results, folder: Path) -> Section:
         of_results(results, certainty, caption="How certain a block's exponent is",
                    protocols=["pruning"], arms=["exponents"]),
     ]  # fmt: skip
-    return Section("Sparsity allocation on a character GPT", list(pictures.values()), tables)
+    return Section("Sparsity allocation on a character GPT", "pruning", pictures, tables)
 
 
-def _operators(results: Results, folder: Path) -> Section:
+def _operators(results: Results) -> Section:
     """Differences by seed, and every cell of the table."""
     words = {"full": "all data", "tenth": "1/10 data"}
     differences = {}
@@ -294,7 +296,6 @@ def _operators(results: Results, folder: Path) -> Section:
         "Fine-tuning a Fourier neural operator with TB-Sigmoid: change of the test error against "
         "Adam alone, each arm at its own best learning rate.",
     )
-    _save({"paired": picture}, folder, "operators")
     columns = {
         "error before fine-tuning (%)": ("before/error", 100.0),
         "error (%)": ("test/error", 100.0),
@@ -302,7 +303,8 @@ def _operators(results: Results, folder: Path) -> Section:
     }
     table = of_results(results, columns, caption="Relative L2 error, mean and 95 % interval",
                        protocols=["operators"])  # fmt: skip
-    return Section("A Fourier neural operator moved from one fluid to another", [picture], [table])
+    return Section("A Fourier neural operator moved from one fluid to another", "operators",
+                   {"paired": picture}, [table])  # fmt: skip
 
 
 def _llama() -> Section:
@@ -325,23 +327,6 @@ def _llama() -> Section:
         Table("Block sparsities at .8, epsilon .2", [blocks]),
     ]
     return Section("Sparsity of LLaMA's blocks", tables=tables)
-
-
-def _of(results: Results, arm: str, metric: str, protocol: str = "bias") -> np.ndarray:
-    values = results.values(metric, arm=arm, protocol=protocol)
-    assert values is not None, f"{protocol}/{arm} has no {metric}"
-    return values
-
-
-def _stored(run: Run, array: str) -> dict[str, np.ndarray]:
-    stored = run.load_array(array)
-    assert stored is not None, f"{run.path} has no {array}"
-    return stored
-
-
-def _save(pictures: Mapping[str, Picture], folder: Path, prefix: str) -> None:
-    for stem, picture in pictures.items():
-        plots.save(picture.figure, folder / f"{prefix}-{stem}")
 
 
 def _spread(values: np.ndarray) -> str:

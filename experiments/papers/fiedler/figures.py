@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -46,19 +45,17 @@ TITLES = {
 CAPTION = "Every trained arm: mean and 95 % interval over seeds"
 
 
-def sections(outcome: Outcome, folder: Path) -> list[Section]:
-    """One section per protocol; every figure is a file in ``folder`` as well."""
+def sections(outcome: Outcome) -> list[Section]:
+    """One section per protocol."""
     made = []
     for protocol in filter(TITLES.get, outcome.runs):
         if protocol == "fair":
             drawn = _fair(outcome.results)
         else:
             drawn = _training(outcome.runs[protocol])
-        for name, picture in drawn.items():
-            plots.save(picture.figure, folder / f"{protocol}-{name}")
         shown = [protocol, f"{protocol}/tuning", *(["clusters"] if protocol == "peer" else [])]
         table = of_results(outcome.results, COLUMNS, caption=CAPTION, protocols=shown)
-        made.append(Section(TITLES[protocol], figures=list(drawn.values()), tables=[table]))
+        made.append(Section(TITLES[protocol], protocol, drawn, [table]))
     return made
 
 
@@ -85,10 +82,10 @@ def _training(arms: Mapping[str, Run]) -> dict[str, Picture]:
 
 def _vector(arm: str, run: Run) -> Picture:
     """What the penalty acts on at the end of training."""
-    with np.load(max((run.path / "arrays").glob("vectors-*.npz"))) as stored:
-        vectors = stored["nu_2" if arm == "cluster" else "lambda_2"]
-    with np.load(run.path / "arrays" / "parameters.npz") as stored:
-        kernels = [stored[name] for name in sorted(stored) if name.endswith("/kernel")]
+    last = max(path.stem for path in (run.path / "arrays").glob("vectors-*.npz"))
+    vectors = run.array(last)["nu_2" if arm == "cluster" else "lambda_2"]
+    stored = run.array("parameters")
+    kernels = [stored[name] for name in sorted(stored) if name.endswith("/kernel")]
     widths = [kernels[0].shape[1], *(kernel.shape[2] for kernel in kernels)]
     figure = plots.fiedler_by_layer(vectors, widths)
     return Picture(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -36,41 +35,48 @@ COLUMNS = {
 }
 
 
-def sections(outcome: Outcome, folder: Path) -> list[Section]:
-    """A section for whatever the preset measured; every figure is a file in ``folder`` as well."""
+def sections(outcome: Outcome) -> list[Section]:
+    """A section for whatever the preset measured."""
     results = outcome.results
     made = []
     for protocol in results.protocols():
         match protocol.partition("/")[0]:
             case "ranks":
-                made.append(_ranks(results, protocol, outcome.runs["figure5"], folder))
+                made.append(_ranks(results, protocol, outcome.runs["figure5"]))
             case "loop" if not protocol.endswith("/tuning"):
-                made.append(_loop(results, protocol, folder))
+                made.append(_loop(results, protocol))
             case "fashion":
-                made.append(_fashion(results, folder))
+                made.append(_fashion(results))
             case "cnn":
                 made.append(_cnn(results))
             case "resnet":
-                made.append(_resnet(results, folder))
+                made.append(_resnet(results))
     return made
 
 
-def _ranks(results: Results, protocol: str, runs: Mapping[str, Run], folder: Path) -> Section:
+def _ranks(results: Results, protocol: str, runs: Mapping[str, Run]) -> Section:
     """The curve with its rules, the spectrum over training, and dead classes."""
     pictures = {"ranks": _curve(results, protocol), "spectrum": _spectrum(runs["linear"])}
-    groups = {arm: _dead_and_accuracy(results, protocol, arm) for arm in results.arms(protocol)}
+    groups = {
+        arm: _with_accuracy(results, protocol, arm, "dead_classes")
+        for arm in results.arms(protocol)
+    }
     pictures["dead-classes"] = Picture(
         figures.dead_classes(groups),
         "Every trained network by the classes that it never answers: a ReLU on the logits kills "
         "some for ever, and each costs a tenth of the accuracy.",
     )
-    _save(pictures, folder, "figure5")
-    rows = [
-        {"values kept": str(rank), "test accuracy (%)": cell(_of(results, protocol, "linear", name),
-         scale=100), "notebook, one network": f"{accuracy:g}"}
-        for rank, accuracy in NOTEBOOK.items()
-        for name in ["test/accuracy" if rank == "all" else f"accuracy/{rank}"]
-    ]  # fmt: skip
+    rows = []
+    for rank, published in NOTEBOOK.items():
+        metric = "test/accuracy" if rank == "all" else f"accuracy/{rank}"
+        ours = results.known(metric, arm="linear", protocol=protocol)
+        rows.append(
+            {
+                "values kept": str(rank),
+                "test accuracy (%)": cell(ours, scale=100),
+                "notebook, one network": f"{published:g}",
+            }
+        )
     by_rank = Table("Test accuracy by the singular values kept in the first layer", rows)
     rules = {
         **{name.removeprefix("rank/"): (name, 1.0) for name in _rules(results, protocol)},
@@ -80,13 +86,13 @@ def _ranks(results: Results, protocol: str, runs: Mapping[str, Run], folder: Pat
     }
     caption = "What each rule keeps, and the networks it is asked of"
     kept = of_results(results, rules, caption=caption, protocols=[protocol])
-    return Section("How many singular values it takes (Fig. 5)", list(pictures.values()),
-                   [by_rank, kept])  # fmt: skip
+    return Section("How many singular values it takes (Fig. 5)", "figure5",
+                   pictures, [by_rank, kept])  # fmt: skip
 
 
 def _curve(results: Results, protocol: str) -> Picture:
     def linear(metric):
-        return _of(results, protocol, "linear", metric)
+        return results.known(metric, arm="linear", protocol=protocol)
 
     accuracy = np.stack([100 * linear(f"accuracy/{rank}") for rank in RANKS])
     marks = {name.removeprefix("rank/"): linear(name) for name in _rules(results, protocol)}
@@ -106,11 +112,11 @@ def _spectrum(run: Run) -> Picture:
     steps = history[f"spectra/sigma/{LAYER}"][0]
     epochs = run.summary["epochs"] * steps / run.summary["steps"]
     chosen = sorted({0, min(1, len(steps) - 1), len(steps) // 3, len(steps) - 1})
-    shape = _stored(run, "parameters")[LAYER].shape[1:]
+    shape = run.array("parameters")[LAYER].shape[1:]
     panels = [
         figures.Bulk(
             f"epoch {epochs[place]:g}",
-            _stored(run, f"vectors-{steps[place]:08d}")[LAYER][0],
+            run.array(f"vectors-{steps[place]:08d}")[LAYER][0],
             shape,
             sigma=history[f"spectra/sigma/{LAYER}"][1][place, 0],
             edge=history[f"spectra/edge/{LAYER}"][1][place, 0],
@@ -124,17 +130,16 @@ def _spectrum(run: Run) -> Picture:
     )
 
 
-def _loop(results: Results, protocol: str, folder: Path) -> Section:
+def _loop(results: Results, protocol: str) -> Section:
     """Accuracy by parameters, differences by seed, dead classes, and a table per cell."""
     arms = [arm for arm in ARMS if f"linear/{arm}" in results.arms(protocol)]
     points = {
-        ARMS[arm].title: (_of(results, protocol, f"linear/{arm}", "parameters"),
-                          100 * _of(results, protocol, f"linear/{arm}", "test/accuracy"))
+        ARMS[arm].title: _with_accuracy(results, protocol, f"linear/{arm}", "parameters")
         for arm in arms
-    }  # fmt: skip
+    }
     groups = {}
     for name in ("linear", "ReLU"):
-        pairs = [_dead_and_accuracy(results, protocol, f"{name}/{arm}") for arm in arms]
+        pairs = [_with_accuracy(results, protocol, f"{name}/{arm}", "dead_classes") for arm in arms]
         dead, accuracy = map(np.concatenate, zip(*pairs, strict=True))
         groups[f"{_heading(name)}, all arms"] = dead, accuracy
     pictures = {
@@ -151,7 +156,6 @@ def _loop(results: Results, protocol: str, folder: Path) -> Section:
             "classes are never answered.",
         ),
     }
-    _save(pictures, folder, "loop")
     tables = [
         of_results(
             results, COLUMNS, caption=f"{_heading(name)}: every arm, {INTERVALS}",
@@ -168,7 +172,7 @@ def _loop(results: Results, protocol: str, folder: Path) -> Section:
         "before the cut, right after it, and at the end",
         protocols=[protocol], arms=[f"linear/{arm}" for arm in arms],
     )  # fmt: skip
-    return Section("Splitting while training", list(pictures.values()), [*tables, noise])
+    return Section("Splitting while training", "loop", pictures, [*tables, noise])
 
 
 def _paired(results: Results, protocol: str, name: str, arms: list[str]) -> Picture:
@@ -186,10 +190,12 @@ def _paired(results: Results, protocol: str, name: str, arms: list[str]) -> Pict
     )
 
 
-def _fashion(results: Results, folder: Path) -> Section:
+def _fashion(results: Results) -> Section:
     """A table of all arms, and what their dead classes explain."""
     groups = {
-        f"{arm}, {logits} logits": _dead_and_accuracy(results, "fashion", f"{logits}/{arm}")
+        f"{arm}, {logits} logits": _with_accuracy(
+            results, "fashion", f"{logits}/{arm}", "dead_classes"
+        )
         for logits in fashion.LOGITS
         for arm in ("none", "MP", "MP+L1+L2")
     }
@@ -197,7 +203,6 @@ def _fashion(results: Results, folder: Path) -> Section:
         figures.dead_classes(groups),
         "Fashion-MNIST: test accuracy of every network by the classes that it never answers.",
     )
-    _save({"dead-classes": picture}, folder, "fashion")
     tables = [
         of_results(
             results, {**COLUMNS, "spikes": ("spikes", 1.0)},
@@ -207,7 +212,9 @@ def _fashion(results: Results, folder: Path) -> Section:
         )
         for logits in fashion.LOGITS
     ]  # fmt: skip
-    return Section("Fashion-MNIST: pruned again and again", [picture], tables)
+    return Section(
+        "Fashion-MNIST: pruned again and again", "fashion", {"dead-classes": picture}, tables
+    )
 
 
 def _cnn(results: Results) -> Section:
@@ -219,28 +226,23 @@ def _cnn(results: Results) -> Section:
     return Section("Convolutions: a split LeNet-5", tables=[table])
 
 
-def _resnet(results: Results, folder: Path) -> Section:
+def _resnet(results: Results) -> Section:
     """Accuracy by parameters, and a table."""
     arms = results.arms("resnet")
-    points = {
-        arm: (_of(results, "resnet", arm, "parameters"),
-              100 * _of(results, "resnet", arm, "test/accuracy"))
-        for arm in arms
-    }  # fmt: skip
+    points = {arm: _with_accuracy(results, "resnet", arm, "parameters") for arm in arms}
     unit = f"blocks of {resnet.BLOCK} images"
     picture = Picture(
         figures.accuracy_by_parameters(points, unit=unit),
         "ResNet-20 on CIFAR-10, compressed at once and not trained again: its spectra are no noise "
         "with signal on top, so an edge between the two cuts into what it needs.",
     )
-    _save({"parameters": picture}, folder, "resnet")
     columns = {name: COLUMNS[name] for name in ("test accuracy (%)", "parameters")}
     columns |= {name: (name, 1.0) for name in ("factored", "layers")}
     table = of_results(
         results, columns, caption=f"CIFAR-10 test images; intervals over {unit}",
         protocols=["resnet"], against=resnet.WHOLE,
     )  # fmt: skip
-    return Section("A compressed ResNet-20", [picture], [table])
+    return Section("A compressed ResNet-20", "resnet", {"parameters": picture}, [table])
 
 
 def _rules(results: Results, protocol: str) -> list[str]:
@@ -248,28 +250,12 @@ def _rules(results: Results, protocol: str) -> list[str]:
     return [metric for metric in metrics if metric.startswith("rank/")]
 
 
-def _dead_and_accuracy(results: Results, protocol: str, arm: str) -> tuple[np.ndarray, np.ndarray]:
-    return (
-        _of(results, protocol, arm, "dead_classes"),
-        100 * _of(results, protocol, arm, "test/accuracy"),
-    )
-
-
-def _of(results: Results, protocol: str, arm: str, metric: str) -> np.ndarray:
-    values = results.values(metric, arm=arm, protocol=protocol)
-    assert values is not None, f"{protocol}/{arm} has no {metric}"
-    return values
-
-
-def _stored(run: Run, name: str) -> Mapping[str, np.ndarray]:
-    stored = run.load_array(name)
-    assert stored is not None, f"{run.path} has no {name}"
-    return stored
-
-
-def _save(pictures: Mapping[str, Picture], folder: Path, prefix: str) -> None:
-    for name, picture in pictures.items():
-        plots.save(picture.figure, folder / f"{prefix}-{name}")
+def _with_accuracy(
+    results: Results, protocol: str, arm: str, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of an arm, and its test accuracy in percent, by seed."""
+    accuracy = results.known("test/accuracy", arm=arm, protocol=protocol)
+    return results.known(metric, arm=arm, protocol=protocol), 100 * accuracy
 
 
 def _heading(name: str) -> str:

@@ -15,8 +15,7 @@ def measure(run: Run, *, runs: Mapping[str, str], clusters: int) -> Results:
     """Per arm and seed, the n-cut of a spectral clustering of the weight graph."""
     found = []
     for arm, peer in trained(run, runs).items():
-        stored = peer.load_array("parameters")
-        assert stored is not None
+        stored = peer.array("parameters")
         kernels = [np.abs(stored[name]) for name in sorted(stored) if name.endswith("/kernel")]
         cuts = [n_cut([w[seed] for w in kernels], clusters) for seed in range(len(kernels[0]))]
         found.append(of_arrays("clusters", arm, {"n_cut": cuts}))

@@ -39,8 +39,7 @@ def measure(run: Run, *, runs: Mapping[str, str], dataset: str) -> Results:
     data = x.reshape(len(x), -1), jnp.asarray(found.test_y)
     results = []
     for arm, of_arm in trained(run, runs).items():
-        params = of_arm.load_array("parameters")
-        assert params is not None
+        params = of_arm.array("parameters")
         numbers = _numbers({name: jnp.asarray(leaf) for name, leaf in params.items()}, data,
                            relu=arm == "relu-logits")  # fmt: skip
         protocol = "ranks" if dataset == "mnist" else f"ranks/{dataset}"
