@@ -44,6 +44,12 @@ Verdict = Literal[
     "REPRODUCED", "NOT REPRODUCED", "SUPPORTED", "NO EFFECT", "CONTRADICTED", "INCONCLUSIVE",
     "CONTEXT", "ESTIMATE", "NOT RUN", "UNDERSPECIFIED",
 ]  # fmt: skip
+# What a verdict says to a reader who does not know its rule.
+WORDS = {
+    "SUPPORTED": "as claimed", "CONTRADICTED": "the opposite of the claim",
+    "NO EFFECT": "too small to matter", "INCONCLUSIVE": "undecided",
+    "REPRODUCED": "as stated", "NOT REPRODUCED": "not as stated",
+}  # fmt: skip
 SMOKE = "smoke"
 LEVEL = 0.025  # one-sided, of a direction
 
@@ -78,6 +84,14 @@ class Judged:
         if self.estimate.items:
             counted += f" x {self.estimate.items} test items"
         return f"{self._shown(self.estimate)}{self.claim.unit} ({counted})"
+
+    @property
+    def told(self) -> str:
+        """The same for a sentence, its verdict in words: ``0.3 ± 0.1 points (as claimed)``."""
+        if self.estimate is None:
+            return ""
+        words = f" ({WORDS[self.verdict]})" if self.verdict in WORDS else ""
+        return f"{self._shown(self.estimate)}{self.claim.unit}{words}"
 
     @property
     def stated(self) -> str:

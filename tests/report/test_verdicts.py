@@ -121,6 +121,14 @@ def test_what_is_stated_is_told_with_what_would_matter(claim, stated):
     assert judge(claim, SPREAD).stated == stated
 
 
+def test_a_sentence_says_the_verdict_in_words():
+    judged = judge(direction(), 1.0 + SPREAD)
+    assert judged.told == "1.00 ± 0.98 points (as claimed)"
+    assert judge(direction(), 0.5 + SPREAD).told.endswith("(undecided)")
+    assert judge(direction(), 1.0 + SPREAD, preset="smoke").told == "1.00 ± 0.98 points"
+    assert judge(direction(), [np.nan] * 3).told == ""
+
+
 def test_a_reference_without_spread_is_context():
     judged = judge(number(value=10, smallest_effect=1.0, largest_n=20), SPREAD)
     assert (judged.verdict, judged.note) == ("CONTEXT", "the reference has no spread")

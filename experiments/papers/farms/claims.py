@@ -355,18 +355,18 @@ CLAIMS: Sequence[Claim] = (
 
 def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
     """What a reader who reads nothing else should know."""
-    ours = {one.id: one.ours for one in judged}
+    found = {one.id: one.told for one in judged}
     told = []
-    if plain := ours["bias-plain"]:
+    if plain := found["bias-plain"]:
         told.append(
             "Between the squarest and the longest matrix of pure noise the plain exponent differs "
-            f"by {plain}, that of FARMS by {ours['bias-farms']}."
+            f"by {plain}, that of FARMS by {found['bias-farms']}."
         )
     for protocol in outcome.runs:
         gains = [
             f"{gain} against {TITLES[other]}"
             for other in ("uniform", "tempbalance", "debiased")
-            if (gain := ours.get(f"{protocol}-farms-over-{other}"))
+            if (gain := found.get(f"{protocol}-farms-over-{other}"))
         ]
         if gains:
             told.append(f"Learning rates by FARMS on {protocol}: {', '.join(gains)}.")

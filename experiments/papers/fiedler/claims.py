@@ -237,7 +237,7 @@ def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
     """What a reader who reads nothing else should know."""
     told = []
     found = {claim.id: claim for claim in judged}
-    if gain := found["fiedler-beats-none"].ours:
+    if gain := found["fiedler-beats-none"].told:
         told.append(
             "At the released strength (delta = 0.01) Fiedler regularisation changes test accuracy "
             f"by {gain} against no penalty, paired by seed."
@@ -246,7 +246,7 @@ def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
     baseline = BEST_BASELINE.name(results)
     best = best_of(*SPECTRAL, protocol="fair").name(results)
     if baseline and best:
-        gain = found[f"fair-{best}-over-baseline"].ours
+        gain = found[f"fair-{best}-over-baseline"].told
         told.append(
             f"Tuned alike on few, noisy samples, the best spectral method ({SPECTRAL[best]}) "
             f"differs from the best ordinary one ({baseline}) by {gain}."

@@ -335,18 +335,18 @@ CLAIMS: Sequence[Claim] = (
 
 def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
     """What a reader who reads nothing else should know."""
-    ours = {one.id: one.ours for one in judged}
+    found = {one.id: one.told for one in judged}
     told = []
     gains = [
         f"{gain} with {logits} logits"
         for logits, id in (("linear", "linear"), ("ReLU", "relu"))
-        if (gain := ours[f"loop-split-gains-{id}"])
+        if (gain := found[f"loop-split-gains-{id}"])
     ]
     if gains:
         told.append(f"A split while training changes test accuracy by {' and '.join(gains)}.")
-    if dead := ours["figure5-dead-relu"]:
+    if dead := found["figure5-dead-relu"]:
         told.append(f"With a ReLU on the logits {dead} of 10 classes are never answered.")
-    if even := ours["loop-edge-over-edge-fixed-linear"]:
+    if even := found["loop-edge-over-edge-fixed-linear"]:
         told.append(
             "At equal parameters the ranks above the Marchenko-Pastur edge differ by "
             f"{even} from one rank for all layers."
