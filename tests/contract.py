@@ -10,7 +10,8 @@ checked for it by ``tests/test_contract.py``. A case must hold
 * *scale*       follow its declared homogeneity, gradient included, from 1e-30 to 1e30 in float32;
 * *compiles*    compile nothing on a second call with new values of the same shapes;
 * *vmap*        give the same as a loop (and, with ``leading``, take leading batch axes itself);
-* *shard*       give the same with the batch sharded over eight devices;
+* *sharded*     give the same with the batch sharded over eight devices, and leave it there;
+* *exports*     lower for cpu, cuda and tpu, which needs none of them;
 * *gradient*    have the gradient that central finite differences have;
 * *degenerate*  behave as declared on every declared degenerate input.
 """
@@ -34,6 +35,9 @@ Tree = Any
 BATCH = 8
 DTYPES = ("float32", "float64")
 FLOATING = "real floating"
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Between devices; an all-reduce is left to loops that go on until every matrix is done.
+MOVES_DATA = ("all-gather", "all-to-all", "collective-permute")
 SIDE_DOOR = {
     "analysis",
     "cli",
@@ -65,7 +69,8 @@ class Case:
     ``s ** degree``; ``units`` are the inputs' own exponents where not all are 1. A case without a
     degree says in ``unscaled`` why. ``replaces`` marks results that take the place of weights, and
     so come back in a half dtype; ``exact_dtype`` says why a half dtype or integers cannot be given.
-    ``recompiles`` and ``unbatched`` hold the reason why that clause cannot apply.
+    ``recompiles``, ``unbatched`` and ``unexported`` hold the reason why that clause cannot apply;
+    ``gathered`` why a sharded batch ends on, or passes through, every device.
     """
 
     name: str
@@ -86,7 +91,9 @@ class Case:
     exact_dtype: str = ""
     leading: bool = False
     unbatched: str = ""
+    gathered: str = ""
     recompiles: str = ""
+    unexported: str = ""
 
     @property
     def covers(self) -> str:
@@ -105,7 +112,8 @@ class Case:
             "scale": self.degree is None,
             "compiles": bool(self.recompiles),
             "vmap": bool(self.unbatched),
-            "shard": bool(self.unbatched),
+            "sharded": bool(self.unbatched),
+            "exports": bool(self.unexported),
             "gradient": not self.differentiable,
             "degenerate": not self.degenerate,
         }
@@ -277,18 +285,34 @@ def check_vmap(case: Case) -> None:
             assert_close(led, looped, case.tolerance["float64"], "leading axis against loop")
 
 
-def check_shard(case: Case) -> None:
+def check_sharded(case: Case) -> None:
+    """Equal numbers could also come from eight devices that each compute the whole batch."""
     devices = jax.devices("cpu")
     mesh = jax.make_mesh((BATCH,), ("batch",), axis_types=(AxisType.Auto,), devices=devices[:BATCH])
     by_batch = NamedSharding(mesh, PartitionSpec("batch"))
     with jax.enable_x64(True):
         batch, looped = _batch(case)
-        batch = jax.device_put(batch, by_batch)
-        if case.leading:
-            sharded = case.select(program(case)(*batch))
-        else:
-            sharded = batched_program(case)(*batch)
-        assert_close(sharded, looped, case.tolerance["float64"], "sharded against loop")
+        function = program(case) if case.leading else batched_program(case)
+        compiled = function.lower(*jax.device_put(batch, by_batch)).compile()
+        result = compiled(*jax.device_put(batch, by_batch))
+        result = case.select(result) if case.leading else result
+        assert_close(result, looped, case.tolerance["float64"], "sharded against loop")
+    if not case.gathered:
+        for leaf in jax.tree.leaves(result):
+            found = leaf.sharding
+            assert found.is_equivalent_to(by_batch, leaf.ndim), f"not sharded by the batch: {found}"
+        moved = [operation for operation in MOVES_DATA if operation in compiled.as_text()]
+        assert not moved, f"matrices of a batch need none of each other, but for {moved}"
+
+
+def check_exports(case: Case) -> None:
+    """At once, or for one platform after the other where each has a program of its own."""
+    inputs = jax.eval_shape(lambda: case.inputs("float32"))
+    try:
+        jax.export.export(program(case), platforms=PLATFORMS)(*inputs)
+    except NotImplementedError:  # an operation that one of them lacks, in a branch for another
+        for platform in PLATFORMS:
+            jax.export.export(program(case), platforms=[platform])(*inputs)
 
 
 def check_gradient(case: Case, *, directions: int = 3, step: float = 1e-5) -> None:
@@ -329,7 +353,8 @@ CLAUSES: dict[str, Callable[[Case], None]] = {
     "scale": check_scale,
     "compiles": check_compiles,
     "vmap": check_vmap,
-    "shard": check_shard,
+    "sharded": check_sharded,
+    "exports": check_exports,
     "gradient": check_gradient,
     "degenerate": check_degenerate,
 }
