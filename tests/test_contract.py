@@ -2,14 +2,19 @@
 
 import importlib
 import inspect
+import os
+import sys
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jax.sharding import AxisType, PartitionSpec
 
+import spectral_jax
 from spectral_jax.linalg.precision import working
 from tests.contract import CLAUSES, EXEMPT, Case, Degenerate, discover, public_functions
 
@@ -35,6 +40,29 @@ def test_cases_and_exemptions_name_public_functions_once():
     covered = {case.covers for case in CASES.values()}
     assert sorted((covered | set(EXEMPT)) - public_functions()) == []
     assert sorted(covered & set(EXEMPT)) == []
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_oracle_knows_more_than_the_library_and_sees_its_inputs(case):
+    """It calls nothing that it is to check, and no one answer is right for all inputs."""
+    called = set()
+
+    def note(frame, event, argument):
+        called.add(frame.f_code.co_filename)
+
+    with jax.enable_x64(True):
+        inputs = [jax.tree.map(np.asarray, case.inputs("float64", seed)) for seed in range(3)]
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        answers = [jax.tree.leaves(case.oracle(*values)) for values in inputs]
+    finally:
+        sys.setprofile(before)
+    assert [
+        file for file in called if file.startswith(os.path.dirname(spectral_jax.__file__))
+    ] == []
+    first, *others = [np.concatenate([np.ravel(leaf) for leaf in answer]) for answer in answers]
+    assert any(not np.array_equal(first, other) for other in others)
 
 
 def test_functions_of_one_name_share_their_argument_order():
@@ -94,6 +122,15 @@ def wrong_slope(x):
 wrong_slope.defvjp(lambda x: (x * x, x), lambda x, y_bar: (3 * x * y_bar,))
 
 
+def one_after_the_other(x):
+    return jax.lax.map(jnp.sort, x)
+
+
+only_on_a_cpu = Primitive("only_on_a_cpu")
+only_on_a_cpu.def_abstract_eval(lambda x: x)
+mlir.register_lowering(only_on_a_cpu, lambda context, x: [x], platform="cpu")
+
+
 @pytest.mark.parametrize("clause", SOUND.clauses())
 def test_a_sound_function_passes(clause):
     assert set(SOUND.clauses()) == set(CLAUSES)
@@ -111,7 +148,8 @@ BROKEN = {
     "scale": (lambda x: jnp.sum(x * x, axis=-1) + 1e-12, "scale 1e-15: relative error"),
     "compiles": (lambda x: jax.jit(lambda y: 2 * y)(x), "1 compilations on a second call"),
     "vmap": (normalised_by_batch, "vmap against loop: relative error"),
-    "shard": (summed_over_shards, "sharded against loop: relative error"),
+    "sharded": (summed_over_shards, "sharded against loop: relative error"),
+    "exports": (lambda x: only_on_a_cpu.bind(x), "'only_on_a_cpu' not found for platform"),
     "gradient": (wrong_slope, "gradient: relative error"),
     "degenerate": (lambda x: x / jnp.sum(x), "degenerate input 'empty' breaks|'zero' breaks"),
 }
@@ -120,8 +158,22 @@ BROKEN = {
 @pytest.mark.parametrize("clause", CLAUSES)
 def test_a_function_that_breaks_a_clause_fails_it(clause):
     function, message = BROKEN[clause]
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises((AssertionError, NotImplementedError), match=message):
         CLAUSES[clause](replace(SOUND, function=function))
+
+
+def test_a_batch_that_every_device_computes_fails_the_sharded_clause():
+    """One matrix after the other: right numbers, and no device is spared anything."""
+    in_turn = replace(SOUND, function=one_after_the_other)
+    with pytest.raises(AssertionError, match="not sharded"):
+        CLAUSES["sharded"](in_turn)
+    CLAUSES["sharded"](replace(in_turn, gathered="to sort one row at a time"))
+
+
+def test_a_batch_that_is_gathered_on_the_way_fails_the_sharded_clause():
+    gathered = replace(SOUND, function=lambda x: x + one_after_the_other(x))
+    with pytest.raises(AssertionError, match="but for \\['all-gather'\\]"):
+        CLAUSES["sharded"](gathered)
 
 
 def test_implicit_promotion_fails_the_dtype_clause():

@@ -136,7 +136,10 @@ def farms_eigenvalues(
 
 @partial(jax.jit, static_argnames="size")
 def _windows(w: Array, corners: Array, size: tuple[int, int]) -> Array:
-    windows = _cut(w.reshape(-1, *w.shape[-2:]), corners, size)
+    stack = w.reshape(-1, *w.shape[-2:])
+    # Each matrix by itself, so that a sharded stack is cut where its matrices are.
+    within = jnp.reshape(corners, (len(stack), -1, 3)).at[..., 0].set(0)
+    windows = jax.vmap(lambda matrix, at: _cut(matrix[None], at, size))(stack, within)
     return windows.reshape(*w.shape[:-2], -1, *size)
 
 

@@ -228,7 +228,9 @@ register(
     Case(
         name="prune.prune_weights",
         function=lambda params: prune_weights(params, {"w": 0.5}),
-        make_inputs=lambda key, dtype: ({"w": layer(key, dtype)[0], "bias": jnp.ones(4, dtype)},),
+        make_inputs=lambda key, dtype: (
+            {"w": layer(key, dtype)[0], "bias": jax.random.normal(key, (4,), dtype)},
+        ),
         oracle=lambda params: {**params, "w": by_magnitude(params["w"])},
         degree=1,
         exact_dtype="complex numbers have magnitudes too, and nothing is computed but these",

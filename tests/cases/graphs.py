@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from spectral_jax import graphs
 from spectral_jax.linalg.precision import working
@@ -18,6 +19,14 @@ def blocks(key, dtype):
     shapes = ((4, 3), (3, 3), (3,), (4, 3))
     draw = jax.random.normal
     return (tuple(draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)),)
+
+
+def blocks_in_pieces(key, dtype):
+    """Most weights are 0: the network falls apart, otherwise for each key."""
+    (weights,) = blocks(key, dtype)
+    keys = jax.random.split(jax.random.fold_in(key, 1), len(weights))
+    kept = [jax.random.bernoulli(k, 0.2, w.shape) for k, w in zip(keys, weights, strict=True)]
+    return (tuple(jnp.where(k, w, 0) for k, w in zip(kept, weights, strict=True)),)
 
 
 def blocks_and_vector(key, dtype):
@@ -57,6 +66,12 @@ def connectivity(weights, edges=None, *, normalised, k=1):
     return np.linalg.eigvalsh(dense_laplacian(weights, edges, normalised=normalised))[1 : k + 1]
 
 
+def in_largest_component(weights):
+    """By SciPy's search; of components of one size, the one with the first node."""
+    _, labels = connected_components(dense_laplacian(weights, EDGES, normalised=False) != 0)
+    return labels == np.bincount(labels).argmax()
+
+
 def expected_quotient(weights, normalised):
     group = np.repeat(np.arange(len(SIZES)), SIZES)
     laplacian = dense_laplacian(weights, EDGES, normalised=False)
@@ -81,6 +96,7 @@ def expected_residual(weights, vector):
 
 NO_EDGES = (jax.tree.map(jnp.zeros_like, blocks(jax.random.key(0), "float32")[0]),)
 ONES = (jax.tree.map(jnp.ones_like, blocks(jax.random.key(0), "float32")[0]),)
+ONES_VALUE = connectivity(ONES[0], EDGES, normalised=False)[0]
 NAN = (tuple(w.at[(0,) * w.ndim].set(jnp.nan) for w in ONES[0]),)
 
 for normalised in (False, True):
@@ -94,7 +110,12 @@ for normalised in (False, True):
             make_inputs=blocks,
             degree=1 - normalised,
             oracle=lambda w, n=normalised: dense_laplacian(w, EDGES, normalised=n),
-            degenerate={"no edges": Degenerate(NO_EDGES, lambda a: bool(jnp.isfinite(a).all()))},
+            # The largest value, so that a node without edges is not taken for a component.
+            degenerate={
+                "no edges": Degenerate(
+                    NO_EDGES, lambda a, top=2 * normalised: (a == top * np.eye(10)).all()
+                )
+            },
         )
     )
     register(
@@ -145,9 +166,9 @@ register(
     Case(
         name="graphs.largest_component",
         function=lambda w: graphs.largest_component(w, edges=EDGES).astype(working(w[0]).dtype),
-        make_inputs=blocks,
+        make_inputs=blocks_in_pieces,
         degree=0,
-        oracle=lambda w: np.ones(10),
+        oracle=in_largest_component,
         differentiable=False,
         degenerate={"no edges": Degenerate(NO_EDGES, lambda mask: mask.sum() == 1)},
     )
@@ -178,7 +199,7 @@ register(
         oracle=lambda w: connectivity(w, EDGES, normalised=False)[0],
         degenerate={
             "no edges": Degenerate(NO_EDGES, lambda value: value == 0),
-            "repeated": Degenerate(ONES, lambda value: bool(value > 0)),
+            "repeated": Degenerate(ONES, lambda value: np.isclose(value, ONES_VALUE, rtol=1e-6)),
             "NaN": Degenerate(NAN, lambda value: bool(jnp.isnan(value)), finite_gradient=False),
         },
     )

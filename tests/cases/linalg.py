@@ -36,8 +36,12 @@ def values_and_projector(result):
 
 NAN = jnp.eye(N).at[2, 3].set(jnp.nan).at[3, 2].set(jnp.nan)
 EIGSH_DEGENERATE = {
-    "zero": Degenerate((jnp.zeros((N, N)),), lambda r: bool(r.converged.all()), False),
-    "identity": Degenerate((jnp.eye(N),), lambda r: bool(r.converged.all()), False),
+    "zero": Degenerate(
+        (jnp.zeros((N, N)),), lambda r: r.converged.all() and not r.values.any(), False
+    ),
+    "identity": Degenerate(
+        (jnp.eye(N),), lambda r: r.converged.all() and np.allclose(r.values, 1, rtol=1e-12), False
+    ),
     "NaN": Degenerate(
         (NAN,), lambda r: bool(jnp.isnan(r.values).all()) and not r.converged.any(), False
     ),
@@ -87,7 +91,7 @@ register(
     Case(
         name="linalg.dense_operator",
         function=lambda a: dense_operator(a).dense(),
-        make_inputs=symmetric,
+        make_inputs=lambda key, dtype: (jax.random.normal(key, (N, N), dtype),),
         degree=1,
         oracle=lambda a: a,
     )

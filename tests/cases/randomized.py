@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.linalg.randomized import randomized_svd
-from tests.contract import Case, Degenerate, register
+from tests.contract import IN_TURN, Case, Degenerate, register
 
 M, N, RANK = 14, 9, 3
 
@@ -18,6 +18,7 @@ register(
     Case(
         name="linalg.randomized_svd",
         function=lambda a: randomized_svd(jax.random.key(7), a, RANK, power_iterations=1),
+        gathered=IN_TURN,
         make_inputs=matrix,
         degree=1,
         oracle=lambda a: np.linalg.svd(a)[1][:RANK],

@@ -16,7 +16,7 @@ from spectral_jax.prune import (
     split,
     truncate,
 )
-from tests.contract import Case, Degenerate, exempt, register
+from tests.contract import IN_TURN, Case, Degenerate, exempt, register
 
 EDGE, NOISE = 2.5, 0.6
 
@@ -150,6 +150,7 @@ register(
     Case(
         name="prune.prune_spectra",
         function=lambda params: prune_spectra(params, Policy()).params,
+        gathered=IN_TURN,
         make_inputs=layers,
         oracle=lambda params: {
             name: {"kernel": two_largest(layer["kernel"])} for name, layer in params.items()

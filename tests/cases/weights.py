@@ -52,6 +52,7 @@ for conv_norm, order in (("l1", 1), ("l2", 2)):
             function=lambda params, stats, conv_norm=conv_norm: graph_weights(
                 params, LAYOUT, conv_norm=conv_norm, batch_stats=stats
             ),
+            gathered="an identity is ones, whatever the weights are",
             make_inputs=network,
             unscaled="a normalisation adds its epsilon to the variance; an identity is 1",
             exact_dtype="integers in a kernel are codes: refused; tests/test_weights.py",
