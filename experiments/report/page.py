@@ -180,20 +180,23 @@ def _group(one: Judged) -> str:
 def _claims_html(caption: str, judged: Sequence[Judged]) -> str:
     if not judged:
         return ""
-    head = ("Verdict", "Claim", "Stated", "Ours", "Protocol difference", "Source and note")
+    head = ("Verdict", "Claim", "Stated", "Ours", "Source, differences, notes")
     rows = []
     for one in judged:
         claim = one.claim
         badge = one.verdict.lower().replace(" ", "-")
-        source = f"{escape(claim.source)} ({claim.origin})"
-        quoted = f"<br><q>{escape(claim.citation)}</q>" if claim.citation else ""
-        command = f"<br><code>{escape(claim.command)}</code>" if claim.command else ""
-        note = f"<br><em>{escape(one.note)}</em>" if one.note else ""
+        details = [
+            f"{escape(claim.source)} ({claim.origin})",
+            f"<q>{escape(claim.citation)}</q>" if claim.citation else "",
+            f"<code>{escape(claim.command)}</code>" if claim.command else "",
+            f"differs: {escape(claim.difference)}" if claim.difference else "",
+            f"<em>{escape(one.note)}</em>" if one.note else "",
+        ]
         rows.append(
             [
                 f"<span id='{escape(claim.id)}' class='badge {badge}'>{one.verdict}</span>",
-                *map(escape, (claim.text, one.stated, one.ours, claim.difference)),
-                source + quoted + command + note,
+                *map(escape, (claim.text, one.stated, one.ours)),
+                "<br>".join(filter(None, details)),
             ]
         )
     return page.table(caption, head, rows)
