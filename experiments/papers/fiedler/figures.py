@@ -53,9 +53,12 @@ def sections(outcome: Outcome) -> list[Section]:
             drawn = _fair(outcome.results)
         else:
             drawn = _training(outcome.runs[protocol])
-        shown = [protocol, f"{protocol}/tuning", *(["clusters"] if protocol == "peer" else [])]
-        table = of_results(outcome.results, COLUMNS, caption=CAPTION, protocols=shown)
-        made.append(Section(TITLES[protocol], protocol, drawn, [table]))
+        shown = [[protocol, f"{protocol}/tuning"], *([["clusters"]] if protocol == "peer" else [])]
+        tables = [
+            of_results(outcome.results, COLUMNS, caption=CAPTION, protocols=names)
+            for names in shown
+        ]
+        made.append(Section(TITLES[protocol], protocol, drawn, tables))
     return made
 
 
