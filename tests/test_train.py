@@ -52,6 +52,7 @@ def shared_programs():
     """Runs of one configuration share their program, and an epoch has two chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
+        patch.setattr(training, "SAVE_SECONDS", 0.0)  # a checkpoint every epoch
         patch.setattr(runs, "code_hash", lambda code: "this code")  # whoever edits it meanwhile
         yield
 
@@ -343,8 +344,10 @@ def test_a_full_disk_while_recording_keeps_the_state(whole, tmp_path, monkeypatc
 KILLED_IN_THE_THIRD_EPOCH = """
 import os, signal, sys
 from experiments import __main__ as cli
+from experiments.training import train
 from experiments.training.trainer import Trainer
 
+train.SAVE_SECONDS = 0
 whole, cut, *words = sys.argv[1:]
 assert cli.main([*words, "--runs", whole]) == 0
 advance = Trainer.advance

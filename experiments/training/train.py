@@ -40,6 +40,8 @@ from experiments.training.trainer import Trainer
 from models import Network, network, options
 from spectral_jax._progress import progress
 
+# Between checkpoints: training that long again costs less than an Orbax checkpoint every epoch.
+SAVE_SECONDS = 2.0
 HANG = f"wait for ever for decompositions of batches: see {PAGE}"
 
 
@@ -68,8 +70,8 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
                 _refuse_total_divergence(config, metrics, training.step)
                 if training.due:
                     training.record(run, metrics)
-                if training.step % training.task.steps_per_epoch == 0 or stop:
-                    run.save_checkpoint(training.step, training.state)
+                if training.unsaved or stop:
+                    training.save(run)
                 if stop:
                     raise stop.error(training.step)
                 advance(done, note=_note(metrics))
@@ -122,12 +124,19 @@ class _Training:
         self.total = config.train.epochs * self.task.steps_per_epoch
         self.evaluated = self._steps("evaluate_every")
         self.measured = self._steps("measure_every")
-        self.step, self.started = 0, time.monotonic()
+        self.step = 0
+        self.started = self.saved = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether something is recorded at this step."""
         return self.step in self.evaluated or self.step in self.measured
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether an epoch has ended and the last checkpoint is some time ago."""
+        ended = self.step % self.task.steps_per_epoch == 0
+        return ended and time.monotonic() - self.saved >= SAVE_SECONDS
 
     def begin(self, run: Run) -> None:
         """The state that is saved, or the first one, recorded.
@@ -151,6 +160,11 @@ class _Training:
         self.state, metrics, done = self.trainer.advance(self.state, most)
         self.step += done
         return metrics, done
+
+    def save(self, run: Run) -> None:
+        """Keep the state as it is."""
+        run.save_checkpoint(self.step, self.state)
+        self.saved = time.monotonic()
 
     def record(self, run: Run, chunk_metrics: dict[str, np.ndarray]) -> None:
         """Evaluate and measure the state as it is, and append it to the run's history."""

@@ -102,7 +102,7 @@ def fair_arms(base: ExperimentConfig, *, nodes: int) -> Arms:
 
 def _digits() -> Protocol:
     """The released arms at smoke scale."""
-    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, measure_every=2, seed_axis="vmap")
+    train = TrainConfig(epochs=6, seeds=3, evaluate_every=2, measure_every=2, seed_axis="map")
     data = DataConfig("digits", batch_size=32)
     arms = released_arms("digits", hidden=(64, 64), dropout=0.4, train=train, data=data)
     # On little data six epochs of the released steps, 1e-3, would teach nothing.
