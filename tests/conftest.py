@@ -1,5 +1,10 @@
-"""What every test may count on: calm LAPACK threads, eight fake CPU devices, quick compilation."""
+"""What every test may count on: calm LAPACK threads, eight fake CPU devices, quick compilation.
 
+``pytest --room linalg`` runs what is about one room: its documented examples, its cases of the
+contract and the files of tests of which it is the highest room that they import.
+"""
+
+import gc
 import os
 
 # Batched LAPACK in jaxlib runs over XLA's pool while OpenBLAS threads too: slow, and on large
@@ -9,10 +14,60 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.floors import FLOOR, rooms_tested_by  # noqa: E402
+
 # The option, not XLA_FLAGS: subprocesses that tests start must see the machine as users do.
 jax.config.update("jax_num_cpu_devices", 8)
 
 pytest.register_assert_rewrite("tests.contract")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--room", metavar="NAME", help="the tests of one room: linalg, experiments.runs"
+    )
+
+
+def pytest_configure(config):
+    """What the tests of a room compile is kept for their next run; a whole run trusts no cache."""
+    room = config.getoption("room")
+    if room is None:
+        return
+    if room not in FLOOR:
+        raise pytest.UsageError(f"--room {room}: choose one of {', '.join(FLOOR)}")
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    # A file that a killed run left half written is compiled anew.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files of tests that are not of the room need not even be imported; the contract is of all."""
+    room = config.getoption("room")
+    skips = room is not None and collection_path.match("test_*.py")
+    if skips and collection_path.name != "test_contract.py":
+        return True if room not in rooms_tested_by(collection_path) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if room := config.getoption("room"):
+        others = [item for item in items if room not in _rooms(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if room in _rooms(item)]
+
+
+def _rooms(item):
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.name == "test_contract.py" and "case" in parameters:
+        return {parameters["case"].covers.partition(".")[0]}
+    return rooms_tested_by(item.path)
+
+
+def pytest_collection_finish():
+    """Tracing makes garbage by the million: the collector need not walk all of jax for it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 # Compiling is what tests spend their time on, and XLA's older CPU emitters do it in half the time.

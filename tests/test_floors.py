@@ -1,94 +1,31 @@
-"""Imports point down the floors, and no theory room imports another's."""
+"""Imports point down the floors, no theory room imports another's, and functions fit a screen."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
-FLOORS = (
-    ("_lazy", "_options", "_choices", "_files", "_factors"),
-    ("laws",),
-    ("linalg",),
-    ("weights",),
-    THEORY,
-    ("_transforms",),
-    ("prune",),
-    ("optim",),
-    ("plots", "checkpoints", "_progress"),
-    ("_door",),
-    ("analysis", "compress", "factored"),
-    ("cli", "_doctor"),
-    ("models",),
-    ("experiments",),
-)
-FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-# Other people's libraries have a lowest floor too: the laws load without jax, and no theory room
-# has heard of a network.
-LIBRARY_FLOOR = {
-    "jax": FLOOR["linalg"],
-    "optax": FLOOR["_transforms"],
-    "matplotlib": FLOOR["plots"],
-    "orbax": FLOOR["checkpoints"],
-    "flax": FLOOR["factored"],
-    "rich": FLOOR["_progress"],
-}
+from tests.floors import FLOOR, offences, room_of, source_files
 
-
-def room_of(module: str) -> str | None:
-    """The room a dotted module name belongs to; None for the package root and for strangers."""
-    top, _, rest = module.partition(".")
-    if top == "spectral_jax":
-        return rest.partition(".")[0] or None
-    return top if top in FLOOR else None
-
-
-def imported_modules(source: str, module: str, *, is_package: bool) -> list[str]:
-    """Every module that a source file imports, at any depth, relative imports resolved."""
-    names = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = module.split(".")
-            parents = parts[: len(parts) - node.level + is_package] if node.level else []
-            base = ".".join(parents + [node.module] * bool(node.module))
-            names += [f"{base}.{alias.name}" for alias in node.names]
-    return names
-
-
-def offences(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """The imports of a module that point up, or across from theory room to theory room."""
-    room = room_of(module)
-    height = FLOOR.get(room, -1)  # the package root stands below every room: it imports none
-    found = []
-    for name in imported_modules(source, module, is_package=is_package):
-        target = room_of(name)
-        lowest = FLOOR.get(target, LIBRARY_FLOOR.get(name.partition(".")[0], -1))
-        across = room in THEORY and target in THEORY and room != target
-        if lowest > height or across:
-            found.append(f"{module} imports {name}")
-    return found
-
-
-def source_files() -> list[tuple[str, Path]]:
-    """Each module of the three packages, by dotted name."""
-    files = []
-    for package in ("spectral_jax", "models", "experiments"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            files.append((".".join(parts).removesuffix(".__init__"), path))
-    return files
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+SCREEN = 60
 
 
 def test_every_room_has_a_floor():
-    rooms = {
-        path.relative_to(ROOT / "spectral_jax").parts[0].removesuffix(".py")
-        for module, path in source_files()
-        if module.startswith("spectral_jax.")
-    }
-    assert rooms - {"__init__"} <= set(FLOOR)
+    assert {room_of(module) for module, _ in source_files()} - {None} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("module, path", source_files(), ids=[name for name, _ in source_files()])
+def test_a_function_fits_a_screen(module, path):
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, FUNCTIONS)]
+    assert [f.name for f in functions if lines_of_code(f) > SCREEN] == []
+
+
+def lines_of_code(function):
+    """What is left without the docstring, which is longest where most is explained."""
+    documented = ast.get_docstring(function) is not None
+    text = function.body[0] if documented else None
+    length = function.end_lineno - function.lineno + 1
+    return length - (text.end_lineno - text.lineno + 1 if text else 0)
 
 
 @pytest.mark.parametrize("module, path", source_files(), ids=[name for name, _ in source_files()])
@@ -110,6 +47,9 @@ def test_imports_point_down(module, path):
         ("spectral_jax.optim.penalty", "from experiments.training.train import train"),
         ("spectral_jax.prune.spectra", "from spectral_jax.optim import metrics"),
         ("models.mlp", "from experiments import config"),
+        ("experiments.training.train", "from experiments.report import tables"),
+        ("experiments.runs.study", "from ..training import Task"),
+        ("experiments", "from experiments import runs"),
         ("spectral_jax", "from spectral_jax.linalg import eigvalsh"),
     ],
 )
@@ -128,6 +68,7 @@ def test_relative_imports_of_a_package_are_resolved():
         ("spectral_jax.graphs.laplacian", "from ..linalg import eigsh\nimport jax"),
         ("spectral_jax.optim.penalty", "from spectral_jax.graphs import fiedler\nimport optax"),
         ("experiments.training.train", "import models, flax, rich\nfrom spectral_jax import optim"),
+        ("experiments.report.page", "from ..runs import files"),
     ],
 )
 def test_an_import_that_points_down_is_allowed(module, source):
