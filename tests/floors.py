@@ -93,14 +93,16 @@ def source_files() -> list[tuple[str, Path]]:
 
 @cache
 def rooms_tested_by(path: Path) -> set[str]:
-    """The rooms that a file is about: its own, or of a file of tests the highest that it imports.
+    """The rooms that a file is about: its own, or of a file of tests those it is called after.
 
-    What stands below is what that room is tested with. The contract is about every room.
+    Else the highest that it imports: what stands below is what that room is tested with.
     """
     module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     if not module.startswith("tests."):
         return {room_of(module) or ""}
     imported = imported_modules(path.read_text(), module, is_package=False)
     rooms = {room for room in map(room_of, imported) if room in FLOOR}
+    if named := {room for room in rooms if path.stem.startswith(f"test_{room.split('.')[-1]}")}:
+        return named
     highest = max((FLOOR[room] for room in rooms), default=0)
     return {room for room in rooms if FLOOR[room] == highest}
