@@ -204,6 +204,13 @@ def test_a_plan_knows_the_pace_of_earlier_runs(toy):
     assert tuning["measured"] and 0 < tuning["hours"] < 0.1
 
 
+def test_a_place_for_no_report_is_told_before_anything_is_run(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["reproduce", "fiedler", "--runs", str(tmp_path / "file")]) == USAGE
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: cannot write in ") and "give --runs a folder" in last
+
+
 @pytest.mark.parametrize("name", papers.PAPERS)
 def test_claims_name_arms_that_some_preset_declares(name):
     paper = papers.load(name)

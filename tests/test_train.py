@@ -111,6 +111,17 @@ def test_a_corpus_is_no_set_of_classes():
         training._refuse_what_cannot_train(CONFIG, None, corpus)
 
 
+@pytest.mark.parametrize("objective", ["relative_l2", "next_token"])
+def test_an_objective_that_labels_do_not_give_is_refused_before_anything_is_written(
+    tmp_path, objective
+):
+    """Not even where a batch has as many examples as there are classes, and the shapes fit."""
+    said = rf"{objective}.*(class labels \(11,\)|for 11 examples: return one number for each)"
+    with pytest.raises(UserError, match=said) as failure:
+        go(tmp_path, change("train", objective=objective))
+    assert failure.value.exit_code == USAGE and not list(tmp_path.iterdir())
+
+
 def test_a_run_evaluates_the_weights_it_keeps(whole):
     kept, data = parameters(whole), load("digits")
     assert kept["layers/0/kernel"].shape == (3, 64, 8)

@@ -208,12 +208,14 @@ def reproduce(
     from experiments.report.page import Report, write_report
     from experiments.report.tables import of_results
     from experiments.report.verdicts import judge_all
+    from experiments.runs.files import cannot_write_is_one_line, make_directory
 
     claims, figures = paper.part("claims"), paper.part("figures")
     folder = Path(root) / "reports" / f"{paper.name}-{preset}"
     check(claims.CLAIMS, paper.known())
-    folder.mkdir(parents=True, exist_ok=True)
-    declaration = declare(claims.CLAIMS, folder / "declared.json")  # before anything is known
+    with cannot_write_is_one_line(folder):
+        make_directory(folder)
+        declaration = declare(claims.CLAIMS, folder / "declared.json")  # before anything is known
     outcome = carry_out(paper, preset, root=root, overrides=overrides)
     judged = judge_all(claims.CLAIMS, outcome.results, preset=preset)
     command = ["python -m experiments reproduce", paper.name, f"--preset {preset}", *overrides]

@@ -96,6 +96,18 @@ def disk_full_is_one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def cannot_write_is_one_line(folder: Path) -> Iterator[None]:
+    """Turn an OSError below ``--runs`` into a `UserError` that says what to do."""
+    try:
+        with disk_full_is_one_line(folder):
+            yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder}: {error.strerror}; give --runs a folder you can write in"
+        ) from None
+
+
 def out_of_space(error: BaseException) -> bool:
     """Whether an exception is a full disk, as Python or as a library below Orbax says it."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

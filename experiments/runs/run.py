@@ -33,7 +33,7 @@ from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
 from experiments.runs.code import changed_files, code_hash, executed
 from experiments.runs.files import (
     append_line,
-    disk_full_is_one_line,
+    cannot_write_is_one_line,
     make_directory,
     plain,
     read_json,
@@ -329,14 +329,9 @@ def _lock(folder: Path, key: str) -> IO[str]:
 
     The file names its holder for the message only, so a stale one does no harm.
     """
-    try:
-        with disk_full_is_one_line(folder):
-            make_directory(folder)
-            stream = (folder / f".{key}.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror}; give --runs a folder you can write in"
-        ) from None
+    with cannot_write_is_one_line(folder):
+        make_directory(folder)
+        stream = (folder / f".{key}.lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

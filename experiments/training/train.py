@@ -35,7 +35,7 @@ from experiments.training.optimisers import (
     structure_of,
 )
 from experiments.training.program import Axis
-from experiments.training.task import OBJECTIVES, classification
+from experiments.training.task import OBJECTIVES, Task, classification
 from experiments.training.trainer import Trainer
 from models import Network, network, options
 from spectral_jax._progress import progress
@@ -112,6 +112,7 @@ class _Training:
             config.name, dataset, _joined(splits), net, sets=len(splits), augment=augment,
             batch_size=config.data.batch_size, objective=OBJECTIVES[config.train.objective],
         )  # fmt: skip
+        _refuse_what_labels_do_not_give(config, self.task, dataset.classes)
         labels = splits[0].train_y
         self.most_common = np.bincount(labels).max() / len(labels)
         optimizer = optimizer_of(structure_of(config), net, self.task.steps_per_epoch)
@@ -327,6 +328,21 @@ def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) ->
         raise UserError(f"train.objective = {objective!r} is no objective{hint}")
     _refuse_what_memory_cannot_hold(config, net)
     refuse_what_cannot_balance(config, net)
+
+
+def _refuse_what_labels_do_not_give(config: ExperimentConfig, task: Task, classes: int) -> None:
+    """The objective of shapes alone: nothing is computed."""
+    examples = classes + 1  # not as many as classes, or a wrong shape might fit
+    logits = jax.ShapeDtypeStruct((examples, classes), np.float32)
+    labels = jax.ShapeDtypeStruct((examples,), np.int32)
+    batch = {"x": logits, "y": labels, "hyper": hyper_of(config)}
+    try:
+        jax.eval_shape(task.measured, logits, batch)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"train.objective = {config.train.objective!r} cannot be had of outputs {logits.shape} "
+            f"and class labels {labels.shape}: {error}"
+        ) from error
 
 
 def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network) -> None:
