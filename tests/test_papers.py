@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,17 @@ from experiments import papers
 from experiments.config import ExperimentConfig, TrainConfig
 from experiments.errors import FAILED, MISSING, USAGE, Diverged, UserError
 from experiments.papers.fiedler.studies.clusters import n_cut
-from experiments.papers.paper import FRESH, Paper, Protocol, Tuning, carry_out
+from experiments.papers.paper import (
+    FRESH,
+    Paper,
+    Protocol,
+    Study,
+    Tuning,
+    carry_out,
+    reproduce,
+)
 from experiments.report.claims import check
+from experiments.report.results import study_results
 from experiments.runs import Run
 from experiments.runs.files import write_json
 from experiments.training import train as trainer
@@ -312,6 +323,28 @@ def test_a_protocol_that_could_not_be_tuned_says_why(carried):
     outcome, _ = carried({"a@1": UserError("no file x", MISSING)}, Tuning(seeds=2))
     assert outcome.results.arms("p") == () and outcome.exit_code == MISSING
     assert outcome.results.reason(protocol="p", arm="a") == "no file x"
+
+
+def test_a_method_that_diverges_at_every_setting_says_why(carried):
+    table = {"wild@1": Diverged("all 3 seeds diverged"), "calm@1": (0.5, 0.5), "calm": (0.5, 0.5)}
+    outcome, _ = carried(table, Tuning(seeds=2))
+    assert outcome.results.arms("p") == ("calm",) and outcome.exit_code == 0
+    assert outcome.results.reason(protocol="p", arm="wild") == "all 3 seeds diverged"
+
+
+def test_a_module_that_a_paper_lacks_is_one_line(tmp_path):
+    paper = papers.load("fiedler")
+    paper = replace(paper, studies=(Study("clustres", {"smoke": {}}),))
+    with pytest.raises(UserError, match="'fiedler' has no module .*studies.clustres: write it"):
+        reproduce(paper, "smoke", root=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_that_returns_no_results_has_failed():
+    run = SimpleNamespace(path="runs/toy/x", summary={"size": 5})
+    with pytest.raises(UserError, match="study of runs/toy/x returned no results") as failure:
+        study_results(run)
+    assert failure.value.exit_code == FAILED  # so `reproduce` goes on, and says so
 
 
 def test_a_wrong_configuration_ends_it_all(carried):

@@ -143,7 +143,13 @@ class Paper:
 
     def part(self, name: str) -> ModuleType:
         """The paper's module `claims`, `figures` or `studies.<name>`; it may import jax."""
-        return importlib.import_module(f"experiments.papers.{self.name}.{name}")
+        module = f"experiments.papers.{self.name}.{name}"
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            raise UserError(f"paper {self.name!r} has no module {module}: write it") from None
 
     def _named(
         self, config: ExperimentConfig, protocol: str, arm: str, tuning: Tuning | None
@@ -211,6 +217,8 @@ def reproduce(
     from experiments.runs.files import cannot_write_is_one_line, make_directory
 
     claims, figures = paper.part("claims"), paper.part("figures")
+    for study in paper.studies_of(preset):
+        paper.part(f"studies.{study.name}")  # one that is not there is told before any training
     folder = Path(root) / "reports" / f"{paper.name}-{preset}"
     check(claims.CLAIMS, paper.known())
     with cannot_write_is_one_line(folder):
@@ -240,22 +248,10 @@ def carry_out(
 
     outcome = Outcome(paper, preset, Results())
     for name, arms in paper.arms(preset, overrides).items():
-        tuning = paper.protocols[preset][name].tuning
-        if tuning is None:
+        if paper.protocols[preset][name].tuning is None:
             _train(outcome, name, arms, root=root)
-            continue
-        tried = f"{name}/tuning"
-        _train(outcome, tried, arms, root=root)
-        outcome.choices[name] = _choices(outcome.results, tried, tuning)
-        finals = {
-            method: paper.final_arm(preset, name, choice.arm, overrides)
-            for method, choice in outcome.choices[name].items()
-        }
-        if finals:
-            _train(outcome, name, finals, root=root)
         else:
-            reason = outcome.results.reason(protocol=tried, arm="")
-            outcome.results = outcome.results.without(name, "", reason)
+            _tune(outcome, name, arms, root=root, overrides=overrides)
     require_fresh_seeds(outcome.results)
     for study in paper.studies_of(preset):
         with outcome.noting(study.name, codes=(MISSING, FAILED)):
@@ -299,6 +295,28 @@ def _train(outcome: Outcome, protocol: str, arms: Arms, *, root: str | Path) -> 
             advance(1, note=f"{protocol}/{arm}")
 
 
+def _tune(
+    outcome: Outcome, name: str, arms: Arms, *, root: str | Path, overrides: Sequence[str]
+) -> None:
+    """Train all settings, then each method's best one on fresh seeds."""
+    paper, preset = outcome.paper, outcome.preset
+    tuning, tried = paper.protocols[preset][name].tuning, f"{name}/tuning"
+    assert tuning is not None
+    _train(outcome, tried, arms, root=root)
+    outcome.choices[name] = _choices(outcome.results, tried, tuning)
+    finals = {
+        method: paper.final_arm(preset, name, choice.arm, overrides)
+        for method, choice in outcome.choices[name].items()
+    }
+    if finals:
+        _train(outcome, name, finals, root=root)
+    for arm in arms:
+        method = arm.partition("@")[0]
+        if method not in finals:
+            reason = outcome.results.reason(protocol=tried, arm=arm)
+            outcome.results = outcome.results.without(name, method, reason)
+
+
 def _choices(results: Results, protocol: str, tuning: Tuning) -> dict[str, Choice]:
     """The setting that validation data choose for each method that has numbers."""
     from experiments.report.selection import choose
@@ -323,13 +341,15 @@ def _make(outcome: Outcome, study: Study, *, root: Path) -> None:
     if study.of:
         runs = outcome.runs.get(study.of, {})
         if not runs:
-            reason = outcome.results.reason(protocol=study.of, arm="")
-            raise UserError(reason or f"no arm of {study.of} was trained", MISSING)
+            told = (one.reason for one in outcome.results.select(study.of).absent)
+            raise UserError(next(told, f"no arm of {study.of} was trained"), MISSING)
         options["runs"] = {arm: str(run.path.relative_to(root)) for arm, run in runs.items()}
     name = f"{outcome.paper.name}/{study.name}"
     measure = outcome.paper.part(f"studies.{study.name}").measure
     run = make_study(name, measure, options=options, root=root, data_sha256=digest(needs))
     outcome.add(study.name, study.name, run, study_results(run))
+    for lost in outcome.results.select(study.of).absent:  # so the study has no numbers of it
+        outcome.results = outcome.results.without(study.name, lost.arm, lost.reason)
 
 
 def _tuning(outcome: Outcome) -> list[Section]:

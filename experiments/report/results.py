@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from experiments.errors import UserError
+from experiments.errors import FAILED, UserError
 
 if TYPE_CHECKING:
     from experiments.runs import Run
@@ -201,8 +201,15 @@ def of_run(run: Run, protocol: str, arm: str, *, first_seed: int = 0) -> Results
 
 
 def study_results(run: Run) -> Results:
-    """What a finished study measured: its ``measure`` returned it as `Results`."""
-    return from_json(run.summary["results"])
+    """What a finished study measured; `UserError` (1) if that is no `Results`."""
+    summary = run.summary
+    if "results" not in summary:
+        raise UserError(
+            f"the study of {run.path} returned no results: let its `measure` return what "
+            "`of_arrays` or `merge` makes",
+            FAILED,
+        )
+    return from_json(summary["results"])
 
 
 def from_json(stored: Mapping[str, Any]) -> Results:
