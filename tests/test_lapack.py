@@ -22,7 +22,10 @@ from spectral_jax.linalg.lapack import after, each, in_turn
 from spectral_jax.prune import Policy, prune_spectra
 from spectral_jax.weights import map_by_shape
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs")
+pytestmark = [
+    pytest.mark.skipif(jax.default_backend() != "cpu", reason="about CPUs"),
+    pytest.mark.usefixtures("quick_compilation"),  # calls are read off what is not compiled yet
+]
 
 
 def batches(program, *args):
