@@ -71,8 +71,8 @@ class Case:
     ``s ** degree``; ``units`` are the inputs' own exponents where not all are 1. A case without a
     degree says in ``unscaled`` why. ``replaces`` marks results that take the place of weights, and
     so come back in a half dtype; ``exact_dtype`` says why a half dtype or integers cannot be given.
-    ``recompiles``, ``unbatched`` and ``unexported`` hold the reason why that clause cannot apply;
-    ``gathered`` why a sharded batch ends on, or passes through, every device.
+    ``recompiles`` and ``unbatched`` hold the reason why that clause cannot apply; ``gathered`` why
+    a sharded batch ends on, or passes through, every device. Every case exports.
     """
 
     name: str
@@ -95,7 +95,6 @@ class Case:
     unbatched: str = ""
     gathered: str = ""
     recompiles: str = ""
-    unexported: str = ""
 
     @property
     def covers(self) -> str:
@@ -115,7 +114,6 @@ class Case:
             "compiles": bool(self.recompiles),
             "vmap": bool(self.unbatched),
             "sharded": bool(self.unbatched),
-            "exports": bool(self.unexported),
             "gradient": not self.differentiable,
             "degenerate": not self.degenerate,
         }
