@@ -251,13 +251,16 @@ def test_a_run_records_exponents_and_scales_and_no_empty_files(digits_runs):
     assert recorded == {f"spectra/{kind}/{layer}" for kind in ("hill", "farms", "scale")}
     assert history[f"spectra/hill/{layer}"][1].shape == (2, 2)
     arrays = (digits_runs["digits"]["farms"].path / "arrays").iterdir()
-    assert [path.name for path in arrays] == ["parameters.npz"]
+    assert {path.name for path in arrays} == {"parameters.npz", "test_items.npz"}
 
 
 def test_the_test_set_can_be_limited(digits_runs):
     for run in digits_runs["digits"].values():
         hits = np.array(run.summary["test/accuracy"]) * 50
         np.testing.assert_allclose(hits, np.round(hits), atol=1e-4)
+        items = run.array("test_items")["test/accuracy"]
+        assert items.shape == (2, 50)
+        np.testing.assert_allclose(items.mean(axis=1), run.summary["test/accuracy"], rtol=1e-6)
 
 
 # The protocols
@@ -402,6 +405,7 @@ def test_verdicts_and_sections_come_of_the_results(digits_runs, noise):
     assert judged["noise-256x2048"].verdict == "NOT RUN"
     assert judged["noise-64x64"].estimate.n == 4
     assert judged["digits-farms-over-uniform"].verdict == "ESTIMATE"
+    assert "2 seeds x 50 test items" in judged["digits-farms-over-uniform"].ours
     assert judged["digits-farms-over-shape-only"].verdict == "NOT RUN"
     made = sections(outcome)
     assert [section.heading for section in made] == [

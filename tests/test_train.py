@@ -144,7 +144,7 @@ def test_a_run_records_every_epoch_and_the_start(whole):
         assert values.shape == (3, 3) and np.isfinite(values).all()
     assert history["train/loss"][0].tolist() == [EPOCH, 2 * EPOCH]
     arrays = {path.stem for path in (whole.path / "arrays").iterdir()}
-    assert arrays == {"parameters", *(f"vectors-{n * EPOCH:08d}" for n in range(3))}
+    assert arrays == {"parameters", "test_items", *(f"vectors-{n * EPOCH:08d}" for n in range(3))}
     assert whole.provenance["seed_axis"] == whole.summary["seed_axis"] == "map"
 
 

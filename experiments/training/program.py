@@ -191,8 +191,10 @@ def outputs_of(task: Task, state: TrainState, raw: Tree, shared: Tree, **options
 @partial(jax.jit, static_argnames=("task", "axis", "dropout"))
 def evaluate(
     state: TrainState, data: Data, *, task: Task, axis: Axis, dropout: bool = False
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Mean loss and metrics of every trial on all of ``data``; ``dropout`` leaves dropout on.
+
+    Returns the means ``[trials]``, and what they are means of, ``[trials, examples]``.
 
     Not a method of ``Program``: arms that differ in the optimiser share this compiled function, if
     the state comes without that of the optimiser.
@@ -208,10 +210,11 @@ def evaluate(
             raw = data.rows(rows, state.hyper)
             key = jax.random.fold_in(state.key, rows[0]) if dropout else None
             values, _ = forward(task, state, raw, data.shared, train=dropout, key=key)
-            return jax.tree.map(partial(jnp.sum, where=inside), values)
+            return jax.tree.map(partial(jnp.sum, where=inside), values), values
 
-        sums = jax.lax.map(one_batch, places)
-        return jax.tree.map(lambda parts: parts.sum() / size, sums)
+        sums, values = jax.lax.map(one_batch, places)
+        means = jax.tree.map(lambda parts: parts.sum() / size, sums)
+        return means, jax.tree.map(lambda parts: parts.reshape(-1)[:size], values)
 
     return over_trials(one_trial, axis)(state)
 

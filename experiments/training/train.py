@@ -42,6 +42,8 @@ from spectral_jax._progress import progress
 
 # Between checkpoints: training that long again costs less than an Orbax checkpoint every epoch.
 SAVE_SECONDS = 2.0
+# Up to this many test examples, intervals count that another test set would differ.
+SMALL_TEST_SET = 5000
 HANG = f"wait for ever for decompositions of batches: see {PAGE}"
 
 
@@ -195,6 +197,8 @@ class _Training:
             left_on = self._evaluate("test", dropout=True)["test/accuracy"]
             final["final_test_dropout_on/accuracy"] = left_on
         summary = self._summary(final)
+        if self.trainer.task.data["test"].size <= SMALL_TEST_SET:
+            run.save_array("test_items", **self._items(summary["diverged_seeds"]))
         for line in _complaints(self.config, summary):
             run.log(f"warning: {line}")
         return summary
@@ -217,6 +221,17 @@ class _Training:
     def _steps(self, key: str) -> tuple[int, ...]:
         every = when.parse(f"train.{key}", getattr(self.config.train, key))
         return every.steps(self.total, self.task.steps_per_epoch)
+
+    def _items(self, diverged: Sequence[int]) -> dict[str, np.ndarray]:
+        """Which test examples each seed gets right; a seed that diverged has no numbers."""
+        dropout = "dropout_at_eval" in self.config.paper_compat
+        items = self.trainer.items(self.state, dropout=dropout)
+        lost = np.isin(np.arange(len(self.state.key)) + self.config.train.seed, diverged)
+        return {
+            f"test/{metric}": np.where(lost[:, None], np.nan, values)
+            for metric, values in items.items()
+            if metric != "loss"
+        }
 
     def _evaluate(self, split: str, *, dropout: bool = False) -> dict[str, Any]:
         dropout = dropout or "dropout_at_eval" in self.config.paper_compat

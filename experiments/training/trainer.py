@@ -111,7 +111,11 @@ class Trainer:
 
     def evaluate(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
         """Mean loss and metrics per trial; ``dropout`` leaves dropout on."""
-        return self._apply(evaluate, state, split, dropout=dropout)
+        return self._apply(evaluate, state, split, dropout=dropout)[0]
+
+    def items(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
+        """What the numbers of `evaluate` are means of: ``[trials, examples]``."""
+        return self._apply(evaluate, state, split, dropout=dropout)[1]
 
     def outputs(self, state: TrainState, split: str = "test") -> Tree:
         """What the objective sees of every example, ``[trials, n, ...]``."""
