@@ -37,7 +37,7 @@ def epochs(size: Size) -> Table:
         for name, timing in times.items()
     ]
     note = (
-        f"{steps} steps of `experiments.training.Trainer.train` ({net}, batch {size.batch}, "
+        f"{steps} steps of `experiments.training.trainer` ({net}, batch {size.batch}, "
         f"{examples}, SGD with momentum 0.9, strength {STRENGTH:g}, one seed) from the initial "
         "weights, the first, cold solve included; scheduled: a solve every "
         f"{size.refresh_every} steps. Peer: the same without a penalty."

@@ -111,7 +111,7 @@ def pruning_event(size: Size) -> Table:
         f"All cores. The event fits the bulk of every layer, keeps 45 % of it, splits what two "
         f"factors make smaller and carries the momentum. The epoch, {size.examples} MNIST-sized "
         f"examples in batches of {BATCH}, is extrapolated from {size.steps} steps of "
-        "`experiments.training.Trainer.train`, timed in turn with the event."
+        "`experiments.training.trainer`, timed in turn with the event."
     )
     return Table("A pruning event and an epoch", note, rows)
 

@@ -111,7 +111,7 @@ def of_arms(name: str, arms: Arms, *, root: str | Path, declared: float | None =
 
 def total(parts: Sequence[Part]) -> Part:
     """All parts together; the data of one at a time, and hours only where they are known."""
-    known = [part.hours for part in parts if part.hours is not None]
+    known = [part for part in parts if part.hours is not None]
     return Part(
         "all",
         arms=sum(part.arms for part in parts),
@@ -119,8 +119,8 @@ def total(parts: Sequence[Part]) -> Part:
         compilations=sum(part.compilations for part in parts),
         state=sum(part.state for part in parts),
         data=max((part.data for part in parts), default=0),
-        hours=sum(known) if known else None,
-        measured=all(part.measured for part in parts),
+        hours=sum(part.hours or 0 for part in known) if known else None,
+        measured=bool(known) and all(part.measured for part in known),
     )
 
 
