@@ -7,6 +7,7 @@ seeds, under ``<protocol>`` with the method's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -133,21 +134,23 @@ def _within_an_error(one: Mapping[int, float], best: Mapping[int, float]) -> boo
 
 
 def _at_edge(arm: str, arms: list[str]) -> bool:
-    settings = [_number(other) for other in arms]
-    if len(arms) < 2 or any(setting is None for setting in settings):
-        return False
-    known = [setting for setting in settings if setting is not None]
-    return _number(arm) in (min(known), max(known))
+    """Whether any number of the setting is the least or the greatest of those that were tried."""
+    tried = zip(*map(_numbers, arms), strict=False)  # none where an arm has no numbers
+    return any(
+        number in (min(numbers), max(numbers))
+        for number, numbers in zip(_numbers(arm), tried, strict=False)
+        if min(numbers) < max(numbers)
+    )
 
 
-def _place(arm: str) -> tuple[float, str]:
+def _place(arm: str) -> tuple[tuple[float, ...], str]:
     """By number where there is one: of equal scores the least setting is taken."""
-    number = _number(arm)
-    return (np.inf if number is None else number), arm
+    return _numbers(arm) or (np.inf,), arm
 
 
-def _number(arm: str) -> float | None:
+def _numbers(arm: str) -> tuple[float, ...]:
+    """The numbers of a setting, as in ``l2@1e-3`` and ``farms@0.1-0.5``; empty for other text."""
     try:
-        return float(arm.partition("@")[2])
+        return tuple(map(float, re.split(r"(?<=\d)-", arm.partition("@")[2])))
     except ValueError:
-        return None
+        return ()

@@ -68,7 +68,7 @@ class Program:
 
     @partial(jax.jit, static_argnums=0)
     def restart(self, state: TrainState) -> TrainState:
-        """The same weights at step 0, with an optimiser that remembers nothing."""
+        """The same weights and step, with an optimiser that remembers nothing."""
 
         def one(state):
             opt_state = self.optimizer(state.hyper).init(state.params)

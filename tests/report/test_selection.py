@@ -51,6 +51,19 @@ def test_a_winner_at_the_edge_of_its_grid_is_flagged(best, at_edge):
     assert choose(tuning(**grid), "p", method="l2").at_edge == at_edge
 
 
+@pytest.mark.parametrize(
+    "best, at_edge", [("0.2-1e-05", True), ("0.2-0.5", False), ("0.4-0.5", True)]
+)
+def test_each_number_of_a_setting_has_its_edge(best, at_edge):
+    settings = [f"{rate}-{spread}" for rate in (0.1, 0.2, 0.4) for spread in (1e-05, 0.5, 0.9)]
+    scores = {setting: SEEDS + (setting == best) for setting in settings}
+    rows = [
+        of_arrays("p", f"farms@{setting}", {"validation/accuracy": values})
+        for setting, values in scores.items()
+    ]
+    assert choose(merge(rows), "p", method="farms").at_edge == at_edge
+
+
 def test_a_setting_that_failed_is_still_of_the_grid():
     grid = tuning(_1=SEEDS, _2=1 + SEEDS).without("p", "l2@3", "all seeds diverged")
     assert not choose(grid, "p", method="l2").at_edge
@@ -114,7 +127,9 @@ def test_a_default_that_nobody_tried_is_refused():
 
 
 def test_final_numbers_are_of_seeds_that_nothing_was_tuned_on():
-    tuned = GRID.rename({"p": "p/tuning"})
+    tuned = merge(
+        [of_arrays("p/tuning", "l2@1", {"m": SEEDS}), of_arrays("p/tuning", "l2@2", {"m": SEEDS})]
+    )
     require_fresh_seeds(merge([tuned, of_arrays("p", "l2", {"m": [1.0]}, first_seed=3)]))
     with pytest.raises(UserError, match="protocol 'p' was tuned on seed 2"):
         require_fresh_seeds(merge([tuned, of_arrays("p", "l2", {"m": [1.0]}, first_seed=2)]))

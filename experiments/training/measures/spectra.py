@@ -11,7 +11,7 @@ from experiments.training.program import axis_here, over_trials
 from models import Network
 from spectral_jax import graphs, weights
 
-# A weight below this is counted as gone (sheet fiedler.md, section 4.3).
+# A weight below this is counted as gone.
 SMALL_WEIGHT = 1e-3
 
 
