@@ -24,7 +24,7 @@ from experiments.papers.rmt_svd.protocols import PUBLISHED
 from experiments.papers.rmt_svd.studies import cnn, fashion, loop, ranks, resnet
 from experiments.papers.rmt_svd.studies.counts import parameters_of
 from experiments.report.claims import check
-from experiments.report.results import Results, study_results
+from experiments.report.results import Results, of_arrays, study_results
 from experiments.report.verdicts import judge_all
 from experiments.runs import Run
 from spectral_jax import plots, prune
@@ -343,6 +343,11 @@ def test_trainers_count_spikes_and_keep_the_singular_values(page):
 
 
 # The figures
+
+
+def test_the_page_goes_without_the_curve_of_an_arm_that_failed():
+    relu = of_arrays("ranks/digits", "relu-logits", {"test/accuracy": [0.5]})
+    assert figures.sections(Outcome(PAPER, "smoke", relu, runs={"figure5": {}})) == []
 
 
 def test_figures_refuse_what_does_not_fit():

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.errors import USAGE, UserError
-from experiments.training.when import at, every_epochs, every_steps, log_spaced, parse
+from experiments.training.when import every_epochs, every_steps, log_spaced, parse
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,6 @@ from experiments.training.when import at, every_epochs, every_steps, log_spaced,
         (every_epochs(2), (0, 8, 16, 20)),
         (every_epochs(9), (0, 20)),
         (every_steps(7), (0, 7, 14, 20)),
-        (at([3, 0, 5, 99, -1]), (0, 3, 5, 20)),
         (log_spaced(3), (0, 1, 4, 20)),
         (log_spaced(1), (0, 1, 20)),
     ],

@@ -43,11 +43,6 @@ def log_spaced(count: int) -> When:
     return When(lambda total, _: np.geomspace(1, total, count).round().astype(int).tolist())
 
 
-def at(steps: Sequence[int]) -> When:
-    """At these steps."""
-    return When(lambda *_: steps)
-
-
 def parse(key: str, value: int | str) -> When:
     """What a configuration says: ``2`` (epochs), ``50 steps``, ``20 log-spaced``.
 

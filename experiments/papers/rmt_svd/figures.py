@@ -41,7 +41,7 @@ def sections(outcome: Outcome) -> list[Section]:
     made = []
     for protocol in results.protocols():
         match protocol.partition("/")[0]:
-            case "ranks":
+            case "ranks" if "linear" in outcome.runs["figure5"]:
                 made.append(_ranks(results, protocol, outcome.runs["figure5"]))
             case "loop" if not protocol.endswith("/tuning"):
                 made.append(_loop(results, protocol))
