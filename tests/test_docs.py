@@ -3,10 +3,14 @@
 import contextlib
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from experiments import papers
+from experiments.report.claims import check
 
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
 
@@ -19,3 +23,23 @@ def test_python_of_a_page_prints_what_it_says(page):
     with contextlib.redirect_stdout(printed), np.printoptions():
         exec(source, {})
     assert printed.getvalue().splitlines() == re.findall(r"^print\(.*\)  # (.*)", source, re.M)
+
+
+def test_the_files_of_the_page_on_papers_are_a_paper(tmp_path, monkeypatch):
+    """Each of them alone, as somebody would copy it, with the imports that it shows."""
+    text = (PAGES[0].parent / "adding-a-paper.md").read_text()
+    files = re.findall(r"^## `([\w/.]+)`.*?```python\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    for name, source in [*files, ("studies/__init__.py", "")]:
+        path = tmp_path / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    monkeypatch.setattr(papers, "__path__", [*papers.__path__, str(tmp_path)])
+    monkeypatch.setattr(papers, "PAPERS", [*papers.PAPERS, "toy"])
+    paper = papers.load("toy")
+    check(paper.part("claims").CLAIMS, paper.known())
+    assert paper.part("figures").COLUMNS
+    for study in paper.studies:
+        found = paper.part(f"studies.{study.name}").measure(None, **study.options["smoke"])
+        assert found.protocols() == (study.name,)
+    for name in [name for name in sys.modules if name.startswith("experiments.papers.toy")]:
+        del sys.modules[name]
