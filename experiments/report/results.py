@@ -108,6 +108,14 @@ class Results:
         told = {(one.protocol, one.arm): one.reason for one in self.absent}
         return told.get((protocol, arm)) or told.get((protocol, ""), "")
 
+    def select(self, *protocols: str) -> Results:
+        """What belongs to these protocols."""
+        return Results(
+            tuple(row for row in self.rows if row.protocol in protocols),
+            tuple(one for one in self.absent if one.protocol in protocols),
+            {need: values for need, values in self.items.items() if need.protocol in protocols},
+        )
+
     def without(self, protocol: str, arm: str, reason: str) -> Results:
         """The same, and the reason why an arm (or, with ``arm`` empty, a protocol) is missing."""
         return replace(self, absent=(*self.absent, Absent(protocol, arm, reason)))

@@ -58,6 +58,13 @@ def test_it_survives_json():
     )
 
 
+def test_protocols_can_be_picked():
+    items = {Need("mnist", "none", "loss"): np.ones((2, 7))}
+    both = merge([ONE, of_arrays("q", "x", {"m": [1]}), Results(items=items)])
+    assert both.select("mnist").protocols() == ("mnist",)
+    assert both.select("mnist").items == items and not both.select("q").items
+
+
 def test_the_reason_of_a_protocol_is_that_of_its_arms():
     missing = ONE.without("mnist", "", "no data").without("mnist", "l2", "diverged")
     assert missing.reason(arm="l2", protocol="mnist") == "diverged"
