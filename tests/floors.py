@@ -21,7 +21,7 @@ FLOORS = (
     ("cli", "_doctor"),
     ("models",),
     ("experiments.errors", "experiments.names", "experiments.timing"),
-    ("experiments.claims", "experiments.config"),
+    ("experiments.config",),
     ("experiments.data",),
     ("experiments.runs",),
     ("experiments.training",),
