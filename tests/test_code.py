@@ -227,6 +227,8 @@ def test_a_name_in_reached_code_names_an_item_too(tree):
         ("run.dynamic:by_attribute", "lib/decays.py", "x * x", "x**2"),
         ("run.dynamic:by_import", "run/helper.py", "SCALE = 9", "SCALE = 8"),
         ("run.dynamic:over_all", "lib/decays.py", "x * x", "x**2"),
+        # In another order: seeds, columns and colours may follow that of a table.
+        ("run.dynamic:over_all", "lib/penalties.py", '"l1": l1, "l2": l2', '"l2": l2, "l1": l1'),
         ("run.dynamic:missing", "run/dynamic.py", "[penalty(1)", "[penalty(2)"),
     ],
 )

@@ -91,12 +91,12 @@ class Closure:
         self.imports_computed_name = False
 
     def digests(self) -> dict[str, str]:
-        """By file, what stands for all that is reached in it."""
+        """By file, what stands for all that is reached in it, in the order of the file."""
         meanings = defaultdict(list)
-        for part in self.parts:
+        for part in sorted(self.parts, key=lambda part: part.place):
             meanings[self._name_of(part.module.path)].append(part.meaning)
         return {
-            name: hashlib.sha256("\n".join(sorted(meanings[name])).encode()).hexdigest()[:16]
+            name: hashlib.sha256("\n".join(meanings[name]).encode()).hexdigest()[:16]
             for name in sorted(meanings)
         }
 

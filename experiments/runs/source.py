@@ -38,13 +38,18 @@ class Reference(NamedTuple):
 class Part:
     """A statement of a module, or one item of a table there."""
 
-    def __init__(self, module: Module, *nodes: ast.AST) -> None:
+    def __init__(self, module: Module, *nodes: ast.stmt | ast.expr) -> None:
         self.module, self.nodes = module, nodes
         self.references: set[Reference] = set()
         self.strings: set[str] = set()
         self.imports: dict[str, list[Reference]] = defaultdict(list)  # those inside functions
         self.imports_computed_name = False
         self._looping = self._decorating = False
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it begins: tables are read, and names bound again, in the order of the file."""
+        return self.nodes[0].lineno, self.nodes[0].col_offset
 
     @cached_property
     def meaning(self) -> str:
