@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
@@ -192,7 +193,9 @@ def best_pairs(gram: Array, valid: Array, k: int) -> tuple[Array, Array]:
     return values[:k], jnp.where(valid[:, None], coordinates[:, :k], 0)
 
 
-def generic_vectors(n: int, k: int, dtype: jnp.dtype, *, stream: int | Int[Array, ""] = 0) -> Array:
+def generic_vectors(
+    n: int, k: int, dtype: DTypeLike, *, stream: int | Int[Array, ""] = 0
+) -> Float[Array, "n k"]:
     """``k`` fixed pseudo-random vectors ``[n, k]`` with entries uniform in ``[-1, 1)``.
 
     A start for solvers that take no key: it has a part in every eigenvector, whatever the operator.
