@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import regularise
 from experiments.config import DataConfig, ExperimentConfig, ModelConfig, PenaltyConfig, TrainConfig
 from experiments.errors import INTERRUPTED, PREEMPTED
 from experiments.runs import lapack, watchdog
 from experiments.runs.lapack import batches_at_once
+from experiments.training import optimisers
 from experiments.training.train import train
 from spectral_jax import linalg, optim
 from spectral_jax.optim import Penalty
@@ -73,7 +73,7 @@ def test_the_decompositions_of_the_library_wait_for_nobody(monkeypatch):
 def decomposing(monkeypatch):
     """A configuration, seeds side by side, with a user's penalty: the sum of nuclear norms."""
     monkeypatch.setitem(optim.PENALTIES, "nuclear", lambda: Penalty(lambda w, _: nuclear_norms(w)))
-    monkeypatch.setitem(regularise.CATALOGUE, "nuclear", ("nuclear", {}))
+    monkeypatch.setitem(optimisers.CATALOGUE, "nuclear", ("nuclear", {}))
     monkeypatch.setattr(lapack, "cpu_threads", lambda: 2)
     monkeypatch.setattr(lapack, "splits_batches", lambda: True)
     return ExperimentConfig(
@@ -81,7 +81,7 @@ def decomposing(monkeypatch):
         data=DataConfig("digits", batch_size=10, train_limit=10),
         model=ModelConfig("mlp", hidden=(4,)),
         penalty=PenaltyConfig("nuclear", 0.01),
-        train=TrainConfig(epochs=1, seeds=2, seed_axis="vmap", measures=("bulk",)),
+        train=TrainConfig(epochs=1, seeds=2, seed_axis="vmap", measures=("bulk", "penalty")),
     )
 
 

@@ -292,7 +292,11 @@ class _OnlyToHttps(urllib.request.HTTPRedirectHandler):
     """Follows a redirection only to where the first request might have gone."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
-        _refuse_plain_http(newurl)
+        try:
+            _refuse_plain_http(newurl)
+        except ConnectionError:
+            fp.close()  # the answer that redirects has a connection of its own
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
