@@ -12,6 +12,7 @@ def check_choice(choices: Iterable[str | None], **options: Any) -> None:
     ValueError: method='qr': choose 'svd' or 'gram'
     """
     *others, last = map(repr, known := tuple(choices))
+    told = f"{', '.join(others)} or {last}" if others else last
     for name, value in options.items():
         if not isinstance(value, str | None) or value not in known:
-            raise ValueError(f"{name}={value!r}: choose {', '.join(others)} or {last}")
+            raise ValueError(f"{name}={value!r}: choose {told}")

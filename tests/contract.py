@@ -9,7 +9,8 @@ checked for it by ``tests/test_contract.py``. A case must hold
 * *halves*      compute half types and integers in float32, and refuse complex numbers by name;
 * *scale*       follow its declared homogeneity, gradient included, from 1e-30 to 1e30 in float32;
 * *compiles*    compile nothing on a second call with new values of the same shapes;
-* *vmap*        give the same as a loop (and, with ``leading``, take leading batch axes itself);
+* *vmap*        give the same as a loop, sharded over eight devices unless it takes ``leading``
+                batch axes itself;
 * *sharded*     give the same with the batch sharded over eight devices, and leave it there;
 * *exports*     lower for cpu, cuda and tpu, which needs none of them;
 * *gradient*    have the gradient that central finite differences have;

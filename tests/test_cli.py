@@ -151,7 +151,6 @@ def test_the_process_exits_with_the_code_and_without_a_traceback(arguments, code
 
 
 def test_an_unknown_data_set_in_a_config_stops_before_anything_is_written(tmp_path):
-    pytest.importorskip("experiments.training.train")
     (tmp_path / "experiment.yaml").write_text("name: x\ndata: {name: mnst}")
     done = shell("run", str(tmp_path / "experiment.yaml"), "--runs", str(tmp_path / "runs"))
     assert done.returncode == USAGE

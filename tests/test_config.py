@@ -221,11 +221,19 @@ def test_the_hash_is_of_the_content():
     assert config_hash(whole) == config_hash(real)
 
 
+def dotted(mapping, prefix=""):
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
 def test_every_key_changes_the_hash():
     changes = [
         "name=other", "data.name=digits", "data.batch_size=7", "data.train_limit=7",
         "data.test_limit=7", "data.validation=7", "data.label_noise=0.7", "data.preprocessing=raw",
-        "data.split=released", "data.augment=crop_flip",
+        "data.split=released", "data.augment=crop_flip", "data.subsets=own",
         "model.name=lenet", "model.hidden=[7]", "model.dropout=0.7",
         "model.depth=7", "model.width=7", "model.stem=cifar",
         "optimizer.name=adam", "optimizer.learning_rate=0.7", "optimizer.momentum=0.7",
@@ -237,8 +245,10 @@ def test_every_key_changes_the_hash():
         "penalty.mode=proximal", "penalty.refresh=schedule", "penalty.refresh_every=7",
         "penalty.residual_tolerance=0.7", "train.epochs=7", "train.seeds=7", "train.seed=7",
         "train.evaluate_every=7", "train.measure_every=7", "train.seed_axis=map",
+        "train.objective=mse", "train.label_scale=7",
         "paper_compat=[half_gradient]",
     ]  # fmt: skip
     default = ExperimentConfig("x")
+    assert {change.partition("=")[0] for change in changes} == set(dotted(to_mapping(default)))
     hashes = {config_hash(apply_overrides(default, [change])) for change in changes}
     assert len(hashes | {config_hash(default)}) == len(changes) + 1

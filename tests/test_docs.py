@@ -25,6 +25,15 @@ def test_python_of_a_page_prints_what_it_says(page):
     assert printed.getvalue().splitlines() == re.findall(r"^print\(.*\)  # (.*)", source, re.M)
 
 
+@pytest.fixture
+def forgetting():
+    """Forget the toy's modules, whatever becomes of the test."""
+    yield
+    for name in [name for name in sys.modules if name.startswith("experiments.papers.toy")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forgetting")
 def test_the_files_of_the_page_on_papers_are_a_paper(tmp_path, monkeypatch):
     """Each of them alone, as somebody would copy it, with the imports that it shows."""
     text = (PAGES[0].parent / "adding-a-paper.md").read_text()
@@ -41,5 +50,3 @@ def test_the_files_of_the_page_on_papers_are_a_paper(tmp_path, monkeypatch):
     for study in paper.studies:
         found = paper.part(f"studies.{study.name}").measure(None, **study.options["smoke"])
         assert found.protocols() == (study.name,)
-    for name in [name for name in sys.modules if name.startswith("experiments.papers.toy")]:
-        del sys.modules[name]

@@ -404,6 +404,9 @@ def test_verdicts_and_sections_come_of_the_results(digits_runs, noise):
         assert judged[f"llama-7b-shipped-{which}"].verdict == "NUMBER MATCH"
     assert judged["noise-256x2048"].verdict == "NOT RUN"
     assert judged["noise-64x64"].estimate.n == 4
+    ours = [one for id, one in judged.items() if id.startswith(("noise-", "conv-"))]
+    assert not any(one.verdict == "NOT REPRODUCED" for one in ours)
+    assert judged["conv-128x64x3x3-blocks"].verdict == "REPRODUCED"
     assert judged["digits-farms-over-uniform"].verdict == "ESTIMATE"
     assert "2 seeds x 50 test items" in judged["digits-farms-over-uniform"].ours
     assert judged["digits-farms-over-shape-only"].verdict == "NOT RUN"

@@ -85,6 +85,7 @@ def test_every_seed_has_every_number_and_our_own_references_hold(made):
     judged = {one.id: one for one in judge_all(claims.CLAIMS, results, preset="small")}
     for id in ("pruning-debiasing-cancels", "operator-solver"):
         assert judged[id].verdict == "NUMBER MATCH"
+    assert not any(one.missed for one in judged.values())
     assert judged["pruning-magnitude-farms-blocks-uniform"].estimate.n == 2
     assert judged["operator-full-farms-hill"].estimate.n == 2
     outcome = Outcome(PAPER, "smoke", results, {name: {name: None} for name in STUDIES})

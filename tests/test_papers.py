@@ -15,7 +15,7 @@ import pytest
 from experiments import __main__ as cli
 from experiments import papers
 from experiments.config import ExperimentConfig, TrainConfig
-from experiments.errors import FAILED, MISSING, USAGE, Diverged, UserError
+from experiments.errors import CHECK_FAILED, FAILED, MISSING, USAGE, Diverged, UserError
 from experiments.papers.fiedler.studies.clusters import n_cut
 from experiments.papers.paper import (
     FRESH,
@@ -115,7 +115,7 @@ TOY = {
     ''',
 }
 COMMANDS = """
-import contextlib, io, json, os, sys
+import contextlib, dataclasses, io, json, os, sys
 from experiments.__main__ import main
 
 def run(*words):
@@ -124,6 +124,13 @@ def run(*words):
         code = main([*words, "--runs", "runs", "--json"])
     return {"code": code, "out": json.loads(out.getvalue() or "null"), "err": err.getvalue()}
 
+def run_with_another_number():
+    "The smoke preset, all of it found, against a reference that it does not give."
+    from experiments.papers.toy import claims
+    *others, number = claims.CLAIMS
+    claims.CLAIMS = (*others, dataclasses.replace(number, value=9.0))
+    return run("reproduce", "toy")
+
 json.dump(
     {
         "plan": run("reproduce", "toy", "--preset", "small", "--dry-run"),
@@ -131,6 +138,7 @@ json.dump(
         "smoke": run("reproduce", "toy"),
         "small": run("reproduce", "toy", "--preset", "small"),
         "again": run("reproduce", "toy", "--dry-run"),
+        "missed": run_with_another_number(),
     },
     sys.stdout,
 )
@@ -183,6 +191,12 @@ def test_the_winner_is_trained_again_on_seeds_it_was_not_tuned_on(toy):
                     for name in ("tuning/l2-at-*", "l2"))  # fmt: skip
     assert len(tuned) == 2 and len(final) == 1
     assert f"seed: {FRESH}" in final[0].read_text()
+
+
+def test_a_missed_reference_is_a_failed_check(toy):
+    _, said = toy
+    assert said["missed"]["code"] == CHECK_FAILED
+    assert verdicts(said["missed"])["small"][0] == "NUMBER MISS"
 
 
 def test_missing_data_leave_their_claims_not_run_and_the_rest_is_reported(toy):

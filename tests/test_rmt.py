@@ -561,3 +561,10 @@ def test_truncated_values_are_not_fitted_on_the_host():
     most_gone = np.where(np.arange(100) < 40, values, 0)
     assert math.isnan(host.fit_marchenko_pastur(most_gone, (100, 200)).variance)
     assert math.isnan(host.hard_threshold((100, 200), singular_values=most_gone**0.5))
+
+
+@pytest.mark.parametrize("values", [np.empty(0), np.zeros(5)], ids=["empty", "zeros"])
+def test_a_spectrum_without_noise_has_no_fit_on_the_host(values):
+    shape = (len(values), 9)
+    assert np.isnan(host.fit_marchenko_pastur(values, shape).variance)
+    assert np.isnan(host.hard_threshold(shape, singular_values=values))

@@ -330,6 +330,10 @@ def test_cut_at_every_rank_is_the_whole_network_in_the_end(page):
     assert len(ranks.RANKS) == sum("accuracy/" in m for m in results.rows[0].metrics) - 1
     relu = results.values("dead_classes", arm="relu-logits", protocol="ranks/digits")
     assert np.all(relu >= linear("dead_classes"))
+    losses = [
+        run_of(root, "figure5", arm).summary["test/loss"] for arm in ("relu-logits", "linear")
+    ]
+    assert losses[0] != losses[1]
 
 
 def test_trainers_count_spikes_and_keep_the_singular_values(page):

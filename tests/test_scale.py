@@ -174,13 +174,16 @@ MISUSE = {
 
 
 @pytest.mark.parametrize("method", ["lobpcg", "lanczos"])
-@pytest.mark.parametrize("scale", [1e-35, 1e-37])
-def test_what_products_take_for_zero_has_not_converged(method, scale):
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e-35, "float32"), (1e-37, "float32"), (1e-300, "float64")]
+)
+def test_what_products_take_for_zero_has_not_converged(method, scale, dtype):
     """XLA on a CPU has no subnormal numbers: the smooth vectors of a path multiply to exact 0."""
     path = 2 * np.eye(N) - np.eye(N, k=1) - np.eye(N, k=-1)
     path[0, 0] = path[-1, -1] = 1
-    op = dense_operator(jnp.asarray(path * scale, jnp.float32))
-    assert not eigsh(op, 2, method=method, max_matvecs=500).converged.any()
+    with jax.enable_x64(dtype == "float64"):
+        op = dense_operator(jnp.asarray(path * scale, dtype))
+        assert not eigsh(op, 2, method=method, max_matvecs=500).converged.any()
 
 
 @pytest.mark.parametrize("name", MISUSE)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectral_jax import optim, prune
 from spectral_jax.prune import surgery
 from spectral_jax.prune.surgery import (
     halve,
@@ -229,3 +230,9 @@ def test_a_share_of_a_count_is_python_s(fraction):
     with jax.enable_x64(False):
         found = surgery.share(fraction, jnp.asarray(counts))
     np.testing.assert_array_equal(found, [int(exact * int(n)) for n in counts])
+
+
+def test_old_names_are_the_same_functions():
+    """What the contract leaves out as ``prune.X`` by the name that it had before."""
+    for name in ("Policy", "prune_spectra", "recombine", "split", "svd_prune", "truncate"):
+        assert getattr(optim, name) is getattr(prune, name)

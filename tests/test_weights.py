@@ -239,6 +239,12 @@ def test_a_function_of_all_matrices_is_traced_once_a_shape_and_dtype():
     assert map_by_shape({}, jnp.sum) == {}
 
 
+def test_a_mask_beside_a_matrix_stays_a_mask():
+    pairs = {n: (jnp.ones((n, n)), jnp.eye(n, dtype=bool)) for n in (2, 3)}
+    found = map_by_shape(pairs, lambda pair: jnp.sum(pair[0], where=~pair[1]))
+    assert found == {2: 2, 3: 6}
+
+
 def test_a_batch_of_equal_shapes_has_an_end(monkeypatch):
     monkeypatch.setattr("spectral_jax.weights._by_shape.ENTRIES", 12)
     total, calls = counted(jnp.sum)

@@ -123,11 +123,12 @@ class Program:
         ended = []
         for index in range(len(state.key)):
             trial, metrics = jax.tree.map(itemgetter(index), state), []
+            alive = _finite(trial.params)
             for _ in range(steps):
                 trial, measured = self._single(trial, data, orders.rows, orders.row_of[index])
                 metrics.append(measured)
-            mean = jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics)
-            ended.append((trial, mean))
+            means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics)
+            ended.append((trial, {k: jnp.where(alive, mean, jnp.nan) for k, mean in means.items()}))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ended)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -240,5 +241,6 @@ def axis_here() -> Axis:
     return "map" if jax.default_backend() == "cpu" else "vmap"
 
 
+@jax.jit
 def _finite(params: Tree) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()

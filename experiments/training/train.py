@@ -197,7 +197,8 @@ class _Training:
             left_on = self._evaluate("test", dropout=True)["test/accuracy"]
             final["final_test_dropout_on/accuracy"] = left_on
         summary = self._summary(final)
-        if self.trainer.task.data["test"].size <= SMALL_TEST_SET:
+        test = self.task.data.get("test")
+        if test is not None and test.size <= SMALL_TEST_SET:
             run.save_array("test_items", **self._items(summary["diverged_seeds"]))
         for line in _complaints(self.config, summary):
             run.log(f"warning: {line}")

@@ -70,6 +70,7 @@ def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
     machine, and on what else runs on it. Not for use under ``jit``. Raises ``ValueError`` for what
     is no operator.
     """
+    check_operator(op)
     start = unit(generic_vectors(op.size, 1, op.dtype)[:, 0])
     in_loop = _seconds(lambda: _products_in_a_loop(op, start, PROBED))
 

@@ -69,7 +69,7 @@ def eigsh(
         or a start, else ``lanczos`` (measured: benchmarks/RESULTS.md).
       probe_steps: how long ``lobpcg`` looks past an answer that came from ``v0``, which may be an
         eigenvector but not the wanted one: steps from a generic vector in the complement of the
-        answer (at most 24; 0: none). If they see a better value, the search goes on from there.
+        answer (at most 24). If they see a better value, the search goes on from there.
         From a wrong eigenvector as start, 6 steps let no wrong pair pass for 480 network
         Laplacians; 3 are enough for a start with a part in the wanted vector (0 of 480).
 

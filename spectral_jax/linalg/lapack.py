@@ -114,7 +114,7 @@ def after(known: Float[Array, ""], x: Float[Array, "*shape"]) -> Float[Array, "*
     """
     # Never true, but the compiler cannot know that and so must wait for `known`.
     never = jnp.isnan(known) & jnp.isinf(known)
-    return jnp.where(never, 0, x)
+    return jnp.where(never, jnp.zeros((), x.dtype), x)
 
 
 def splitting_pays() -> bool:

@@ -115,8 +115,8 @@ def off_rows(x: Array, basis: Array) -> Array:
 
     Two passes of classical Gram-Schmidt. One pass leaves an error of ``eps ||x||``, which is large
     beside a remainder that is short: a vector nearly inside the basis would come out far from
-    orthogonal to it. The second pass brings that to ``eps`` of the remainder ("twice is enough",
-    Daniel, Gragg, Kaufman & Stewart 1976). Zero rows in the basis are harmless.
+    orthogonal to it. The second pass brings that to ``eps`` of the remainder ("twice is enough":
+    Kahan, in Parlett, The Symmetric Eigenvalue Problem, 1980). Zero rows in the basis are harmless.
     """
     for _ in range(2):
         x = x - mm(mm(x, basis.T), basis)

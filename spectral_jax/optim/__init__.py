@@ -25,7 +25,7 @@ from spectral_jax.optim.spectral_penalty import (
 )
 from spectral_jax.optim.temp_balance import TempBalanceState, alpha_decay, temp_balance
 
-# These lived here before `prune` was a room of its own: programs written then still run.
+# Of what lived here before `prune` was a room of its own, the names that programs use most.
 from spectral_jax.prune import Policy, prune_spectra, recombine, split, svd_prune, truncate
 
 __all__ = [

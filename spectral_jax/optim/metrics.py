@@ -73,9 +73,12 @@ def _is_readable(node: Any) -> bool:
 
 
 def _is_anonymous(node: Any) -> bool:
-    """Whether a mapping has the fields of one of our states (a penalty without arrays is lost)."""
+    """Whether a mapping has the fields of one of our states, and no other.
+
+    A penalty without arrays is lost on the way.
+    """
     return isinstance(node, Mapping) and any(
-        set(kind._fields) - {"penalty"} <= set(node) for kind in _READERS
+        set(node) | {"penalty"} == set(kind._fields) | {"penalty"} for kind in _READERS
     )
 
 

@@ -97,7 +97,7 @@ def _seen(view: View, params: PyTree) -> tuple[Array, ...]:
 
 
 def _all_matrices(params: PyTree) -> list[Array]:
-    """The matrices of `weights.plan`, which goes by names and shapes.
+    """The matrices of `weights.plan`, which goes by names, shapes and dtypes.
 
     `weights.matrices` would also find tied arrays, but only outside of ``jit``: the penalty must
     see the same inside and outside.

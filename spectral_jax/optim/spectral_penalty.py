@@ -222,7 +222,9 @@ def _penalty(name: str | Penalty, options: dict[str, Any]) -> Penalty:
         near = difflib.get_close_matches(name, PENALTIES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {sorted(PENALTIES)}"
         raise ValueError(f"name={name!r} is no penalty: {hint}")
-    _refuse_unread(options, list(inspect.signature(PENALTIES[name]).parameters), repr(name))
+    read = inspect.signature(PENALTIES[name]).parameters
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in read.values()):
+        _refuse_unread(options, list(read), repr(name))
     return PENALTIES[name](**options)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from spectral_jax._choices import check_choice
@@ -69,7 +70,8 @@ class Policy:
 
     def _key(self) -> tuple[Any, ...]:
         """What equality and hash go by: an array has neither, so it is only equal to itself."""
-        return tuple(id(x) if isinstance(x, jax.Array) else x for x in vars(self).values())
+        arrays = jax.Array | np.ndarray
+        return tuple(id(x) if isinstance(x, arrays) else x for x in vars(self).values())
 
     def keep_at(self, epoch: Any) -> Float[Array, ""] | float:
         """The share of the noise to keep at that epoch."""

@@ -38,7 +38,7 @@ def spike_interval(
     is the number of eigenvalues above ``e(d / 2)``; ``high`` is the number above ``e(1 - d / 2)``
     less one, the noise's own, and at least ``low``. The interval holds ``k`` with probability
     ``confidence``. Spikes below ``sqrt(p / n)`` times the noise variance stay inside the bulk and
-    are not counted (Baik, Ben Arous & Peche 2005).
+    are not counted (Baik & Silverstein 2006).
 
     Args:
       eigenvalues: ``[..., p]`` of ``W^T W / n`` as in `fit_marchenko_pastur`, in any order.

@@ -2,7 +2,8 @@
 
 Compressing a checkpoint is a moment's work, in which importing jax and compiling would be most of
 the wait. Functions have the names and formulas of their twins in ``spectral_jax.rmt``, which are
-for use inside programs; a test holds both to the same numbers. Spectra are of float32 weights.
+for use inside programs; a test holds both to the same numbers. Where more than half of the values
+are 0 these refuse, while the twins fit what is left. Spectra are of float32 weights.
 """
 
 import math
@@ -45,9 +46,9 @@ def fit_marchenko_pastur(eigenvalues: np.ndarray, shape: tuple[int, int]) -> MPF
     p, n = min(shape), max(shape)
     ascending = np.sort(eigenvalues)
     # The smallest of noise may have been truncated; more than half zeros leave no bulk to fit.
-    nonzero = ascending[ascending > FLOOR * ascending[-1]]
+    nonzero = ascending[ascending > FLOOR * ascending.max(initial=0.0)]
     rank = len(nonzero)
-    if 2 * rank < p:
+    if 2 * rank < max(p, 1):
         return _no_fit(rank, f"{rank} of {p} values are not 0: no noise")
     k = np.arange(max(math.ceil(TRIM * rank), 1), math.floor((1 - TRIM) * rank) + 1)
     if len(k) < FEWEST:
@@ -66,10 +67,10 @@ def hard_threshold(shape: tuple[int, int], *, singular_values: np.ndarray) -> fl
 
     NaN where less than half of the values are not 0: there is no median of noise.
     """
-    b, p = min(shape) / max(shape), min(shape)
+    b, p = min(shape) / max(*shape, 1), min(shape)
     known = math.sqrt(2 * (b + 1) + 8 * b / (b + 1 + math.sqrt(b**2 + 14 * b + 1)))
-    nonzero = singular_values[singular_values**2 > FLOOR * singular_values.max() ** 2]
-    if 2 * len(nonzero) < p:
+    nonzero = singular_values[singular_values**2 > FLOOR * singular_values.max(initial=0.0) ** 2]
+    if 2 * len(nonzero) < max(p, 1):
         return math.nan
     # Zeros count as the smallest values of noise, which were truncated. The median of the others is
     # then not the median of the law but a higher quantile.

@@ -81,7 +81,8 @@ def _bootstrap(key, eigenvalues, fit, value, *, draws, rule, floor) -> Goodness:
 
     distances = jax.lax.map(distance, jax.random.split(key, draws), batch_size=together)
     worse = jnp.sum(distances >= fit.ks).astype(distances.dtype)
-    # Agresti-Coull's idea: with no draw worse, the plain error would be 0 for any number of draws.
+    # Laplace's rule of succession: with no draw worse, the plain error would be 0 however many
+    # draws there are.
     cautious = (worse + 1) / (draws + 2)
     error = jnp.sqrt(cautious * (1 - cautious) / draws)
     fitted = fit.status <= FitStatus.BOUNDARY
