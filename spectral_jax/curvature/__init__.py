@@ -1,0 +1,23 @@
+"""Curvature of a loss in the parameters: Hessian, Gauss-Newton and Fisher matrices, spectra.
+
+Every matrix is that of a mean: ``sum_i w_i h_i / sum_i w_i`` over all items, ``w_i = 1`` by
+default, whatever the order, the batches and the micro-batches. Functions of a model take
+``model(params, inputs) -> outputs [n, *positions, c]``, a loss of this room, and
+``data = (inputs, targets)`` with a leading axis of ``n`` examples.
+"""
+
+from spectral_jax.curvature.losses import (
+    Loss,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    item_shares,
+)
+
+__all__ = [
+    "Loss",
+    "SigmoidCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "SquaredError",
+    "item_shares",
+]

@@ -1,0 +1,176 @@
+"""Losses of outputs: closed forms against automatic differentiation, where that has the digits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spectral_jax.curvature import (
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    item_shares,
+)
+
+C = 4
+SOFTMAX, SIGMOID, SQUARED = SoftmaxCrossEntropy(), SigmoidCrossEntropy(), SquaredError()
+
+
+@pytest.fixture(autouse=True)
+def double(quick_compilation):
+    with jax.enable_x64(True):
+        yield
+
+
+def outputs():
+    return jax.random.normal(jax.random.key(0), (2, 3, C), "float64")
+
+
+def soft_labels():
+    return jax.random.uniform(jax.random.key(1), (2, 3, C), "float64")
+
+
+CASES = {
+    "classes": (SOFTMAX, lambda: jnp.array([[0, 3, -1], [2, 2, 1]])),
+    "soft labels": (SOFTMAX, soft_labels),
+    "binary labels": (SIGMOID, lambda: soft_labels().at[1, 2, 0].set(-1.0)),
+    "numbers": (SQUARED, soft_labels),
+}
+
+
+def textbook(loss, f, t):
+    """The sum over items, as plainly as it can be written."""
+    if loss == SQUARED:
+        return jnp.sum((f - t) ** 2)
+    if loss == SIGMOID:
+        s = 1 / (1 + jnp.exp(-f))
+        return -jnp.sum(jnp.where(t < 0, 0, t * jnp.log(s) + (1 - t) * jnp.log(1 - s)))
+    labels = t if t.ndim == f.ndim else jax.nn.one_hot(t, C)  # of a negative class: zeros
+    return -jnp.sum(labels * jnp.log(jnp.exp(f) / jnp.exp(f).sum(-1, keepdims=True)))
+
+
+@pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
+def test_closed_forms_are_the_derivatives_of_the_textbook_formula(loss, targets):
+    f, t, v = outputs(), targets(), soft_labels()
+    value, gradient = jax.value_and_grad(lambda f: textbook(loss, f, t))(f)
+    curved = jax.jvp(jax.grad(lambda f: textbook(loss, f, t)), (f,), (v,))[1]
+    np.testing.assert_allclose(loss.value(f, t).sum(), value, rtol=1e-13)
+    np.testing.assert_allclose(loss.gradient(f, t), gradient, atol=1e-14)
+    np.testing.assert_allclose(loss.hessian_product(f, t, v), curved, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
+def test_a_root_times_its_transpose_is_the_hessian(loss, targets):
+    f, t = outputs(), targets()
+    items, r = f.shape[:-1], loss.rank(C)
+    for column in jnp.eye(C):
+        u = jnp.broadcast_to(column, f.shape)
+        y = loss.root_transpose(f, t, u)
+        assert y.shape == (*items, r)
+        product = loss.root_product(f, t, y)
+        np.testing.assert_allclose(product, loss.hessian_product(f, t, u), atol=1e-15)
+
+
+@pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
+def test_root_transpose_is_the_transpose(loss, targets):
+    f, t = outputs(), targets()
+    y = jax.random.normal(jax.random.key(3), (*f.shape[:-1], loss.rank(C)), "float64")
+    (u,) = jax.linear_transpose(lambda y: loss.root_product(f, t, y), y)(soft_labels())
+    np.testing.assert_allclose(u, loss.root_transpose(f, t, soft_labels()), atol=1e-14)
+
+
+@pytest.mark.parametrize("top", range(3))
+def test_saturated_softmaxes_keep_the_digits_of_what_is_left(top):
+    """p = (1, 1e-20, 3e-30) in any order: p_top - 1 and p_top (1 - p_top) have no digits here."""
+    small = np.array([1e-20, 3e-30])
+    p = np.insert(small, top, 1.0)
+    others = [j for j in range(3) if j != top]
+    expected = np.diag(p) - np.outer(p, p)
+    expected[top, top] = small.sum()
+    f, t = jnp.log(jnp.asarray(p))[None], jnp.array([top])
+    columns = jnp.eye(2)[:, None]
+    root = jnp.stack([SOFTMAX.root_product(f, t, e)[0] for e in columns], axis=1)
+    np.testing.assert_allclose(root @ root.T, expected, rtol=1e-13)
+    back = jnp.stack([SOFTMAX.root_transpose(f, t, e[None])[0] for e in jnp.eye(3)])
+    np.testing.assert_allclose(back, root, rtol=1e-13)
+    product = jnp.stack([SOFTMAX.hessian_product(f, t, e[None])[0] for e in jnp.eye(3)])
+    np.testing.assert_allclose(product, expected, rtol=1e-13)
+    gradient = SOFTMAX.gradient(f, t)[0]
+    np.testing.assert_allclose(gradient[top], -small.sum(), rtol=1e-13)
+    np.testing.assert_allclose(gradient[jnp.array(others)], small, rtol=1e-13)
+
+
+def test_huge_outputs_neither_overflow_nor_turn_into_nan():
+    f, t, v = jnp.array([[1e5, -1e5]]), jnp.array([[1.0, 0.0]]), jnp.ones((1, 2))
+    for loss in (SOFTMAX, SIGMOID):
+        assert loss.value(f, t).tolist() == [0.0]
+        assert not loss.gradient(f, t).any() and not loss.hessian_product(f, t, v).any()
+
+
+@pytest.mark.parametrize("name", ["classes", "binary labels", "numbers"])
+def test_sampled_gradients_have_the_hessian_as_second_moment(name):
+    loss, targets = CASES[name]
+    f, t = outputs()[0, :1], targets()[0, :1]
+    hessian = jax.vmap(lambda e: loss.hessian_product(f, t, e[None])[0])(jnp.eye(C))
+    many = jnp.broadcast_to(f[0], (50_000, C))
+    gradients = loss.gradient(many, loss.sample(jax.random.key(5), many))
+    # Four standard errors of the entry that varies most, 4 g^2 with g normal of variance 1/2.
+    error = 4 * (8 / len(many)) ** 0.5
+    np.testing.assert_allclose(gradients.T @ gradients / len(many), hessian, atol=error)
+
+
+def test_shares_leave_out_masked_items_and_count_only_ratios_of_weights():
+    f, t = outputs(), CASES["classes"][1]()
+    np.testing.assert_allclose(item_shares(SOFTMAX, f, t), np.where(t >= 0, 1 / 5, 0), rtol=1e-15)
+    weighted = item_shares(SOFTMAX, f, t, jnp.array([1e-300, 2e-300]))
+    np.testing.assert_allclose(weighted, np.array([[1, 1, 0], [2, 2, 2]]) / 8, rtol=1e-15)
+    by_item = item_shares(SQUARED, f, soft_labels(), jnp.zeros((2, 3)).at[1, 1].set(7.0))
+    assert by_item[1, 1] == 1.0 and by_item.sum() == 1.0
+    assert jnp.isnan(item_shares(SOFTMAX, f, jnp.full((2, 3), -1))).all()
+
+
+def test_a_class_beyond_the_last_gives_nan():
+    f = outputs()[0]
+    assert jnp.isnan(SOFTMAX.value(f, jnp.array([0, 1, C]))).tolist() == [False, False, True]
+    assert jnp.isnan(SOFTMAX.gradient(f, jnp.array([0, 1, C]))[2]).all()
+
+
+def test_half_outputs_are_computed_in_float32():
+    f, t = outputs().astype("bfloat16"), CASES["classes"][1]()
+    assert SOFTMAX.value(f, t).dtype == SOFTMAX.gradient(f, t).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("product", ["gradient", "hessian_product"])
+def test_compiled_products_hold_no_temporary_as_large_as_the_outputs(product):
+    """A vocabulary of 50,304 is what exhausts the memory of language models."""
+    f = jax.ShapeDtypeStruct((8, 50_304), jnp.float32)
+    t = jax.ShapeDtypeStruct((8,), jnp.int32)
+    arguments = (f, t, f)[: 2 if product == "gradient" else 3]
+    memory = jax.jit(getattr(SOFTMAX, product)).lower(*arguments).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.01 * f.size * 4
+
+
+@pytest.mark.parametrize(
+    "loss, targets, message",
+    [
+        (SOFTMAX, jnp.zeros((2, 3), jnp.int32), r"integer classes \(2,\) or floating soft"),
+        (SOFTMAX, jnp.zeros(2), "floating soft labels"),
+        (SQUARED, jnp.zeros(2), r"targets\[..., None\]"),
+        (SIGMOID, jnp.zeros(2), r"targets\[..., None\]"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused(loss, targets, message):
+    with pytest.raises(ValueError, match=message):
+        loss.value(jnp.zeros((2, 3)), targets)
+
+
+def test_a_weight_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"2 examples \[2\], or for each item \[2, 3\]"):
+        item_shares(SQUARED, outputs(), soft_labels(), jnp.ones(3))
+
+
+def test_a_single_class_has_neither_gradient_nor_curvature():
+    f, t = jnp.ones((2, 1)), jnp.array([0, 0])
+    assert SOFTMAX.rank(1) == 0
+    assert SOFTMAX.root_product(f, t, jnp.ones((2, 0))).tolist() == [[0.0], [0.0]]
+    assert not SOFTMAX.gradient(f, t).any() and not SOFTMAX.hessian_product(f, t, f).any()
