@@ -1,11 +1,13 @@
 """The spectral density: what a rule of Lanczos nodes must know, and what it cannot."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_jax.linalg import SymmetricOperator, dense_operator, lanczos
+from spectral_jax.linalg import SymmetricOperator, dense_operator, eigsh, lanczos
 from spectral_jax.linalg.density import logdet, spectral_density
 from spectral_jax.linalg.lanczos import three_term
 
@@ -243,6 +245,133 @@ def test_it_cannot_see_a_sloppy_tail_and_its_error_does_not_say_so():
     tail = density.cdf(jnp.array([1e-6]))
     assert (values < 1e-6).mean() == pytest.approx(0.4, abs=0.01)
     assert tail.value[0] < 0.1 and not within(tail, 0.4)
+
+
+# Resolution on a logarithmic axis
+
+MAGNITUDES = jnp.logspace(-12, 0.5, 60)
+DECADES = {
+    "nine decades": np.logspace(-9, 0, 300),
+    "many zeros": np.r_[np.zeros(260), np.logspace(-3, 0, 40)],
+    "no small ones": np.r_[np.random.default_rng(0).uniform(0.01, 1, 297), [5.0, 10.0, 20.0]],
+    "both signs": np.r_[-np.logspace(-6, -2, 50), np.logspace(-5, 0, 250)],
+}
+
+
+@pytest.fixture(scope="module")
+def rules():
+    """Rules with and without a basis of spectra over decades."""
+    run = partial(spectral_density, key=KEY, probes=4, steps=30)
+    return {
+        (name, kept): run(dense_operator(rotated(values)), reorthogonalise=kept)
+        for name, values in DECADES.items()
+        for kept in (True, False)
+    }
+
+
+def shares_of_probes(values, at, probes=4):
+    """The probes' own distribution functions at ``at``, which their rules approximate."""
+    starts = np.asarray(jax.random.normal(KEY, (len(values), probes)))
+    found, vectors = np.linalg.eigh(rotated(values))
+    weights = (vectors.T @ starts) ** 2 / (starts**2).sum(axis=0)
+    return ((found <= at[:, None])[..., None] * weights).sum(axis=1).mean(axis=1)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("spectrum", DECADES)
+def test_the_quadrature_error_bounds_what_few_nodes_get_wrong(rules, spectrum, kept):
+    density, values = rules[spectrum, kept], DECADES[spectrum]
+    for at in (MAGNITUDES, -MAGNITUDES):
+        visible = np.abs(at) > density.floor  # below, a zero is at 1e-17 or at -1e-17
+        wrong = np.abs(density.cdf(at).value - shares_of_probes(values, np.asarray(at)))
+        # What the bare recurrence has lost of orthogonality shows in the third digit.
+        assert (wrong <= density.quadrature_error(at) + (1e-9 if kept else 2e-3))[visible].all()
+
+
+def test_what_is_not_resolved_is_known(rules):
+    """Thirty nodes cannot tell 1e-9 from 1e-3, and say so; a gap above zeros is seen by them."""
+    expected = {"nine decades": 1e-2, "many zeros": 1e-3, "no small ones": 1e-11}
+    for name, above in expected.items():
+        density = rules[name, True]
+        seen = np.asarray(density.resolved(MAGNITUDES))
+        assert (np.diff(seen.astype(int)) >= 0).all() and seen.any()
+        assert float(MAGNITUDES[np.argmax(seen)]) <= 10 * above
+        assert not seen[np.asarray(MAGNITUDES) <= density.floor].any()
+    assert not rules["nine decades", True].resolved(jnp.array([1e-8, 1e-6, 1e-4])).any()
+
+
+def test_the_quadrature_error_is_the_christoffel_function():
+    """Of a rule in closed form: the Legendre polynomials' on [-1, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    rule = spectral_density(dense_operator(jnp.eye(3)), KEY, probes=1, steps=1)._replace(
+        nodes=jnp.asarray(nodes)[None],
+        weights=jnp.asarray(weights / 2)[None],
+        known=jnp.zeros((1, 8), bool),
+    )
+    at = np.linspace(-1.2, 1.2, 7)
+    legendre = np.polynomial.legendre.legvander(at, 7) ** 2 * (2 * np.arange(8) + 1)
+    np.testing.assert_allclose(rule.quadrature_error(jnp.asarray(at)), 1 / legendre.sum(axis=1))
+
+
+def test_the_density_per_decade_integrates_to_the_shares_of_either_sign(rules):
+    density, at = rules["both signs", True], jnp.logspace(-15, 2, 400)
+    decades = jnp.log10(at)
+    below = density.cdf(jnp.array([-1.0, 1.0]) * density.floor).value
+    for negative, share in ((False, 1 - below[1]), (True, below[0])):
+        drawn = density.per_decade(at, 0.1, negative=negative)
+        assert jnp.isnan(drawn.value[at <= density.floor]).all()
+        total = float(jnp.trapezoid(jnp.nan_to_num(drawn.value), decades))
+        assert total == pytest.approx(float(share), abs=1e-3)
+
+
+# Deflation
+
+
+def test_known_pairs_count_exactly_and_take_their_variance_along():
+    values = SPECTRA["outliers"]
+    op = dense_operator(rotated(values))
+    top = eigsh(op, 3, which="LA", tol=1e-12).vectors
+    plain = spectral_density(op, KEY, probes=20, steps=10)
+    split = spectral_density(op, KEY, probes=20, steps=10, deflate=top)
+    np.testing.assert_allclose(split.weights.sum(axis=1), 1, rtol=1e-13)
+    assert (jnp.diff(split.nodes) >= 0).all() and split.nodes.shape == (20, 13)
+    assert split.known.sum() == 60 and split.matvecs == 20 * 10 + 3
+    assert split.coupling < 1e-9
+    truth = np.array([np.mean(values**k) for k in (1, 2, 3)])
+    found = split.moments(3)
+    assert within(found, truth, atol=1e-9)
+    assert (found.standard_error < 0.03 * plain.moments(3).standard_error).all()
+    at = jnp.array([10.0, 30.0, 70.0])
+    np.testing.assert_allclose(split.cdf(at).value, 1 - np.array([3, 2, 1]) / N, atol=1e-12)
+    assert (split.cdf(at).standard_error < 1e-12).all()
+
+
+@pytest.mark.parametrize("reorthogonalise", [True, False])
+def test_columns_that_are_no_eigenvectors_move_eigenvalues_by_their_coupling(reorthogonalise):
+    a = rotated(SPECTRA["random"])
+    columns = jnp.linalg.qr(jax.random.normal(KEY, (N, 2)))[0]
+    density = spectral_density(
+        dense_operator(a),
+        KEY,
+        probes=2,
+        steps=N,
+        deflate=columns,
+        reorthogonalise=reorthogonalise,
+    )
+    images = np.asarray(a @ columns)
+    outside = images - columns @ (columns.T @ images)
+    assert float(density.coupling) == pytest.approx(np.linalg.norm(outside), rel=1e-12)
+    if reorthogonalise:
+        moved = np.abs(np.asarray(density.nodes[0]) - np.sort(SPECTRA["random"]))
+        assert moved.max() <= density.coupling
+
+
+def test_deflation_refuses_what_are_no_columns():
+    op = dense_operator(jnp.eye(3))
+    with pytest.raises(ValueError, match=r"deflate has shape \(2, 1\): pass columns \[3, d\]"):
+        spectral_density(op, KEY, deflate=jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match="leave a direction for the probes"):
+        spectral_density(op, KEY, deflate=jnp.eye(3))
 
 
 # logdet

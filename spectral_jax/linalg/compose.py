@@ -71,7 +71,7 @@ def deflate(
     >>> deflate(op, jnp.array([[0.0], [1.0]]), jnp.array([5.0])).dense().tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    vectors = _columns(op, vectors)
+    vectors = columns(op, vectors)
     return op - low_rank_operator(vectors, values)
 
 
@@ -90,16 +90,20 @@ def project(op: SymmetricOperator, vectors: Float[Array, "n d"]) -> SymmetricOpe
     >>> project(op, jnp.array([[0.0], [1.0]])).dense().tolist()
     [[1.0, 0.0], [0.0, 0.0]]
     """
-    vectors = _columns(op, vectors)
+    vectors = columns(op, vectors)
     return SymmetricOperator(_projected_matvec, (vectors, op), op.size)
 
 
-def _columns(op: SymmetricOperator, vectors: Array) -> Array:
-    vectors = working(vectors, "vectors")
+def columns(op: SymmetricOperator, vectors: Array, name: str = "vectors") -> Array:
+    """``vectors``, which must be columns ``[n, d]`` of the size and dtype of ``op``.
+
+    Else ``ValueError``, under the ``name`` of the argument.
+    """
+    vectors = working(vectors, name)
     if vectors.ndim != 2 or vectors.shape[0] != op.size:
-        raise ValueError(f"vectors has shape {vectors.shape}: pass columns [{op.size}, d]")
+        raise ValueError(f"{name} has shape {vectors.shape}: pass columns [{op.size}, d]")
     if vectors.dtype != op.dtype:
-        raise ValueError(f"vectors are {vectors.dtype}: pass vectors.astype({op.dtype})")
+        raise ValueError(f"{name} are {vectors.dtype}: pass {name}.astype({op.dtype})")
     return vectors
 
 

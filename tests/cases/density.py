@@ -10,11 +10,18 @@ from tests.contract import Case, Degenerate, register
 
 N = 12
 KEY = jax.random.key(0)
+TWO = jnp.eye(N)[:, :2]
 
 
 def positive(key, dtype):
     a = jax.random.normal(key, (N, N), dtype) / N**0.5
     return (a @ a.T + jnp.eye(N, dtype=dtype),)
+
+
+def two_blocks(key, dtype):
+    """Positive, with the first two coordinate axes decoupled from the others."""
+    (a,) = positive(key, dtype)
+    return (a.at[:2, 2:].set(0).at[2:, :2].set(0),)
 
 
 def multiple_of_the_identity(key, dtype):
@@ -43,6 +50,21 @@ register(
                 (jnp.full((N, N), jnp.nan),), lambda d: bool(jnp.isnan(d.nodes).all())
             ),
         },
+    )
+)
+register(
+    Case(
+        name="linalg.spectral_density: deflated",
+        function=lambda a: spectral_density(
+            dense_operator(a), KEY, probes=2, steps=N, deflate=TWO.astype(a.dtype)
+        ),
+        make_inputs=two_blocks,
+        degree=1,
+        # The deflated directions are invariant: the nodes are all eigenvalues, and nothing couples.
+        oracle=lambda a: (np.stack([np.linalg.eigvalsh(a)] * 2), 0.0),
+        select=lambda density: (density.nodes, density.coupling),
+        tolerance={"float32": 1e-5, "float64": 1e-10},
+        differentiable=False,
     )
 )
 register(
