@@ -6,6 +6,11 @@ default, whatever the order, the batches and the micro-batches. Functions of a m
 ``data = (inputs, targets)`` with a leading axis of ``n`` examples.
 """
 
+from spectral_jax.curvature.kronecker import (
+    KroneckerBlock,
+    KroneckerEigenbasis,
+    KroneckerOperator,
+)
 from spectral_jax.curvature.losses import (
     Loss,
     SigmoidCrossEntropy,
@@ -15,6 +20,9 @@ from spectral_jax.curvature.losses import (
 )
 
 __all__ = [
+    "KroneckerBlock",
+    "KroneckerEigenbasis",
+    "KroneckerOperator",
     "Loss",
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
