@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -10,9 +11,11 @@ from jaxtyping import Array, Float
 from models import layers
 from spectral_jax.weights import Block
 
+ACTIVATIONS = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+
 
 class MLP(nnx.Module):
-    """ReLU perceptron, dropout after each hidden activation (the protocol of arXiv 2003.00992)."""
+    """Perceptron, dropout after each hidden activation (the protocol of arXiv 2003.00992)."""
 
     def __init__(
         self,
@@ -22,6 +25,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
         hidden: Sequence[int] = (500, 500, 500),
         dropout: float = 0.0,
+        activation: Literal["relu", "sigmoid"] = "relu",
     ):
         widths = (prod(input_shape), *hidden, classes)
         if min(widths) < 1:
@@ -30,6 +34,11 @@ class MLP(nnx.Module):
             [layers.dense(m, n, rngs=rngs) for m, n in zip(widths, widths[1:], strict=False)]
         )
         self.dropout = layers.dropout_rate(dropout)
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation={activation!r} is unknown: use {' or '.join(ACTIVATIONS)}"
+            )
+        self.activation = activation
 
     def __call__(
         self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
@@ -37,8 +46,9 @@ class MLP(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         hidden = [layer.out_features for layer in self.layers[:-1]]
         scales = layers.dropout_scales(len(x), hidden, self.dropout, train=train, rngs=rngs)
+        activate = ACTIVATIONS[self.activation]
         for layer, scale in zip(self.layers[:-1], scales, strict=True):
-            x = jax.nn.relu(layer(x)) * scale
+            x = activate(layer(x)) * scale
         return self.layers[-1](x)
 
     def layout(self) -> tuple[Block, ...]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Shaped
 
 from models.gpt import GPT
 from models.layers import draw
-from models.lenet import LeNet
+from models.lenet import LeNet, TanhLeNet
 from models.mlp import MLP
 from models.resnet import ImageNetResNet, ResNet
 from models.vgg import VGG
@@ -19,6 +19,7 @@ from spectral_jax.weights import Block
 MODELS: dict[str, type[Any]] = {
     "mlp": MLP,
     "lenet": LeNet,
+    "lenet_tanh": TanhLeNet,
     "resnet": ResNet,
     "resnet_imagenet": ImageNetResNet,
     "vgg": VGG,

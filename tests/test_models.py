@@ -201,6 +201,14 @@ def test_lenet_parameter_count(input_shape, expected):
     assert parameter_count(name="lenet", input_shape=input_shape, classes=10) == expected
 
 
+def test_lenet_of_tanh_has_the_published_parameters_and_no_padding():
+    """44,426: arXiv 2110.14163's LeNet."""
+    config = dict(name="lenet_tanh", input_shape=(28, 28), classes=10)
+    assert parameter_count(**config) == 44_426
+    with pytest.raises(ValueError, match="too small"):
+        models.network("lenet_tanh", input_shape=(12, 12), classes=10)
+
+
 @pytest.mark.parametrize("depth, expected", [(8, 75_290), (20, 269_722), (32, 464_154)])
 def test_resnet_with_option_a_shortcuts_parameter_count(depth, expected):
     n = (depth - 2) // 6
@@ -502,6 +510,7 @@ MISUSES = {
     "dropout of one": (dict(name="mlp", dropout=1.0), "dropout=1.0 is out of range"),
     "empty layer": (dict(name="mlp", hidden=(5, 0)), "must be positive"),
     "depth": (dict(name="resnet", depth=18), r"depth=18 is not 6n \+ 2"),
+    "activation": (dict(name="mlp", input_shape=(4,), activation="rleu"), "use relu or sigmoid"),
     "large image": (dict(name="lenet", input_shape=(64, 64, 3)), "larger than 32 x 32"),
     "shortcut": (dict(name="resnet", shortcut="C"), "shortcut='C' is unknown: use 'A' or 'B'"),
     "padding": (dict(name="resnet", padding="SAME"), "padding='SAME' is unknown"),

@@ -57,3 +57,12 @@ def from_mean_std(mean: object, std: object) -> tuple[np.ndarray, np.ndarray]:
     spread = np.asarray(std, np.float64)
     scale = 1.0 / np.where(spread > 0, spread, 1.0)
     return np.asarray(mean, np.float32), scale.astype(np.float32)
+
+
+def in_halves(dataset: Dataset) -> Dataset:
+    """Return the same with two classes: the lower and the upper half of the old ones."""
+    half = dataset.classes // 2
+    train_y, test_y = (
+        (labels >= half).astype(labels.dtype) for labels in (dataset.train_y, dataset.test_y)
+    )
+    return dataset._replace(name=f"{dataset.name}2", train_y=train_y, test_y=test_y, classes=2)

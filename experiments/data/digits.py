@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from experiments.data.base import SPLIT_SEED, Dataset, Spec, from_mean_std, unscaled
+from experiments.data.base import SPLIT_SEED, Dataset, Spec, from_mean_std, in_halves, unscaled
 from experiments.data.files import Files, Source
 from experiments.data.splits import stratified_split
 
@@ -26,6 +26,11 @@ def load(files: Files, *, preprocessing: str, split: str) -> Dataset:
     return Dataset("digits", x[train], y[train], x[test], y[test], *scaling, 10, sha256)
 
 
+def load_halves(files: Files, *, preprocessing: str, split: str) -> Dataset:
+    """Read the digits in two classes, 0-4 and 5-9."""
+    return in_halves(load(files, preprocessing=preprocessing, split=split))
+
+
 DIGITS = Spec(
     name="digits",
     what="handwritten digits that ship with scikit-learn",
@@ -35,4 +40,11 @@ DIGITS = Spec(
     source=Source(folder="", files=()),
     load=load,
     splits=("stratified",),
+)
+
+DIGITS2 = DIGITS._replace(
+    name="digits2",
+    what="the digits in two classes, 0-4 and 5-9",
+    shape="1437 + 360 x 8 x 8, 2 classes",
+    load=load_halves,
 )

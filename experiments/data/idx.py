@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.data.base import Dataset, Spec, from_mean_std, unscaled
+from experiments.data.base import Dataset, Spec, from_mean_std, in_halves, unscaled
 from experiments.data.files import File, Files, Source
 from experiments.errors import UserError
 
@@ -73,6 +73,11 @@ def load_mnist7(files: Files, *, preprocessing: str, split: str) -> Dataset:
     return full._replace(train_x=shrink_to_7x7(full.train_x), test_x=shrink_to_7x7(full.test_x))
 
 
+def load_mnist2(files: Files, *, preprocessing: str, split: str) -> Dataset:
+    """Read MNIST in two classes, 0-4 and 5-9, as PAC-Bayes bounds are reported for it."""
+    return in_halves(load_mnist(files, preprocessing=preprocessing, split=split))
+
+
 def _load(files: Files, name: str, mean: float, std: float, preprocessing: str) -> Dataset:
     """Read the four files; there is no `split`, as the test set is the published one."""
     images, labels = [], []
@@ -123,6 +128,13 @@ MNIST7 = MNIST._replace(
     what="MNIST shrunk to 7 x 7, as in arXiv 2103.03386",
     shape="60000 + 10000 x 7 x 7, 10 classes",
     load=load_mnist7,
+)
+
+MNIST2 = MNIST._replace(
+    name="mnist2",
+    what="MNIST in two classes, 0-4 and 5-9",
+    shape="60000 + 10000 x 28 x 28, 2 classes",
+    load=load_mnist2,
 )
 
 FASHION_MNIST = Spec(

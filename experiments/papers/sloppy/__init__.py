@@ -1,0 +1,43 @@
+"""Does the data induce capacity control? arXiv 2110.14163 (ICML 2022).
+
+Inputs whose spectrum is *sloppy*, a sharp drop and then small eigenvalues over many decades, are
+said to make networks whose curvature is sloppy too, and which therefore generalise. `protocols`
+says which networks are trained. The studies: `causal` changes the spectrum of the inputs and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.papers.paper import Paper, Study
+from experiments.papers.sloppy.protocols import PROTOCOLS
+
+CAUSAL: dict[str, Any] = {
+    "rates": (0.0, 0.001, 0.01, 0.02, 0.05), "examples": (1000, 5000, 50_000),
+    "controls_at": 5000, "seeds": 8, "hidden": 256, "batch": 200, "steps": 2000,
+    "learning_rate": 0.01, "most": 50_000, "test": 10_000,
+}  # fmt: skip
+PAPER = Paper(
+    "sloppy",
+    "Sloppy data and capacity control",
+    PROTOCOLS,
+    studies=(
+        Study(
+            "causal",
+            {
+                "smoke": {
+                    **CAUSAL, "rates": (0.0, 0.01, 0.05), "examples": (500,), "controls_at": 500,
+                    "seeds": 2, "hidden": 32, "steps": 150, "most": 500, "test": 500,
+                },
+                "small": CAUSAL,
+                "paper": {**CAUSAL, "hidden": 1000, "batch": 1000, "steps": 2500},
+            },
+        ),
+    ),
+    costs={
+        "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
+        "small": "about an hour on two CPU cores, MNIST",
+        "paper": "some hours on two CPU cores or a GPU",
+    },
+)  # fmt: skip
