@@ -39,6 +39,8 @@ def rotated(eigenvalues, seed=0):
 
 def best(a, k, which):
     values = np.linalg.eigvalsh(a)
+    if which == "BE":
+        return np.r_[values[: k // 2], values[::-1][: k - k // 2]]
     return values[:k] if which == "SA" else values[::-1][:k]
 
 
@@ -57,6 +59,7 @@ SEARCHES = (
     ("lanczos", "LA", 3),
     ("lanczos", "SA", 4),
     ("lanczos", "SA", 5),
+    ("lanczos", "BE", 7),
 )
 
 
@@ -112,6 +115,30 @@ def test_finds_every_copy_of_a_repeated_value_in_a_small_problem():
     for n_pairs in (2, 3, 4):
         found = eigsh(dense_operator(jnp.asarray(a)), n_pairs, tol=1e-12)
         np.testing.assert_allclose(found.values, [-2, -2, -2, 0][:n_pairs], atol=1e-12)
+
+
+@pytest.mark.parametrize("n, k", [(2, 2), (5, 5), (5, 2)])
+def test_both_ends_of_the_smallest_problems(n, k):
+    a, _ = rotated([3.0, -2.0, 1.0, 0.5, -2.0][:n])
+    result = eigsh(dense_operator(jnp.asarray(a)), k, which="BE")
+    assert result.converged.all()
+    np.testing.assert_allclose(result.values, best(a, k, "BE"), atol=1e-8)
+    assert_honest(a, result, atol=1e-13)
+
+
+def test_one_krylov_space_serves_both_ends_and_finds_copies_at_both():
+    both = partial(eigsh, k=8, which="BE", max_matvecs=5000)
+    a, _ = rotated(np.r_[-np.logspace(-6, -1, 100), np.logspace(-5, 0, 300)])
+    bottom, top = (eigsh(dense_operator(jnp.asarray(b)), 4, which="LA") for b in (-a, a))
+    found = both(dense_operator(jnp.asarray(a)))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, np.r_[-bottom.values, top.values], atol=1e-7)
+    assert found.matvecs < 0.8 * (top.matvecs + bottom.matvecs)
+    a, _ = rotated(np.r_[[-1.0] * 3, np.linspace(-0.9, 0.9, 394), [1.0] * 2, [1.1]])
+    found = both(dense_operator(jnp.asarray(a)))
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, best(a, 8, "BE"), atol=1e-8)
+    assert_honest(a, found, atol=1e-12)
 
 
 CLOSE = {"even": np.linspace(1, 2, 400), "geometric": np.geomspace(1, 10, 400)}
@@ -336,10 +363,12 @@ def test_gradient_of_a_repeated_value_is_an_element_of_the_generalised_gradient(
     np.testing.assert_allclose(eigenspace @ gradient @ eigenspace, gradient, atol=1e-7)
 
 
-@pytest.mark.parametrize("which", ["SA", "LA"])
-def test_gradient_of_several_vectors(which):
+@pytest.mark.parametrize(
+    "which, picked", [("SA", [0, 1, 2]), ("LA", [-1, -2, -3]), ("BE", [0, -1, -2])]
+)
+def test_gradient_of_several_vectors(which, picked):
     a, _ = rotated(np.linspace(-1, 2, 12) ** 3)
-    picked = slice(0, 3) if which == "SA" else slice(-1, -4, -1)
+    picked = jnp.array(picked)
     c = jnp.sin(jnp.arange(36.0)).reshape(12, 3)
 
     def objective(vectors):  # blind to signs, but not to which vector is which
@@ -377,7 +406,9 @@ def test_gradient_of_a_function_of_an_eigenspace_is_right_though_its_vectors_are
         (dict(k=0), r"k=0: choose 1 <= k <= 60"),
         (dict(k=61), r"k=61: choose 1 <= k <= 60"),
         (dict(k=60, deflate=np.eye(N, 2)), r"k=60: choose 1 <= k <= 58"),
-        (dict(which="SM"), r"which='SM': choose 'SA' \(smallest\) or 'LA' \(largest\)"),
+        (dict(which="SM"), r"which='SM': choose 'SA' .* 'LA' \(largest\) or 'BE' \(both ends\)"),
+        (dict(which="BE", k=1), "k=1: choose 2 <= k <= 60"),
+        (dict(which="BE", k=2, method="lobpcg"), "which='BE' but method='lobpcg' knows one end"),
         (dict(method="qr"), r"method='qr': choose 'auto', 'lobpcg' or 'lanczos'"),
         (dict(v0=np.ones(N - 1)), r"v0 has shape \(59,\): pass \[n\] or \[n, s\] with n = 60"),
         (dict(deflate=np.eye(N - 1, 2)), r"deflate has shape \(59, 2\): pass orthonormal columns"),

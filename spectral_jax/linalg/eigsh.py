@@ -35,7 +35,7 @@ def eigsh(
     op: SymmetricOperator,
     k: int = 1,
     *,
-    which: Literal["SA", "LA"] = "SA",
+    which: Literal["SA", "LA", "BE"] = "SA",
     v0: Float[Array, "n s"] | Float[Array, " n"] | None = None,
     v0_images: Float[Array, "n s"] | Float[Array, " n"] | None = None,
     deflate: Float[Array, "n d"] | None = None,
@@ -47,13 +47,16 @@ def eigsh(
 ) -> EigResult:
     """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``, from products alone.
 
+    ``BE`` is both ends: the ``k // 2`` smallest, then the ``k - k // 2`` largest, best first each,
+    from one Krylov space, which serves both.
+
     A pair has converged when ``||A v - value v|| <= tol |value|``, or when that residual is at the
     rounding floor of the dtype (which is how an eigenvalue 0 converges). An eigenvalue of ``A``
     then lies within the residual of ``value``; the error of ``value`` is about the residual's
     square over the gap to the next eigenvalue.
 
     Args:
-      k: how many pairs; memory and time of a step grow with it.
+      k: how many pairs, at least 2 for ``BE``; memory and time of a step grow with it.
       v0: start vector or block ``[n, s]``, for instance the previous solution; a fixed
         pseudo-random one if None.
       v0_images: ``op @ v0``, where it is known for less than a product each; ``lobpcg`` only.
@@ -64,9 +67,9 @@ def eigsh(
       tol: the largest relative residual; ``sqrt(eps)`` of the dtype if None (3e-4 in float32),
         which leaves the value an error near ``eps`` where the gap is of the value's size.
       max_matvecs: cap; on reaching it the best pairs so far come back with ``converged = False``.
-      method: ``lobpcg`` can use a start block and a preconditioner; ``lanczos`` gets more from each
-        product where neither is there. ``auto`` picks ``lobpcg`` for one pair with a preconditioner
-        or a start, else ``lanczos`` (measured: benchmarks/RESULTS.md).
+      method: ``lobpcg`` can use a start block and a preconditioner, and knows one end; ``lanczos``
+        gets more from each product where neither is there. ``auto`` picks ``lobpcg`` for one pair
+        with a preconditioner or a start, else ``lanczos`` (measured: benchmarks/RESULTS.md).
       probe_steps: how long ``lobpcg`` looks past an answer that came from ``v0``, which may be an
         eigenvector but not the wanted one: steps from a generic vector in the complement of the
         answer (at most 24). If they see a better value, the search goes on from there.
@@ -110,28 +113,34 @@ def eigsh(
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
     # The default start has a part in every eigenvector, and needs no probe.
     probe = probe_steps if v0 is not None else 0
-    options = _Options(k, 1 if which == "SA" else -1, tol, max_matvecs, chosen, probe)
+    options = _Options(_ends(k, which), tol, max_matvecs, chosen, probe)
     start = None if v0 is None else (v0, v0_images)
     return _compiled_pairs(options, op, start, deflate, preconditioner)
 
 
 class _Options(NamedTuple):
-    """What is static under ``jit``; ``sign`` is 1 for the smallest and -1 for the largest."""
+    """What is static under ``jit``; ``ends`` are those of `Search`."""
 
-    k: int
-    sign: int
+    ends: tuple[tuple[int, int], ...]
     tol: float
     max_matvecs: int
     method: str
     probe_steps: int
 
 
+def _ends(k: int, which: str) -> tuple[tuple[int, int], ...]:
+    """The ends of the spectrum that are wanted, and how many pairs of each: see `Search`."""
+    if which == "BE":
+        return (1, k // 2), (-1, k - k // 2)
+    return ((1 if which == "SA" else -1, k),)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pairs(options, op, start, deflate, preconditioner) -> EigResult:
-    k, sign, tol, max_matvecs, method, probe_steps = options
+    ends, tol, max_matvecs, method, probe_steps = options
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
-    search = Search(op, k, sign, fixed, tol, max_matvecs)
-    block, images = _start_block(op, k, start)
+    search = Search(op, ends, fixed, tol, max_matvecs)
+    block, images = _start_block(op, search.k, start)
     if method == "lobpcg":
         precondition = _as_function(preconditioner)
         return lobpcg(search, block, images, precondition, probe_steps=probe_steps)
@@ -184,8 +193,8 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     """Solve ``(A - values_j) z_j = -cotangent_j`` in the complement of the ``j``-th vector.
 
     In the span of the eigenvectors at hand ``A - values_j`` is diagonal: divide. In the complement
-    of them all it is definite, because only larger eigenvalues are left (smaller, for ``LA``), as
-    conjugate gradients need.
+    of them all it is definite, because only larger eigenvalues are left (smaller, for a pair of the
+    upper end), as conjugate gradients need.
     """
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     factor = factor_of(op @ unit(generic_vectors(op.size, 1, op.dtype)[:, 0]))
@@ -201,16 +210,18 @@ def _vector_adjoint(options, op, deflate, values, vectors, cotangent) -> Array:
     determined = jnp.abs(apart) > options.tol * jnp.max(jnp.abs(values))
     parts = mm(known.T, cotangent) / jnp.where(determined, apart, jnp.inf)
 
-    def beyond(value, right):
+    def beyond(sign, value, right):
         def shifted(z):
-            return options.sign * orthogonalise(op @ z - value * z, known)
+            return sign * orthogonalise(op @ z - value * z, known)
 
         return jax.scipy.sparse.linalg.cg(
             shifted, right, tol=options.tol, maxiter=options.max_matvecs
         )[0]
 
-    right = -options.sign * orthogonalise(cotangent, known)
-    solution = jax.vmap(beyond, in_axes=(0, 1), out_axes=1)(values, right) - mm(known, parts)
+    signs = jnp.asarray([sign for sign, count in options.ends for _ in range(count)], values.dtype)
+    right = -signs * orthogonalise(cotangent, known)
+    solution = jax.vmap(beyond, in_axes=(0, 0, 1), out_axes=1)(signs, values, right)
+    solution -= mm(known, parts)
     return factor * (solution * size)
 
 
@@ -231,9 +242,12 @@ def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tupl
     if deflate is not None and (deflate.ndim != 2 or deflate.shape[0] != n):
         raise ValueError(f"deflate has shape {deflate.shape}: pass orthonormal columns [{n}, d]")
     free = n - (0 if deflate is None else deflate.shape[1])
-    k = count("k", k, most=free, why=f"n = {n} less the deflated directions")
-    if which not in ("SA", "LA"):
-        raise ValueError(f"which={which!r}: choose 'SA' (smallest) or 'LA' (largest)")
+    if which not in ("SA", "LA", "BE"):
+        raise ValueError(
+            f"which={which!r}: choose 'SA' (smallest), 'LA' (largest) or 'BE' (both ends)"
+        )
+    least = 2 if which == "BE" else 1
+    k = count("k", k, least=least, most=free, why=f"n = {n} less the deflated directions")
     check_choice(("auto", "lobpcg", "lanczos"), method=method)
     if v0 is not None and (v0.ndim not in (1, 2) or v0.shape[0] != n):
         raise ValueError(f"v0 has shape {v0.shape}: pass [n] or [n, s] with n = {n}")
@@ -244,8 +258,11 @@ def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tupl
         raise ValueError("preconditioner is set but method='lanczos' cannot use it: use 'lobpcg'")
     if v0_images is not None and method == "lanczos":
         raise ValueError("v0_images is set but method='lanczos' cannot use it: use 'lobpcg'")
+    if which == "BE" and method == "lobpcg":
+        raise ValueError("which='BE' but method='lobpcg' knows one end: use 'lanczos'")
     if method == "auto":
         informed = v0 is not None or preconditioner is not None
+        # Two ends are at least two pairs.
         method = "lobpcg" if k == 1 and informed else "lanczos"
     return k, method
 

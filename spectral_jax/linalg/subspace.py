@@ -22,6 +22,8 @@ from spectral_jax.linalg.scale import holds_digits
 class EigResult(NamedTuple):
     """Eigenpairs, best first (``SA`` ascending, ``LA`` descending), and how far to trust them.
 
+    For ``BE`` the ``k // 2`` smallest come first, ascending; then the others, descending.
+
     ``residuals[i] = ||A v_i - values_i v_i||``: an eigenvalue of ``A`` lies that close to
     ``values[i]``. ``converged`` is per pair; ``matvecs`` counts every product with the operator.
     """
@@ -36,16 +38,27 @@ class EigResult(NamedTuple):
 class Search(NamedTuple):
     """What every method needs to know of the problem.
 
-    ``sign`` is 1 for the smallest and -1 for the largest eigenvalues: methods look for the smallest
-    of ``sign * op``. ``fixed`` ``[n, d]`` are the orthonormal columns to keep out of the search.
+    ``ends`` are the ends of the spectrum to look at, one or both: a sign, 1 for the smallest and -1
+    for the largest eigenvalues, and how many. Methods look for the smallest of ``sign * op``.
+    ``fixed`` ``[n, d]`` are the orthonormal columns to keep out of the search.
     """
 
     op: SymmetricOperator
-    k: int
-    sign: int
+    ends: tuple[tuple[int, int], ...]
     fixed: Array
     tol: float
     max_matvecs: int
+
+    @property
+    def k(self) -> int:
+        """How many pairs are wanted, of both ends together."""
+        return sum(count for _, count in self.ends)
+
+    @property
+    def sign(self) -> int:
+        """The sign of the only end, for methods that know one end."""
+        ((sign, _),) = self.ends
+        return sign
 
     @property
     def free_dimension(self) -> int:

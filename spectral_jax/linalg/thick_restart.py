@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array
 
@@ -73,6 +74,8 @@ class _Krylov(NamedTuple):
 
 class _Pairs(NamedTuple):
     """Ritz pairs: ``A v_i = values_i v_i + couplings_i (the vector after the basis)``.
+
+    The ``k`` wanted ones first, then those kept besides at a restart.
 
     ``coordinates`` are those of ``v_i`` in the basis. The length of a coupling is the residual of
     its pair; ``excess`` is the largest over the residual allowed, so that 1 has converged.
@@ -157,6 +160,7 @@ class _Solver:
         # them, since the pairs next to the wanted ones decide how fast those converge.
         self.size = min(free, max(2 * k + EXTRA_LEAST, min(BASIS_MOST, BASIS_BYTES // row)))
         self.keep = min(k + (self.size - k) // 3, self.size - 1)
+        self.signs, self.places = _places(search.ends, self.keep - k)
 
     def solve(self, start: Array) -> EigResult:
         """Rounds of searching and looking until nothing better is known or products are spent."""
@@ -179,35 +183,55 @@ class _Solver:
 
     def one_round(self, krylov: _Krylov) -> tuple[_Krylov, _Answer]:
         """Find pairs, then look for better ones; the state returned begins where that led."""
-        k, sign = self.search.k, self.search.sign
+        k = self.search.k
         told, unknown = krylov.filled == 0, jnp.zeros((), self.dtype)
         unchecked = self.pairs_of(krylov)._replace(excess=unknown + jnp.inf)
         hunt = _Hunt(krylov, unchecked, unknown, jnp.asarray(STRIDE, jnp.int32))
         krylov, pairs, *_ = jax.lax.while_loop(self.unsettled, self.hunt, hunt)
         found, values = pairs.excess <= 1, pairs.values[:k]
         vectors = mm(pairs.coordinates[:, :k].T, krylov.basis[: self.size])
-        allowed = self.search.allowed(values[-1], krylov.scale)
-        # Only a missing copy of a value below the last one would displace a pair; another copy of
-        # the last value is as good as the one found. So look below the largest value that is less
-        # than the last by more than the error allowed to both. If there is none (-inf), all k
-        # values are one, and a missing copy would not change the answer.
-        copied = jnp.max(jnp.where(values < values[-1] - 2 * allowed, values, -jnp.inf))
-        unique = (k == 1) | (krylov.filled == self.search.free_dimension) | jnp.isinf(copied)
-        look = self.look(krylov, copied + allowed / 2, found & ~unique)
-        better = look.pivot < 0
-        done = found & (unique | (~better & (look.total >= self.enough)))
+        done, better, towards, matvecs = self.looked(krylov, values, found)
         answer = _Answer(
-            sign * values,
+            values,
             vectors,
             pairs.couplings,
             krylov.basis[krylov.filled],
             told,
-            done,
+            found & done,
             found & better,
         )
-        onward = self.outside(look.towards, jnp.concatenate([self.fixed, vectors]))
-        krylov = self.beginning(krylov, vectors, sign * values, onward)
-        return krylov._replace(matvecs=look.matvecs), answer
+        onward = self.outside(towards, jnp.concatenate([self.fixed, vectors]))
+        krylov = self.beginning(krylov, vectors, values, onward)
+        return krylov._replace(matvecs=matvecs), answer
+
+    def looked(self, krylov: _Krylov, values: Array, found: Array):
+        """Look for copies at every end, until one is found: whether no end can have one, whether
+        one is known to exist, a start for it, and the products made so far."""
+        done, better, towards = jnp.array(True), jnp.array(False), krylov.basis[0]
+        for sign, of in self.ends_of(values):
+            allowed = self.search.allowed(of[-1], krylov.scale)
+            # Only a missing copy of a value below the last one would displace a pair; another copy
+            # of the last value is as good as the one found. So look below the largest value that is
+            # less than the last by more than the error allowed to both. If there is none (-inf),
+            # all values are one, and a missing copy would not change the answer.
+            copied = jnp.max(jnp.where(of < of[-1] - 2 * allowed, of, -jnp.inf))
+            complete = krylov.filled == self.search.free_dimension
+            unique = (len(of) == 1) | complete | jnp.isinf(copied)
+            look = self.look(krylov, sign, copied + allowed / 2, found & ~unique & ~better)
+            here = look.pivot < 0
+            towards = jnp.where(here, look.towards, towards)
+            done &= unique | (~here & (look.total >= self.enough))
+            better |= here
+            krylov = krylov._replace(matvecs=look.matvecs)
+        return done, better, towards, krylov.matvecs
+
+    def ends_of(self, values: Array) -> list[tuple[int, Array]]:
+        """The wanted values of each end times its sign, ascending, and the sign."""
+        parts, first = [], 0
+        for sign, count in self.search.ends:
+            parts.append((sign, sign * values[first : first + count]))
+            first += count
+        return parts
 
     # The search
 
@@ -276,8 +300,10 @@ class _Solver:
         an image that leaves the basis, so a residual is its coupling times the pair's last entry
         (Golub & Van Loan, section 10.1)."""
         projected, filled, k = krylov.projected, krylov.filled, self.search.k
-        square, met = self.square(krylov)
-        values, y = best_pairs(self.search.sign * square, met, max(self.keep, k))
+        values, y = best_pairs(*self.square(krylov), self.size)
+        # Ascending, those of rows that are not filled yet at the end.
+        index = jnp.where(self.signs > 0, self.places, filled - 1 - self.places)
+        values, y = (jnp.take(x, index, axis=-1, mode="clip") for x in (values, y))
         couplings = projected[filled, filled - 1] * y[filled - 1, :k]
         allowed = PROMISED * self.search.allowed(values[:k], krylov.scale)
         excess = jnp.abs(couplings) / jnp.maximum(allowed, jnp.finfo(self.dtype).tiny)
@@ -295,8 +321,7 @@ class _Solver:
     def restarted(self, krylov: _Krylov, pairs: _Pairs) -> _Krylov:
         """The best Ritz vectors as a new basis, followed by the vector after the old one."""
         ritz = mm(pairs.coordinates[:, : self.keep].T, krylov.basis[: self.size])
-        values = self.search.sign * pairs.values[: self.keep]
-        return self.beginning(krylov, ritz, values, krylov.basis[self.size])
+        return self.beginning(krylov, ritz, pairs.values[: self.keep], krylov.basis[self.size])
 
     def beginning(self, krylov: _Krylov, ritz: Array, values: Array, following: Array) -> _Krylov:
         """A basis of Ritz vectors, with their values as its projection, and the next vector.
@@ -323,25 +348,25 @@ class _Solver:
         """
         return 2 * self.op.size / (math.pi * OVERLOOKED**2)
 
-    def look(self, krylov: _Krylov, point: Array, wanted: Array) -> _Look:
-        """Has the operator more eigenvalues below ``point`` than its basis shows?
+    def look(self, krylov: _Krylov, sign: int, point: Array, wanted: Array) -> _Look:
+        """Has ``sign * A`` more eigenvalues below ``point`` than its basis shows?
 
-        Write ``A - point`` in blocks: the basis, and its complement. By Haynsworth's inertia
-        formula (1968) it has as many negative eigenvalues as the block of the basis, where they are
-        known, and the Schur complement ``S`` together. ``S`` is ``A - point`` on the complement,
-        less a multiple of ``q q^T`` for the vector ``q`` after the basis, the only one that couples
-        to it.
+        Let ``A`` stand for ``sign * A``, and write ``A - point`` in blocks: the basis, and its
+        complement. By Haynsworth's inertia formula (1968) it has as many negative eigenvalues as
+        the block of the basis, where they are known, and the Schur complement ``S`` together. ``S``
+        is ``A - point`` on the complement, less a multiple of ``q q^T`` for the vector ``q`` after
+        the basis, the only one that couples to it.
 
         Lanczos from a generic vector ``g`` of the complement looks for a negative eigenvalue of
         ``S``. While it sees none, the squares of its orthonormal polynomials at ``point`` add up to
         at most ``1 / (u^T g)^2`` for the eigenvector ``u`` of any negative eigenvalue. They grow
         from step to step, until such a ``u`` would have to be improbably orthogonal to ``g``.
         """
-        op, sign = krylov.factor * self.op, self.search.sign
+        op = krylov.factor * self.op
         krylov_next = krylov.filled
         following = krylov.basis[krylov_next]
         known = jnp.concatenate([self.fixed, krylov.basis.at[krylov_next].set(0)])
-        drop = self.eliminated(krylov, point)
+        drop = self.eliminated(krylov, sign, point)
 
         def step(look: _Look) -> _Look:
             q = look.q
@@ -375,13 +400,13 @@ class _Solver:
         look = _Look(start, zeros, zero, one, one, one, zeros, krylov.matvecs)
         return jax.lax.while_loop(open_, step, look)
 
-    def eliminated(self, krylov: _Krylov, point: Array) -> Array:
-        """``b^T (T - point)^-1 b``, ``b`` the coupling of the basis to the vector ``q`` after it:
-        the factor of ``q q^T`` in the Schur complement."""
+    def eliminated(self, krylov: _Krylov, sign: int, point: Array) -> Array:
+        """``b^T (sign T - point)^-1 b``, ``b`` the coupling of the basis to the vector ``q`` after
+        it: the factor of ``q q^T`` in the Schur complement."""
         square, met = self.square(krylov)
         last = jnp.arange(self.size, dtype=jnp.int32) == krylov.filled - 1
         coupling = krylov.projected[krylov.filled, krylov.filled - 1]
-        shifted = self.search.sign * square + jnp.diag(jnp.where(met, 0.0, 1.0) - point)
+        shifted = sign * square + jnp.diag(jnp.where(met, 0.0, 1.0) - point)
         solution = jnp.linalg.solve(shifted, last.astype(self.dtype))
         return coupling**2 * solution[krylov.filled - 1]
 
@@ -403,6 +428,17 @@ class _Solver:
     def outside(self, vector: Array, known: Array) -> Array:
         """The part of a vector outside orthonormal rows, at unit length."""
         return unit_rows(off_rows(vector, known)[None])[0]
+
+
+def _places(ends: tuple[tuple[int, int], ...], more: int) -> tuple[np.ndarray, np.ndarray]:
+    """The sign of the end and the place from there of the wanted pairs, and of ``more`` besides,
+    which the ends share evenly."""
+    taken = [(sign, place) for sign, count in ends for place in range(count)]
+    for extra in range(more):
+        sign, count = ends[extra % len(ends)]
+        taken.append((sign, count + extra // len(ends)))
+    signs, places = np.array(taken, np.int32).T
+    return signs, places
 
 
 def _certify(search: Search, answer: _Answer, krylov: _Krylov) -> EigResult:

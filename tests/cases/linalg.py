@@ -22,6 +22,9 @@ def matrix_and_vector(key, dtype):
 def pairs(which, k):
     def oracle(a):
         values, vectors = np.linalg.eigh(a)
+        if which == "BE":
+            ends = [*range(k // 2), *range(-1, k // 2 - k - 1, -1)]
+            values, vectors = values[ends], vectors[:, ends]
         if which == "LA":
             values, vectors = values[::-1], vectors[:, ::-1]
         return values[:k], vectors[:, :k] @ vectors[:, :k].T
@@ -70,6 +73,18 @@ register(
         tolerance={"float32": 1e-4, "float64": 1e-6},
         differentiable=False,
         degenerate=EIGSH_DEGENERATE,
+    )
+)
+register(
+    Case(
+        name="linalg.eigsh: both ends",
+        function=lambda a: eigsh(dense_operator(a), 3, which="BE"),
+        make_inputs=symmetric,
+        degree=(1, 0),
+        oracle=pairs("BE", 3),
+        select=values_and_projector,
+        tolerance={"float32": 1e-4, "float64": 1e-6},
+        differentiable=False,
     )
 )
 register(
