@@ -1,0 +1,139 @@
+"""capacity: relative entropies and the bounds made of them, against NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.capacity import (
+    Gaussian,
+    binary_kl,
+    gaussian_kl,
+    kl_inverse,
+    pac_bayes_bound,
+)
+from tests.contract import Case, Degenerate, exempt, register
+
+PROBABILITIES = "probabilities and nats have no unit"
+
+
+def two_probabilities(key, dtype):
+    return tuple(0.05 + 0.9 * jax.random.uniform(key, (2, 4), dtype))
+
+
+def probability_and_nats(key, dtype):
+    q, c = jax.random.uniform(key, (2, 4), dtype)
+    return 0.05 + 0.9 * q, 0.01 + c
+
+
+def risk_and_entropy(key, dtype):
+    q, kl = jax.random.uniform(key, (2, 4), dtype)
+    return 0.05 + 0.9 * q, 10 * kl
+
+
+def kl(q, p):
+    return q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+
+
+def by_bisection(q, c, end):
+    """The solution of kl(q || p) = c between q and ``end``."""
+    near, far = q, np.full_like(q, end)
+    for _ in range(100):
+        middle = (near + far) / 2
+        beyond = kl(q, middle) > c
+        near, far = np.where(beyond, near, middle), np.where(beyond, middle, far)
+    return near
+
+
+def gaussians(key, dtype):
+    means, scales = jax.random.normal(key, (2, 2, 3), dtype)
+    return tuple(
+        Gaussian({"b": m[0], "w": m[1:]}, {"b": s[0], "w": s[1:]})
+        for m, s in zip(means, scales / 3, strict=True)
+    )
+
+
+def gaussian_entropy(q, p):
+    (m, log_q), (m0, log_p) = (
+        (np.append(x.mean["w"], x.mean["b"]), np.append(x.log_scale["w"], x.log_scale["b"]))
+        for x in (q, p)
+    )
+    ratio = np.exp(2 * (log_q - log_p))
+    return (((m - m0) ** 2 * np.exp(-2 * log_p)) + ratio - 1 - np.log(ratio)).sum() / 2
+
+
+def certain(q, c):
+    return Degenerate((jnp.array(q), jnp.array(c)), lambda p: bool(p == q))
+
+
+register(
+    Case(
+        name="capacity.binary_kl",
+        function=binary_kl,
+        make_inputs=two_probabilities,
+        oracle=kl,
+        unscaled=PROBABILITIES,
+        degenerate={
+            "equal": Degenerate((jnp.array(0.3),) * 2, lambda d: bool(d == 0)),
+            "never, but seen": Degenerate(
+                (jnp.array(0.3), jnp.array(0.0)), lambda d: bool(d == jnp.inf), False
+            ),
+            "never, and not seen": Degenerate((jnp.array(0.0),) * 2, lambda d: bool(d == 0), False),
+            "no probability": Degenerate(
+                (jnp.array(0.3), jnp.array(1.1)), lambda d: bool(jnp.isnan(d)), False
+            ),
+        },
+    )
+)
+for side, end in (("upper", 1.0), ("lower", 0.0)):
+    register(
+        Case(
+            name=f"capacity.kl_inverse: {side}",
+            function=lambda q, c, side=side: kl_inverse(q, c, side=side),
+            make_inputs=probability_and_nats,
+            oracle=lambda q, c, end=end: by_bisection(q, c, end),
+            unscaled=PROBABILITIES,
+            degenerate={
+                "no evidence against q": certain(0.25, 0.0),
+                "q is at the end": certain(end, 0.3),
+                "infinite": Degenerate(
+                    (jnp.array(0.3), jnp.array(jnp.inf)), lambda p, end=end: bool(p == end)
+                ),
+                "NaN": Degenerate(
+                    (jnp.array(jnp.nan), jnp.array(0.3)), lambda p: bool(jnp.isnan(p)), False
+                ),
+            },
+        )
+    )
+register(
+    Case(
+        name="capacity.pac_bayes_bound",
+        function=lambda risk, entropy: pac_bayes_bound(risk, entropy, n=200),
+        make_inputs=risk_and_entropy,
+        oracle=lambda q, d: by_bisection(q, (d + np.log(2 * 200**0.5 / 0.025)) / 200, 1.0),
+        unscaled=PROBABILITIES,
+        degenerate={
+            "negative entropy": Degenerate(
+                (jnp.array(0.1), jnp.array(-1.0)), lambda b: bool(jnp.isnan(b)), False
+            ),
+        },
+    )
+)
+register(
+    Case(
+        name="capacity.gaussian_kl",
+        function=gaussian_kl,
+        make_inputs=gaussians,
+        oracle=gaussian_entropy,
+        unscaled="logarithms of scales have no unit",
+        degenerate={
+            "one and the same": Degenerate(
+                (Gaussian(jnp.ones(3), jnp.array(-2.0)),) * 2, lambda d: bool(d == 0)
+            ),
+        },
+    )
+)
+for name in ("gaussian", "data_free_prior", "learnt_prior", "vector_basis"):
+    exempt(f"capacity.{name}", "makes a record of arrays; tests/test_bounds.py")
+exempt("capacity.draw", "its numbers depend on the dtype of the noise; tests/test_bounds.py")
+for name in ("certify", "held_out_bound"):
+    exempt(f"capacity.{name}", "runs on the host, gives Python numbers; tests/test_bounds.py")

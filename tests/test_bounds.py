@@ -1,0 +1,358 @@
+"""Bounds that are certified: their numbers, what makes one invalid, and how often they fail."""
+
+import math
+from decimal import Decimal, getcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spectral_jax.capacity import (
+    Basis,
+    ScaleGrid,
+    certify,
+    data_free_prior,
+    draw,
+    gaussian,
+    gaussian_kl,
+    held_out_bound,
+    kl_inverse,
+    learnt_prior,
+    pac_bayes_bound,
+    vector_basis,
+)
+
+
+def exact_kl(q: float, p: float) -> Decimal:
+    """In 50 digits."""
+    getcontext().prec = 50
+    a, b = Decimal(q), Decimal(p)
+    heads = a * (a / b).ln() if a else Decimal(0)
+    return heads + ((1 - a) * ((1 - a) / (1 - b)).ln() if a < 1 else Decimal(0))
+
+
+# kl and its inverse
+
+
+@pytest.mark.parametrize(
+    "q, c, expected",
+    [
+        (0.01, 0.01, 0.031125881450),
+        (0.05, 0.05, 0.149062496341),
+        (0.1, 0.1, 0.282379139456),
+        (0.1, 0.001, 0.113947931033),
+        (0.5, 0.1, 0.712878631456),
+        (0.0, 0.3, 1 - math.exp(-0.3)),
+        (1.0, 0.3, 1.0),
+        (0.3, 0.0, 0.3),
+        (0.3, math.inf, 1.0),
+    ],
+)
+def test_kl_inverse_has_the_published_values(q, c, expected):
+    with jax.enable_x64(True):
+        assert float(kl_inverse(q, c)) == pytest.approx(expected, abs=1e-12 if q == 0 else 1e-10)
+
+
+def test_kl_inverse_is_nan_where_there_is_no_probability():
+    q, c = jnp.array([-0.1, 1.1, jnp.nan, 0.5, 0.5]), jnp.array([1.0, 1, 1, -1, jnp.nan])
+    assert jnp.isnan(kl_inverse(q, c)).all() and jnp.isnan(kl_inverse(q, c, side="lower")).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kl_inverse_never_ends_on_the_optimistic_side(dtype):
+    """Against kl in 50 digits of the very numbers that went in and came out."""
+    rng = np.random.default_rng(0)
+    q, c = (
+        (rng.uniform(1e-6, 1, 50) ** 3).astype(dtype),
+        (10 ** rng.uniform(-8, 1, 50)).astype(dtype),
+    )
+    with jax.enable_x64(True):
+        upper, lower = (np.asarray(kl_inverse(q, c, side=side)) for side in ("upper", "lower"))
+    assert upper.dtype == dtype
+    for q_i, c_i, high, low in zip(
+        q.tolist(), c.tolist(), upper.tolist(), lower.tolist(), strict=True
+    ):
+        assert high == 1 or exact_kl(q_i, high) >= Decimal(c_i)
+        assert low == 0 or exact_kl(q_i, low) >= Decimal(c_i)
+
+
+@pytest.mark.parametrize(
+    "q, root, newton, exact",
+    [
+        (0.3, 0.69, 0.8871427401, 0.8871423095),
+        (0.05, 0.94, 0.8728030468, 0.8728024158),
+        (0.6, 0.45, 1.0, 0.9239516420),
+    ],
+)
+def test_five_newton_steps_are_those_of_the_notebook_and_not_the_inverse(q, root, newton, exact):
+    with jax.enable_x64(True):
+        c = 2 * root**2
+        assert float(kl_inverse(q, c, paper_compat="newton5")) == pytest.approx(newton, abs=1e-9)
+        assert float(kl_inverse(q, c)) == pytest.approx(exact, abs=1e-9)
+
+
+def test_the_binomial_bound_is_that_of_clopper_and_pearson():
+    assert held_out_bound(120, 10_000, delta=0.05) == pytest.approx(0.013950635558, abs=1e-11)
+    assert held_out_bound(120, 10_000, delta=0.025) == pytest.approx(0.014332168991, abs=1e-11)
+    assert held_out_bound(0, 100, delta=0.05) == pytest.approx(1 - 0.05 ** (1 / 100), abs=1e-12)
+    assert held_out_bound(7, 7) == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [((-1, 10), "errors=-1"), ((11, 10), "errors=11"), ((0, 0), "trials=0"), ((1.5, 10), "1.5")],
+)
+def test_the_binomial_bound_refuses_what_cannot_be_counted(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        held_out_bound(*arguments)
+
+
+# Relative entropies
+
+
+def test_relative_entropy_of_gaussians_is_that_of_the_textbook():
+    with jax.enable_x64(True):
+        one = gaussian_kl(gaussian(jnp.ones(1), 0.5**0.5), gaussian(jnp.zeros(1), 1.0))
+        assert float(one) == pytest.approx(0.5965735903, abs=1e-10)
+
+
+def rotation(key, size):
+    return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
+
+
+def textbook_kl(mean, covariance, prior_mean, prior_covariance):
+    """Of any two Gaussians, by their covariance matrices."""
+    inverse, d = np.linalg.inv(prior_covariance), mean - prior_mean
+    logs = np.linalg.slogdet(prior_covariance)[1] - np.linalg.slogdet(covariance)[1]
+    return (np.trace(inverse @ covariance) + d @ inverse @ d - len(d) + logs) / 2
+
+
+def turned(data, w):
+    return data.T @ w
+
+
+def turned_back(data, z):
+    return data @ z
+
+
+def test_relative_entropy_in_a_basis_is_that_of_the_covariances():
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        u = rotation(jax.random.key(0), 6)
+        means, scales = rng.standard_normal((2, 6)), np.exp(rng.standard_normal((2, 6)))
+        q, p = (gaussian(jnp.array(m), jnp.array(s)) for m, s in zip(means, scales, strict=True))
+        found = gaussian_kl(q, p, basis=Basis(turned, turned_back, u))
+    u = np.asarray(u)
+    covariances = [u @ np.diag(s**2) @ u.T for s in scales]
+    assert float(found) == pytest.approx(
+        textbook_kl(means[0], covariances[0], means[1], covariances[1]), rel=1e-12
+    )
+
+
+def test_some_vectors_and_one_variance_beyond_them_are_a_basis_too():
+    """Relative entropy and the covariance of draws, against the covariance matrix."""
+    with jax.enable_x64(True):
+        u = rotation(jax.random.key(0), 5)[:, :2]
+        basis = vector_basis(u)
+        q = gaussian(jnp.arange(5.0), (jnp.array([2.0, 3.0]), 0.5))
+        covariance = u @ np.diag([4.0, 9.0]) @ u.T + 0.25 * (np.eye(5) - u @ u.T)
+        p = gaussian(jnp.zeros(5), 0.7)
+        expected = textbook_kl(np.arange(5.0), covariance, np.zeros(5), 0.49 * np.eye(5))
+        assert float(gaussian_kl(q, p, basis=basis)) == pytest.approx(expected, rel=1e-12)
+        # A draw is the mean plus a linear map of the noise: its square is the covariance.
+        noise = jax.random.normal(jax.random.key(3), (5,))
+        root = 2 * u[:, :1] @ u[:, :1].T + 3 * u[:, 1:] @ u[:, 1:].T
+        root += 0.5 * (np.eye(5) - u @ u.T)
+        np.testing.assert_allclose(
+            draw(jax.random.key(3), q, basis=basis), q.mean + root @ noise, rtol=1e-12
+        )
+
+
+def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
+    q = gaussian({"b": jnp.zeros((), jnp.bfloat16), "w": jnp.full(4, 2.0)}, 0.1)
+    weights = jax.vmap(lambda key: draw(key, q))(jax.random.split(jax.random.key(0), 4000))
+    assert weights["b"].dtype == jnp.bfloat16 and weights["w"].dtype == jnp.float32
+    np.testing.assert_allclose(weights["w"].mean(axis=0), 2, atol=0.006)
+    np.testing.assert_allclose(weights["w"].std(axis=0), 0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: gaussian(jnp.ones(2), -1.0), "scale=-1.0"),
+        (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[0, 0]), "seen repeats a row"),
+        (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[-1]), "seen repeats a row or counts"),
+        (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[True, False]), "seen is bool"),
+        (lambda: vector_basis(jnp.ones((2, 3))), r"vectors has shape \(2, 3\)"),
+        (lambda: gaussian_kl(gaussian([jnp.ones(2)], 1.0), gaussian(jnp.ones(2), 1.0)), "differ"),
+    ],
+)
+def test_distributions_refuse_what_they_cannot_be_made_of(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+# Certificates
+
+PRIOR = data_free_prior(jnp.zeros(2), 1.0)
+
+
+def nats(amount):
+    """A posterior at this relative entropy from ``PRIOR``."""
+    return gaussian(jnp.array([math.sqrt(2 * amount), 0.0]), 1.0)
+
+
+def losses(rate, draws):
+    """Draws of an error whose mean is exactly ``rate``."""
+    return np.arange(draws) < round(rate * draws)
+
+
+def test_certificate_of_dziugaite_and_roy_follows_from_their_table():
+    """T-600: q .028, KL 5144; .1608 from the plug-in risk, .1634 after its correction."""
+    posterior = nats(5144.0)
+    options = {"examples": 55_000, "constant": "seeger", "penalty": math.log(math.pi**2 / 6)}
+    plain = certify(posterior, PRIOR, losses(0.028, 150_000), **options, paper_compat={"plugin_mc"})
+    honest = certify(posterior, PRIOR, losses(0.028, 150_000), **options)
+    assert plain.bound == pytest.approx(0.1608, abs=5e-5) and not plain.valid
+    assert honest.bound == pytest.approx(0.1634, abs=5e-5) and honest.valid
+    assert honest.kl == pytest.approx(5144, rel=1e-6) and honest.confidence == 1 - 0.025 - 0.01
+
+
+def test_the_better_neighbour_on_the_grid_is_taken_and_paid_for():
+    """The chain of the released code at j = 37 of its grid, isotropic in the Hessian's basis."""
+    grid = ScaleGrid(b=10, c=0.05)
+    precision = 1 / grid.variance(37)
+    assert precision == pytest.approx(808.946087201, abs=1e-8)
+    weights = jnp.array([math.sqrt(2 * 26160.28 / precision), 0.0])
+    scale = math.sqrt(grid.variance(37) * math.exp(-0.02))  # a fifth of the way to j = 38
+    found = certify(
+        gaussian(weights, precision**-0.5), data_free_prior(jnp.zeros(2), scale), 0.0878836364,
+        examples=55_000, constant="seeger", grid=grid, chance=0.5,
+    )  # fmt: skip
+    assert found.grid_index == 37
+    assert found.penalty + math.log(55_000 / 0.025) == pytest.approx(22.323504046, abs=1e-9)
+    assert found.bound == pytest.approx(0.5461233925, abs=1e-6)
+    assert not found.valid and "a number, not draws" in found.verdict
+
+
+def test_a_grid_that_ends_before_the_variance_says_so():
+    with pytest.warns(UserWarning, match="enlarge c"):
+        found = certify(
+            nats(1.0), PRIOR, losses(0.1, 1000), examples=1000, grid=ScaleGrid(b=10, c=0.05)
+        )
+    assert found.grid_index == 1
+
+
+def test_the_penalty_as_written_is_that_of_the_released_code():
+    grid = ScaleGrid(b=100, c=0.1)
+    found = certify(
+        nats(100.0), data_free_prior(jnp.zeros(2), math.exp(-3)), losses(0.1, 1000),
+        examples=55_000, constant="seeger", grid=grid, paper_compat={"penalty_as_written"},
+    )  # fmt: skip
+    assert math.log(math.pi**2 * 55_000 / 6 * 0.025) == pytest.approx(7.7239093126, abs=1e-9)
+    written = 2 * math.log(2 * abs(100 * math.log(0.1 / math.exp(-6)))) + 7.7239093126
+    assert found.penalty + math.log(55_000 / 0.025) == pytest.approx(written, abs=1e-9)
+    assert not found.valid and "delta multiplies" in found.why_not[0]
+
+
+def test_a_bound_is_compared_with_chance_and_with_the_prior_alone():
+    def verdict(kl, rate, **options):
+        return certify(nats(kl), PRIOR, losses(rate, 20_000), examples=20_000, **options)
+
+    worse = verdict(10_000.0, 0.1, chance=0.5, prior_draws=losses(0.9, 20_000))
+    assert worse.nonvacuous is False and "not below chance" in worse.verdict
+    idle = verdict(300.0, 0.1, chance=0.5, prior_draws=losses(0.1, 20_000))
+    assert idle.nonvacuous is False and "prior alone" in idle.verdict
+    good = verdict(300.0, 0.1, chance=0.9, prior_draws=losses(0.9, 20_000), held_out=(120, 10_000))
+    assert good.nonvacuous is True and good.held_out_bound == held_out_bound(120, 10_000)
+    assert verdict(300.0, 0.1, chance=0.9).nonvacuous is None
+
+
+def test_a_prior_and_its_bound_share_no_example():
+    prior = learnt_prior(jnp.zeros(2), 1.0, seen=np.arange(50))
+    draws = losses(0.1, 1000)
+    honest = certify(nats(1.0), prior, draws, examples=np.arange(50, 150))
+    assert honest.valid and honest.n == 100
+    with pytest.raises(ValueError, match="the prior saw 1 of the 100 examples"):
+        certify(nats(1.0), prior, draws, examples=np.arange(49, 149))
+    with pytest.raises(ValueError, match="the prior saw 50 rows: pass the rows"):
+        certify(nats(1.0), prior, draws, examples=100)
+    with pytest.raises(ValueError, match="no record of what it saw"):
+        certify(nats(1.0), prior.gaussian, draws, examples=100)
+    published = certify(
+        nats(1.0), prior, draws, examples=np.arange(100), paper_compat={"prior_on_train"}
+    )
+    assert not published.valid and "saw examples" in published.why_not[0]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"delta": 0.0}, "delta=0.0"),
+        ({"delta": 1.0}, "delta=1.0"),
+        ({"delta_mc": math.nan}, "delta_mc=nan"),
+        ({"delta": 0.6, "delta_mc": 0.5}, "both=1.1"),
+        ({"examples": 7}, "n=7: choose at least 8"),
+        ({"risk_draws": np.array([0.0, 1.5])}, "pass losses within"),
+        ({"risk_draws": np.zeros(0)}, "pass losses within"),
+        ({"form": "catoni"}, "form='catoni'"),
+        ({"penalty": -1.0}, "penalty=-1.0"),
+        ({"paper_compat": {"newton"}}, "paper_compat='newton'"),
+        ({"paper_compat": {"penalty_as_written"}}, "needs a grid"),
+    ],
+)
+def test_a_certificate_refuses_by_name(change, says):
+    usual = {"risk_draws": np.zeros(10), "examples": 100}
+    with pytest.raises(ValueError, match=says):
+        certify(nats(1.0), PRIOR, **(usual | change))
+
+
+def test_a_posterior_that_diverged_certifies_nothing():
+    found = certify(gaussian(jnp.full(2, jnp.nan), 1.0), PRIOR, np.zeros(10), examples=100)
+    assert math.isnan(found.bound) and not found.valid and "diverged" in found.verdict
+
+
+def test_the_forms_are_ordered_and_fall_with_less_evidence():
+    with jax.enable_x64(True):
+        risk, kl = jnp.array([0.0, 0.1, 0.4]), jnp.array([1.0, 100.0, 50.0])
+        tight, quadratic, pinsker = (
+            pac_bayes_bound(risk, kl, n=1000, form=form) for form in ("kl", "quadratic", "pinsker")
+        )
+        assert (tight < quadratic).all() and (tight < pinsker).all()
+        assert (tight < pac_bayes_bound(risk, kl, n=1000, constant="seeger")).all()
+        assert (tight > pac_bayes_bound(risk, kl, n=2000)).all()
+
+
+def test_violations_are_as_rare_as_promised():
+    """500 samples of a problem whose true risk is known.
+
+    Thresholds on [0, 1] with 10 % of the labels flipped, a Gibbs posterior over 64 of them that
+    overfits on purpose, and two draws of it for each example.
+
+    The threshold ``t`` errs on ``.1 + .8 |t - .5|``. The entropy is that of the finite class.
+    """
+    samples, n, draws, delta, delta_mc = 500, 60, 120, 0.1, 0.05
+    rng = np.random.default_rng(0)
+    thresholds = (np.arange(64) + 0.5) / 64
+    true_risk = 0.1 + 0.8 * np.abs(thresholds - 0.5)
+    x = rng.random((samples, n))
+    labels = (x > 0.5) ^ (rng.random((samples, n)) < 0.1)
+    wrong = (x[..., None] > thresholds) != labels[..., None]
+    empirical = wrong.mean(axis=1)
+    weights = np.exp(-n * empirical)
+    weights /= weights.sum(axis=1, keepdims=True)
+    kl = (weights * np.log(64 * weights)).sum(axis=1)
+    chosen = (weights.cumsum(axis=1)[:, None] < rng.random((samples, draws, 1))).sum(axis=-1)
+    chosen = np.minimum(chosen, 63)
+    rows = np.arange(draws) % n
+    seen = wrong[np.arange(samples)[:, None], rows, chosen].mean(axis=1)
+    with jax.enable_x64(True):
+        corrected = kl_inverse(seen, math.log(2 / delta_mc) / draws)
+        bound = np.asarray(pac_bayes_bound(corrected, kl, n=n, delta=delta))
+        corrected = np.asarray(corrected)
+    truth = (weights * true_risk).sum(axis=1)
+    assert (truth > bound).mean() <= delta
+    # Both halves do their work: neither the correction nor the bound is idle on these samples.
+    assert ((weights * empirical).sum(axis=1) > corrected).mean() <= delta_mc
+    assert (truth > seen).mean() > 0.3
