@@ -112,14 +112,16 @@ def _bound(risk, kl, n, delta, penalty, form: Form, constant: Constant) -> Array
     return invert(jnp.where(risk >= 0, risk, jnp.nan), jnp.where(within, c, jnp.nan), form)
 
 
-def complexity(nats: Array, n: ArrayLike, delta: ArrayLike, constant: Constant) -> Array:
+def complexity(
+    nats: Array | float, n: Array | float, delta: Array | float, constant: Constant
+) -> Array:
     """``c`` of the theorem, from relative entropy and penalty together."""
     if constant == "maurer":
         return (nats + jnp.log(2 * jnp.sqrt(n) / delta)) / n
     return (nats + jnp.log(n / delta)) / (n - 1)
 
 
-def invert(risk: Array, c: Array, form: Form) -> Array:
+def invert(risk: Array | float, c: Array | float, form: Form) -> Array:
     """The bound that ``kl(risk || true risk) <= c`` gives in this form."""
     if form == "kl":
         return kl_inverse(risk, c)

@@ -158,7 +158,7 @@ def draw(key: PRNGKeyArray, q: Gaussian, *, basis: Basis | None = None) -> Tree:
         spread = jax.tree.map(_times_scale, noise, _scales(q.log_scale, noise))
         return unravel((flat + basis.backward(basis.data, spread)).astype(flat.dtype))
     leaves, structure = jax.tree.flatten(q.mean)
-    keys = structure.unflatten(list(jax.random.split(key, max(len(leaves), 1)))[: len(leaves)])
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
     return jax.tree.map(_drawn, keys, q.mean, _scales(q.log_scale, q.mean))
 
 
@@ -207,7 +207,8 @@ def _scales(log_scale: Tree, like: Tree) -> Tree:
 
 
 def _check_alike(a: Tree, b: Tree) -> None:
-    ours, theirs = jax.tree.structure(a), jax.tree.structure(b)
+    ours: Any = jax.tree.structure(a)
+    theirs: Any = jax.tree.structure(b)
     if ours != theirs or ours.num_leaves == 0:
         raise ValueError(
             f"the trees differ: {ours} and {theirs}; pass one, not empty, or one scale"
