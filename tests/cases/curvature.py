@@ -11,7 +11,7 @@ LOSS = SquaredError()
 
 
 def shares(outputs, weight):
-    return item_shares(LOSS, outputs, outputs, weight**2)
+    return item_shares(LOSS, outputs, outputs, jnp.abs(weight))
 
 
 register(
@@ -19,7 +19,7 @@ register(
         name="curvature.item_shares",
         function=shares,
         make_inputs=normal((4, 2), (4,)),
-        oracle=lambda outputs, weight: weight**2 / np.sum(weight**2),
+        oracle=lambda outputs, weight: np.abs(weight) / np.sum(np.abs(weight)),
         degree=0,
         degenerate={
             "no weight": Degenerate(
