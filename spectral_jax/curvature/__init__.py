@@ -18,14 +18,29 @@ from spectral_jax.curvature.losses import (
     SquaredError,
     item_shares,
 )
+from spectral_jax.curvature.objective import Objective, objective
+from spectral_jax.curvature.operators import (
+    empirical_fisher,
+    fisher,
+    ggn,
+    hessian,
+    logit_jacobian,
+)
 
 __all__ = [
     "KroneckerBlock",
     "KroneckerEigenbasis",
     "KroneckerOperator",
     "Loss",
+    "Objective",
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
     "SquaredError",
+    "empirical_fisher",
+    "fisher",
+    "ggn",
+    "hessian",
     "item_shares",
+    "logit_jacobian",
+    "objective",
 ]

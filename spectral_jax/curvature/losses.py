@@ -288,18 +288,29 @@ def item_shares(
     ...             jnp.array([1.0, 2.0])).tolist()
     [[0.25, 0.25], [0.5, 0.0]]
     """
-    dtype, items = working(outputs, "outputs").dtype, outputs.shape[:-1]
-    shares = loss.mask(targets).astype(dtype)
+    values = jax.eval_shape(loss.value, outputs, targets)
+    mask = loss.mask(targets).astype(values.dtype)
+    return shares_of(mask, weight)[0]
+
+
+def shares_of(
+    mask: PerItem, weight: Float[Array, "..."] | None = None
+) -> tuple[PerItem, Float[Array, ""]]:
+    """``w m / sum w m`` as in `item_shares`, and the sum."""
+    unit = jnp.ones((), mask.dtype)
     if weight is not None:
         weight = working(weight, "weight")
-        if weight.shape not in (items[:1], items):
+        if weight.shape not in (mask.shape[:1], mask.shape):
             raise ValueError(
-                f"weight has shape {weight.shape}: pass one number for each of {items[0]} examples "
-                f"[{items[0]}], or for each item {list(items)}"
+                f"weight has shape {weight.shape}: pass one number for each of {mask.shape[0]} "
+                f"examples {list(mask.shape[:1])}, or for each item {list(mask.shape)}"
             )
-        weight = (weight / unit_of(weight)).astype(dtype)
-        shares = shares * weight.reshape(weight.shape + (1,) * (len(items) - weight.ndim))
-    return shares / jnp.sum(shares)
+        # Sums of the smallest and the largest weights leave a dtype that holds their ratios.
+        unit = unit_of(weight)
+        weight = (weight / unit).astype(mask.dtype)
+        mask = mask * weight.reshape(weight.shape + (1,) * (mask.ndim - weight.ndim))
+    total = jnp.sum(mask)
+    return mask / total, total * unit.astype(mask.dtype)
 
 
 def _class_targets(outputs: Array, targets: Array) -> Array:
