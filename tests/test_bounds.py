@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from spectral_jax.capacity import (
     Basis,
+    Gaussian,
     ScaleGrid,
+    analytic_posterior,
+    bounded_cross_entropy,
     certify,
     data_free_prior,
     draw,
@@ -19,9 +23,13 @@ from spectral_jax.capacity import (
     held_out_bound,
     kl_inverse,
     learnt_prior,
+    local_dense,
     pac_bayes_bound,
+    starting_posterior,
     vector_basis,
 )
+
+KEY = jax.random.key(0)
 
 
 def exact_kl(q: float, p: float) -> Decimal:
@@ -356,3 +364,148 @@ def test_violations_are_as_rare_as_promised():
     # Both halves do their work: neither the correction nor the bound is idle on these samples.
     assert ((weights * empirical).sum(axis=1) > corrected).mean() <= delta_mc
     assert (truth > seen).mean() > 0.3
+
+
+# Posteriors from curvature, and those that are trained
+
+
+def test_the_analytic_posterior_is_that_of_the_released_chain():
+    grid = ScaleGrid(b=10, c=0.05)
+    with jax.enable_x64(True):
+        found = analytic_posterior(
+            jnp.zeros(3), 8.0422, n=55_000, epsilon=1 / grid.variance(37),
+            penalty=grid.penalty(37), factor="isotropic",
+        )  # fmt: skip
+        assert float(found.kl) == pytest.approx(26160.10, rel=1e-5)
+        assert float(kl_inverse(0.0878836364, 2 * found.root**2)) == pytest.approx(
+            0.54612, rel=1e-5
+        )
+        # The norm that the notebook's KL of 26160.28 has, unrounded.
+        exact = jnp.sqrt(2 * 26160.2767 / found.epsilon)
+        root = math.sqrt((26160.2767 + 22.323504046) / (2 * 54_999))
+        again = analytic_posterior(
+            jnp.zeros(0), exact, n=55_000, epsilon=found.epsilon,
+            penalty=grid.penalty(37), factor=4,
+        )  # fmt: skip
+        assert float(again.root) == pytest.approx(root, abs=1e-9)
+
+
+def test_the_optimal_factor_minimises_the_second_order_bound():
+    """Against a numerical search over every precision."""
+    values, n, epsilon = np.array([3.0, 0.1, 1e-3, -0.5]), 500, 20.0
+
+    def second_order(log_precision):
+        precision = np.exp(log_precision)
+        kl = (np.log(precision / epsilon) + epsilon / precision - 1).sum() / 2 + epsilon * 2.0
+        nats = kl + math.log(n / 0.025)
+        return (np.maximum(values, 0) / precision).sum() / 2 + math.sqrt(nats / (2 * (n - 1)))
+
+    with jax.enable_x64(True):
+        found = analytic_posterior(jnp.array(values), 2.0, n=n, epsilon=epsilon)
+        fixed = [
+            analytic_posterior(jnp.array(values), 2.0, n=n, epsilon=epsilon, factor=f)
+            for f in (2, 4)
+        ]
+    best = minimize(
+        second_order, np.log(np.full(4, epsilon)), method="BFGS", options={"gtol": 1e-9}
+    )
+    np.testing.assert_allclose(np.log(found.precision), best.x, atol=1e-5)
+    assert float(found.rise + found.root) == pytest.approx(best.fun, abs=1e-12)
+    for factor, posterior in zip((2, 4), fixed, strict=True):
+        expected = epsilon + factor * (n - 1) * np.maximum(values, 0)
+        np.testing.assert_allclose(posterior.precision, expected, rtol=1e-12)
+
+
+def test_the_analytic_posterior_has_the_relative_entropy_of_its_gaussian():
+    with jax.enable_x64(True):
+        vectors = rotation(jax.random.key(1), 5)[:, :2]
+        start, trained = jnp.zeros(5), jnp.arange(5.0)
+        found = analytic_posterior(jnp.array([2.0, 0.1]), trained - start, n=100, epsilon=3.0)
+        expected = gaussian_kl(
+            found.gaussian(trained), gaussian(start, 3.0**-0.5), basis=vector_basis(vectors)
+        )
+        assert float(found.kl) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_local_noise_has_the_law_of_a_layer_with_drawn_weights():
+    """Mean and covariance of the outputs; two examples are answered by independent weights."""
+    kernel = gaussian(jnp.array([[1.0, 2.0], [0.0, -1.0]]), jnp.array([[0.1, 0.2], [0.3, 0.4]]))
+    bias = gaussian(jnp.array([0.5, 0.0]), 0.05)
+    x = jnp.array([[1.0, 2.0], [0.0, 0.0]])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    out = jax.vmap(lambda key: local_dense(key, x, kernel, bias))(keys).reshape(20_000, 4)
+    np.testing.assert_allclose(out.mean(axis=0), [1.5, 0, 0.5, 0], atol=0.03)
+    variances = [0.01 + 4 * 0.09 + 0.0025, 0.04 + 4 * 0.16 + 0.0025, 0.0025, 0.0025]
+    np.testing.assert_allclose(np.cov(out.T), np.diag(variances), atol=0.02)
+
+
+def test_an_input_of_zeros_leaves_the_gradient_finite():
+    kernel = gaussian(jnp.ones((2, 2)), 0.1)
+    slope = jax.grad(lambda k: local_dense(jax.random.key(0), jnp.zeros((1, 2)), k).sum())(kernel)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slope))
+
+
+def test_posteriors_start_where_the_sources_do():
+    weights = {"w": jnp.array([0.4, -0.1])}
+    epsilon, values = 0.01, jnp.array([3.0, 1.0])
+
+    def scales(method, **options):
+        return jnp.exp(
+            jnp.concatenate(
+                [
+                    jnp.ravel(x)
+                    for x in jax.tree.leaves(
+                        starting_posterior(method, weights, **options).log_scale
+                    )
+                ]
+            )
+        )
+
+    np.testing.assert_allclose(scales("dziugaite-roy"), [0.8, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(scales("M1"), [0.2, 0.1], rtol=1e-6)
+    full = scales("M2", eigenvalues=values, epsilon=epsilon)
+    np.testing.assert_allclose(full, [0.301**0.5, 0.101**0.5], rtol=1e-6)
+    some = scales("M3", eigenvalues=values[:1])
+    np.testing.assert_allclose(some, [0.001**0.5, 3000**-0.5], rtol=1e-6)
+    with pytest.raises(ValueError, match="pass its eigenvalues"):
+        starting_posterior("M4", weights)
+
+
+def test_training_on_the_bound_lowers_it():
+    """Gradient descent on the objective, for a posterior that can only gain by moving."""
+    prior = data_free_prior(jnp.zeros(3), 1.0)
+    x = jax.random.normal(jax.random.key(1), (64, 3))
+    labels = (x[:, 0] > 0).astype(int)
+
+    def objective(posterior, key):
+        logit = local_dense(key, x, Gaussian(*(leaf[:, None] for leaf in posterior)))
+        logits = jnp.concatenate([jnp.zeros_like(logit), logit], axis=1)
+        risk = bounded_cross_entropy(logits, labels, pmin=1e-2).mean()
+        kl = gaussian_kl(posterior, prior.gaussian)
+        return pac_bayes_bound(risk, kl, n=64, form="quadratic")
+
+    def step(posterior, key):
+        value, slope = jax.value_and_grad(objective)(posterior, key)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, posterior, slope), value
+
+    start = Gaussian(jnp.zeros(3), jnp.zeros(3))
+    keys = jax.random.split(jax.random.key(2), 200)
+    _, values = jax.lax.scan(step, start, keys)
+    assert values[-20:].mean() < 0.95 * values[:20].mean()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: analytic_posterior(jnp.ones(2), 1.0, n=1, epsilon=1.0), "n=1"),
+        (lambda: analytic_posterior(jnp.ones(2), 1.0, n=9, epsilon=1.0, delta=1.5), "delta=1.5"),
+        (lambda: analytic_posterior(jnp.ones(2), 1.0, n=9, epsilon=1.0, factor=3), "factor=3"),
+        (lambda: bounded_cross_entropy(jnp.ones((2, 3)), jnp.ones(3, int)), r"labels \(3,\)"),
+        (lambda: bounded_cross_entropy(jnp.ones(3), jnp.array(0), pmin=0.0), "pmin=0.0"),
+        (lambda: local_dense(KEY, jnp.ones((2, 3)), gaussian(jnp.ones((2, 3)), 1.0)), "kernel"),
+        (lambda: starting_posterior("M5", jnp.ones(2)), "method='M5'"),
+    ],
+)
+def test_posteriors_refuse_by_name(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

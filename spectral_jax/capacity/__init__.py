@@ -1,5 +1,6 @@
 """Capacity: how much of a network the data use, and what can be certified of it."""
 
+from spectral_jax.capacity.analytic import AnalyticPosterior, analytic_posterior
 from spectral_jax.capacity.binomial import held_out_bound
 from spectral_jax.capacity.bound import pac_bayes_bound
 from spectral_jax.capacity.certificate import Certificate, certify
@@ -16,14 +17,22 @@ from spectral_jax.capacity.gaussians import (
 )
 from spectral_jax.capacity.grid import ScaleGrid
 from spectral_jax.capacity.kl import binary_kl, kl_inverse
+from spectral_jax.capacity.posteriors import (
+    bounded_cross_entropy,
+    local_dense,
+    starting_posterior,
+)
 
 __all__ = [
+    "AnalyticPosterior",
     "Basis",
     "Certificate",
     "Gaussian",
     "Prior",
     "ScaleGrid",
+    "analytic_posterior",
     "binary_kl",
+    "bounded_cross_entropy",
     "certify",
     "data_free_prior",
     "draw",
@@ -32,6 +41,8 @@ __all__ = [
     "held_out_bound",
     "kl_inverse",
     "learnt_prior",
+    "local_dense",
     "pac_bayes_bound",
+    "starting_posterior",
     "vector_basis",
 ]

@@ -1,0 +1,150 @@
+"""Pieces for training a posterior: noise that is cheap, a loss that is bounded, where to start.
+
+A posterior is trained like a network. Its parameters are a `Gaussian`; its loss is the bound
+itself, `pac_bayes_bound` of the mean loss of a batch and of `gaussian_kl` to the prior.
+docs/bounds.md has the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_number
+from spectral_jax.capacity.gaussians import Gaussian, Tree, gaussian
+from spectral_jax.linalg.precision import working
+
+Method = Literal["dziugaite-roy", "M1", "M2", "M3", "M4"]
+
+
+def local_dense(
+    key: PRNGKeyArray,
+    inputs: Float[Array, "*batch i"],
+    kernel: Gaussian,
+    bias: Gaussian | None = None,
+) -> Float[Array, "*batch o"]:
+    """``x W + b`` with weights drawn *anew for every example*, by local reparametrisation.
+
+    Given ``x``, the outputs of a dense layer whose weights are independent Gaussians are
+    independent Gaussians of mean ``x M + m`` and variance ``x^2 S^2 + s^2``; they are drawn instead
+    of the weights. That costs one matrix product more than the layer itself, and gradients have
+    less noise than with one draw for a whole batch. For a network of dense layers the outputs for
+    each example have exactly the law of the random predictor, and those of different examples are
+    independent, which is what the correction in `certify` counts. Not so where one weight is used
+    at several positions, as in a convolution.
+
+    Args:
+      inputs: ``[..., i]``, every row an example; of a size whose square the dtype holds.
+      kernel: of mean ``[i, o]`` and ``log_scale`` ``[i, o]`` or one number.
+      bias: of mean ``[o]``, or none.
+
+    Works under ``jit``, ``vmap`` and ``grad``. Half precision is computed in float32. Raises
+    ``ValueError`` for shapes that do not fit and complex numbers.
+    Source: arXiv 1506.02557.
+
+    >>> kernel = Gaussian(jnp.ones((2, 3)), jnp.array(-20.0))
+    >>> local_dense(jax.random.key(0), jnp.array([[1.0, 2.0]]), kernel).round(3).tolist()
+    [[3.0, 3.0, 3.0]]
+    """
+    inputs, means = working(inputs, "inputs"), working(kernel.mean, "kernel.mean")
+    if means.ndim != 2 or inputs.ndim == 0 or inputs.shape[-1] != means.shape[0]:
+        raise ValueError(
+            f"inputs {inputs.shape} and kernel {means.shape}: pass [..., i] and [i, o]"
+        )
+    mean = inputs @ means
+    variance = inputs**2 @ jnp.broadcast_to(_variances(kernel), means.shape)
+    if bias is not None:
+        mean, variance = mean + working(bias.mean, "bias.mean"), variance + _variances(bias)
+    # The root of 0 has no slope: where there is no noise, none is added.
+    noisy = variance > 0
+    spread = jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1)), 0)
+    return mean + spread * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def bounded_cross_entropy(
+    logits: Float[Array, "*batch c"], labels: Int[Array, "*batch"], *, pmin: float = 1e-5
+) -> Float[Array, "*batch"]:
+    """``-log max(p, pmin) / log(1 / pmin)`` of the label's probability: a cross-entropy in [0, 1].
+
+    PAC-Bayes bounds hold for losses in [0, 1]. The smaller ``pmin``, the less is clipped, and the
+    flatter is the loss where networks are good.
+
+    ``logits`` ``[..., c]``, integer ``labels`` ``[...]``. Works under ``jit``, ``vmap`` and
+    ``grad`` (0 where clipped). Half precision is computed in float32. Raises ``ValueError`` for
+    ``pmin`` outside (0, 1), shapes that do not fit and complex numbers.
+    Source: arXiv 2007.12911.
+
+    >>> logits, labels = jnp.array([[0.0, 0.0], [99.0, 0.0]]), jnp.array([0, 1])
+    >>> bounded_cross_entropy(logits, labels, pmin=0.25).tolist()
+    [0.5, 1.0]
+    """
+    check_number("choose above 0 and below 1", lambda x: 0 < x < 1, pmin=pmin)
+    logits = working(logits, "logits")
+    if logits.shape[:-1] != jnp.shape(labels):
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)}: pass [..., c] and [...]"
+        )
+    logs = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logs, labels[..., None], axis=-1)[..., 0]
+    return jnp.minimum(-chosen / math.log(1 / pmin), 1)
+
+
+def starting_posterior(
+    method: Method,
+    weights: Tree,
+    *,
+    eigenvalues: Float[Array, " k"] | None = None,
+    epsilon: float = math.exp(-6),
+    floor: float = 1e-4,
+) -> Gaussian:
+    """Where the numerical bounds of arXiv 1703.11008 and 2110.14163 start their posteriors.
+
+    Mean ``weights``, and standard deviations
+
+    ``"dziugaite-roy"``
+        ``2 |w|``;
+    ``"M1"``
+        ``sqrt(|w| / 10)``;
+    ``"M2"``, ``"M3"``, ``"M4"``
+        in a basis, ``sqrt((eigenvalues + epsilon) / 10)`` where there is an eigenvalue for every
+        weight; else, in a `vector_basis`, ``sqrt(|eigenvalues| / 3000)`` along the vectors and
+        ``sqrt(1 / 3000)`` beyond them. ``M2`` keeps the basis of the initial weights, ``M3``
+        computes a new one every epoch, ``M4`` takes it from held-out examples.
+
+    Args:
+      epsilon: the variance of the isotropic prior.
+      floor: the least standard deviation: the source's is 0 at biases that are 0, and its
+        logarithm minus infinity.
+
+    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for an unknown method and for
+    ``eigenvalues`` that are missing.
+
+    >>> start = starting_posterior("M1", {"b": jnp.zeros(1), "w": jnp.full(1, 0.1)})
+    >>> jnp.exp(start.log_scale["w"]).round(3).tolist(), jnp.exp(start.log_scale["b"]).tolist()
+    ([0.1], [0.0001])
+    """
+    check_choice(get_args(Method), method=method)
+    check_number("choose above 0", lambda x: 0 < x < math.inf, floor=floor, epsilon=epsilon)
+    if method == "dziugaite-roy":
+        return gaussian(
+            weights, jax.tree.map(lambda w: jnp.maximum(2 * jnp.abs(w), floor), weights)
+        )
+    if method == "M1":
+        roots = jax.tree.map(lambda w: jnp.sqrt(jnp.abs(w) / 10), weights)
+        return gaussian(weights, jax.tree.map(lambda root: jnp.maximum(root, floor), roots))
+    if eigenvalues is None:
+        raise ValueError(f"method={method!r} is diagonal in a basis: pass its eigenvalues=")
+    values = working(eigenvalues, "eigenvalues")
+    if len(values) == sum(leaf.size for leaf in jax.tree.leaves(weights)):
+        return gaussian(weights, jnp.maximum(jnp.sqrt((values + epsilon) / 10), floor))
+    along = jnp.maximum(jnp.sqrt(jnp.abs(values) / 3000), floor)
+    return gaussian(weights, (along, jnp.asarray(1 / 3000, values.dtype) ** 0.5))
+
+
+def _variances(weights: Gaussian) -> Array:
+    return jnp.exp(2 * working(weights.log_scale, "log_scale"))
