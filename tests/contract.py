@@ -147,18 +147,22 @@ def discover() -> dict[str, Case]:
 
 
 def public_functions() -> set[str]:
-    """``room.function`` for each function that a room of the library exports."""
+    """``room.function`` for each function that a room exports; those of a module that it exports
+    are ``room.module.function``."""
     modules = {
         m.name: importlib.import_module(f"spectral_jax.{m.name}")
         for m in pkgutil.iter_modules(spectral_jax.__path__)
         if m.name not in SIDE_DOOR and not m.name.startswith("_")
     }
-    return {
-        f"{room}.{name}"
+    exported = {
+        f"{room}.{name}": getattr(module, name)
         for room, module in modules.items()
         for name in module.__all__
-        if _is_function(getattr(module, name))
     }
+    for dotted, thing in list(exported.items()):
+        if inspect.ismodule(thing):
+            exported |= {f"{dotted}.{name}": getattr(thing, name) for name in thing.__all__}
+    return {dotted for dotted, thing in exported.items() if _is_function(thing)}
 
 
 def _is_function(thing: object) -> bool:

@@ -69,7 +69,7 @@ def test_functions_of_one_name_share_their_argument_order():
     """Swapping the ratio and the probability of a quantile gives a number, too."""
     places: dict[tuple[str, str], set[int]] = {}
     for dotted in public_functions():
-        room, name = dotted.split(".")
+        room, _, name = dotted.rpartition(".")
         function = getattr(importlib.import_module(f"spectral_jax.{room}"), name)
         for place, (argument, kind) in enumerate(inspect.signature(function).parameters.items()):
             if kind.kind is not inspect.Parameter.KEYWORD_ONLY:

@@ -1,5 +1,6 @@
 """Spectral kernels on arrays and operators; nothing here has heard of a network."""
 
+from spectral_jax.linalg import moments
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
 from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
@@ -48,6 +49,7 @@ __all__ = [
     "lanczos",
     "logdet",
     "low_rank_operator",
+    "moments",
     "project",
     "pytree_operator",
     "randomized_svd",

@@ -1,0 +1,121 @@
+"""linalg.moments: sums of batches, against the whole table in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spectral_jax.linalg import moments
+from tests.contract import IN_TURN, Case, Degenerate, exempt, register
+
+N, P = 9, 4
+
+
+def table(key, dtype):
+    return (3 + jax.random.normal(key, (N, P), dtype),)
+
+
+def state_of(x, method="gram64"):
+    """In two batches of unequal size."""
+    state = moments.zero(P, method=method, dtype=x.dtype)
+    return moments.update(moments.update(state, x[:2]), x[2:])
+
+
+def covariance(x):
+    return np.cov(x.T, bias=True)
+
+
+def spectrum(x):
+    return np.linalg.svd(x, compute_uv=False) ** 2 / len(x)
+
+
+def unread(x):
+    """The last row has weight 0."""
+    state = moments.zero(P, dtype=x.dtype)
+    return moments.second(moments.update(state, x, weights=jnp.arange(N - 1, -1, -1)))
+
+
+register(
+    Case(
+        name="linalg.moments.update",
+        function=unread,
+        make_inputs=table,
+        oracle=lambda x: (x.T * np.arange(N - 1, -1, -1)) @ x / (N * (N - 1) / 2),
+        degree=2,
+        degenerate={
+            "NaN of no weight": Degenerate(
+                (jnp.ones((N, P)).at[-1].set(jnp.nan),), lambda m: bool((m == 1).all())
+            ),
+            "NaN": Degenerate(
+                (jnp.ones((N, P)).at[0, 0].set(jnp.nan),),
+                lambda m: bool(jnp.isnan(m[0]).all() & (m[1:, 1:] == 1).all()),
+            ),
+        },
+        differentiable=False,  # gram64 in float32; for gram: linalg.moments.second
+    )
+)
+register(
+    Case(
+        name="linalg.moments.second",
+        function=lambda x: moments.second(state_of(x, "gram"), centred=True),
+        make_inputs=table,
+        oracle=covariance,
+        degree=2,
+        degenerate={
+            "zero": Degenerate((jnp.zeros((N, P)),), lambda m: not m.any()),
+            "constant": Degenerate((jnp.ones((N, P)),), lambda m: not m.any()),
+        },
+    )
+)
+register(
+    Case(
+        name="linalg.moments.merge",
+        function=lambda x: moments.second(
+            moments.merge(state_of(x[:4], "qr"), state_of(x[4:], "qr")), centred=True
+        ),
+        make_inputs=table,
+        oracle=covariance,
+        degree=2,
+        # The derivative of a triangular factor exists for full rank only.
+        differentiable=False,
+    )
+)
+register(
+    Case(
+        name="linalg.moments.decay",
+        function=lambda x: moments.mean(
+            moments.update(moments.decay(state_of(x[:4]), 0.25), x[4:])
+        ),
+        make_inputs=table,
+        oracle=lambda x: (0.25 * x[:4].sum(0) + x[4:].sum(0)) / (0.25 * 4 + 5),
+        degree=1,
+        differentiable=False,
+    )
+)
+register(
+    Case(
+        name="linalg.moments.eigenvalues",
+        function=lambda x: moments.eigenvalues(state_of(x)),
+        make_inputs=table,
+        oracle=spectrum,
+        select=lambda found: found.values,
+        gathered=IN_TURN,
+        degree=2,
+        differentiable=False,
+        degenerate={
+            "rank one": Degenerate(
+                (jnp.ones((N, P)),), lambda found: int((found.values > found.floor).sum()) == 1
+            ),
+            "empty": Degenerate(
+                (jnp.zeros((0, P)),), lambda found: not found.values.any() and found.floor == 0
+            ),
+            "NaN": Degenerate(
+                (jnp.full((N, P), jnp.nan),), lambda found: bool(jnp.isnan(found.floor))
+            ),
+        },
+    )
+)
+exempt("linalg.moments.zero", "begins the state of every case of linalg.moments")
+exempt("linalg.moments.mean", "in the case of linalg.moments.decay")
+exempt("linalg.moments.psum", "needs a mapped axis: tests/test_moments.py")
+exempt("linalg.moments.leave_one_out", "takes a list of states: tests/test_moments.py")
+exempt("linalg.moments.effective_rows", "counts weights, not data: tests/test_moments.py")
