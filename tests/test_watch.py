@@ -84,13 +84,13 @@ def test_a_warm_start_goes_on_from_the_last_eigenvector():
     matrix = jnp.asarray(close, jnp.float32)
 
     def loss(params, batch):
-        return jnp.sum(batch * matrix * params**2) / 2
+        return batch * jnp.sum(matrix * params**2) / 2
 
     tx = watch(loss, every=1, matvecs=4)
     params = jnp.ones(100)
 
     def step(state, _):
-        state = tx.update(params, state, params, batch=jnp.float32(1))[1]
+        state = tx.update(params, state, params, batch=jnp.ones(1))[1]
         return state, state.seen["lambda_max"]
 
     _, reading = jax.lax.scan(step, tx.init(params), length=12)
@@ -190,13 +190,12 @@ def test_it_is_at_home_in_the_wrappers_of_optax(wrapper):
 
 def test_other_leaves_and_half_precision_are_no_obstacle():
     def loss(params, batch):
-        assert params["w"].dtype == jnp.float32
         return batch * jnp.sum(params["w"] ** 2) * params["count"]
 
     params = {"w": jnp.ones(3, jnp.bfloat16), "count": jnp.int32(2), "key": jax.random.key(0)}
     tx = watch(loss, every=1, what=("lambda_max", "critical_sharpness"))
     updates = {"w": -jnp.ones(3, jnp.bfloat16), "count": jnp.int32(0), "key": params["key"]}
-    passed, state = tx.update(updates, tx.init(params), params, batch=jnp.float32(3))
+    passed, state = tx.update(updates, tx.init(params), params, batch=jnp.full(2, 3.0))
     assert passed["w"].dtype == jnp.bfloat16
     assert float(state.seen["lambda_max"].value) == pytest.approx(12)
     assert float(state.seen["critical_sharpness"].value) == pytest.approx(1, rel=1e-3)
@@ -217,5 +216,5 @@ def test_misuse_names_the_argument_and_the_fix():
     with pytest.raises(ValueError, match=r"chain watch after optax.masked"):
         optax.masked(tx, {"a": True, "b": False}).init(params)
     wrong = watch(lambda params, batch: params["a"], every=1)
-    with pytest.raises(ValueError, match=r"loss returns float32 of shape \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"loss returns .* for 3 examples"):
         wrong.update(params, wrong.init(params), params, batch=BATCH)

@@ -7,8 +7,8 @@ Hessian and the critical step size change little.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -26,11 +26,13 @@ from spectral_jax._transforms.hyperparameters import (
 )
 from spectral_jax._transforms.leaves import floats
 from spectral_jax._transforms.members import where_needed
-from spectral_jax.linalg import SymmetricOperator, generic_vectors, lanczos, pytree_operator, unit
+from spectral_jax.curvature import hessian
+from spectral_jax.linalg import SymmetricOperator, generic_vectors, lanczos, unit
 from spectral_jax.linalg import trace as trace_of
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import best_pairs, mm
 
-Loss: TypeAlias = Callable[[PyTree, PyTree], Float[Array, "*b"]]
+Loss: TypeAlias = Callable[[Any, Any], Array]
 What: TypeAlias = Literal["lambda_max", "critical_sharpness", "trace"]
 NAMES: tuple[What, ...] = get_args(What)
 
@@ -107,7 +109,9 @@ def watch(
         the loss falls at all steps tried, the value is an upper bound, and not converged.
 
     Args:
-      loss: ``(params, batch)`` to one number per example ``[b]`` or their mean; not random.
+      loss: ``(params, batch)`` to one number per example ``[b]`` or their mean, as `hessian` of
+        `curvature` takes it, ``objective`` of a model and a loss included; not random. The leaves
+        of ``batch`` share a leading axis of examples.
       every: steps from one measurement to the next, the first at step 0.
       what: which of the names above.
       learning_rate: the rate that is in the update, for ``critical_sharpness``: a number, an array
@@ -128,8 +132,8 @@ def watch(
     ...     return jnp.sum(batch * params**2) / 2
     >>> tx = optax.chain(optax.sgd(0.1), watch(loss, every=1, learning_rate=0.1,
     ...                                        what=("lambda_max", "critical_sharpness")))
-    >>> params, batch = jnp.array([0.0, 1.0]), jnp.array([1.0, 5.0])
-    >>> _, state = tx.update(batch * params, tx.init(params), params, batch=batch)
+    >>> params, batch = jnp.array([0.0, 1.0]), jnp.array([[1.0, 5.0]])
+    >>> _, state = tx.update(batch[0] * params, tx.init(params), params, batch=batch)
     >>> [round(float(reading.value), 3) for reading in state[1].seen.values()]
     [5.0, 5.0]
     """
@@ -151,7 +155,7 @@ def watch(
         _check_given(params, batch)
         batch = jax.tree.map(jnp.asarray, batch)
         rate = 1.0 if learning_rate is None else strength_at(learning_rate, state.step)
-        look = _Look(_MeanLoss(loss), params, batch, updates, rate, matvecs)
+        look = _Look(loss, params, batch, updates, rate, matvecs)
         due = state.step % every == 0
         state = where_needed(due, lambda: look.measured(state), state)
         return updates, state._replace(step=state.step + 1)
@@ -159,39 +163,10 @@ def watch(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@dataclasses.dataclass(frozen=True)
-class _MeanLoss:
-    """The mean loss, given all parameters and the batch, as a function of the floating leaves."""
-
-    loss: Loss
-
-    def __call__(self, data: tuple[PyTree, PyTree], leaves: PyTree) -> Float[Array, ""]:
-        params, batch = data
-        whole = jax.tree.map(lambda p, leaf: p if leaf is None else leaf, params, leaves)
-        losses = jnp.asarray(self.loss(whole, batch))
-        if losses.ndim > 1 or not jnp.issubdtype(losses.dtype, jnp.floating):
-            raise ValueError(
-                f"loss returns {losses.dtype} of shape {losses.shape}: return one real number, or "
-                "one for each example"
-            )
-        return jnp.mean(losses)
-
-
-@dataclasses.dataclass(frozen=True)
-class _HessianProduct:
-    """The Hessian of the mean loss times a tree, forward over reverse."""
-
-    mean: _MeanLoss
-
-    def __call__(self, data: tuple[PyTree, PyTree], tree: PyTree) -> PyTree:
-        slope = jax.grad(lambda leaves: self.mean(data, leaves))
-        return jax.jvp(slope, (floats(data[0]),), (tree,))[1]
-
-
 class _Look(NamedTuple):
     """What a measurement is of."""
 
-    mean: _MeanLoss
+    loss: Loss
     params: PyTree
     batch: PyTree
     updates: PyTree
@@ -200,31 +175,26 @@ class _Look(NamedTuple):
 
     def measured(self, state: WatchState) -> WatchState:
         """The state after a measurement of all that is watched."""
-        leaves, data = floats(self.params), (self.params, self.batch)
-        hessian, _ = pytree_operator(_HessianProduct(self.mean), data, leaves)
         vector, seen = state.vector, {}
         for name, last in state.seen.items():
-            if name == "lambda_max":
-                seen[name], vector = _largest(hessian, vector, state.step, self.matvecs)
-            elif name == "trace":
-                seen[name] = _trace(hessian, state.step, self.matvecs)
+            if name == "critical_sharpness":
+                seen[name] = self.critical(last.value)
+                continue
+            matrix = hessian(self.loss, self.params, self.batch)
+            if name == "trace":
+                seen[name] = _trace(matrix, state.step, self.matvecs)
             else:
-                seen[name] = self.critical(leaves, last.value)
+                seen[name], vector = _largest(matrix, vector, state.step, self.matvecs)
         seen = jax.tree.map(lambda new, old: new.astype(old.dtype), seen, state.seen)
         return WatchState(state.step, state.step, seen, vector)
 
-    def critical(self, leaves: PyTree, last: Array) -> Reading:
+    def critical(self, last: Array) -> Reading:
         """The critical sharpness along the update; the search starts from the last one."""
-        direction = jax.tree.map(
-            lambda leaf, u: None if leaf is None else jnp.asarray(u).astype(leaf.dtype),
-            leaves,
-            self.updates,
-            is_leaf=lambda leaf: leaf is None,
-        )
 
         def along(step: Array) -> Array:
-            moved = jax.tree.map(lambda leaf, u: leaf + step * u, leaves, direction)
-            return self.mean((self.params, self.batch), moved).astype(last.dtype)
+            moved = jax.tree.map(partial(_moved, step), self.params, self.updates)
+            losses = self.loss(moved, self.batch)
+            return jnp.mean(losses.astype(last.dtype))
 
         rate = jnp.asarray(self.rate, last.dtype)
         guess = 2 / (last * rate)
@@ -284,23 +254,31 @@ def _root(low: Array, at_low: Array, high: Array, at_high: Array, slope: Array) 
     return jnp.where(jnp.isinf(high), ahead, inside)
 
 
+def _moved(step: Array, leaf: Any, update: Any) -> Any:
+    """A floating leaf after so much of the update, in float32 or float64; any other as it is."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return leaf
+    start = working(leaf)
+    return start + step * jnp.asarray(update).astype(start.dtype)
+
+
 def _largest(
-    hessian: SymmetricOperator, last: Array, step: Array, matvecs: int
+    matrix: SymmetricOperator, last: Array, step: Array, matvecs: int
 ) -> tuple[Reading, Array]:
     """The largest eigenvalue from a Krylov space that starts at the last eigenvector."""
-    noise = unit(generic_vectors(hessian.size, 1, hessian.dtype, stream=step + 1)[:, 0])
+    noise = unit(generic_vectors(matrix.size, 1, matrix.dtype, stream=step + 1)[:, 0])
     # A vector that NaN has spoilt must not spoil the next measurement.
     last = jnp.where(jnp.all(jnp.isfinite(last)), last, 0)
-    t = lanczos(hessian, unit(last) + GENERIC_PART * noise, min(matvecs, hessian.size))
-    matrix = jnp.diag(t.alpha) + jnp.diag(t.beta, 1) + jnp.diag(t.beta, -1)
-    values, y = best_pairs(-matrix, jnp.arange(len(t.alpha)) < t.rank, 1)
+    t = lanczos(matrix, unit(last) + GENERIC_PART * noise, min(matvecs, matrix.size))
+    small = jnp.diag(t.alpha) + jnp.diag(t.beta, 1) + jnp.diag(t.beta, -1)
+    values, y = best_pairs(-small, jnp.arange(len(t.alpha)) < t.rank, 1)
     residual = jnp.abs(y[-1, 0]) * jnp.linalg.norm(t.residual)
     reading = Reading(-values[0], residual, _small(residual, values[0]))
     return reading, mm(t.basis, y[:, 0])
 
 
-def _trace(hessian: SymmetricOperator, step: Array, matvecs: int) -> Reading:
-    found = trace_of(hessian, jax.random.fold_in(jax.random.key(0), step), matvecs=matvecs)
+def _trace(matrix: SymmetricOperator, step: Array, matvecs: int) -> Reading:
+    found = trace_of(matrix, jax.random.fold_in(jax.random.key(0), step), matvecs=matvecs)
     good = _small(found.standard_error, found.value)
     return Reading(found.value, found.standard_error, good)
 
