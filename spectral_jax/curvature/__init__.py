@@ -6,6 +6,7 @@ default, whatever the order, the batches and the micro-batches. Functions of a m
 ``data = (inputs, targets)`` with a leading axis of ``n`` examples.
 """
 
+from spectral_jax.curvature.kfac import ekfac, kfac
 from spectral_jax.curvature.kronecker import (
     KroneckerBlock,
     KroneckerEigenbasis,
@@ -36,11 +37,13 @@ __all__ = [
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
     "SquaredError",
+    "ekfac",
     "empirical_fisher",
     "fisher",
     "ggn",
     "hessian",
     "item_shares",
+    "kfac",
     "logit_jacobian",
     "objective",
 ]

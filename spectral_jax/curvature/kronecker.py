@@ -10,12 +10,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import REAL, check_number
 from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.operators import SymmetricOperator, as_scalar
+from spectral_jax.linalg.precision import unit_of
 from spectral_jax.linalg.subspace import mm
 
 # A symmetric factor ``[k, k]``, or its diagonal ``[k]`` where it has nothing else, as that of an
@@ -146,7 +148,7 @@ class KroneckerEigenbasis:
         NaN; so without damping a singular block has no inverse and no silent pseudo-inverse.
         """
         damping = _as_damping(damping, self.as_operator())
-        return self._with_values([_inverse(block.values + damping) for block in self.blocks])
+        return self.with_values([_inverse(block.values + damping) for block in self.blocks])
 
     def logdet(self, damping: Float[Array, ""] | float = 0.0) -> LogDet:
         """``log det (C + damping I)``, with the unit of the damping as in `inverse`.
@@ -157,7 +159,8 @@ class KroneckerEigenbasis:
         shifted = values + _as_damping(damping, self.as_operator())
         return LogDet(jnp.sum(jnp.log(shifted)), jnp.sum(values > 0).astype(jnp.int32))
 
-    def _with_values(self, values: Sequence[Float[Array, "i o"]]) -> KroneckerEigenbasis:
+    def with_values(self, values: Sequence[Float[Array, "i o"]]) -> KroneckerEigenbasis:
+        """The matrix with other values, for every block, in the same basis."""
         pairs = zip(self.blocks, values, strict=True)
         return KroneckerEigenbasis(tuple(dataclasses.replace(b, values=v) for b, v in pairs))
 
@@ -260,6 +263,37 @@ def product_values(
     of_alpha = len(alpha) * eps * largest_alpha * beta
     of_beta = len(beta) * eps * largest_beta * alpha
     return values, of_alpha[None, :] + of_beta[:, None]
+
+
+def nearest_product(products: Sequence[tuple[Factor, Factor]]) -> tuple[Factor, Factor]:
+    """The Kronecker product nearest in the Frobenius norm to a sum of them, ``sum_k A_k (x) B_k``.
+
+    Rearranged, a product is the outer product of the entries of its factors (Van Loan & Pitsianis
+    1993), so that this is the best approximation of rank 1 to a matrix of rank ``k``: of positive
+    semi-definite factors it has such factors. One product is returned as it is.
+    """
+    if len(products) == 1:
+        return products[0]
+    left, right = map(_alike, zip(*products, strict=True))
+    units = unit_of(left), unit_of(right)
+    left, right = left / units[0], right / units[1]
+    # Of sum_k a_k b_k^T the right singular vector is in the span of the b_k, with coefficients
+    # G^(1/2) z for the top eigenvector z of G^(1/2) H G^(1/2), G and H the inner products.
+    g, h = (mm(x.reshape(len(x), -1), x.reshape(len(x), -1).T) for x in (left, right))
+    values, vectors = eigh(g)
+    root = mm(vectors * jnp.sqrt(jnp.maximum(values, 0)), vectors.T)
+    share = jnp.abs(mm(root, eigh(mm(root, mm(h, root))).vectors[:, -1]))
+    b = jnp.tensordot(share, right, 1, precision=Precision.HIGHEST)
+    size = share @ h @ share
+    weights = jnp.where(size > 0, mm(h, share) / jnp.where(size > 0, size, 1), 0)
+    a = jnp.tensordot(weights, left, 1, precision=Precision.HIGHEST)
+    return units[0] * a, units[1] * b
+
+
+def _alike(factors: Sequence[Factor]) -> Array:
+    """Stacked; diagonals as matrices where not all are diagonals."""
+    full = max(factor.ndim for factor in factors)
+    return jnp.stack([jnp.diag(f) if f.ndim < full else f for f in factors])
 
 
 def _decomposed(block: KroneckerBlock) -> EigenBlock:
