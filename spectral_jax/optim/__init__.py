@@ -24,6 +24,7 @@ from spectral_jax.optim.spectral_penalty import (
     spectral_penalty,
 )
 from spectral_jax.optim.temp_balance import TempBalanceState, alpha_decay, temp_balance
+from spectral_jax.optim.watch import Reading, WatchState, watch
 
 # Of what lived here before `prune` was a room of its own, the names that programs use most.
 from spectral_jax.prune import Policy, prune_spectra, recombine, split, svd_prune, truncate
@@ -36,9 +37,11 @@ __all__ = [
     "PENALTIES",
     "Penalty",
     "Policy",
+    "Reading",
     "Refresh",
     "SpectralPenaltyState",
     "TempBalanceState",
+    "WatchState",
     "alpha_decay",
     "alpha_pruning",
     "block_means",
@@ -66,4 +69,5 @@ __all__ = [
     "tb_sigmoid",
     "temp_balance",
     "truncate",
+    "watch",
 ]

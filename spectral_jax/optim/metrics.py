@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from spectral_jax.optim.penalties import EigenState
 from spectral_jax.optim.spectral_penalty import SpectralPenaltyState
 from spectral_jax.optim.temp_balance import TempBalanceState
+from spectral_jax.optim.watch import WatchState
 from spectral_jax.prune.spectra import SVDPruneState
 
 CHATTER = 0.1  # share of weights that crossed zero twice in a row from which on it is flagged
@@ -41,6 +42,9 @@ def metrics(opt_state: PyTree) -> dict[str, Array]:
     ``prune/`` (`svd_prune`)
         ``rank/NAME``, ``spikes/NAME``, ``ks/NAME`` and ``status/NAME`` (a `PruneStatus`) of every
         pruned layer, at the last pruning.
+    ``watch/`` (`watch`)
+        ``NAME``, ``NAME/residual`` and ``NAME/converged`` of everything watched, and ``measured``,
+        the step at which that was.
 
     Holds under ``jit`` and ``vmap``. Raises ``ValueError`` for ``nnx.state(optimizer)``.
 
@@ -110,10 +114,18 @@ def _of_pruning(state: SVDPruneState) -> Iterator[tuple[str, Any]]:
         yield f"status/{name}", row.status
 
 
+def _of_watch(state: WatchState) -> Iterator[tuple[str, Any]]:
+    yield "measured", state.measured
+    for name, reading in state.seen.items():
+        yield name, reading.value
+        yield from ((f"{name}/{key}", getattr(reading, key)) for key in ("residual", "converged"))
+
+
 _READERS: dict[Any, tuple[str, Callable[[Any], Iterator[tuple[str, Any]]]]] = {
     SpectralPenaltyState: ("penalty", _of_penalty),
     TempBalanceState: ("balance", _of_balance),
     SVDPruneState: ("prune", _of_pruning),
+    WatchState: ("watch", _of_watch),
 }
 
 
