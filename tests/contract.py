@@ -46,6 +46,7 @@ SIDE_DOOR = {
     "cli",
     "compress",
     "factored",
+    "nnx",
     "plots",
     "checkpoints",
 }  # files in, pictures out: not pure functions of arrays

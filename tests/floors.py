@@ -17,7 +17,7 @@ FLOORS = (
     ("optim",),
     ("plots", "checkpoints", "_progress"),
     ("_door",),
-    ("analysis", "compress", "factored"),
+    ("analysis", "compress", "factored", "nnx"),
     ("cli", "_doctor"),
     ("models",),
     ("experiments.errors", "experiments.names", "experiments.timing"),

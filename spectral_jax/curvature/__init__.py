@@ -6,6 +6,7 @@ default, whatever the order, the batches and the micro-batches. Functions of a m
 ``data = (inputs, targets)`` with a leading axis of ``n`` examples.
 """
 
+from spectral_jax.curvature.check import Check, check
 from spectral_jax.curvature.kfac import ekfac, kfac
 from spectral_jax.curvature.kronecker import (
     KroneckerBlock,
@@ -27,8 +28,10 @@ from spectral_jax.curvature.operators import (
     hessian,
     logit_jacobian,
 )
+from spectral_jax.curvature.streams import StreamOperator, stream
 
 __all__ = [
+    "Check",
     "KroneckerBlock",
     "KroneckerEigenbasis",
     "KroneckerOperator",
@@ -38,6 +41,8 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "SquaredError",
     "ekfac",
+    "StreamOperator",
+    "check",
     "empirical_fisher",
     "fisher",
     "ggn",
@@ -46,4 +51,5 @@ __all__ = [
     "kfac",
     "logit_jacobian",
     "objective",
+    "stream",
 ]

@@ -16,7 +16,7 @@ from spectral_jax.curvature import (
 )
 from spectral_jax.linalg.precision import working
 from tests.cases.operators import normal
-from tests.contract import Case, Degenerate, register
+from tests.contract import Case, Degenerate, exempt, register
 
 SQUARED, SIGMOID = SquaredError(), SigmoidCrossEntropy()
 N, D, C = 4, 3, 1
@@ -117,3 +117,5 @@ register(
         },
     )
 )
+exempt("curvature.check", "tries products on the host: tests/test_curvature_check.py")
+exempt("curvature.stream", "reads batches on the host: tests/test_curvature_check.py")
