@@ -25,6 +25,10 @@ EXAMPLES = {
   spectral-jax compress model.pt --rank energy=0.99 --out small.safetensors
                                                      1 % of each layer's squared norm left out
 """,
+    "data": """\
+  spectral-jax data table.csv --figure spectrum.png  how many directions a table has, and how sure
+  spectral-jax data table.csv --missing pairwise     the same of a table with empty cells
+""",
     "doctor": """\
   spectral-jax doctor                                what will be slow on this machine, and the fix
   spectral-jax doctor --json                         the same as one JSON object
@@ -55,8 +59,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 wrong usage or a bad file.
 
-    4 is a checkpoint that is not there, 1 too little memory, 130 an interruption; each is one line
-    on stderr.
+    4 is a checkpoint or table that is not there, 1 too little memory, 130 an interruption; each is
+    one line on stderr.
     """
     try:
         options = _parsed(sys.argv[1:] if argv is None else argv)
@@ -75,6 +79,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
+    from spectral_jax.analysis import data
     from spectral_jax.compress import command as compress
 
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
@@ -91,6 +96,10 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     compressor = commands.add_parser("compress", help="layers of a checkpoint as two thinner ones")
     compress.add_arguments(compressor)
     compressor.set_defaults(run=compress.run)
+
+    table = commands.add_parser("data", help="the spectrum of a table of numbers")
+    data.add_arguments(table)
+    table.set_defaults(run=data.run, what="table")
 
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         parser.unknown(words[0], list(commands.choices))
@@ -120,7 +129,8 @@ def _run(options: argparse.Namespace) -> tuple[int, str]:
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"
     except FileNotFoundError as error:
-        return MISSING, f"{error.filename or error}: there is no such checkpoint"
+        what = getattr(options, "what", "checkpoint")
+        return MISSING, f"{error.filename or error}: there is no such {what}"
     except (ValueError, OSError, ImportError) as error:
         return BAD_INPUT, str(error)
     except MemoryError as error:

@@ -44,7 +44,7 @@ def test_help_shows_examples_first_and_does_not_import_jax():
     assert run.stdout.startswith("examples:\n  spectral-jax analyze")
 
 
-@pytest.mark.parametrize("command", ["analyze", "compress", "doctor"])
+@pytest.mark.parametrize("command", ["analyze", "compress", "data", "doctor"])
 def test_help_of_a_command_shows_its_own_examples(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -4,6 +4,15 @@ from spectral_jax.capacity.analytic import AnalyticPosterior, analytic_posterior
 from spectral_jax.capacity.binomial import held_out_bound
 from spectral_jax.capacity.bound import pac_bayes_bound
 from spectral_jax.capacity.certificate import Certificate, certify
+from spectral_jax.capacity.dimension import (
+    DataDimension,
+    Dimension,
+    Spread,
+    data_dimension,
+    effective_dimension,
+    n_effective,
+    spread,
+)
 from spectral_jax.capacity.gaussians import (
     Basis,
     Gaussian,
@@ -22,27 +31,51 @@ from spectral_jax.capacity.posteriors import (
     local_dense,
     starting_posterior,
 )
+from spectral_jax.capacity.sloppiness import Sloppiness, sloppiness
+from spectral_jax.capacity.spectrum import (
+    InputSpectrum,
+    Interval,
+    Noise,
+    above_noise,
+    input_spectrum,
+    jackknife,
+)
 
 __all__ = [
     "AnalyticPosterior",
     "Basis",
     "Certificate",
+    "DataDimension",
+    "Dimension",
     "Gaussian",
+    "InputSpectrum",
+    "Interval",
+    "Noise",
     "Prior",
     "ScaleGrid",
+    "Sloppiness",
+    "Spread",
+    "above_noise",
     "analytic_posterior",
     "binary_kl",
     "bounded_cross_entropy",
     "certify",
+    "data_dimension",
     "data_free_prior",
     "draw",
+    "effective_dimension",
     "gaussian",
     "gaussian_kl",
     "held_out_bound",
+    "input_spectrum",
+    "jackknife",
     "kl_inverse",
     "learnt_prior",
     "local_dense",
+    "n_effective",
     "pac_bayes_bound",
+    "sloppiness",
+    "spread",
     "starting_posterior",
     "vector_basis",
 ]

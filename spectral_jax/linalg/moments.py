@@ -269,7 +269,8 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
     """The eigenvalues of `second`, descending, and the floor of what the method can resolve.
 
     The floor is the share in the module's table of the largest eigenvalue; ``n`` in it is the
-    number of rows that the weights amount to, ``(sum w)^2 / sum w^2``, and at least ``p``. Values
+    number of rows that the weights amount to, ``(sum w)^2 / sum w^2``, and at least ``p``; or, if
+    ``centred`` and larger, the square of what rounding leaves of the mean. Values
     below are rounding, whatever they say; what rounds to a negative number is one of them. Those
     above are off by no more than the floor; by ``qr``, whose *roots* are, ``2 sqrt(value floor)``.
     ``gram64`` computes in float64 and rounds each eigenvalue by itself: the small ones keep their
@@ -285,8 +286,11 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
             values = svdvals(rows) ** 2 / _positive(sums.weight)
         else:
             values = eigvalsh(_matrix(sums, state.method, centred))[::-1]
-        values = values * _square(sums.unit, state)
-        return Eigenvalues(_narrow(values, state), _narrow(values[0] * _share(sums, state), state))
+        floor = values[0] * _share(sums, state)
+        if centred:  # constant columns leave the rounding of their mean
+            floor = jnp.maximum(floor, (4 * _eps(state)) ** 2 * jnp.sum(sums.mean**2))
+        square = _square(sums.unit, state)
+        return Eigenvalues(_narrow(values * square, state), _narrow(floor * square, state))
 
 
 def effective_rows(state: Moments) -> Float[Array, ""]:
@@ -415,8 +419,12 @@ def _triangle(rows: Array) -> Array:
 def _share(sums: Sums, state: Moments) -> Array:
     """The floor as a share of the largest eigenvalue."""
     rows = jnp.maximum(sums.weight**2 / _positive(sums.squares), state.size)
-    eps = float(jnp.finfo(sums.mean.dtype).eps) if state.low is None else PAIR_EPS
+    eps = _eps(state)
     return rows * state.size * eps**2 if state.method == "qr" else rows * eps
+
+
+def _eps(state: Moments) -> float:
+    return float(jnp.finfo(state.high.mean.dtype).eps) if state.low is None else PAIR_EPS
 
 
 def _square(unit: Array, state: Moments) -> Array:

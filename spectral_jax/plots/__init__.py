@@ -7,6 +7,7 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
     save(figure, "figures/accuracy")          # accuracy.svg, .pdf and .png
 """
 
+from spectral_jax.plots.capacity import data_spectrum
 from spectral_jax.plots.comparison import paired_differences, strength_sweep
 from spectral_jax.plots.farms import (
     rank_agreement,
@@ -25,6 +26,7 @@ __all__ = [
     "Interval",
     "Tail",
     "alphas_by_layer",
+    "data_spectrum",
     "fiedler_by_layer",
     "paired_differences",
     "pruning_curves",

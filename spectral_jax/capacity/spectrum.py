@@ -1,0 +1,321 @@
+"""The spectrum of a table of data, with its floor, its missing cells and its intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
+from scipy.special import stdtrit
+
+from spectral_jax._choices import check_choice
+from spectral_jax._options import check_number, count
+from spectral_jax.laws import marchenko_pastur_edges, marchenko_pastur_quantile
+from spectral_jax.linalg import moments
+from spectral_jax.linalg.precision import working
+
+Missing = Literal["refuse", "rows", "pairwise"]
+
+# A standard deviation that is this small beside the mean is the rounding of a constant.
+CONSTANT = 2.0**-40
+
+
+@runtime_checkable
+class Resolved(Protocol):
+    """A spectrum with a floor: `InputSpectrum`, or that of a curvature."""
+
+    @property
+    def values(self) -> Any: ...
+
+    @property
+    def floor(self) -> Any: ...
+
+
+class InputSpectrum(NamedTuple):
+    """Eigenvalues of ``X^T X / n``, and what is known about them."""
+
+    values: Float[Array, " k"]
+    """Descending; ``k = min(n, p)``, all others are 0. Those up to ``floor`` are rounding."""
+    floor: Float[Array, ""]
+    replicates: Float[Array, "blocks k"]
+    """The values without each block of rows in turn, for `jackknife`; none for ``blocks=0``."""
+    rank: int
+    """How many values are above the floor."""
+    n: int
+    """Rows that were read."""
+    p: int
+    """Columns."""
+    constant: int
+    """Columns of variance 0."""
+    missing: float
+    """The share of cells that were NaN."""
+    indefinite: float
+    """``sum |negative values| / sum |values|``. Above rounding only for ``missing="pairwise"``,
+    whose matrix need not be one of moments; the floor is then the size of the most negative."""
+    centred: bool
+
+
+class Interval(NamedTuple):
+    """A number, and where it would lie with other rows of the same kind."""
+
+    value: float
+    low: float
+    high: float
+    standard_error: float
+
+
+class Noise(NamedTuple):
+    """The eigenvalues that noise of independent entries would not have."""
+
+    variance: float
+    """Of the noise, in the squared unit of the data."""
+    edge: float
+    """``variance (1 + sqrt(p / n))^2``, where the bulk of Marchenko and Pastur ends."""
+    above: int
+    """Values above the edge, and the floor."""
+    estimated: bool
+    """Whether the variance was taken from the spectrum itself."""
+
+
+def input_spectrum(
+    x: Num[ArrayLike, "n p"] | Sequence[moments.Moments],
+    *,
+    centred: bool = False,
+    standardise: bool = False,
+    missing: Missing = "refuse",
+    blocks: int = 16,
+) -> InputSpectrum:
+    """The eigenvalues of ``X^T X / n`` of a table: rows are examples, columns features.
+
+    In float64 whatever the table's dtype and whether or not JAX has it: by the moments of the
+    columns, or by those of the rows if there are fewer. The floor is that of `linalg.moments`.
+
+    Args:
+      x: a table; or, of data too large for one, a list of `linalg.moments` states, each of one
+        part, which then are the blocks.
+      centred: take off the mean of each column first (the covariance: what differs between
+        examples) or not (the default: what a first layer without biases sees, and what arXiv
+        2110.14163 uses). The mean is most of the first uncentred eigenvalue.
+      standardise: divide each column by its standard deviation about its mean: if columns have
+        different units. Constant columns stay as they are.
+      missing: what to do about NaN. ``"refuse"`` it; leave out the ``"rows"`` that have one; or
+        ``"pairwise"``: each entry of the covariance from the rows that have both columns. Those
+        differ, so the matrix may have negative eigenvalues: ``indefinite`` says how much.
+      blocks: of consecutive rows, each left out in turn for the intervals of `jackknife`: as many
+        eigenvalue problems more. 0 for none.
+
+    A table is read on the host; this is not for use under ``jit``: there use `linalg.moments`.
+    Raises ``ValueError`` for what is no table of real numbers, for fewer than two rows or no
+    column, and for infinity, or NaN unless ``missing`` says what it means.
+
+    >>> table = np.random.default_rng(0).normal(size=(200, 3)) * [10.0, 1.0, 0.0]
+    >>> found = input_spectrum(table)
+    >>> found.rank, found.constant, bool(found.values[0] > 50 * found.values[1])
+    (2, 1, True)
+    """
+    check_choice(("refuse", "rows", "pairwise"), missing=missing)
+    blocks = count("blocks", blocks, least=0)
+    if isinstance(x, Sequence) and x and isinstance(x[0], moments.Moments):
+        if standardise or missing != "refuse":
+            raise ValueError("states of moments have no cells: pass a table to change its columns")
+        return _of_states(x, centred, intervals=blocks > 0, missing=0.0)
+    table, hole = _table(x, missing)
+    still = np.nanmax(table, axis=0) == np.nanmin(table, axis=0)
+    if standardise:
+        table = table / np.where(still, 1, np.nanstd(table, axis=0, dtype=np.float64))
+    parts = np.array_split(table, max(1, min(blocks, len(table) // 2)))
+    complete = not np.isnan(table).any()
+    if complete and table.shape[1] <= len(table):
+        states = [_state(part) for part in parts]
+        return _of_states(states, centred, intervals=len(parts) > 1, missing=hole)
+    measure = partial(_by_rows if complete else _pairwise, centred=centred)
+    values, floor = measure(table)
+    if np.isnan(values).any():
+        raise ValueError("two columns have no row in common: drop one, or choose missing='rows'")
+    rest = _without_each(parts, measure) if len(parts) > 1 else []
+    return _summary(
+        values, floor, rest, table.shape, constant=int(still.sum()), missing=hole, centred=centred
+    )
+
+
+def jackknife(
+    function: Callable[[InputSpectrum], Any], spectrum: InputSpectrum, *, level: float = 0.95
+) -> Interval:
+    """Any number of a spectrum with a confidence interval, by leaving out blocks of rows.
+
+    With the numbers ``t_b`` without block ``b`` of ``B``, the standard error is ``sqrt((B - 1) / B
+    sum (t_b - mean)^2)``, and the interval ``value -+`` its multiple by Student's law of ``B - 1``
+    degrees of freedom. It holds for smooth functions of moments; a count moves in steps, and the
+    largest of many nearly equal eigenvalues is biased as well. Blocks are of consecutive rows: if
+    neighbours are alike, as in time, choose blocks longer than their memory.
+
+    Raises ``ValueError`` for a level outside (0, 1) or a spectrum with fewer than two blocks.
+    Source: Efron & Stein 1981; Kunsch 1989 (blocks).
+
+    >>> table = np.random.default_rng(0).normal(size=(2000, 3))
+    >>> found = jackknife(lambda s: s.values.sum(), input_spectrum(table))
+    >>> found.low < 3 < found.high
+    True
+    """
+    check_number("choose above 0 and below 1", lambda x: 0 < x < 1, level=level)
+    blocks = len(spectrum.replicates)
+    if blocks < 2:
+        raise ValueError("the spectrum has no blocks: input_spectrum(x, blocks=16), 4 rows or more")
+    value = float(function(spectrum))
+    others = np.array([float(function(spectrum._replace(values=v))) for v in spectrum.replicates])
+    error = float(np.sqrt((blocks - 1) / blocks * ((others - others.mean()) ** 2).sum()))
+    reach = float(stdtrit(blocks - 1, (1 + level) / 2)) * error
+    return Interval(value, value - reach, value + reach, error)
+
+
+def above_noise(spectrum: InputSpectrum, *, variance: float | None = None) -> Noise:
+    """Which eigenvalues stand above those of pure noise: independent entries of one variance.
+
+    Args:
+      variance: of the noise, if the instrument's is known. If not, it is taken from the median
+        eigenvalue over that of the law, as if half of the values were noise. In a *sloppy* spectrum
+        none need be: the estimate is then small, and nearly all values stand above its edge.
+
+    Raises ``ValueError`` for a variance not above 0.
+    Source: Marchenko & Pastur 1967; Gavish & Donoho, arXiv 1305.5870 (the median).
+
+    >>> table = np.random.default_rng(0).normal(size=(400, 100))
+    >>> table[:, 0] *= 5
+    >>> above_noise(input_spectrum(table)).above
+    1
+    """
+    ratio = spectrum.p / spectrum.n
+    estimated = variance is None
+    if variance is None:
+        known = np.asarray(spectrum.values)[: spectrum.rank]
+        middle = marchenko_pastur_quantile(1 - len(known) / (2 * spectrum.p), ratio)
+        variance = float(np.median(known)) / middle if len(known) and middle > 0 else np.nan
+    else:
+        check_number("pass a number above 0", lambda x: x > 0, variance=variance)
+    edge = variance * marchenko_pastur_edges(ratio)[1]
+    above = int(np.sum(np.asarray(spectrum.values) > max(edge, float(spectrum.floor))))
+    return Noise(variance, edge, above, estimated)
+
+
+def resolved(
+    spectrum: Resolved | Float[ArrayLike, " k"], floor: ArrayLike | None
+) -> tuple[Float[Array, " k"], Float[Array, ""]]:
+    """Values and floor of a spectrum, or of an array; ``k eps`` of its largest if none is given."""
+    if isinstance(spectrum, Resolved):
+        if floor is not None:
+            raise ValueError("the spectrum has a floor of its own: pass its values with another")
+        values = working(spectrum.values, "spectrum")
+        return values, jnp.asarray(spectrum.floor).astype(values.dtype)
+    values = working(spectrum, "spectrum")
+    if values.ndim != 1:
+        raise ValueError(f"spectrum has shape {values.shape}: pass one list of eigenvalues")
+    if floor is None:
+        largest = jnp.max(jnp.abs(values), initial=0)
+        return values, len(values) * float(jnp.finfo(values.dtype).eps) * largest
+    return values, jnp.asarray(floor).astype(values.dtype)
+
+
+def _table(x: Any, missing: Missing) -> tuple[np.ndarray, float]:
+    """The table, without rows of which it is asked, and the share of its cells that were NaN."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiu":  # bfloat16, bool; and a refusal of what is no real number
+        x = np.asarray(working(x, "x"))
+    if x.ndim != 2 or min(x.shape) < 1:
+        raise ValueError(f"x has shape {x.shape}: pass a table [n, p] of examples and features")
+    holes = np.isnan(x)
+    share = float(holes.mean())
+    if share and missing == "refuse":
+        columns = int(holes.any(axis=0).sum())
+        raise ValueError(f"x has NaN in {columns} columns: choose missing='rows' or 'pairwise'")
+    if missing == "rows":
+        x = x[~holes.any(axis=1)]
+    elif holes.all(axis=0).any():
+        raise ValueError("x has a column of nothing but NaN: leave it out")
+    if len(x) < 2:
+        raise ValueError(f"x has {len(x)} complete rows: a spectrum needs two")
+    if np.isinf(x).any():
+        raise ValueError("x holds infinity: replace it by NaN, and choose missing=")
+    return x, share
+
+
+def _state(table: np.ndarray) -> moments.Moments:
+    return moments.update(moments.zero(table.shape[1]), table)
+
+
+def _of_states(
+    states: Sequence[moments.Moments], centred: bool, *, intervals: bool, missing: float
+) -> InputSpectrum:
+    whole = reduce(moments.merge, states)
+    values, floor = moments.eigenvalues(whole, centred=centred)
+    rest = moments.leave_one_out(states) if intervals and len(states) > 1 else []
+    # Of a constant column the mean is rounded, and so the variance is not quite 0.
+    variances = jnp.diagonal(moments.second(whole, centred=True))
+    still = jnp.sum(variances <= (CONSTANT * moments.mean(whole)) ** 2)
+    return _summary(
+        values,
+        floor,
+        [moments.eigenvalues(state, centred=centred).values for state in rest],
+        (round(float(moments.effective_rows(whole))), whole.size),
+        constant=int(still),
+        missing=missing,
+        centred=centred,
+    )
+
+
+def _without_each(
+    parts: Sequence[np.ndarray], measure: Callable[[np.ndarray], tuple[Array, Array]]
+) -> list[Array]:
+    return [measure(np.concatenate([*parts[:i], *parts[i + 1 :]]))[0] for i in range(len(parts))]
+
+
+def _summary(
+    values: Array, floor: Array, rest: Sequence[Array], shape: tuple[int, int], **known: Any
+) -> InputSpectrum:
+    kept = min(shape)
+    values = values[:kept]
+    padded = [jnp.pad(v, (0, max(0, kept - len(v))))[:kept] for v in rest]
+    total = float(jnp.sum(jnp.abs(values)))
+    return InputSpectrum(
+        values=values,
+        floor=floor,
+        replicates=jnp.stack(padded) if len(padded) > 1 else jnp.zeros((0, kept), values.dtype),
+        rank=int(jnp.sum(values > floor)),
+        n=shape[0],
+        p=shape[1],
+        indefinite=float(-jnp.sum(jnp.minimum(values, 0))) / (total or 1.0),
+        **known,
+    )
+
+
+def _by_rows(table: np.ndarray, *, centred: bool) -> tuple[Array, Array]:
+    """By the moments of the rows of ``X^T``, of which there are ``p``: they are ``X X^T / p``."""
+    n, p = table.shape
+    wide = table.astype(np.float64)
+    if centred:
+        wide = wide - wide.mean(axis=0)
+    values, floor = moments.eigenvalues(_state(np.ascontiguousarray(wide.T)))
+    return values * (p / n), floor * (p / n)
+
+
+def _pairwise(table: np.ndarray, *, centred: bool) -> tuple[Array, Array]:
+    """Each entry from the rows that have both columns; columns about their means throughout.
+
+    NaN if two columns have no row in common, as may be without a block.
+    """
+    seen = (~np.isnan(table)).astype(np.float64)
+    pairs = seen.T @ seen
+    if not pairs.all():
+        return jnp.full(table.shape[1], jnp.nan), jnp.asarray(jnp.nan)
+    middle = np.nanmean(table, axis=0, dtype=np.float64)
+    apart = np.where(seen > 0, table - middle, 0.0)
+    means = apart.T @ seen / pairs  # of column i over the rows that have j too
+    matrix = apart.T @ apart / pairs - means * means.T
+    if not centred:
+        matrix += np.outer(middle, middle)
+    values = np.linalg.eigvalsh(matrix)[::-1]
+    rounding = max(table.shape) * np.finfo(np.float64).eps * values[0]
+    return jnp.asarray(values.copy()), jnp.asarray(max(rounding, -values[-1]))
