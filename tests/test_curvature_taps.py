@@ -8,6 +8,8 @@ import pytest
 from models.functional import network
 from spectral_jax.curvature._taps import taps
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)

@@ -6,7 +6,9 @@ default, whatever the order, the batches and the micro-batches. Functions of a m
 ``data = (inputs, targets)`` with a leading axis of ``n`` examples.
 """
 
+from spectral_jax.curvature.blocks import Blocks, ggn_blocks
 from spectral_jax.curvature.check import Check, check
+from spectral_jax.curvature.kernel import Spectrum, empirical_fisher_spectrum, ggn_spectrum
 from spectral_jax.curvature.kfac import ekfac, kfac
 from spectral_jax.curvature.kronecker import (
     KroneckerBlock,
@@ -29,8 +31,10 @@ from spectral_jax.curvature.operators import (
     logit_jacobian,
 )
 from spectral_jax.curvature.streams import StreamOperator, stream
+from spectral_jax.curvature.subspaces import displacement, overlap
 
 __all__ = [
+    "Blocks",
     "Check",
     "KroneckerBlock",
     "KroneckerEigenbasis",
@@ -39,17 +43,23 @@ __all__ = [
     "Objective",
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
+    "Spectrum",
     "SquaredError",
     "StreamOperator",
     "check",
+    "displacement",
     "ekfac",
     "empirical_fisher",
+    "empirical_fisher_spectrum",
     "fisher",
     "ggn",
+    "ggn_blocks",
+    "ggn_spectrum",
     "hessian",
     "item_shares",
     "kfac",
     "logit_jacobian",
     "objective",
+    "overlap",
     "stream",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -44,7 +44,7 @@ def select(params: PyTree, where: Where = None) -> tuple[Subset, list[Array], li
     """
     named, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in named]
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named]
+    names = names_of(params)
     wanted = _wanted(where, names, tree)
     chosen = tuple(bool(w) and _is_real(x) for w, x in zip(wanted, leaves, strict=True))
     picked = [working(x, "params") for x, here in zip(leaves, chosen, strict=True) if here]
@@ -60,7 +60,13 @@ def select(params: PyTree, where: Where = None) -> tuple[Subset, list[Array], li
     return Subset(tree, chosen, unravel, flat.size, flat.dtype), picked, others
 
 
-def _wanted(where: Where, names: list[str], tree: Any) -> list[bool]:
+def names_of(params: PyTree) -> tuple[str, ...]:
+    """The names of the leaves, as in ``"layers/0/kernel"``."""
+    named, _ = jax.tree_util.tree_flatten_with_path(params)
+    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in named)
+
+
+def _wanted(where: Where, names: Sequence[str], tree: Any) -> list[bool]:
     if where is None:
         return [True] * len(names)
     if callable(where):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from spectral_jax.curvature._subset import names_of
 from spectral_jax.curvature._uses import Use, Walk
 
 Model: TypeAlias = Callable[[PyTree, PyTree], Array]
@@ -60,16 +61,20 @@ class Taps:
     backward: Callable[[Float[Array, "n *positions c"]], Backward]
 
 
-def taps(model: Model, params: PyTree, inputs: PyTree) -> Taps:
+def taps(
+    model: Model, params: PyTree, inputs: PyTree, *, chosen: Sequence[bool] | None = None
+) -> Taps:
     """Evaluate ``model(params, inputs)`` example by example, and tap every use of a parameter.
 
-    ``inputs`` is a pytree of arrays with a leading axis of examples. Works under ``jit`` and
+    ``inputs`` is a pytree of arrays with a leading axis of examples. ``chosen`` says which leaves
+    of ``params`` are parameters, all by default; the others are in no list. Works under ``jit`` and
     ``vmap``. Raises ``ValueError`` if the model returns anything but one array with that axis.
     """
     examples, program = _traced(model, params, inputs)
-    explicit, paired = _survey(program, params, inputs)
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    found = _tried(program, leaves, inputs, explicit, paired)
+    fixed = [i for i, here in enumerate(chosen or ()) if not here]
+    explicit, paired = _survey(program, leaves, inputs, fixed)
+    found = _tried(program, leaves, inputs, [*fixed, *explicit], paired)
     zeros = [jnp.zeros((examples, *like.shape), like.dtype) for like in found.results]
     formed = [jnp.broadcast_to(leaves[i], (examples, *leaves[i].shape)) for i in explicit]
 
@@ -77,7 +82,7 @@ def taps(model: Model, params: PyTree, inputs: PyTree) -> Taps:
         given = list(leaves)
         for i, leaf in zip(explicit, formed, strict=True):
             given[i] = leaf
-        walk = Walk(explicit, paired, zeros)
+        walk = Walk([*fixed, *explicit], paired, zeros)
         (outputs,) = walk(program, given, _batch_of_one(example))
         return outputs[0], tuple(walk.activations)
 
@@ -91,7 +96,7 @@ def taps(model: Model, params: PyTree, inputs: PyTree) -> Taps:
         arranged = (jax.vmap(f)(y) for f, y in zip(found.arrange, signals, strict=True))
         return Backward(tuple(arranged), tuple(g.reshape(examples, -1) for g in gradients))
 
-    return Taps(_paths(params), tuple(found.uses), explicit, outputs, activations, backward)
+    return Taps(names_of(params), tuple(found.uses), explicit, outputs, activations, backward)
 
 
 def _traced(model: Model, params: PyTree, inputs: PyTree) -> tuple[int, ClosedJaxpr]:
@@ -114,10 +119,10 @@ def _traced(model: Model, params: PyTree, inputs: PyTree) -> tuple[int, ClosedJa
 
 
 def _survey(
-    program: ClosedJaxpr, params: PyTree, inputs: PyTree
+    program: ClosedJaxpr, leaves: Sequence[Array], inputs: PyTree, fixed: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which leaves have to be explicit, and which biases belong to a product."""
-    first = _tried(program, jax.tree.leaves(params), inputs)
+    first = _tried(program, leaves, inputs, fixed)
     times = Counter(use.leaf for use in first.uses)
     paired = [
         bias
@@ -134,11 +139,11 @@ def _tried(
     program: ClosedJaxpr,
     leaves: Sequence[Array],
     inputs: PyTree,
-    explicit: Sequence[int] = (),
+    opaque: Sequence[int],
     paired: Sequence[int] = (),
 ) -> Walk:
     """What a walk finds, on shapes alone."""
-    walk = Walk(explicit, paired)
+    walk = Walk(opaque, paired)
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs)
     jax.eval_shape(lambda leaves, x: walk(program, leaves, _batch_of_one(x)), leaves, example)
     return walk
@@ -146,8 +151,3 @@ def _tried(
 
 def _batch_of_one(example: PyTree) -> list[Array]:
     return [leaf[None] for leaf in jax.tree.leaves(example)]
-
-
-def _paths(params: PyTree) -> tuple[str, ...]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
-    return tuple(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat)

@@ -86,7 +86,7 @@ class Walk:
     """One evaluation of a program on one example, with a zero added to the result of every use.
 
     Args:
-      explicit: leaves that are not followed, and so enter as any array does.
+      opaque: leaves that are not followed, and so enter as any array does.
       paired: biases that count as part of the product to which they are added.
       zeros: for each use, in order; None adds nothing.
 
@@ -99,11 +99,11 @@ class Walk:
 
     def __init__(
         self,
-        explicit: Collection[int] = (),
+        opaque: Collection[int] = (),
         paired: Collection[int] = (),
         zeros: Sequence[Array] | None = None,
     ):
-        self.explicit, self.paired, self.zeros = explicit, paired, zeros
+        self.opaque, self.paired, self.zeros = frozenset(opaque), paired, zeros
         self.uses: list[Use] = []
         self.activations: list[Array] = []
         self.arrange: list[Move] = []
@@ -118,7 +118,7 @@ class Walk:
         """The results of a program of the leaves of ``params`` and of other arguments."""
         followed = [
             _Moved(i, jnp.shape(leaf), leaf, lambda x: x, True, jnp.ndim(leaf) == 1)
-            if i not in self.explicit and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            if i not in self.opaque and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             else leaf
             for i, leaf in enumerate(leaves)
         ]
@@ -264,6 +264,8 @@ def _dense(params: Any, arrays: Sequence[Array], place: int, result: Array) -> _
         return None
     kernel, other = arrays[place], arrays[1 - place]
     read, contracted = list(contracted[place]), list(contracted[1 - place])
+    # Whole numbers that are multiplied by a kernel are no rows of a table.
+    dtype = jnp.promote_types(other.dtype, kernel.dtype)
     outputs = [axis for axis in range(kernel.ndim) if axis not in read]
     positions = [axis for axis in range(other.ndim) if axis not in contracted]
     inside, out = prod(kernel.shape[i] for i in read), prod(kernel.shape[i] for i in outputs)
@@ -273,7 +275,7 @@ def _dense(params: Any, arrays: Sequence[Array], place: int, result: Array) -> _
 
     return _Reading(
         kind="dense",
-        activations=other.transpose(positions + contracted).reshape(-1, inside),
+        activations=other.transpose(positions + contracted).reshape(-1, inside).astype(dtype),
         kernel=lambda w: w.transpose(read + outputs).reshape(inside, out),
         arrange=arrange,
         last=place == 1 and len(outputs) == 1,
