@@ -11,7 +11,6 @@ from scipy.optimize import minimize
 
 from spectral_jax.capacity import (
     Basis,
-    Gaussian,
     ScaleGrid,
     analytic_posterior,
     bounded_cross_entropy,
@@ -125,8 +124,8 @@ def test_relative_entropy_of_gaussians_is_that_of_the_textbook():
         assert float(one) == pytest.approx(0.5965735903, abs=1e-10)
 
 
-def rotation(key, size):
-    return jnp.linalg.qr(jax.random.normal(key, (size, size)))[0]
+def rotation(seed, size):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((size, size)))[0]
 
 
 def textbook_kl(mean, covariance, prior_mean, prior_covariance):
@@ -147,11 +146,10 @@ def turned_back(data, z):
 def test_relative_entropy_in_a_basis_is_that_of_the_covariances():
     rng = np.random.default_rng(1)
     with jax.enable_x64(True):
-        u = rotation(jax.random.key(0), 6)
+        u = rotation(0, 6)
         means, scales = rng.standard_normal((2, 6)), np.exp(rng.standard_normal((2, 6)))
         q, p = (gaussian(jnp.array(m), jnp.array(s)) for m, s in zip(means, scales, strict=True))
         found = gaussian_kl(q, p, basis=Basis(turned, turned_back, u))
-    u = np.asarray(u)
     covariances = [u @ np.diag(s**2) @ u.T for s in scales]
     assert float(found) == pytest.approx(
         textbook_kl(means[0], covariances[0], means[1], covariances[1]), rel=1e-12
@@ -161,7 +159,7 @@ def test_relative_entropy_in_a_basis_is_that_of_the_covariances():
 def test_some_vectors_and_one_variance_beyond_them_are_a_basis_too():
     """Relative entropy and the covariance of draws, against the covariance matrix."""
     with jax.enable_x64(True):
-        u = rotation(jax.random.key(0), 5)[:, :2]
+        u = rotation(0, 5)[:, :2]
         basis = vector_basis(u)
         q = gaussian(jnp.arange(5.0), (jnp.array([2.0, 3.0]), 0.5))
         covariance = u @ np.diag([4.0, 9.0]) @ u.T + 0.25 * (np.eye(5) - u @ u.T)
@@ -178,11 +176,12 @@ def test_some_vectors_and_one_variance_beyond_them_are_a_basis_too():
 
 
 def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
-    q = gaussian({"b": jnp.zeros((), jnp.bfloat16), "w": jnp.full(4, 2.0)}, 0.1)
-    weights = jax.vmap(lambda key: draw(key, q))(jax.random.split(jax.random.key(0), 4000))
+    q = gaussian({"b": jnp.zeros(4, jnp.bfloat16), "w": jnp.full(16_000, 2.0)}, 0.1)
+    weights = jax.tree.map(np.asarray, draw(KEY, q))
     assert weights["b"].dtype == jnp.bfloat16 and weights["w"].dtype == jnp.float32
-    np.testing.assert_allclose(weights["w"].mean(axis=0), 2, atol=0.006)
-    np.testing.assert_allclose(weights["w"].std(axis=0), 0.1, rtol=0.05)
+    assert weights["w"].mean() == pytest.approx(2, abs=0.003)
+    assert weights["w"].std() == pytest.approx(0.1, rel=0.02)
+    assert np.array_equal(jax.tree.leaves(draw(KEY, q.untied()))[1], weights["w"])
 
 
 @pytest.mark.parametrize(
@@ -418,7 +417,7 @@ def test_the_optimal_factor_minimises_the_second_order_bound():
 
 def test_the_analytic_posterior_has_the_relative_entropy_of_its_gaussian():
     with jax.enable_x64(True):
-        vectors = rotation(jax.random.key(1), 5)[:, :2]
+        vectors = rotation(1, 5)[:, :2]
         start, trained = jnp.zeros(5), jnp.arange(5.0)
         found = analytic_posterior(jnp.array([2.0, 0.1]), trained - start, n=100, epsilon=3.0)
         expected = gaussian_kl(
@@ -469,29 +468,6 @@ def test_posteriors_start_where_the_sources_do():
     np.testing.assert_allclose(some, [0.001**0.5, 3000**-0.5], rtol=1e-6)
     with pytest.raises(ValueError, match="pass its eigenvalues"):
         starting_posterior("M4", weights)
-
-
-def test_training_on_the_bound_lowers_it():
-    """Gradient descent on the objective, for a posterior that can only gain by moving."""
-    prior = data_free_prior(jnp.zeros(3), 1.0)
-    x = jax.random.normal(jax.random.key(1), (64, 3))
-    labels = (x[:, 0] > 0).astype(int)
-
-    def objective(posterior, key):
-        logit = local_dense(key, x, Gaussian(*(leaf[:, None] for leaf in posterior)))
-        logits = jnp.concatenate([jnp.zeros_like(logit), logit], axis=1)
-        risk = bounded_cross_entropy(logits, labels, pmin=1e-2).mean()
-        kl = gaussian_kl(posterior, prior.gaussian)
-        return pac_bayes_bound(risk, kl, n=64, form="quadratic")
-
-    def step(posterior, key):
-        value, slope = jax.value_and_grad(objective)(posterior, key)
-        return jax.tree.map(lambda p, g: p - 0.3 * g, posterior, slope), value
-
-    start = Gaussian(jnp.zeros(3), jnp.zeros(3))
-    keys = jax.random.split(jax.random.key(2), 200)
-    _, values = jax.lax.scan(step, start, keys)
-    assert values[-20:].mean() < 0.95 * values[:20].mean()
 
 
 @pytest.mark.parametrize(

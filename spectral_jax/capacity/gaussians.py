@@ -34,6 +34,16 @@ class Gaussian(NamedTuple):
     mean: Tree
     log_scale: Tree
 
+    def untied(self) -> Gaussian:
+        """The same law with a ``log_scale`` for each weight: where a posterior may start."""
+
+        def spread(scale, weights):
+            return jnp.broadcast_to(scale, jnp.shape(weights))
+
+        return Gaussian(
+            self.mean, jax.tree.map(spread, _scales(self.log_scale, self.mean), self.mean)
+        )
+
 
 class Prior(NamedTuple):
     """A Gaussian that was fixed before the examples it is used with were seen.

@@ -1,0 +1,242 @@
+"""What can be certified of a network on all classes, by training it on the bound itself.
+
+Networks of dense layers with Gaussian weights, as in arXiv 2007.12911. The prior of an arm is
+around random initial weights, or learnt on a share of the examples, which then count no more.
+Noise is drawn anew for every example (`capacity.local_dense`), in training and for the risk, so
+that each pass over the data gives as many independent draws as examples.
+
+Results: protocol ``pac-bayes``, one arm for each in the options, with the certificate's numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import Dataset, load
+from experiments.papers.sloppy.studies.causal import optimizer_of
+from experiments.report.results import Results, merge, of_arrays
+from experiments.runs import Run
+from experiments.training.blocks import Trial
+from experiments.training.program import TrainState
+from experiments.training.task import Batch, Data, Objective, Task, accuracy, cross_entropy
+from experiments.training.trainer import Trainer
+from models import Network
+from spectral_jax.capacity import (
+    Certificate,
+    Gaussian,
+    certify,
+    data_free_prior,
+    gaussian_kl,
+    learnt_prior,
+    local_dense,
+    pac_bayes_bound,
+)
+
+Tree = Any
+
+
+class Arm(NamedTuple):
+    """One way to a posterior.
+
+    scale: standard deviation of the prior, in every coordinate.
+    learnt: the share of the examples that the prior is trained on, for so many ``prior_epochs``.
+    tried: how many such settings were compared before this one was declared, on any data: their
+      priors are paid for as if one were chosen among so many.
+    """
+
+    hidden: tuple[int, ...]
+    scale: float
+    epochs: int
+    learning_rate: float
+    batch: int
+    learnt: float = 0.0
+    prior_epochs: int = 0
+    prior_rate: float = 0.0
+    tried: int = 1
+
+
+def measure(
+    run: Run,
+    *,
+    dataset: str,
+    arms: Mapping[str, Mapping[str, Any]],
+    seeds: int,
+    passes: int,
+    train_limit: int | None = None,
+) -> Results:
+    """Certify every arm for every seed; what is done is not trained again.
+
+    passes: over the examples, each with fresh draws, for the risk.
+    """
+    data = load(dataset, preprocessing="unit")
+    found = []
+    for name, options in arms.items():
+        rows = [
+            _stored(run, f"{name}-{seed}".replace(" ", "-"), data, Arm(**options), seed,
+                    passes=passes, train_limit=train_limit)
+            for seed in range(seeds)
+        ]  # fmt: skip
+        run.log(f"pac-bayes: {name} is certified")
+        found.append(of_arrays("pac-bayes", name, {k: [row[k] for row in rows] for k in rows[0]}))
+    return merge(found)
+
+
+def _stored(run: Run, file: str, *arguments: Any, **options: Any) -> dict[str, float]:
+    numbers = run.load_array(file)
+    if numbers is None:
+        numbers = numbers_of(*certified(*arguments, **options))
+        run.save_array(file, **numbers)
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def numbers_of(found: Certificate, test_error: float) -> dict[str, float]:
+    """The columns of the table; NaN where nothing is known."""
+    columns = {
+        "bound": found.bound, "risk": found.risk, "risk/corrected": found.risk_bound,
+        "kl": found.kl, "chance": found.chance, "prior/bound": found.prior_bound,
+        "held-out/bound": found.held_out_bound, "test/error": test_error, "n": found.n,
+        "draws": found.draws, "valid": found.valid, "non-vacuous": found.nonvacuous,
+    }  # fmt: skip
+    return {name: math.nan if x is None else float(x) for name, x in columns.items()}
+
+
+def certified(
+    dataset: Dataset, arm: Arm, seed: int, *, passes: int, train_limit: int | None = None
+) -> tuple[Certificate, float]:
+    """Train prior and posterior; the certificate, and the posterior's error on the test set."""
+    # At random, not in proportion to the classes: the examples that count must be independent of
+    # those that the prior saw.
+    rows = np.random.default_rng(seed).permutation(len(dataset.train_y))[:train_limit]
+    seen, counted = np.split(rows, [round(arm.learnt * len(rows))])
+    net = random_network(
+        math.prod(dataset.train_x.shape[1:]), tuple(arm.hidden), dataset.classes, arm.scale
+    )
+    trial = Trial(seed, {"n": len(counted), "learning_rate": arm.learning_rate})
+    data = _data(dataset, {"train": counted})
+    trainer, state = _trained(net, BOUND, data, trial, arm, _prior(net, dataset, seen, trial, arm))
+    start = state.model_state
+    free = not len(seen)
+    mean = jax.tree.map(lambda leaf: leaf[0], start.mean)
+    prior = data_free_prior(mean, arm.scale) if free else learnt_prior(mean, arm.scale, seen=seen)
+    wrong = _errors(trainer, state, "test", 1)
+    found = certify(
+        jax.tree.map(lambda leaf: leaf[0], state.params), prior,
+        _errors(trainer, state, "train", passes), examples=counted,
+        penalty=math.log(arm.tried), chance=1 - 1 / dataset.classes,
+        prior_draws=_errors(trainer, state._replace(params=start), "train", passes),
+        held_out=(int(wrong.sum()), len(wrong)),
+    )  # fmt: skip
+    return found, float(wrong.mean())
+
+
+def _prior(
+    net: Network, dataset: Dataset, seen: np.ndarray, trial: Trial, arm: Arm
+) -> Gaussian | None:
+    """What the rows ``seen`` teach under the prior's own noise, or None if there are none."""
+    if not len(seen):
+        return None
+    trial = Trial(trial.seed, {**trial.hyper, "learning_rate": arm.prior_rate})
+    arm = arm._replace(epochs=arm.prior_epochs)
+    _, state = _trained(net, GIBBS, _data(dataset, {"train": seen}), trial, arm, None)
+    # Only the mean is learnt; the scale was declared.
+    return state.model_state._replace(mean=state.params.mean)
+
+
+def _trained(
+    net: Network, objective: Objective, data: dict[str, Data], trial: Trial, arm: Arm,
+    start: Gaussian | None,
+) -> tuple[Trainer, TrainState]:  # fmt: skip
+    """A posterior trained from its prior, that is from ``start`` or from random weights."""
+    task = Task("pac-bayes", net, objective, data, sha256="", batch_size=arm.batch)
+    trainer = Trainer(task, optimizer_of(arm.epochs * task.steps_per_epoch))
+    state = trainer.start([trial])
+    if start is not None:
+        state = state._replace(params=start, model_state=start)
+    return trainer, trainer.train(state, epochs=arm.epochs)
+
+
+def _errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.ndarray:
+    """1 where weights drawn for an example are wrong about it, for each pass and example."""
+    drawn = []
+    for number in range(passes):
+        # A stream of its own: the posterior depends on the noise that it was trained with.
+        key = jax.vmap(jax.random.fold_in, (0, None))(state.key, 2**31 + number)
+        right = trainer.items(state._replace(key=key), split, dropout=True)["accuracy"]
+        drawn.append(1 - right[0])
+    return np.concatenate(drawn)
+
+
+def _data(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, Data]:
+    """Splits of rows of the training set, and the test set."""
+    shared = {"shift": jnp.asarray(dataset.shift), "scale": jnp.asarray(dataset.scale)}
+    pairs = {name: (dataset.train_x[rows], dataset.train_y[rows]) for name, rows in parts.items()}
+    pairs["test"] = dataset.test_x, dataset.test_y
+    return {
+        name: Data({"x": jnp.asarray(x), "y": jnp.asarray(y)}, shared)
+        for name, (x, y) in pairs.items()
+    }
+
+
+@cache
+def random_network(inputs: int, hidden: tuple[int, ...], classes: int, scale: float) -> Network:
+    """Dense ReLU layers with Gaussian weights: parameters are the posterior, the state the prior.
+
+    Both begin around random weights. Given a key, weights are drawn for each example; without one
+    they are the posterior's means.
+    """
+    widths = (inputs, *hidden, classes)
+
+    def init(key):
+        pairs = zip(jax.random.split(key, len(widths) - 1), widths[:-1], widths[1:], strict=True)
+        mean = tuple(
+            {"kernel": jax.nn.initializers.lecun_normal()(k, (i, o)), "bias": jnp.zeros(o)}
+            for k, i, o in pairs
+        )
+        log_scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, math.log(scale)), mean)
+        return Gaussian(mean, log_scale), Gaussian(mean, log_scale)
+
+    def apply(params, state, x, *, train=False, key=None):
+        x = x.reshape(len(x), -1)
+        for place, layer in enumerate(params.mean):
+            noise = params.log_scale[place]
+            if key is None:
+                x = x @ layer["kernel"] + layer["bias"]
+            else:
+                parts = (Gaussian(layer[name], noise[name]) for name in ("kernel", "bias"))
+                x = local_dense(jax.random.fold_in(key, place), x, *parts)
+            x = x if place == len(hidden) else jax.nn.relu(x)
+        return {"logits": x, "kl": jnp.full(len(x), gaussian_kl(params, state))}, state
+
+    return Network(init, apply, lambda: ())
+
+
+def on_bound(outputs: Tree, batch: Batch) -> jax.Array:
+    """The quadratic bound of the batch's cross-entropy in units of that of guessing, for each.
+
+    Not clipped to [0, 1]: what is certified is another loss, the error.
+    """
+    guessing = math.log(outputs["logits"].shape[-1])
+    risk = jnp.mean(cross_entropy(outputs["logits"], batch)) / guessing
+    kl, n = outputs["kl"][0], batch["hyper"]["n"]
+    return jnp.full(len(outputs["kl"]), pac_bayes_bound(risk, kl, n=n, form="quadratic"))
+
+
+def on_risk(outputs: Tree, batch: Batch) -> jax.Array:
+    """Cross-entropy under the noise, whatever the relative entropy."""
+    return cross_entropy(outputs["logits"], batch)
+
+
+def right(outputs: Tree, batch: Batch) -> jax.Array:
+    """As of any classifier."""
+    return accuracy(outputs["logits"], batch)
+
+
+BOUND = Objective(on_bound, (("accuracy", right),))
+GIBBS = Objective(on_risk, (("accuracy", right),))
