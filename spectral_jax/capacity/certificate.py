@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_number
+from spectral_jax._options import check_number, count
 from spectral_jax.capacity.binomial import held_out_bound
 from spectral_jax.capacity.bound import (
     LEAST,
@@ -167,11 +167,11 @@ def certify(
     check_number("choose at least 0", lambda x: 0 <= x < math.inf, penalty=penalty)
     setting = _Setting(delta, delta_mc, form, constant, _checked(paper_compat, grid, constant))
     n, reasons = _sample(prior, examples, setting)
-    risk = _risk(risk_draws, setting)
+    risk = _risk("risk_draws", risk_draws, setting)
     with jax.enable_x64(True):
         posterior, fixed, basis = _float64((posterior, prior.gaussian, basis))
         found = [
-            _price(float(gaussian_kl(posterior, p, basis=basis)), nats, j, risk, n, setting)
+            _price(float(_entropy(posterior, p, basis)), nats, j, risk, n, setting)
             for j, nats, p in _choices(fixed, grid, penalty, n, setting)
         ]
     best = min(found, key=lambda price: price.bound)
@@ -194,6 +194,12 @@ def certify(
         prior_bound=_alone(prior_draws, best.penalty, n, setting),
         held_out_bound=held_out and held_out_bound(*held_out, delta=delta),
     )
+
+
+@jax.jit
+def _entropy(q: Gaussian, p: Gaussian, basis: Basis | None) -> jax.Array:
+    """In one program: by themselves its operations would be compiled for every shape of weights."""
+    return gaussian_kl(q, p, basis=basis)
 
 
 class _Setting(NamedTuple):
@@ -240,12 +246,15 @@ def _sample(
             "prior has no record of what it saw: make it with data_free_prior or learnt_prior"
         )
     seen = rows("prior.seen", prior.seen)
-    if isinstance(examples, int) and len(seen):
+    if np.ndim(examples):
+        used = rows("examples", examples)
+    elif not len(seen):
+        used = np.arange(count("examples", examples))
+    else:
         raise ValueError(
             f"examples={examples}, and the prior saw {len(seen)} rows: pass the rows that the risk "
             "is measured on, so that it can be checked that they are others"
         )
-    used = rows("examples", np.arange(examples) if isinstance(examples, int) else examples)
     shared = len(np.intersect1d(seen, used))
     if shared and "prior_on_train" not in compat:
         raise ValueError(
@@ -257,11 +266,11 @@ def _sample(
     return len(used), tuple(NO_BOUND[option] for option in sorted(told))
 
 
-def _risk(draws: Float[ArrayLike, " m"] | float, setting: _Setting) -> _Risk:
+def _risk(name: str, draws: Float[ArrayLike, " m"] | float, setting: _Setting) -> _Risk:
     """Mean and corrected mean of the draws; of a plain number, itself."""
     losses = np.asarray(draws, np.float64)
     if losses.ndim > 1 or losses.size == 0 or np.any((losses < 0) | (losses > 1)):
-        raise ValueError(f"draws of shape {losses.shape}: pass losses within [0, 1], a vector [m]")
+        raise ValueError(f"{name} of shape {losses.shape}: pass losses within [0, 1], a vector [m]")
     mean = float(losses.mean())
     if losses.ndim == 0:
         return _Risk(mean, mean, 0)
@@ -278,7 +287,7 @@ def _choices(
     """Priors to try, each with its point of the grid and its nats."""
     if grid is None:
         return [(None, penalty, prior)]
-    if np.ndim(prior.log_scale) or isinstance(prior.log_scale, dict):
+    if [np.ndim(scale) for scale in jax.tree.leaves(prior.log_scale)] != [0]:
         raise ValueError("grid is for a prior with one scale: pass penalty= for any other choice")
     variance = math.exp(2 * float(prior.log_scale))
     if "penalty_as_written" in setting.compat:
@@ -308,8 +317,14 @@ def _alone(
     if draws is None:
         return None
     with jax.enable_x64(True):
-        return _price(0.0, penalty, None, _risk(draws, setting), n, setting).bound
+        return _price(0.0, penalty, None, _risk("prior_draws", draws, setting), n, setting).bound
 
 
 def _float64(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    """Its real numbers; the data of a basis may hold whole ones."""
+
+    def cast(x):
+        real = jax.numpy.issubdtype(jax.numpy.result_type(x), jax.numpy.floating)
+        return np.asarray(x, np.float64) if real else x
+
+    return jax.tree.map(cast, tree)

@@ -89,11 +89,12 @@ def measure(
 
 
 def _stored(run: Run, file: str, *arguments: Any, **options: Any) -> dict[str, float]:
-    numbers = run.load_array(file)
-    if numbers is None:
-        numbers = numbers_of(*certified(*arguments, **options))
-        run.save_array(file, **numbers)
-    return {name: float(value) for name, value in numbers.items()}
+    kept = run.load_array(file)
+    if kept is not None:
+        return {name: float(value) for name, value in kept.items()}
+    numbers = numbers_of(*certified(*arguments, **options))
+    run.save_array(file, **numbers)
+    return numbers
 
 
 def numbers_of(found: Certificate, test_error: float) -> dict[str, float]:
