@@ -5,7 +5,7 @@ around random initial weights, or learnt on a share of the examples, which then 
 Noise is drawn anew for every example (`capacity.local_dense`), in training and for the risk, so
 that each pass over the data gives as many independent draws as examples.
 
-Results: protocol ``pac-bayes``, one arm for each in the options, with the certificate's numbers.
+Results: protocol ``pac_bayes``, one arm for each in the options, with the certificate's numbers.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure(
             for seed in range(seeds)
         ]  # fmt: skip
         run.log(f"pac-bayes: {name} is certified")
-        found.append(of_arrays("pac-bayes", name, {k: [row[k] for row in rows] for k in rows[0]}))
+        found.append(of_arrays("pac_bayes", name, {k: [row[k] for row in rows] for k in rows[0]}))
     return merge(found)
 
 
