@@ -227,6 +227,9 @@ def _check_alike(a: Tree, b: Tree) -> None:
 
 def _log_scale(scale: ArrayLike) -> Array:
     scale = working(scale, "scale")
+    # A Python number's dtype is weak, and the first step of training would make it a strong one:
+    # the second step would be compiled again.
+    scale = scale.astype(scale.dtype)
     return jnp.where(scale > 0, jnp.log(jnp.where(scale > 0, scale, 1)), jnp.nan)
 
 

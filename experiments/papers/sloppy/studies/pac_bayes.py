@@ -200,7 +200,7 @@ def random_network(inputs: int, hidden: tuple[int, ...], classes: int, scale: fl
             {"kernel": jax.nn.initializers.lecun_normal()(k, (i, o)), "bias": jnp.zeros(o)}
             for k, i, o in pairs
         )
-        log_scale = jax.tree.map(lambda leaf: jnp.full(leaf.shape, math.log(scale)), mean)
+        log_scale = jax.tree.map(lambda leaf: jnp.full_like(leaf, math.log(scale)), mean)
         return Gaussian(mean, log_scale), Gaussian(mean, log_scale)
 
     def apply(params, state, x, *, train=False, key=None):
