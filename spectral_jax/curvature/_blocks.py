@@ -44,11 +44,9 @@ class Member(NamedTuple):
 class Block:
     """A matrix of parameters: what `KroneckerBlock` says of it, and where its gradient comes from.
 
-    ``places`` are the ``index`` there.
-
-    A block of ``members`` has the gradient ``sum_members a^T b``, turned where they are, with ``a``
-    from `activations` and ``b`` the signals of the use. One without members is a whole ``leaf``,
-    with the gradient of `leaf_gradient`, or unused.
+    ``places`` are the ``index`` there. A block of ``members`` has the gradient ``sum_members
+    a^T b``, turned where they are, with ``a`` from `activations` and ``b`` the `signals`. One
+    without members is a whole ``leaf``, with the gradient of `leaf_gradient`, or unused.
     """
 
     names: tuple[str, ...]
@@ -133,23 +131,34 @@ def _blocks_of_leaf(
     added = any(tapped.uses[i].kind == "bias" for i in uses)
     groups = _grouped([(i, _kernel(tapped.uses[i], places[leaf])) for i in uses])
     if leaf in tapped.explicit or added or groups is None:
-        return [_exact(leaf, places[leaf], names[leaf])]
+        return [_exact(leaf, places[leaf], names[leaf]), *_biases(uses, names, places, tapped)]
     found = []
     for index, members in groups:
-        name, biases = names[leaf], [(m.use, tapped.uses[m.use].bias) for m in members]
-        bias = biases[0][1]
+        bias = tapped.uses[members[0].use].bias
         if len(members) == 1 and bias is not None:
             index = np.concatenate([index, places[bias].reshape(1, -1)])
             joined = (members[0]._replace(part="joined"),)
-            found.append(Block((name, names[bias]), "kronecker", index, joined, leaf))
-            continue
-        found.append(Block((name,), "kronecker", index, tuple(members), leaf))
-        # The rows of a kernel with several uses see several activations, a bias just one of them.
-        for use, bias in biases:
-            if bias is not None:
-                member, row = Member(use, "bias", False), places[bias].reshape(1, -1)
-                found.append(Block((names[bias],), "dense", row, (member,), bias))
+            found.append(Block((names[leaf], names[bias]), "kronecker", index, joined, leaf))
+        else:
+            found.append(Block((names[leaf],), "kronecker", index, tuple(members), leaf))
+            found += _biases([member.use for member in members], names, places, tapped)
     return found
+
+
+def _biases(
+    uses: Sequence[int], names: Sequence[str], places: Sequence[np.ndarray], tapped: Taps
+) -> list[Block]:
+    """The biases of uses as exact blocks of their own.
+
+    The rows of a kernel with several uses see several activations, a bias just one of them.
+    """
+    return [
+        Block(
+            (names[bias],), "dense", places[bias].reshape(1, -1), (Member(i, "bias", False),), bias
+        )
+        for i in uses
+        if (bias := tapped.uses[i].bias) is not None
+    ]
 
 
 def _kernel(use: Use, places: np.ndarray) -> np.ndarray:
