@@ -403,7 +403,10 @@ def test_empirical_is_made_of_the_gradients_of_items():
     data, loss = (RNG.standard_normal((1, 4)), jnp.array([1])), SoftmaxCrossEntropy()
     op = kfac(network, loss, DEEP_LINEAR, data, fisher="empirical")
     close(dense(op), exact_blocks(network, loss, DEEP_LINEAR, data, op, empirical=True))
-    assert op.logdet().rank == 2
+    corrected = ekfac(op, network, loss, DEEP_LINEAR, data, fisher="empirical")
+    close(dense(corrected), dense(op))
+    assert op.logdet().rank == corrected.logdet().rank == 2  # one for each layer
+    assert corrected.logdet().value == -jnp.inf
 
 
 @pytest.mark.parametrize("option", [{"fisher": "mc"}, {"sharing": "none"}, {"micro_batch": 0}])

@@ -45,6 +45,9 @@ from spectral_jax.linalg.subspace import mm
 
 Sharing: TypeAlias = Literal["expand", "reduce"]
 
+# What a model and a rotation lose of a gradient, in units of the rounding of its dtype.
+ROUNDINGS = 8
+
 
 def kfac(
     model: Model,
@@ -150,7 +153,8 @@ def ekfac(
     With the basis ``Q`` of `kfac` the values are the second moments ``q^T C q`` of the gradients
     along its vectors ``q``, instead of the products of eigenvalues of factors. Of all matrices that
     are diagonal in that basis this one is the nearest to ``C`` in the Frobenius norm, whichever way
-    positions share a kernel, and its trace is that of ``C``.
+    positions share a kernel, and its trace is that of ``C``. Values that rounding may have made
+    are 0.
 
     Args:
       basis: from `kfac`, of the same parameters; the data may be others.
@@ -204,7 +208,8 @@ def _ekfac(problem: Problem, given: Given, basis: KroneckerEigenbasis) -> Kronec
             lambda backward: [_squares(b, own, batch.tapped, backward) for b, own in pairs]
         )
 
-    return basis.with_values(over_batches(problem, given, squares, basis))
+    values = over_batches(problem, given, squares, basis)
+    return basis.with_values(list(map(_above_rounding, basis.blocks, values)))
 
 
 def _blocks(problem: Problem, given: Given) -> tuple[Block, ...]:
@@ -288,6 +293,21 @@ def _squares(
         return total + sum(gradients) ** 2, None
 
     return jax.lax.scan(add, jnp.zeros(block.shape, tapped.outputs.dtype), pairs)[0]
+
+
+def _above_rounding(own: EigenBlock, values: Float[Array, "i o"]) -> Float[Array, "i o"]:
+    """Second moments with those set to 0 that rounding alone may have made.
+
+    A coordinate of a vector of ``k`` entries comes with an error of about ``sqrt(k)`` roundings of
+    the vector's length, whose square is the sum of the values along that side.
+    """
+    rounding = (ROUNDINGS * jnp.finfo(values.dtype).eps) ** 2
+    lost = jnp.zeros_like(values)
+    if own.u is not None:
+        lost += len(own.u) * rounding * jnp.sum(values, axis=0)
+    if own.v is not None:
+        lost += len(own.v) * rounding * jnp.sum(values, axis=1, keepdims=True)
+    return jnp.where(values <= lost, 0, values)
 
 
 def _rotated(side: Array, vectors: Float[Array, "k k"] | None) -> Array:
