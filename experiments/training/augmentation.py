@@ -10,21 +10,32 @@ from jax import Array
 PADDING = 4
 
 
-def crop_flip(key: Array, x: Array, *, padding: int = PADDING) -> Array:
+def crop(key: Array, x: Array, *, padding: int = PADDING) -> Array:
     """Shift every image of ``[b, h, w]`` or ``[b, h, w, c]`` by up to ``padding`` pixels either
-    way, zeros moving in, and mirror every other one, by chance, left to right.
+    way, zeros moving in.
 
     Every image has its own draw. Holds under ``jit`` and ``vmap``; keeps the dtype.
+    """
+    return _cropped(key, x, padding, jnp.zeros((len(x), 1), bool))
+
+
+def crop_flip(key: Array, x: Array, *, padding: int = PADDING) -> Array:
+    """`crop`, and mirror every other image, by chance, left to right.
+
     Source: He et al. 2015 (arXiv 1512.03385), section 4.2.
     """
-    batch, height, width = x.shape[:3]
     shift_key, flip_key = jax.random.split(key)
+    mirrored = jax.random.bernoulli(flip_key, shape=(len(x), 1))
+    return _cropped(shift_key, x, padding, mirrored)
+
+
+def _cropped(key: Array, x: Array, padding: int, mirrored: Array) -> Array:
+    batch, height, width = x.shape[:3]
     rest = ((0, 0),) * (x.ndim - 3)
     padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), *rest))
-    corners = jax.random.randint(shift_key, (batch, 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
     rows = corners[:, :1] + jnp.arange(height)
     columns = corners[:, 1:] + jnp.arange(width)
-    mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1))
     columns = jnp.where(mirrored, columns[:, ::-1], columns)
     return padded[jnp.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
 

@@ -11,8 +11,8 @@ Results: protocol ``pac_bayes``, one arm for each in the options, with the certi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from experiments.data import Dataset, load
 from experiments.papers.sloppy.studies.causal import optimizer_of
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
+from experiments.training.augmentation import crop, of_images
 from experiments.training.blocks import Trial
 from experiments.training.program import TrainState
 from experiments.training.task import Batch, Data, Objective, Task, accuracy, cross_entropy
@@ -46,7 +47,8 @@ class Arm(NamedTuple):
     """One way to a posterior.
 
     scale: standard deviation of the prior, in every coordinate.
-    learnt: the share of the examples that the prior is trained on, for so many ``prior_epochs``.
+    learnt: the share of the examples that the prior is trained on, for so many ``prior_epochs``,
+      each image shifted by up to ``shift`` pixels.
     tried: how many such settings were compared before this one was declared, on any data: their
       priors are paid for as if one were chosen among so many.
     """
@@ -59,6 +61,7 @@ class Arm(NamedTuple):
     learnt: float = 0.0
     prior_epochs: int = 0
     prior_rate: float = 0.0
+    shift: int = 0
     tried: int = 1
 
 
@@ -120,8 +123,9 @@ def certified(
         math.prod(dataset.train_x.shape[1:]), tuple(arm.hidden), dataset.classes, arm.scale
     )
     trial = Trial(seed, {"n": len(counted), "learning_rate": arm.learning_rate})
-    data = _data(dataset, {"train": counted})
-    trainer, state = _trained(net, BOUND, data, trial, arm, _prior(net, dataset, seen, trial, arm))
+    task = Task("posterior", net, BOUND, _data(dataset, counted), "", arm.batch)
+    learnt = _prior(net, dataset, seen, trial, arm)
+    trainer, state = _trained(task, trial, arm.epochs, learnt)
     start = state.model_state
     free = not len(seen)
     mean = jax.tree.map(lambda leaf: leaf[0], start.mean)
@@ -144,23 +148,22 @@ def _prior(
     if not len(seen):
         return None
     trial = Trial(trial.seed, {**trial.hyper, "learning_rate": arm.prior_rate})
-    arm = arm._replace(epochs=arm.prior_epochs)
-    _, state = _trained(net, GIBBS, _data(dataset, {"train": seen}), trial, arm, None)
+    augment = shifted(arm.shift) if arm.shift else None
+    task = Task("prior", net, GIBBS, _data(dataset, seen), "", arm.batch, augment=augment)
+    _, state = _trained(task, trial, arm.prior_epochs, None)
     # Only the mean is learnt; the scale was declared.
     return state.model_state._replace(mean=state.params.mean)
 
 
 def _trained(
-    net: Network, objective: Objective, data: dict[str, Data], trial: Trial, arm: Arm,
-    start: Gaussian | None,
-) -> tuple[Trainer, TrainState]:  # fmt: skip
+    task: Task, trial: Trial, epochs: int, start: Gaussian | None
+) -> tuple[Trainer, TrainState]:
     """A posterior trained from its prior, that is from ``start`` or from random weights."""
-    task = Task("pac-bayes", net, objective, data, sha256="", batch_size=arm.batch)
-    trainer = Trainer(task, optimizer_of(arm.epochs * task.steps_per_epoch))
+    trainer = Trainer(task, optimizer_of(epochs * task.steps_per_epoch))
     state = trainer.start([trial])
     if start is not None:
         state = state._replace(params=start, model_state=start)
-    return trainer, trainer.train(state, epochs=arm.epochs)
+    return trainer, trainer.train(state, epochs=epochs)
 
 
 def _errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.ndarray:
@@ -174,15 +177,23 @@ def _errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.
     return np.concatenate(drawn)
 
 
-def _data(dataset: Dataset, parts: Mapping[str, np.ndarray]) -> dict[str, Data]:
-    """Splits of rows of the training set, and the test set."""
+def _data(dataset: Dataset, rows: np.ndarray) -> dict[str, Data]:
+    """Rows of the training set, and the test set."""
     shared = {"shift": jnp.asarray(dataset.shift), "scale": jnp.asarray(dataset.scale)}
-    pairs = {name: (dataset.train_x[rows], dataset.train_y[rows]) for name, rows in parts.items()}
-    pairs["test"] = dataset.test_x, dataset.test_y
+    pairs = {
+        "train": (dataset.train_x[rows], dataset.train_y[rows]),
+        "test": (dataset.test_x, dataset.test_y),
+    }
     return {
         name: Data({"x": jnp.asarray(x), "y": jnp.asarray(y)}, shared)
         for name, (x, y) in pairs.items()
     }
+
+
+@cache
+def shifted(pixels: int) -> Callable[[jax.Array, Tree], Tree]:
+    """One function for each distance: programs are compiled for it."""
+    return of_images(partial(crop, padding=pixels))
 
 
 @cache
