@@ -24,6 +24,7 @@ from spectral_jax.capacity import (
     learnt_prior,
     local_dense,
     pac_bayes_bound,
+    risk_draws,
     starting_posterior,
     vector_basis,
 )
@@ -299,7 +300,7 @@ def test_a_prior_and_its_bound_share_no_example():
         ({"delta": 0.0}, "delta=0.0"),
         ({"delta": 1.0}, "delta=1.0"),
         ({"delta_mc": math.nan}, "delta_mc=nan"),
-        ({"delta": 0.6, "delta_mc": 0.5}, "both=1.1"),
+        ({"delta": 0.6, "delta_mc": 0.5}, r"delta \+ delta_mc=1.1"),
         ({"examples": 7}, "n=7: choose at least 8"),
         ({"risk_draws": np.array([0.0, 1.5])}, "pass losses within"),
         ({"risk_draws": np.zeros(0)}, "pass losses within"),
@@ -436,6 +437,29 @@ def test_local_noise_has_the_law_of_a_layer_with_drawn_weights():
     np.testing.assert_allclose(out.mean(axis=0), [1.5, 0, 0.5, 0], atol=0.03)
     variances = [0.01 + 4 * 0.09 + 0.0025, 0.04 + 4 * 0.16 + 0.0025, 0.0025, 0.0025]
     np.testing.assert_allclose(np.cov(out.T), np.diag(variances), atol=0.02)
+
+
+def above(weights, examples):
+    return weights["w"][0] > examples["at"]
+
+
+def test_draws_of_the_risk_are_independent_and_have_its_mean():
+    """A standard normal exceeds -1 and 1 with probabilities .841 and .159, on average one half."""
+    posterior = gaussian({"w": jnp.zeros(1)}, 1.0)
+    data = {"at": jnp.array([-1.0, 1.0])}
+    ones, pairs = (
+        risk_draws(KEY, posterior, above, data, draws=4000, batch=batch) for batch in (1, 2)
+    )
+    assert float(ones.mean()) == pytest.approx(0.5, abs=0.03) and set(ones.tolist()) == {0, 1}
+    assert float(pairs.mean()) == pytest.approx(0.5, abs=0.03) and set(pairs.tolist()) == {
+        0,
+        0.5,
+        1,
+    }
+    neighbours = np.corrcoef(ones[:-1], ones[1:])[0, 1]
+    assert abs(neighbours) < 0.06
+    with pytest.raises(ValueError, match="one number per example"):
+        risk_draws(KEY, posterior, lambda w, _: w["w"].sum(), data, draws=2, batch=2)
 
 
 def test_an_input_of_zeros_leaves_the_gradient_finite():

@@ -29,6 +29,7 @@ from spectral_jax.capacity.kl import binary_kl, kl_inverse
 from spectral_jax.capacity.posteriors import (
     bounded_cross_entropy,
     local_dense,
+    risk_draws,
     starting_posterior,
 )
 from spectral_jax.capacity.sloppiness import Sloppiness, sloppiness
@@ -74,6 +75,7 @@ __all__ = [
     "local_dense",
     "n_effective",
     "pac_bayes_bound",
+    "risk_draws",
     "sloppiness",
     "spread",
     "starting_posterior",

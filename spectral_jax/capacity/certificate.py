@@ -240,7 +240,7 @@ def _sample(
 ) -> tuple[int, tuple[str, ...]]:
     """The sample size, and what the options themselves say against the bound."""
     delta, delta_mc, _, constant, compat = setting
-    check_confidence(delta=delta, delta_mc=delta_mc, both=delta + delta_mc)
+    check_confidence(delta=delta, delta_mc=delta_mc, **{"delta + delta_mc": delta + delta_mc})
     if not isinstance(prior, Prior):
         raise ValueError(
             "prior has no record of what it saw: make it with data_free_prior or learnt_prior"
