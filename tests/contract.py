@@ -20,14 +20,16 @@ checked for it by ``tests/test_contract.py``. A case must hold
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
+from itertools import zip_longest
 from typing import Any, NamedTuple, get_origin
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import spectral_jax
@@ -38,6 +40,11 @@ BATCH = 8
 IN_TURN = "a CPU takes the matrices of a stack through LAPACK in turn: linalg/lapack.py"
 DTYPES = ("float32", "float64")
 FLOATING = "real floating"
+# Operations that round nothing.
+EXACT = set(
+    "abs broadcast_in_dim concatenate copy dynamic_slice gather max min neg pad reduce_max "
+    "reduce_min reshape rev select_n sign slice sort split squeeze transpose".split()
+)
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Between devices; an all-reduce is left to loops that go on until every matrix is done.
 MOVES_DATA = ("all-gather", "all-to-all", "collective-permute")
@@ -103,7 +110,7 @@ class Case:
         return self.name.partition(":")[0]
 
     def inputs(self, dtype: str, seed: int = 0) -> tuple[Tree, ...]:
-        return self.make_inputs(jax.random.key(seed), dtype)
+        return jax.tree.map(jnp.asarray, self.make_inputs(jax.random.key(seed), dtype))
 
     def value(self, *inputs: Tree) -> Tree:
         return self.select(self.function(*inputs))
@@ -175,7 +182,8 @@ def _is_function(thing: object) -> bool:
 
 
 # Compiling is what the clauses cost, so they share one program per case and dtype; eager execution,
-# which compiles every operation on its own, is left to the clauses where it is the point.
+# which compiles every operation on its own, is left to the clauses where it is the point. Hence
+# also the NumPy of inputs (tests/draws.py), selections and declarations.
 
 
 @cache
@@ -200,51 +208,62 @@ def gradient_program(case: Case) -> Callable[..., Tree]:
     return jax.jit(jax.grad(functional))
 
 
+def selected(case: Case, *inputs: Tree) -> Tree:
+    return case.select(_on_host(program(case)(*inputs)))
+
+
 def check_oracle(case: Case) -> None:
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
             inputs = case.inputs(dtype)
             expected = case.oracle(*_float64(inputs))
-            result = case.select(program(case)(*inputs))
+            result = selected(case, *inputs)
         assert_close(result, expected, case.tolerance[dtype], f"oracle, {dtype}")
 
 
 def check_jit(case: Case) -> None:
     inputs = case.inputs("float32")
-    eager, jitted = case.value(*inputs), case.select(program(case)(*inputs))
+    eager, jitted = case.value(*inputs), selected(case, *inputs)
     assert_close(jitted, eager, case.tolerance["float32"], "jit against eager")
 
 
 def check_dtype(case: Case) -> None:
     for dtype in DTYPES:
         with jax.enable_x64(True):
-            inputs = jax.eval_shape(partial(case.inputs, dtype))
+            inputs = case.inputs(dtype)
             with jax.numpy_dtype_promotion("strict"):
-                result = jax.eval_shape(case.function, *inputs)
-        found = {str(x.dtype) for x in jax.tree.leaves(result) if jnp.isdtype(x.dtype, FLOATING)}
+                found = _floating_dtypes(jax.eval_shape(case.function, *inputs))
         assert found == {dtype}, f"{dtype} in, {sorted(found)} out"
 
 
 def check_halves(case: Case) -> None:
-    """Numbers about weights in float32; what replaces weights, in the dtype of the weights."""
-    for dtype in ("bfloat16", "float16"):
-        low = _cast(case.inputs("float32"), dtype)
-        result = jax.eval_shape(case.function, *low)
-        found = {str(x.dtype) for x in jax.tree.leaves(result) if jnp.isdtype(x.dtype, FLOATING)}
-        allowed = {"float32", dtype} if case.replaces else {"float32"}
-        assert found <= allowed, f"{dtype} in, {sorted(found)} out"
-    jax.eval_shape(case.function, *_cast(case.inputs("float32"), "int32"))
+    """Numbers about weights in float32; what replaces weights, in the dtype of the weights.
+
+    A half type has no program to compile if it does what float32 does: the same operations with the
+    same constants (a tolerance is of the dtype computed in, not of the one given), none in halves.
+    """
+    single = case.inputs("float32")
+    half = jax.jit(case.function).trace(*_typed(single, "bfloat16"))
+    found = _floating_dtypes(half.out_info)
+    allowed = {"float32", "bfloat16"} if case.replaces else {"float32"}
+    assert found <= allowed, f"bfloat16 in, {sorted(found)} out"
+    steps = list(_steps(half.jaxpr.jaxpr))
+    rounded = {step.name for step in steps if step.to_half and step.name not in EXACT}
+    assert not rounded, f"computed in bfloat16: {sorted(rounded)}"
+    ours = _steps(program(case).trace(*single).jaxpr.jaxpr)
+    differ = [
+        (step.text, other.text)
+        for step, other in zip_longest(steps, ours, fillvalue=NO_STEP)
+        if step.text != other.text
+    ]
+    assert not differ, f"bfloat16 and float32 take other steps: {differ[0]}"
+    jax.eval_shape(case.function, *_typed(single, "int32"))
     try:
-        jax.eval_shape(case.function, *_cast(case.inputs("float32"), "complex64"))
+        jax.eval_shape(case.function, *_typed(single, "complex64"))
     except ValueError as error:
         assert "complex" in str(error), f"complex numbers: {error}"
     else:
         raise AssertionError("complex numbers were taken for real ones")
-    low = _cast(case.inputs("float32"), "bfloat16")
-    expected = case.select(program(case)(*_cast(low, "float32")))
-    rounding = float(jnp.finfo(jnp.bfloat16).eps) if case.replaces else 0.0
-    tolerance = max(case.tolerance["float32"], rounding)
-    assert_close(case.select(program(case)(*low)), expected, tolerance, "bfloat16 against float32")
 
 
 def check_scale(case: Case) -> None:
@@ -254,7 +273,7 @@ def check_scale(case: Case) -> None:
     """
     inputs = case.inputs("float32")
     units = case.units or (1,) * len(inputs)
-    plain = case.select(program(case)(*inputs))
+    plain = selected(case, *inputs)
     degrees = _prefix(case.degree, plain)
     with_gradient = case.differentiable and len(set(degrees)) == 1 and set(units) == {1}
     slope = gradient_program(case)(inputs) if with_gradient else None
@@ -263,7 +282,7 @@ def check_scale(case: Case) -> None:
         s = float(np.float32(10**power))
         factors = [np.float32(s**unit) for unit in units]
         scaled = tuple(map(_times, inputs, factors))
-        result = case.select(program(case)(*scaled))
+        result = selected(case, *scaled)
         tolerance = case.tolerance["float32"]
         assert_close(_divided(result, s, degrees), plain, tolerance, f"scale {s:.0e}")
         if with_gradient:
@@ -308,7 +327,7 @@ def check_sharded(case: Case) -> None:
 
 def check_exports(case: Case) -> None:
     """At once, or for one platform after the other where each has a program of its own."""
-    inputs = jax.eval_shape(lambda: case.inputs("float32"))
+    inputs = case.inputs("float32")
     try:
         jax.export.export(program(case), platforms=PLATFORMS)(*inputs)
     except NotImplementedError:  # an operation that one of them lacks, in a branch for another
@@ -326,7 +345,7 @@ def check_gradient(case: Case, *, directions: int = 3, step: float = 1e-5) -> No
         for seed in range(directions):
             direction = _unit_normal(seed, inputs)
             forward, backward = (
-                _float64(case.select(program(case)(*_moved(inputs, direction, distance))))
+                _float64(selected(case, *_moved(inputs, direction, distance)))
                 for distance in (step, -step)
             )
             weights = _unit_normal(0, forward)
@@ -339,7 +358,7 @@ def check_degenerate(case: Case) -> None:
     for name, (inputs, holds, finite_gradient) in case.degenerate.items():
         with jax.enable_x64(True):
             inputs = _float64(inputs)
-            result = program(case)(*inputs)
+            result = _on_host(program(case)(*inputs))
             assert holds(result), f"degenerate input {name!r} breaks its declaration: {result}"
             if case.differentiable and finite_gradient:
                 gradient = gradient_program(case)(inputs)
@@ -396,7 +415,7 @@ class _counting_compilations:
 def _batch(case: Case) -> tuple[Tree, Tree]:
     """Inputs stacked, and what each gives by itself; in float64."""
     singles = [case.inputs("float64", seed) for seed in range(BATCH)]
-    looped = [case.select(program(case)(*inputs)) for inputs in singles]
+    looped = [selected(case, *inputs) for inputs in singles]
     return _stack(singles), _stack(looped)
 
 
@@ -440,12 +459,51 @@ def _float64(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-def _cast(tree: Tree, dtype: str) -> Tree:
-    return jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), tree)
+class _Step(NamedTuple):
+    """An operation of a traced function; ``text`` takes half types for float32."""
+
+    name: str
+    to_half: bool
+    text: str
+
+
+NO_STEP = _Step("", False, "no step")
+
+
+def _steps(jaxpr: Jaxpr) -> Iterator[_Step]:
+    """Every operation but conversions, in order, those of inner functions too."""
+    for equation in jaxpr.eqns:
+        parameters = jax.tree.leaves(list(equation.params.values()))
+        inner = [x for x in parameters if isinstance(x, Jaxpr | ClosedJaxpr)]
+        for called in inner:
+            yield from _steps(called.jaxpr if isinstance(called, ClosedJaxpr) else called)
+        name = equation.primitive.name
+        if not inner and name != "convert_element_type":
+            to_half = any(value.aval.dtype == jnp.bfloat16 for value in equation.outvars)
+            operands = map(_operand, [*equation.invars, *equation.outvars])
+            text = " ".join([name, *operands]).replace("bfloat16", "float32")
+            yield _Step(name, to_half, text)
+
+
+def _operand(value: Var | Literal) -> str:
+    constant = f"={value.val}" if isinstance(value, Literal) else ""
+    return f"{value.aval.dtype}{list(value.aval.shape)}{constant}"
+
+
+def _floating_dtypes(tree: Tree) -> set[str]:
+    return {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.isdtype(x.dtype, FLOATING)}
+
+
+def _typed(tree: Tree, dtype: str) -> Tree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+
+def _on_host(tree: Tree) -> Tree:
+    return jax.tree.map(np.asarray, tree)
 
 
 def _times(tree: Tree, factor: np.float32) -> Tree:
-    return jax.tree.map(lambda x: x * factor, tree)
+    return jax.tree.map(lambda x: np.asarray(x) * factor, tree)
 
 
 def _prefix(degree: Tree, result: Tree) -> list[float]:

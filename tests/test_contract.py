@@ -182,6 +182,24 @@ def test_implicit_promotion_fails_the_dtype_clause():
         CLAUSES["dtype"](mixed)
 
 
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda x: working(jnp.sum(x * x, axis=-1)), "computed in bfloat16: .*'mul'"),
+        (
+            lambda x: jnp.sum(working(x) ** 2, axis=-1) + jnp.finfo(x.dtype).eps,
+            "take other steps: .*=0.0078125",
+        ),
+    ],
+    ids=["squares", "tolerance"],
+)
+def test_what_is_computed_for_halves_and_not_as_in_float32_fails_the_halves_clause(
+    function, message
+):
+    with pytest.raises(AssertionError, match=message):
+        CLAUSES["halves"](replace(SOUND, function=function))
+
+
 def test_complex_numbers_read_as_real_ones_fail_the_halves_clause():
     real_part = replace(SOUND, function=lambda x: jnp.sum(jnp.real(x).astype("float32"), axis=-1))
     with pytest.raises(AssertionError, match="taken for real"):

@@ -26,6 +26,7 @@ from spectral_jax.prune import (
     sparsegpt,
     wanda_mask,
 )
+from tests import draws
 from tests.cases.optim import added_by
 from tests.contract import Case, Degenerate, exempt, register
 
@@ -33,7 +34,7 @@ from tests.contract import Case, Degenerate, exempt, register
 
 
 def alphas(key, dtype):
-    return (2 + 4 * jax.random.uniform(key, (5,), dtype),)
+    return (2 + 4 * draws.uniform(key, (5,), dtype),)
 
 
 def sigmoid(x):
@@ -64,9 +65,9 @@ for scale, oracle in MAPS.items():
             degree=None if scale in UNSCALED else 0,
             unscaled=UNSCALED.get(scale, ""),
             degenerate={
-                "equal": Degenerate((jnp.full(5, 3.0),), lambda s: bool((s == 1).all())),
-                "unknown": Degenerate((jnp.full(5, jnp.nan),), lambda s: bool((s == 1).all())),
-                "none": Degenerate((jnp.zeros(0),), lambda s: s.shape == (0,)),
+                "equal": Degenerate((np.full(5, 3.0),), lambda s: bool((s == 1).all())),
+                "unknown": Degenerate((np.full(5, np.nan),), lambda s: bool((s == 1).all())),
+                "none": Degenerate((np.zeros(0),), lambda s: s.shape == (0,)),
             },
             leading=True,
         )
@@ -89,7 +90,7 @@ def allocation(alpha, sizes):
 
 
 def alphas_and_sizes(key, dtype):
-    return *alphas(key, dtype), jnp.asarray(SIZES, dtype)
+    return *alphas(key, dtype), np.asarray(SIZES, dtype)
 
 
 register(
@@ -102,7 +103,7 @@ register(
         degree=0,
         degenerate={
             "equal": Degenerate(
-                (jnp.full(5, 3.0), jnp.ones(5)), lambda r: bool(jnp.allclose(r.ratios, 0.5))
+                (np.full(5, 3.0), np.ones(5)), lambda r: bool(np.allclose(r.ratios, 0.5))
             ),
         },
     )
@@ -155,8 +156,8 @@ register(
 
 def layer(key, dtype):
     keys = jax.random.split(key, 3)
-    inputs = jax.random.normal(keys[1], (40, 6), dtype) @ jax.random.normal(keys[2], (6, 6), dtype)
-    return jax.random.normal(keys[0], (6, 4), dtype), inputs
+    inputs = draws.normal(keys[1], (40, 6), dtype) @ draws.normal(keys[2], (6, 6), dtype)
+    return draws.normal(keys[0], (6, 4), dtype), inputs
 
 
 def largest_half(scores):
@@ -192,7 +193,7 @@ register(
         oracle=by_magnitude,
         degree=1,
         exact_dtype="complex numbers have magnitudes too, and nothing is computed but these",
-        degenerate={"zero": Degenerate((jnp.zeros((6, 4)),), lambda w: not w.any())},
+        degenerate={"zero": Degenerate((np.zeros((6, 4)),), lambda w: not w.any())},
     )
 )
 register(
@@ -204,7 +205,7 @@ register(
         degree=1,
         replaces=True,
         degenerate={
-            "no signal": Degenerate((jnp.ones((6, 4)), jnp.zeros((40, 6))), lambda w: w.sum() == 12)
+            "no signal": Degenerate((np.ones((6, 4)), np.zeros((40, 6))), lambda w: w.sum() == 12)
         },
     )
 )
@@ -220,7 +221,7 @@ register(
         tolerance={"float32": 1e-4, "float64": 1e-10},
         differentiable=False,
         degenerate={
-            "no signal": Degenerate((jnp.ones((6, 4)), jnp.zeros((40, 6))), lambda r: bool(r.sound))
+            "no signal": Degenerate((np.ones((6, 4)), np.zeros((40, 6))), lambda r: bool(r.sound))
         },
     )
 )
@@ -229,7 +230,7 @@ register(
         name="prune.prune_weights",
         function=lambda params: prune_weights(params, {"w": 0.5}),
         make_inputs=lambda key, dtype: (
-            {"w": layer(key, dtype)[0], "bias": jax.random.normal(key, (4,), dtype)},
+            {"w": layer(key, dtype)[0], "bias": draws.normal(key, (4,), dtype)},
         ),
         oracle=lambda params: {**params, "w": by_magnitude(params["w"])},
         degree=1,
@@ -249,7 +250,7 @@ register(
         degree=0,
         degenerate={
             "nothing to lose": Degenerate(
-                (jnp.zeros((6, 4)), jnp.zeros((6, 4)), jnp.ones((3, 6))), lambda e: e == 0
+                (np.zeros((6, 4)), np.zeros((6, 4)), np.ones((3, 6))), lambda e: e == 0
             )
         },
     )
@@ -261,10 +262,10 @@ register(
 
 def three_layers(key, dtype):
     keys = jax.random.split(key, 6)
-    draws = [jax.random.normal(k, (4, 4), dtype) for k in keys]
+    kernels = [draws.normal(k, (4, 4), dtype) for k in keys]
     trees = [
         {n: {"kernel": w} for n, w in zip("abc", ws, strict=True)}
-        for ws in zip(*[iter(draws)] * 3, strict=True)
+        for ws in zip(*[iter(kernels)] * 3, strict=True)
     ]
     return tuple(trees)
 

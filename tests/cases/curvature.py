@@ -74,7 +74,7 @@ for name, (operator, matrix, degree) in OF_SQUARES.items():
 register(
     Case(
         name="curvature.fisher",
-        function=lambda w, x, y: fisher(linear, SIGMOID, working(w), (x, y * 0)).dense(),
+        function=lambda w, x, y: fisher(linear, SIGMOID, working(w), (x, working(y) * 0)).dense(),
         make_inputs=LINEAR,
         oracle=lambda w, x, y: x.T @ (sigmoid(x @ w) * sigmoid(-x @ w) * x) / N,
         unscaled="a sigmoid has a scale of its own",

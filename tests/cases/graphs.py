@@ -1,12 +1,12 @@
 """graphs: the Laplacian of a network and its Fiedler pairs, against dense matrices."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from spectral_jax import graphs
 from spectral_jax.linalg.precision import working
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 # A layer, a layer with a unit-by-unit skip beside it, and an edge past both.
@@ -17,7 +17,7 @@ SIZES = (4, 3, 3)
 def blocks(key, dtype):
     keys = jax.random.split(key, 4)
     shapes = ((4, 3), (3, 3), (3,), (4, 3))
-    draw = jax.random.normal
+    draw = draws.normal
     return (tuple(draw(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)),)
 
 
@@ -25,18 +25,18 @@ def blocks_in_pieces(key, dtype):
     """Most weights are 0: the network falls apart, otherwise for each key."""
     (weights,) = blocks(key, dtype)
     keys = jax.random.split(jax.random.fold_in(key, 1), len(weights))
-    kept = [jax.random.bernoulli(k, 0.2, w.shape) for k, w in zip(keys, weights, strict=True)]
-    return (tuple(jnp.where(k, w, 0) for k, w in zip(kept, weights, strict=True)),)
+    kept = [draws.bernoulli(k, 0.2, w.shape) for k, w in zip(keys, weights, strict=True)]
+    return (tuple(np.where(k, w, 0) for k, w in zip(kept, weights, strict=True)),)
 
 
 def blocks_and_vector(key, dtype):
-    vector = jax.random.normal(jax.random.fold_in(key, 1), (sum(SIZES),), dtype)
+    vector = draws.normal(jax.random.fold_in(key, 1), (sum(SIZES),), dtype)
     return *blocks(key, dtype), vector
 
 
 def blocks_and_unit_vector(key, dtype):
     w, vector = blocks_and_vector(key, dtype)
-    return w, vector / jnp.linalg.norm(vector)
+    return w, vector / np.linalg.norm(vector)
 
 
 def dense_laplacian(weights, edges=None, *, normalised, np=np):
@@ -94,10 +94,10 @@ def expected_residual(weights, vector):
     return np.array([value]), np.linalg.norm(laplacian @ vector - value * vector, keepdims=True)
 
 
-NO_EDGES = (jax.tree.map(jnp.zeros_like, blocks(jax.random.key(0), "float32")[0]),)
-ONES = (jax.tree.map(jnp.ones_like, blocks(jax.random.key(0), "float32")[0]),)
+NO_EDGES = (jax.tree.map(np.zeros_like, blocks(jax.random.key(0), "float32")[0]),)
+ONES = (jax.tree.map(np.ones_like, blocks(jax.random.key(0), "float32")[0]),)
 ONES_VALUE = connectivity(ONES[0], EDGES, normalised=False)[0]
-NAN = (tuple(w.at[(0,) * w.ndim].set(jnp.nan) for w in ONES[0]),)
+NAN = (tuple(draws.changed(w, (0,) * w.ndim, np.nan) for w in ONES[0]),)
 
 for normalised in (False, True):
     kind = "normalised" if normalised else "combinatorial"
@@ -127,8 +127,8 @@ for normalised in (False, True):
             units=(1, 0),
             oracle=lambda w, v, n=normalised: expected_rayleigh(w, v, n),
             degenerate={
-                "zero vector": Degenerate((*ONES, jnp.zeros(10)), lambda value: value == 0),
-                "no edges": Degenerate((*NO_EDGES, jnp.ones(10)), lambda value: value == 0),
+                "zero vector": Degenerate((*ONES, np.zeros(10)), lambda value: value == 0),
+                "no edges": Degenerate((*NO_EDGES, np.ones(10)), lambda value: value == 0),
             },
         )
     )
@@ -156,7 +156,7 @@ register(
     Case(
         name="graphs.by_group",
         function=lambda x: graphs.by_group(x, SIZES),
-        make_inputs=lambda key, dtype: (jax.random.normal(key, (10,), dtype),),
+        make_inputs=lambda key, dtype: (draws.normal(key, (10,), dtype),),
         degree=1,
         exact_dtype="slices keep the dtype of their vector",
         oracle=lambda x: np.split(x, (4, 7)),
@@ -186,7 +186,7 @@ register(
         differentiable=False,
         degenerate={
             "no edges": Degenerate(NO_EDGES, lambda r: r.value == 0 and not r.vector.any()),
-            "NaN": Degenerate(NAN, lambda r: jnp.isnan(r.value) and not r.converged),
+            "NaN": Degenerate(NAN, lambda r: np.isnan(r.value) and not r.converged),
         },
     )
 )
@@ -200,7 +200,7 @@ register(
         degenerate={
             "no edges": Degenerate(NO_EDGES, lambda value: value == 0),
             "repeated": Degenerate(ONES, lambda value: np.isclose(value, ONES_VALUE, rtol=1e-6)),
-            "NaN": Degenerate(NAN, lambda value: bool(jnp.isnan(value)), finite_gradient=False),
+            "NaN": Degenerate(NAN, lambda value: bool(np.isnan(value)), finite_gradient=False),
         },
     )
 )

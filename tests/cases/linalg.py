@@ -5,18 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.linalg import dense_operator, eigsh, lanczos, unit
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 N = 24
 
 
 def symmetric(key, dtype):
-    a = jax.random.normal(key, (N, N), dtype)
+    a = draws.normal(key, (N, N), dtype)
     return ((a + a.T) / 2,)
 
 
 def matrix_and_vector(key, dtype):
-    return *symmetric(key, dtype), jax.random.normal(jax.random.fold_in(key, 1), (N,), dtype)
+    return *symmetric(key, dtype), draws.normal(jax.random.fold_in(key, 1), (N,), dtype)
 
 
 def pairs(which, k):
@@ -37,23 +38,23 @@ def values_and_projector(result):
     return result.values, result.vectors @ result.vectors.T
 
 
-NAN = jnp.eye(N).at[2, 3].set(jnp.nan).at[3, 2].set(jnp.nan)
+NAN = draws.changed(np.eye(N), ([2, 3], [3, 2]), np.nan)
 EIGSH_DEGENERATE = {
     "zero": Degenerate(
-        (jnp.zeros((N, N)),), lambda r: r.converged.all() and not r.values.any(), False
+        (np.zeros((N, N)),), lambda r: r.converged.all() and not r.values.any(), False
     ),
     "identity": Degenerate(
-        (jnp.eye(N),), lambda r: r.converged.all() and np.allclose(r.values, 1, rtol=1e-12), False
+        (np.eye(N),), lambda r: r.converged.all() and np.allclose(r.values, 1, rtol=1e-12), False
     ),
     "NaN": Degenerate(
-        (NAN,), lambda r: bool(jnp.isnan(r.values).all()) and not r.converged.any(), False
+        (NAN,), lambda r: bool(np.isnan(r.values).all()) and not r.converged.any(), False
     ),
 }
 
 register(
     Case(
         name="linalg.eigsh: one pair",
-        function=lambda a: eigsh(dense_operator(a), 1, v0=jnp.ones(N, a.dtype)),
+        function=lambda a: eigsh(dense_operator(a), 1, v0=np.ones(N, a.dtype)),
         make_inputs=symmetric,
         degree=1,
         oracle=lambda a: pairs("SA", 1)(a)[0],
@@ -97,8 +98,8 @@ register(
         oracle=lambda a, v: (np.linalg.eigvalsh(a), v / np.linalg.norm(v)),
         select=lambda t: (spectrum(t), t.basis[:, 0]),
         degenerate={
-            "zero": Degenerate((jnp.zeros((N, N)), jnp.ones(N)), lambda t: t.rank == 1, False),
-            "no start": Degenerate((jnp.eye(N), jnp.zeros(N)), lambda t: t.rank == 0, False),
+            "zero": Degenerate((np.zeros((N, N)), np.ones(N)), lambda t: t.rank == 1, False),
+            "no start": Degenerate((np.eye(N), np.zeros(N)), lambda t: t.rank == 0, False),
         },
     )
 )
@@ -106,7 +107,7 @@ register(
     Case(
         name="linalg.dense_operator",
         function=lambda a: dense_operator(a).dense(),
-        make_inputs=lambda key, dtype: (jax.random.normal(key, (N, N), dtype),),
+        make_inputs=lambda key, dtype: (draws.normal(key, (N, N), dtype),),
         degree=1,
         oracle=lambda a: a,
     )
@@ -115,10 +116,10 @@ register(
     Case(
         name="linalg.unit",
         function=unit,
-        make_inputs=lambda key, dtype: (jax.random.normal(key, (5, 3), dtype),),
+        make_inputs=lambda key, dtype: (draws.normal(key, (5, 3), dtype),),
         degree=0,
         oracle=lambda x: x / np.linalg.norm(x, axis=0),
-        degenerate={"zero": Degenerate((jnp.zeros((5, 3)),), lambda x: not x.any())},
+        degenerate={"zero": Degenerate((np.zeros((5, 3)),), lambda x: not x.any())},
     )
 )
 

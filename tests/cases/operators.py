@@ -13,6 +13,8 @@ from spectral_jax.linalg.operators import (
     gram,
     low_rank_operator,
 )
+from spectral_jax.linalg.precision import working
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 N, RANK = 6, 2
@@ -23,7 +25,7 @@ def normal(*shapes):
 
     def make(key, dtype):
         keys = jax.random.split(key, len(shapes))
-        return tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+        return tuple(draws.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
 
     return make
 
@@ -33,7 +35,7 @@ def with_columns(*shapes):
 
     def make(key, dtype):
         a, *others, v = normal(*shapes, (N, RANK))(key, dtype)
-        columns = jnp.linalg.qr(v)[0]
+        columns = np.linalg.qr(v)[0]
         return a + a.T, *others, columns
 
     return make
@@ -44,12 +46,12 @@ def tall_product(a, x):
 
 
 def tree_product(a, tree):
-    image = a @ jnp.concatenate([tree["head"][None], tree["tail"]])
+    image = working(a) @ jnp.concatenate([tree["head"][None], tree["tail"]])
     return {"head": image[0], "tail": image[1:]}
 
 
 def on_tree(a):
-    example = {"head": jnp.zeros((), a.dtype), "tail": jnp.zeros(N - 1, a.dtype)}
+    example = {"head": np.zeros((), a.dtype), "tail": np.zeros(N - 1, a.dtype)}
     return pytree_operator(tree_product, a, example)[0].dense()
 
 
@@ -57,9 +59,9 @@ def outside(v):
     return np.eye(N) - v @ v.T
 
 
-ZERO = Degenerate((jnp.zeros((3, N)),), lambda matrix: not matrix.any())
-NO_ROWS = Degenerate((jnp.zeros((0, N)),), lambda matrix: matrix.shape == (N, N))
-ONE_BY_N = Degenerate((jnp.ones((1, N)),), lambda matrix: bool((matrix == 1).all()))
+ZERO = Degenerate((np.zeros((3, N)),), lambda matrix: not matrix.any())
+NO_ROWS = Degenerate((np.zeros((0, N)),), lambda matrix: matrix.shape == (N, N))
+ONE_BY_N = Degenerate((np.ones((1, N)),), lambda matrix: bool((matrix == 1).all()))
 
 for case in (
     Case(
@@ -68,7 +70,7 @@ for case in (
         make_inputs=normal((N,)),
         degree=1,
         oracle=np.diag,
-        degenerate={"empty": Degenerate((jnp.zeros(0),), lambda a: a.shape == (0, 0))},
+        degenerate={"empty": Degenerate((np.zeros(0),), lambda a: a.shape == (0, 0))},
     ),
     Case(
         name="linalg.low_rank_operator",
@@ -77,7 +79,7 @@ for case in (
         degree=1,
         units=(0, 1),
         oracle=lambda v, values: v * values @ v.T,
-        degenerate={"rank 0": Degenerate((jnp.zeros((N, 0)), jnp.zeros(0)), lambda a: not a.any())},
+        degenerate={"rank 0": Degenerate((np.zeros((N, 0)), np.zeros(0)), lambda a: not a.any())},
     ),
     Case(
         name="linalg.gram",

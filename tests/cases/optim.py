@@ -1,10 +1,10 @@
 """optim: what a penalty adds to the updates, against dense eigenvectors."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.optim import fiedler_decay, spectral_penalty
+from tests import draws
 from tests.cases.graphs import dense_laplacian
 from tests.contract import Case, Degenerate, exempt, register
 
@@ -14,11 +14,13 @@ RATE = 0.1
 
 def network(key, dtype):
     """Parameters of a 4-3-2 network, and updates that wait for the penalty."""
-    draws = [
-        jax.random.normal(k, shape, dtype)
+    arrays = [
+        draws.normal(k, shape, dtype)
         for k, shape in zip(jax.random.split(key, 4), [(4, 3), (3, 2)] * 2, strict=True)
     ]
-    params, updates = ({"0": {"kernel": a}, "1": {"kernel": b}} for a, b in (draws[:2], draws[2:]))
+    params, updates = (
+        {"0": {"kernel": a}, "1": {"kernel": b}} for a, b in (arrays[:2], arrays[2:])
+    )
     return params, updates
 
 
@@ -53,7 +55,7 @@ def expected_proximal(params, updates):
     return jax.tree.map(shrink, params, updates)
 
 
-ZEROS = tuple(jax.tree.map(jnp.zeros_like, tree) for tree in network(jax.random.key(0), "float32"))
+ZEROS = tuple(jax.tree.map(np.zeros_like, tree) for tree in network(jax.random.key(0), "float32"))
 
 
 HALVES = "integers are no weights; half types: tests/test_optim_numbers.py"

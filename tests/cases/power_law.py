@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import integrate, optimize, stats
 
@@ -11,15 +10,16 @@ from spectral_jax.tails.alternatives import tail_alternatives
 from spectral_jax.tails.goodness import goodness_of_fit
 from spectral_jax.tails.power_law import power_law_fit
 from spectral_jax.tails.support import FitStatus
+from tests import draws
 from tests.contract import Case, Degenerate, register
 
 BATCH, N = 3, 24
 XMIN = 0.9
-NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
+NOT_FINITE = (np.nan, np.inf, -np.inf)
 
 
 def spectra(key, dtype):
-    return (jnp.exp(jax.random.normal(key, (BATCH, N), dtype)),)
+    return (np.exp(draws.normal(key, (BATCH, N), dtype)),)
 
 
 def fit_from(ascending, xmin):
@@ -47,17 +47,19 @@ def numbers(fit):
 
 
 def undecided(status):
-    return lambda fit: bool(jnp.isnan(fit.alpha).all() & (fit.status == status).all())
+    return lambda fit: bool(np.isnan(fit.alpha).all() & (fit.status == status).all())
 
 
 DEGENERATE = {
-    "zero": Degenerate((jnp.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
-    "repeated": Degenerate((jnp.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
-    "one value": Degenerate((jnp.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
-    "no values": Degenerate((jnp.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
+    "zero": Degenerate((np.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
+    "repeated": Degenerate((np.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
+    "one value": Degenerate((np.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
+    "no values": Degenerate((np.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
     **{
         f"one {value}": Degenerate(
-            (jnp.arange(1.0, N + 1).at[3].set(value),), undecided(FitStatus.NOT_FINITE), False
+            (draws.changed(np.arange(1.0, N + 1), 3, value),),
+            undecided(FitStatus.NOT_FINITE),
+            False,
         )
         for value in NOT_FINITE
     },
@@ -162,16 +164,16 @@ register(
             name: Degenerate(
                 (lam,),
                 lambda found: all(
-                    bool((law.status > FitStatus.BOUNDARY).all() & jnp.isnan(law.ratio).all())
+                    bool((law.status > FitStatus.BOUNDARY).all() & np.isnan(law.ratio).all())
                     for law in found[1:]
                 ),
                 False,
             )
             for name, lam in {
-                "zero": jnp.zeros((BATCH, N)),
-                "repeated": jnp.full((BATCH, N), XMIN),
-                "no values": jnp.ones((BATCH, 0)),
-                **{f"one {x}": jnp.arange(1.0, N).at[3].set(x) for x in NOT_FINITE},
+                "zero": np.zeros((BATCH, N)),
+                "repeated": np.full((BATCH, N), XMIN),
+                "no values": np.ones((BATCH, 0)),
+                **{f"one {x}": draws.changed(np.arange(1.0, N), 3, x) for x in NOT_FINITE},
             }.items()
         },
     )
@@ -185,10 +187,10 @@ def bootstrap(lam):
 
 def bulk_and_law(key, dtype):
     """What no power law resembles, bounded on both sides, and quantiles of one, in either order."""
-    bulk = 1 + jax.random.uniform(key, (200,), dtype)
-    law = 0.1 * (jnp.arange(1, 201).astype(dtype) / 201) ** -0.5
-    order = jax.random.bernoulli(jax.random.fold_in(key, 1))
-    return (jnp.where(order, jnp.stack([bulk, law]), jnp.stack([law, bulk])),)
+    bulk = 1 + draws.uniform(key, (200,), dtype)
+    law = 0.1 * (np.arange(1, 201).astype(dtype) / 201) ** -0.5
+    order = draws.bernoulli(jax.random.fold_in(key, 1))
+    return (np.where(order, np.stack([bulk, law]), np.stack([law, bulk])),)
 
 
 def kolmogorov(spectrum):
@@ -209,8 +211,8 @@ register(
         differentiable=False,
         degenerate={
             "zero": Degenerate(
-                (jnp.zeros((2, 200)),),
-                lambda r: (jnp.isnan(r.p_value) & (r.status == FitStatus.TOO_FEW)).all(),
+                (np.zeros((2, 200)),),
+                lambda r: (np.isnan(r.p_value) & (r.status == FitStatus.TOO_FEW)).all(),
             )
         },
     )

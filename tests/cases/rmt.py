@@ -3,7 +3,6 @@
 from functools import cache, partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import integrate, optimize, special
 
@@ -17,10 +16,11 @@ from spectral_jax.rmt import (
     optimal_shrinkage,
     spike_interval,
 )
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 BATCH, P, N = 3, 12, 20
-NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
+NOT_FINITE = (np.nan, np.inf, -np.inf)
 SHAPE = (P, N)
 EDGE = (1 + (P / N) ** 0.5) ** 2
 
@@ -73,8 +73,9 @@ def largest_of_noise(share):
 
 def singular_values(key, dtype):
     """Of noise of standard deviation .5 with a spike: distinct, none at an edge."""
-    w = 0.5 * jax.random.normal(key, (BATCH, *SHAPE), dtype).at[:, 0].multiply(4)
-    return (jnp.linalg.svd(w, compute_uv=False),)
+    w = 0.5 * draws.normal(key, (BATCH, *SHAPE), dtype)
+    w[:, 0] *= 4
+    return (np.linalg.svd(w, compute_uv=False),)
 
 
 def spectra(key, dtype):
@@ -83,10 +84,11 @@ def spectra(key, dtype):
 
 
 def spectra_with_spikes(key, dtype):
-    """None in the first matrix of the batch, one in the second, two in the third."""
-    spiked = (jnp.arange(P) < jnp.arange(BATCH)[:, None])[..., None]
-    w = jax.random.normal(key, (BATCH, *SHAPE), dtype) * jnp.where(spiked, 6, 1).astype(dtype)
-    return (jnp.linalg.svd(w, compute_uv=False) ** 2 / N,)
+    """None in the first matrix of the batch, one in the second, two in the third; or one more."""
+    spikes = np.arange(BATCH)[:, None] + draws.bernoulli(jax.random.fold_in(key, 1))
+    spiked = (np.arange(P) < spikes)[..., None]
+    w = draws.normal(key, (BATCH, *SHAPE), dtype) * np.where(spiked, 6, 1).astype(dtype)
+    return (np.linalg.svd(w, compute_uv=False) ** 2 / N,)
 
 
 POSITIONS = (np.arange(1, P + 1) - 0.5) / P
@@ -132,19 +134,19 @@ def numbers(fit):
 def undecided(status):
     return lambda fit: bool(
         (fit.status == status).all()
-        & jnp.isnan(fit.variance).all()
-        & jnp.isnan(fit.edge).all()
-        & jnp.isnan(fit.ks).all()
+        & np.isnan(fit.variance).all()
+        & np.isnan(fit.edge).all()
+        & np.isnan(fit.ks).all()
         & (fit.spikes == fit.rank).all()
     )
 
 
 DEGENERATE = {
-    "zero": Degenerate((jnp.zeros((BATCH, P)),), undecided(MPStatus.TOO_FEW)),
-    "rank 1": Degenerate((jnp.eye(P)[:BATCH],), undecided(MPStatus.TOO_FEW)),
+    "zero": Degenerate((np.zeros((BATCH, P)),), undecided(MPStatus.TOO_FEW)),
+    "rank 1": Degenerate((np.eye(P)[:BATCH],), undecided(MPStatus.TOO_FEW)),
     **{
         f"one {value}": Degenerate(
-            (jnp.arange(1.0, P + 1).at[3].set(value),), undecided(MPStatus.NOT_FINITE), False
+            (draws.changed(np.arange(1.0, P + 1), 3, value),), undecided(MPStatus.NOT_FINITE), False
         )
         for value in NOT_FINITE
     },
@@ -179,7 +181,7 @@ register(
         select=lambda result: result[1].astype("float32"),
         degree=0,
         differentiable=False,
-        degenerate={"zero": Degenerate((jnp.zeros((BATCH, P)),), lambda r: not r[1].any())},
+        degenerate={"zero": Degenerate((np.zeros((BATCH, P)),), lambda r: not r[1].any())},
         leading=True,
     )
 )
@@ -210,12 +212,12 @@ register(
         differentiable=False,
         degenerate={
             "zero": Degenerate(
-                (jnp.zeros((BATCH, P)),),
+                (np.zeros((BATCH, P)),),
                 lambda result: bool((result[1].low == 0).all() & (result[1].high == P).all()),
             ),
             **{
                 f"one {value}": Degenerate(
-                    (jnp.arange(1.0, P + 1).at[3].set(value),),
+                    (draws.changed(np.arange(1.0, P + 1), 3, value),),
                     lambda result: bool((result[1].low == 0) & (result[1].high == P)),
                 )
                 for value in NOT_FINITE
@@ -231,8 +233,8 @@ register(
 
 def points(key, dtype):
     low, high = (1 - (P / N) ** 0.5) ** 2, EDGE
-    x = jnp.sort(jax.random.uniform(key, (9,), dtype, low * 1.05, high * 0.95))
-    return 3 * x, jnp.asarray(3, dtype)
+    x = np.sort(draws.uniform(key, (9,), dtype, low * 1.05, high * 0.95))
+    return 3 * x, np.asarray(3, dtype)
 
 
 register(
@@ -243,8 +245,8 @@ register(
         oracle=lambda x, variance: density(x / variance, P / N) / variance,
         degree=-1,
         degenerate={
-            "outside": Degenerate((jnp.array([-1.0, 0, 9]), 1.0), lambda f: not f.any()),
-            "no variance": Degenerate((jnp.ones(3), 0.0), lambda f: jnp.isnan(f).all(), False),
+            "outside": Degenerate((np.array([-1.0, 0, 9]), 1.0), lambda f: not f.any()),
+            "no variance": Degenerate((np.ones(3), 0.0), lambda f: np.isnan(f).all(), False),
         },
     )
 )
@@ -257,9 +259,9 @@ register(
         degree=0,
         degenerate={
             "outside": Degenerate(
-                (jnp.array([-1.0, 0, 9]), 1.0), lambda f: np.allclose(f, [0, 0, 1], atol=1e-12)
+                (np.array([-1.0, 0, 9]), 1.0), lambda f: np.allclose(f, [0, 0, 1], atol=1e-12)
             ),
-            "no variance": Degenerate((jnp.ones(3), -1.0), lambda f: jnp.isnan(f).all(), False),
+            "no variance": Degenerate((np.ones(3), -1.0), lambda f: np.isnan(f).all(), False),
         },
     )
 )
@@ -280,10 +282,12 @@ register(
         oracle=lambda s: gavish_donoho(P / N) * np.median(s, axis=-1) / quantile(0.5) ** 0.5,
         degree=1,
         degenerate={
-            "zero": Degenerate((jnp.zeros((BATCH, P)),), lambda t: bool(jnp.isnan(t).all()), False),
+            "zero": Degenerate((np.zeros((BATCH, P)),), lambda t: bool(np.isnan(t).all()), False),
             **{
                 f"one {value}": Degenerate(
-                    (jnp.arange(1.0, P + 1).at[3].set(value),), lambda t: bool(jnp.isnan(t)), False
+                    (draws.changed(np.arange(1.0, P + 1), 3, value),),
+                    lambda t: bool(np.isnan(t)),
+                    False,
                 )
                 for value in NOT_FINITE
             },
@@ -332,7 +336,7 @@ def least_loss(order):
 
 
 def spectrum_and_noise(key, dtype):
-    return *singular_values(key, dtype), jnp.full(BATCH, 0.5, dtype)
+    return *singular_values(key, dtype), np.full(BATCH, 0.5, dtype)
 
 
 for loss, order in {"frobenius": 2, "operator": np.inf, "nuclear": 1}.items():
@@ -348,21 +352,21 @@ for loss, order in {"frobenius": 2, "operator": np.inf, "nuclear": 1}.items():
             tolerance={"float32": 1e-5, "float64": 1e-6},
             degree=1,
             degenerate={
-                "zero": Degenerate((jnp.zeros((1, P)), jnp.ones(1)), lambda s: not s.any()),
-                "no noise": Degenerate((jnp.ones((1, P)), jnp.zeros(1)), lambda s: (s == 1).all()),
+                "zero": Degenerate((np.zeros((1, P)), np.ones(1)), lambda s: not s.any()),
+                "no noise": Degenerate((np.ones((1, P)), np.zeros(1)), lambda s: (s == 1).all()),
                 "far above noise": Degenerate(
                     (np.full((1, P), 1e200), np.full(1, 1e-100)), lambda s: (s == 1e200).all()
                 ),
                 **{
                     f"one {value}": Degenerate(
-                        (jnp.full(P, 9.0).at[3].set(value), jnp.asarray(1.0)),
-                        lambda s: bool(jnp.isnan(s[3])),
+                        (draws.changed(np.full(P, 9.0), 3, value), np.asarray(1.0)),
+                        lambda s: bool(np.isnan(s[3])),
                         False,
                     )
                     for value in NOT_FINITE
                 },
                 "noise of NaN": Degenerate(
-                    (jnp.ones((1, P)), jnp.full(1, jnp.nan)), lambda s: jnp.isnan(s).all(), False
+                    (np.ones((1, P)), np.full(1, np.nan)), lambda s: np.isnan(s).all(), False
                 ),
             },
             leading=True,

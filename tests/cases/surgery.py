@@ -1,7 +1,6 @@
 """prune: operations on singular values, against NumPy's SVD."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.prune import (
@@ -16,6 +15,7 @@ from spectral_jax.prune import (
     split,
     truncate,
 )
+from tests import draws
 from tests.contract import IN_TURN, Case, Degenerate, exempt, register
 
 EDGE, NOISE = 2.5, 0.6
@@ -23,10 +23,10 @@ EDGE, NOISE = 2.5, 0.6
 
 def well_separated(key, dtype):
     """Singular values 5, 4, .. 1, so that no cut is a matter of rounding."""
-    draws = jax.random.normal(key, (2, 8, 5), dtype)
-    u, v = jnp.linalg.qr(draws[0])[0], jnp.linalg.qr(draws[1, :5])[0]
-    values = jnp.arange(5, 0, -1).astype(dtype)
-    return (jnp.matmul(u * values, v.T, precision="highest"),)
+    a, b = draws.normal(key, (2, 8, 5), dtype)
+    u, v = np.linalg.qr(a)[0], np.linalg.qr(b[:5])[0]
+    values = np.arange(5, 0, -1).astype(dtype)
+    return ((u * values) @ v.T,)
 
 
 def edited(change):
@@ -65,7 +65,7 @@ def stays_zero(w):
     return bool((w == 0).all())
 
 
-ZERO = {"zero": Degenerate((jnp.zeros((8, 5)),), stays_zero)}
+ZERO = {"zero": Degenerate((np.zeros((8, 5)),), stays_zero)}
 CASES = {
     "truncate": (lambda w: truncate(w, 3), edited(lambda s: s * (s > EDGE))),
     "halve": (lambda w: halve(w, EDGE), edited(lambda s: np.where(s > EDGE, s, s / 2))),
@@ -109,7 +109,7 @@ register(
         replaces=True,
         degenerate={
             "zero": Degenerate(
-                (jnp.zeros((8, 5)),), lambda f: stays_zero(f["u"]) and stays_zero(f["v"])
+                (np.zeros((8, 5)),), lambda f: stays_zero(f["u"]) and stays_zero(f["v"])
             )
         },
     )
@@ -119,7 +119,7 @@ register(
 def factors(key, dtype):
     keys = jax.random.split(key, 3)
     shapes = ((8, 4), (4, 2), (2, 5))
-    u, a, b = (jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
+    u, a, b = (draws.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True))
     return ({"u": u, "v": {"u": a, "v": b}},)
 
 
@@ -136,8 +136,9 @@ register(
 
 
 def layers(key, dtype):
-    noise = 0.05 * jax.random.normal(key, (2, 24, 16), dtype)
-    spikes = jnp.zeros((24, 16), dtype).at[0, 0].set(9).at[1, 1].set(6)
+    noise = 0.05 * draws.normal(key, (2, 24, 16), dtype)
+    spikes = np.zeros((24, 16), dtype)
+    spikes[0, 0], spikes[1, 1] = 9, 6
     return ({"a": {"kernel": noise[0] + spikes}, "b": {"kernel": noise[1] - spikes}},)
 
 

@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.tails import (
@@ -16,6 +14,7 @@ from spectral_jax.tails import (
     null_zscore,
     spectral_metrics,
 )
+from tests import draws
 from tests.contract import IN_TURN, Case, Degenerate, exempt, register
 
 BATCH, N = 8, 21
@@ -23,15 +22,15 @@ STACK = (BATCH, 10, 14)
 
 
 def spectra(key, dtype):
-    return (jnp.exp(jax.random.normal(key, (BATCH, N), dtype)),)
+    return (np.exp(draws.normal(key, (BATCH, N), dtype)),)
 
 
 def stacks(key, dtype):
-    return (jax.random.normal(key, STACK, dtype),)
+    return (draws.normal(key, STACK, dtype),)
 
 
 def undecided(status):
-    return lambda fit: bool(jnp.isnan(fit.alpha).all()) and bool((fit.status == status).all())
+    return lambda fit: bool(np.isnan(fit.alpha).all()) and bool((fit.status == status).all())
 
 
 def hill(lam):
@@ -70,15 +69,17 @@ def metrics(lam):
     )
 
 
-NOT_FINITE = (jnp.nan, jnp.inf, -jnp.inf)
+NOT_FINITE = (np.nan, np.inf, -np.inf)
 DEGENERATE = {
-    "zero": Degenerate((jnp.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
-    "repeated": Degenerate((jnp.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
-    "one value": Degenerate((jnp.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
-    "no values": Degenerate((jnp.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
+    "zero": Degenerate((np.zeros((BATCH, N)),), undecided(FitStatus.TOO_FEW)),
+    "repeated": Degenerate((np.ones((BATCH, N)),), undecided(FitStatus.DEGENERATE)),
+    "one value": Degenerate((np.ones((BATCH, 1)),), undecided(FitStatus.TOO_FEW)),
+    "no values": Degenerate((np.ones((BATCH, 0)),), undecided(FitStatus.TOO_FEW)),
     **{
         f"one {value}": Degenerate(
-            (jnp.arange(1.0, N + 1).at[3].set(value),), undecided(FitStatus.NOT_FINITE), False
+            (draws.changed(np.arange(1.0, N + 1), 3, value),),
+            undecided(FitStatus.NOT_FINITE),
+            False,
         )
         for value in NOT_FINITE
     },
@@ -115,10 +116,12 @@ register(
         oracle=hill,
         degree=0,
         degenerate={
-            "zero": Degenerate((jnp.zeros(N),), lambda a: bool(jnp.isnan(a))),
+            "zero": Degenerate((np.zeros(N),), lambda a: bool(np.isnan(a))),
             **{
                 f"one {value}": Degenerate(
-                    (jnp.arange(1.0, N + 1).at[3].set(value),), lambda a: bool(jnp.isnan(a)), False
+                    (draws.changed(np.arange(1.0, N + 1), 3, value),),
+                    lambda a: bool(np.isnan(a)),
+                    False,
                 )
                 for value in NOT_FINITE
             },
@@ -145,7 +148,7 @@ register(
         oracle=lambda w: squared(four_corners(w)),
         tolerance={"float32": 1e-5, "float64": 1e-12},
         degree=2,
-        degenerate={"zero": Degenerate((jnp.zeros(STACK),), lambda lam: not lam.any())},
+        degenerate={"zero": Degenerate((np.zeros(STACK),), lambda lam: not lam.any())},
     )
 )
 register(
@@ -157,12 +160,12 @@ register(
         oracle=lambda w: squared(four_corners(w)),
         degree=2,
         degenerate={
-            "zero": Degenerate((jnp.zeros(STACK),), lambda lam: not lam.any()),
+            "zero": Degenerate((np.zeros(STACK),), lambda lam: not lam.any()),
             **{
                 f"one {value}": Degenerate(
-                    (jnp.ones(STACK).at[0, 0, 0].set(value),),
+                    (draws.changed(np.ones(STACK), (0, 0, 0), value),),
                     # The corner lies in one of the nine windows of its matrix.
-                    lambda lam: int(jnp.isnan(lam).sum()) == 4,
+                    lambda lam: int(np.isnan(lam).sum()) == 4,
                     False,
                 )
                 for value in NOT_FINITE
@@ -182,15 +185,15 @@ register(
         unscaled="logarithms shift: tests/test_tails.py",
         degenerate={
             "zero": Degenerate(
-                (jnp.zeros((BATCH, N)),),
+                (np.zeros((BATCH, N)),),
                 lambda m: bool((m.status == FitStatus.TOO_FEW).all() and (m.norm == 0).all()),
                 False,
             ),
             **{
                 f"one {value}": Degenerate(
-                    (jnp.arange(1.0, N + 1).at[3].set(value),),
+                    (draws.changed(np.arange(1.0, N + 1), 3, value),),
                     lambda m: bool(
-                        (m.status == FitStatus.NOT_FINITE) & jnp.isnan(m.norm + m.mp_softrank)
+                        (m.status == FitStatus.NOT_FINITE) & np.isnan(m.norm + m.mp_softrank)
                     ),
                     False,
                 )
@@ -212,7 +215,7 @@ register(
         ),
         unscaled="an exponent has no unit",
         degenerate={
-            "infinite": Degenerate((jnp.array([jnp.inf]),), lambda z: bool(jnp.isnan(z)), False)
+            "infinite": Degenerate((np.array([np.inf]),), lambda z: bool(np.isnan(z)), False)
         },
         leading=True,
     )

@@ -1,11 +1,11 @@
 """linalg: trace and diagonal estimates, against NumPy where they are exact."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.linalg import dense_operator
 from spectral_jax.linalg.trace import diagonal, trace
+from tests import draws
 from tests.contract import Case, Degenerate, register
 
 N, RANK = 24, 3
@@ -13,12 +13,12 @@ KEY = jax.random.key(0)
 
 
 def low_rank(key, dtype):
-    factor = jax.random.normal(key, (N, RANK), dtype)
+    factor = draws.normal(key, (N, RANK), dtype)
     return (factor @ factor.T,)
 
 
 def full_rank(key, dtype):
-    a = jax.random.normal(key, (N, N), dtype)
+    a = draws.normal(key, (N, N), dtype)
     return ((a + a.T) / 2,)
 
 
@@ -38,10 +38,10 @@ for name, (estimator, method, truth) in EXACT.items():
             differentiable=False,
             degenerate={
                 "zero": Degenerate(
-                    (jnp.zeros((N, N)),), lambda r: not r.value.any() | r.standard_error.any()
+                    (np.zeros((N, N)),), lambda r: not r.value.any() | r.standard_error.any()
                 ),
                 "NaN": Degenerate(
-                    (jnp.full((N, N), jnp.nan),), lambda r: bool(jnp.isnan(r.value).all())
+                    (np.full((N, N), np.nan),), lambda r: bool(np.isnan(r.value).all())
                 ),
             },
         )
@@ -72,7 +72,7 @@ register(
         function=lambda a: diagonal(dense_operator(a), KEY, matvecs=5, method="hutchinson"),
         degree=1,
         # Signs see a diagonal matrix exactly.
-        make_inputs=lambda key, dtype: (jnp.diag(jax.random.normal(key, (N,), dtype)),),
+        make_inputs=lambda key, dtype: (np.diag(draws.normal(key, (N,), dtype)),),
         oracle=np.diagonal,
         select=lambda result: result.value,
     )

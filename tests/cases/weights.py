@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.weights import Block, graph_weights, map_by_shape, matrices
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 LAYOUT = (
@@ -18,12 +19,12 @@ LAYOUT = (
 def network(key, dtype):
     keys = jax.random.split(key, 5)
     params = {
-        "stem": jax.random.normal(keys[0], (3, 3, 2, 4), dtype),
-        "norm": {"scale": jax.random.normal(keys[1], (4,), dtype)},
-        "body": jax.random.normal(keys[2], (2, 2, 4, 4), dtype),
-        "head": jax.random.normal(keys[3], (8, 3), dtype),
+        "stem": draws.normal(keys[0], (3, 3, 2, 4), dtype),
+        "norm": {"scale": draws.normal(keys[1], (4,), dtype)},
+        "body": draws.normal(keys[2], (2, 2, 4, 4), dtype),
+        "head": draws.normal(keys[3], (8, 3), dtype),
     }
-    return params, {"norm": {"var": jax.random.uniform(keys[4], (4,), dtype, 0.5, 2.0)}}
+    return params, {"norm": {"var": draws.uniform(keys[4], (4,), dtype, 0.5, 2.0)}}
 
 
 def norms(kernel, order):
@@ -42,7 +43,7 @@ def expected_graph(params, stats, order):
 
 def zeros():
     params, stats = network(jax.random.key(0), "float32")
-    return jax.tree.map(jnp.zeros_like, params), stats
+    return jax.tree.map(np.zeros_like, params), stats
 
 
 for conv_norm, order in (("l1", 1), ("l2", 2)):
@@ -89,7 +90,7 @@ def torch_network(key, dtype):
     }
     leaves, tree = jax.tree.flatten(shapes, is_leaf=lambda shape: isinstance(shape, tuple))
     keys = jax.random.split(key, len(leaves))
-    normal = [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, leaves, strict=True)]
+    normal = [draws.normal(k, shape, dtype) for k, shape in zip(keys, leaves, strict=True)]
     return (jax.tree.unflatten(tree, normal),)
 
 
