@@ -13,6 +13,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadFileScheduling  # noqa: E402
 
 from tests.floors import FLOOR, rooms_tested_by  # noqa: E402
 
@@ -49,7 +50,22 @@ def pytest_ignore_collect(collection_path, config):
         return True if room not in rooms_tested_by(collection_path) else None
 
 
+class _Scheduling(LoadFileScheduling):
+    """A worker takes a file at a time, and of the contract a function at a time."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        case, dash, _ = nodeid.rpartition("-")
+        return case if dash and file.endswith("test_contract.py") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
+    # The contract in its small parts comes last, so that the workers end together.
+    items.sort(key=lambda item: item.path.name == "test_contract.py")
     if room := config.getoption("room"):
         others = [item for item in items if room not in _rooms(item)]
         config.hook.pytest_deselected(items=others)
