@@ -48,6 +48,12 @@ def trimmed(blocks, widths):
     return [block[:m, :n] for block, (m, n) in zip(blocks, shapes, strict=False)]
 
 
+@partial(jax.jit, static_argnames=("normalised", "edges"))
+def laplacian(blocks, *, normalised, edges=None):
+    """The dense matrix of the operator, made in one program."""
+    return graphs.laplacian(blocks, normalised=normalised, edges=edges).dense()
+
+
 @cache
 def solver(normalised):
     return jax.jit(partial(graphs.fiedler, normalised=normalised, tol=EXACT))
@@ -97,7 +103,7 @@ def test_complete_bipartite_graph(m, n):
 def test_complete_graph(n):
     pairs = tuple((i, j) for i in range(n) for j in range(i + 1, n))
     ones = [jnp.ones((1, 1))] * len(pairs)
-    spectrum = np.linalg.eigvalsh(graphs.laplacian(ones, normalised=False, edges=pairs).dense())
+    spectrum = np.linalg.eigvalsh(laplacian(ones, normalised=False, edges=pairs))
     np.testing.assert_allclose(spectrum, [0, *[n] * (n - 1)], atol=1e-12)
 
 
@@ -135,7 +141,7 @@ def test_three_units_in_a_row(a, b):
 def test_all_ones_network():
     widths = (4, 6, 6, 3)
     ones = [jnp.asarray(block) for block in all_ones(*widths)]
-    spectrum = np.linalg.eigvalsh(graphs.laplacian(ones, normalised=False).dense())
+    spectrum = np.linalg.eigvalsh(laplacian(ones, normalised=False))
     neighbours = [6, 4 + 6, 6 + 3, 6]
     known = np.concatenate([[d] * (n - 1) for d, n in zip(neighbours, widths, strict=True)])
     s, size = np.array([24.0, 36.0, 18.0]), np.array(widths) ** -0.5
@@ -196,18 +202,12 @@ def test_any_layered_network_has_the_fiedler_pair_of_its_dense_laplacian(layers,
 @given(layered, scales, seeds)
 def test_the_normalised_spectrum_of_a_layered_network_is_symmetric_about_one(layers, scale, seed):
     weights = drawn(layers, scale, seed)
-    operator = graphs.laplacian(padded(weights), normalised=True)
-    spectrum = np.linalg.eigvalsh(dense(operator))
+    spectrum = np.linalg.eigvalsh(laplacian(padded(weights), normalised=True))
     absent = len(spectrum) - sum(layers[0][: layers[1]])
     # Absent units are set apart at 2, where the spectrum ends anyway.
     spectrum = spectrum[: len(spectrum) - absent]
     assert spectrum[-1] == pytest.approx(2, abs=1e-10)
     np.testing.assert_allclose(spectrum, 2 - spectrum[::-1], atol=1e-10)
-
-
-@jax.jit
-def dense(operator):
-    return operator.dense()
 
 
 EDGES = ((0, 1), (1, 2), (1, 2), (2, 3), (0, 3))
@@ -224,10 +224,15 @@ def test_skips_and_branches(normalised):
     weights = branching()
     expected = dense_laplacian(weights, EDGES, normalised=normalised)
     blocks = [jnp.asarray(w) for w in weights]
-    operator = graphs.laplacian(blocks, normalised=normalised, edges=EDGES)
-    np.testing.assert_allclose(dense(operator), expected, atol=1e-12)
-    columns = jax.lax.map(partial(column, operator), jnp.arange(operator.size))
-    np.testing.assert_allclose(columns, expected, atol=1e-12)
+    found = laplacian(blocks, normalised=normalised, edges=EDGES)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+    @jax.jit
+    def columns(blocks):
+        operator = graphs.laplacian(blocks, normalised=normalised, edges=EDGES)
+        return jax.lax.map(partial(column, operator), jnp.arange(operator.size))
+
+    np.testing.assert_allclose(columns(blocks), expected, atol=1e-12)
     degree = np.diag(dense_laplacian(weights, EDGES, normalised=False))
     np.testing.assert_allclose(graphs.degrees(blocks, edges=EDGES), degree, atol=1e-12)
     assert graphs.widths(blocks, EDGES) == (5, 4, 4, 3)

@@ -36,16 +36,26 @@ def batches(program, *args):
     return {math.prod(int(n) for n in shape.split("x")[:-2]) for shape in calls}
 
 
-@pytest.fixture(
-    params=[(2, "0.10.2"), (64, "0.10.2"), (64, "0.11.1")], ids="{0[0]} threads, {0[1]}".format
-)
-def splits(request, monkeypatch):
-    """Whether batches are to be split with these threads and this jaxlib."""
-    threads, release = request.param
+def machine(monkeypatch, threads, release):
     monkeypatch.setattr(lapack.os, "sched_getaffinity", lambda _: range(threads))
     monkeypatch.setattr(lapack.jaxlib, "__version__", release)
+
+
+@pytest.mark.parametrize(
+    "threads, release, pays",
+    [(2, "0.10.2", False), (64, "0.10.2", True), (2, "0.11.1", False), (64, "0.11.1", False)],
+)
+def test_splitting_pays_with_many_threads_where_jaxlib_splits(threads, release, pays, monkeypatch):
+    machine(monkeypatch, threads, release)
+    assert lapack.splitting_pays() == pays
+
+
+@pytest.fixture(params=[2, 64], ids="{} threads".format)
+def splits(request, monkeypatch):
+    """Whether batches are to be split with these threads."""
+    machine(monkeypatch, request.param, "0.10.2")
     jax.clear_caches()
-    yield threads == 64 and release == "0.10.2"
+    yield request.param == 64
     jax.clear_caches()
 
 
