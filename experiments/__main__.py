@@ -85,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Arms that differ in a number compile to the same program, and so does the next run.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache().parent / "xla"))
+    # JAX would keep only what took it a second: of a small network, next to nothing.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if sys.stdout is None:
