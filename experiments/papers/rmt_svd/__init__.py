@@ -53,8 +53,8 @@ PAPER = Paper(
             {
                 "smoke": {
                     **LOOP, "dataset": "digits", "train_limit": 1000, "validation": 400,
-                    "hidden": (96, 96), "batch_size": 32, "before": 3, "after": 3, "seeds": 4,
-                    "tuning_seeds": 2,
+                    "hidden": (96, 96), "batch_size": 32, "before": 3, "after": 3, "seeds": 3,
+                    "rates": (0.08,),
                     "arms": ("dense", "split", "edge", "edge-fixed", "edge-magnitude"),
                 },
                 "small": LOOP,

@@ -133,10 +133,12 @@ def measure(
 ) -> Results:
     """Every arm at its best rate, on fresh seeds; a finished arm is not trained again.
 
-    rate: until the cut. rates: after it, and from the start for arms that begin untrained.
+    rate: until the cut. rates: after it, and from the start for arms that begin untrained; where
+      there is one, nothing is left to tune.
     """
     trainer = trainer_of(**options)
-    tuned_on, fresh = range(tuning_seeds), range(FRESH, FRESH + seeds)
+    tuned_on = range(tuning_seeds if len(rates) > 1 else 0)
+    fresh = range(FRESH, FRESH + seeds)
     trials = [(cell, seed) for cell in CELLS for seed in (*tuned_on, *fresh)]
     drawn = trainer.start([trial(seed, rate, **CELLS[cell]) for cell, seed in trials])
     layers = tuple(f"layers/{i}/kernel" for i in range(len(options["hidden"])))
@@ -146,10 +148,11 @@ def measure(
     dataset = options["dataset"]
     protocol = "loop" if dataset == "mnist" else f"loop/{dataset}"
     tried = [Lane(cell, seed, each) for each in rates for cell in CELLS for seed in tuned_on]
-    tuning = _all_arms(run, bench, f"{protocol}{TUNING}", {arm: tried for arm in arms})
+    to_tune = arms if len(rates) > 1 else ()
+    tuning = _all_arms(run, bench, f"{protocol}{TUNING}", dict.fromkeys(to_tune, tried))
     lanes = {
         arm: [
-            Lane(cell, seed, _rate(tuning, f"{cell}/{arm}", rate))
+            Lane(cell, seed, _rate(tuning, f"{cell}/{arm}", rate) if to_tune else rates[0])
             for cell in CELLS
             for seed in fresh
         ]
