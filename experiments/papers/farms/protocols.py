@@ -112,7 +112,9 @@ def _small() -> dict[str, Protocol]:
     Two CPU cores decide the size: images halved to 16 x 16, 2,000 of them (5,000 for the dense
     network), ten epochs, 2,000 test images.
     """
-    data = DataConfig("cifar16", batch_size=50, train_limit=2000, validation=1000, test_limit=2000)
+    data = DataConfig(
+        "cifar16", batch_size=50, train_limit=2000, validation=1000, test_limit=2000, subsets="own"
+    )
     train = TrainConfig(epochs=10, seeds=1, evaluate_every=5, measure_every=2, measures=("tails",))
     resnet = ExperimentConfig(
         "farms",
@@ -149,7 +151,9 @@ def _paper() -> dict[str, Protocol]:
     """
     resnet = ExperimentConfig(
         "farms",
-        data=DataConfig("cifar10", batch_size=128, validation=5000, augment="crop_flip"),
+        data=DataConfig(
+            "cifar10", batch_size=128, validation=5000, subsets="own", augment="crop_flip"
+        ),
         model=ModelConfig("resnet_imagenet", depth=18, stem="cifar"),
         optimizer=OptimizerConfig("sgd", schedule="cosine_by_epoch", weight_decay=5e-4),
         balance=BalanceConfig("farms"),

@@ -87,7 +87,9 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "smoke": {
         "figure5": figure5(DIGITS, replace(BULK, epochs=4, seeds=3, measure_every=2), hidden=(128,))
     },
-    "small": {"figure5": figure5(replace(MNIST, train_limit=10_000), BULK, hidden=(1000,))},
+    "small": {
+        "figure5": figure5(replace(MNIST, train_limit=10_000, subsets="own"), BULK, hidden=(1000,))
+    },
     "paper": {
         "figure5": figure5(MNIST, BULK, hidden=(1000,)),
         **{name: published(name) for name in PUBLISHED},
