@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -30,7 +31,8 @@ LEGEND = (
     "Mean and 95 % interval (Student's t). SUPPORTED: the interval lies on the claimed side of "
     "zero, corrected for the number of claims (Holm); CONTRADICTED: on the other side; negligible: "
     "all of it is smaller than d, the least effect that would matter. NO EFFECT: no more than d "
-    "either way. REPRODUCED: within d of the stated number, both errors counted."
+    "either way. REPRODUCED: within d of the stated number, both errors counted. Intervals in "
+    "figures and tables are over seeds; verdicts count a small test set's items, too."
 )
 
 
@@ -40,6 +42,11 @@ class Picture:
 
     figure: Figure
     caption: str
+
+    @cached_property
+    def svg(self) -> str:
+        """Drawn once, for the page and for the file."""
+        return plots.to_svg(self.figure)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -
     report.results.write(folder / "results")
     for section in report.sections:
         for name, picture in section.figures.items():
-            plots.save(picture.figure, folder / "figures" / f"{section.stem}-{name}")
+            stem = folder / "figures" / f"{section.stem}-{name}"
+            plots.save(picture.figure, stem, drawn=picture.svg)
     print(_json(report) if as_json else claims_table(report.judged).terminal(), end="")
     print(f"claims: {report.declaration.sha256}", file=sys.stderr)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
@@ -213,7 +221,7 @@ def _changes(declaration: Declaration) -> list[str]:
 def _section(section: Section) -> str:
     parts = [f"<h2>{escape(section.heading)}</h2>"]
     parts += [
-        page.picture(picture.figure, picture.caption, name=f"{section.stem}-{name}")
+        page.picture(picture.svg, picture.caption, name=f"{section.stem}-{name}")
         for name, picture in section.figures.items()
     ]
     parts += [table.html() for table in section.tables]

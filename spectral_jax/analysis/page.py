@@ -20,6 +20,7 @@ from spectral_jax.analysis.verdicts import DISTINCT, VERDICTS, against_chance, b
 from spectral_jax.checkpoints import as_line
 from spectral_jax.plots import page
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
+from spectral_jax.plots.style import to_svg
 
 Row = Mapping[str, Any]
 
@@ -65,13 +66,13 @@ def _sections(title: str, analysis: Analysis) -> list[str]:
     judged = against_chance(analysis.rows)
     if judged:
         figure, name = _alphas(judged), f"{title}-alphas"
-        parts.append(page.picture(figure, _ALPHAS, name=name, alternative=_where(judged)))
+        parts.append(page.picture(to_svg(figure), _ALPHAS, name=name, alternative=_where(judged)))
     parts.append(_table("What needs attention first.", rows, list(_meanings([analysis]))))
     if panels := _panels(analysis):
         figure, name = tails(panels), f"{title}-tails"
         words = ", ".join(f"{panel.name} (alpha_ks {number(panel.alpha)})" for panel in panels)
         alternative = f"{_TAILS} Drawn are {words}."
-        parts.append(page.picture(figure, _TAILS, name=name, alternative=alternative))
+        parts.append(page.picture(to_svg(figure), _TAILS, name=name, alternative=alternative))
     if analysis.skipped:
         head = ("tensor", "shape", "why it was not analysed")
         cells = [

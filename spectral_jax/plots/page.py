@@ -8,10 +8,6 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
-from matplotlib.figure import Figure
-
-from spectral_jax.plots.style import to_svg
-
 
 def page(title: str, parts: Sequence[str], *, style: str = "") -> str:
     """The page: a heading and its parts, in order; ``style`` adds to the house's own."""
@@ -28,13 +24,13 @@ def breakable(text: str) -> str:
     return re.sub(r"([./_])(?=[A-Za-z])", r"\1<wbr>", escape(text))
 
 
-def picture(figure: Figure, caption: str, *, name: str, alternative: str = "") -> str:
-    """A figure as inline SVG above its caption; ``name`` is unique on the page.
+def picture(svg: str, caption: str, *, name: str, alternative: str = "") -> str:
+    """A figure's SVG, as `to_svg` draws it, above its caption; ``name`` is unique on the page.
 
     ``alternative`` says what is to be seen there to those who cannot see it: the caption unless
     given. Where the page is narrow the figure scrolls sideways, as its letters would be too small.
     """
-    image = _inline(figure, name).replace(
+    image = _inline(svg, name).replace(
         "<svg", f"<svg role='img' aria-label='{escape(alternative or caption)}'", 1
     )
     return (
@@ -85,9 +81,8 @@ def _target(anchor: str, name: str) -> str:
     return f" id='{escape(anchor + name)}'" if anchor else ""
 
 
-def _inline(figure: Figure, name: str) -> str:
-    """The figure's SVG, its ids made unique on the page: two figures must not share a clip path."""
-    svg = to_svg(figure)
+def _inline(svg: str, name: str) -> str:
+    """The SVG, its ids made unique on the page: two figures must not share a clip path."""
     svg = svg[svg.index("<svg") :]
     prefix = re.sub(r"\W+", "-", name).lower()
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)

@@ -161,11 +161,14 @@ def to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def save(figure: Figure, stem: str | Path) -> tuple[Path, Path, Path]:
-    """Write ``stem.svg``, ``stem.pdf`` (for a paper) and ``stem.png``; return their paths."""
+def save(figure: Figure, stem: str | Path, *, drawn: str = "") -> tuple[Path, Path, Path]:
+    """Write ``stem.svg``, ``stem.pdf`` (for a paper) and ``stem.png``; return their paths.
+
+    ``drawn`` is what `to_svg` gave, if it was called before: to draw a figure takes a while.
+    """
     svg, pdf, png = (Path(f"{stem}.{ending}") for ending in ("svg", "pdf", "png"))
     svg.parent.mkdir(parents=True, exist_ok=True)
-    svg.write_text(to_svg(figure), encoding="utf-8")
+    svg.write_text(drawn or to_svg(figure), encoding="utf-8")
     with matplotlib.rc_context(RC):
         figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
         figure.savefig(png, metadata={"Software": None})
