@@ -1,6 +1,7 @@
 """A study is done once, and what it saved survives an interruption."""
 
 import importlib
+import sys
 from functools import partial
 
 import numpy as np
@@ -60,7 +61,9 @@ def toy(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("experiments.runs.run.executed", partial(executed, root=tmp_path))
-    return write
+    yield write
+    for name in ("toy_study", "toy_helper"):
+        sys.modules.pop(name, None)
 
 
 def test_a_study_whose_helper_changed_is_made_again_and_the_old_one_kept(toy, tmp_path, capsys):

@@ -239,6 +239,11 @@ def test_a_function_of_all_matrices_is_traced_once_a_shape_and_dtype():
     assert map_by_shape({}, jnp.sum) == {}
 
 
+def test_a_function_that_gives_no_array_is_told_so():
+    with pytest.raises(ValueError, match="function gives None, in which there is no array"):
+        map_by_shape({"a": jnp.ones((2, 3))}, lambda matrix: None)
+
+
 def test_a_mask_beside_a_matrix_stays_a_mask():
     pairs = {n: (jnp.ones((n, n)), jnp.eye(n, dtype=bool)) for n in (2, 3)}
     found = map_by_shape(pairs, lambda pair: jnp.sum(pair[0], where=~pair[1]))

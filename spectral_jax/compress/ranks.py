@@ -40,7 +40,7 @@ def _above_edge(values: np.ndarray, shape: tuple[int, int], bulk: host.MPFit) ->
 def _gavish_donoho(values: np.ndarray, shape: tuple[int, int], bulk: host.MPFit) -> int:
     threshold = host.hard_threshold(shape, singular_values=values)
     if math.isnan(threshold):
-        nonzero = np.count_nonzero(values**2 > host.FLOOR * values[0] ** 2)
+        nonzero = len(host.above_rounding(values))
         raise ValueError(f"no median of noise: {nonzero} of {len(values)} values are not 0")
     return int(np.sum(values > threshold))
 

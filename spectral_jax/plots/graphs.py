@@ -16,6 +16,8 @@ _PANELS = {
     "nu_2": r"normalised $\nu_2$ (dimensionless)",
     "participation_ratio": "participation ratio (nodes)",
 }
+# An entry of a unit vector that holds a tenth of it: a single dot, and to be seen.
+LARGE = 0.1**0.5
 
 
 @style.styled
@@ -133,6 +135,8 @@ def _draw_entries(ax: Axes, layers: list[np.ndarray]) -> None:
         jitter = (np.arange(flat.size) * 0.6180339887 % 1.0 - 0.5) * 0.6
         ax.plot(i + jitter, flat, ".", color=style.OKABE_ITO[1], markersize=2.5, alpha=0.35,
                 markeredgewidth=0, rasterized=True)  # fmt: skip
+        alone = np.abs(flat) > LARGE
+        ax.plot(i + jitter[alone], flat[alone], "o", color=style.OKABE_ITO[1], markersize=6)
         low, middle, high = np.quantile(flat, [0.05, 0.5, 0.95])
         ax.vlines(i, low, high, color="black", linewidth=1.2)
         ax.hlines(middle, i - 0.34, i + 0.34, color="black", linewidth=1.8)

@@ -69,13 +69,18 @@ def hard_threshold(shape: tuple[int, int], *, singular_values: np.ndarray) -> fl
     """
     b, p = min(shape) / max(*shape, 1), min(shape)
     known = math.sqrt(2 * (b + 1) + 8 * b / (b + 1 + math.sqrt(b**2 + 14 * b + 1)))
-    nonzero = singular_values[singular_values**2 > FLOOR * singular_values.max(initial=0.0) ** 2]
+    nonzero = above_rounding(singular_values)
     if 2 * len(nonzero) < max(p, 1):
         return math.nan
     # Zeros count as the smallest values of noise, which were truncated. The median of the others is
     # then not the median of the law but a higher quantile.
     middle = laws.marchenko_pastur_quantile(1 - len(nonzero) / (2 * p), b)
     return float(known / math.sqrt(middle) * np.median(nonzero))
+
+
+def above_rounding(singular_values: np.ndarray) -> np.ndarray:
+    """The values that are more than the rounding of the largest."""
+    return singular_values[singular_values**2 > FLOOR * singular_values.max(initial=0.0) ** 2]
 
 
 def _no_fit(rank: int, reason: str) -> MPFit:

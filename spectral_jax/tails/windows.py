@@ -137,9 +137,12 @@ def farms_eigenvalues(
 @partial(jax.jit, static_argnames="size")
 def _windows(w: Array, corners: Array, size: tuple[int, int]) -> Array:
     stack = w.reshape(-1, *w.shape[-2:])
+
+    def cut(matrix, corners):
+        return jax.vmap(lambda at: jax.lax.dynamic_slice(matrix, at, size))(corners)
+
     # Each matrix by itself, so that a sharded stack is cut where its matrices are.
-    within = jnp.reshape(corners, (len(stack), -1, 3)).at[..., 0].set(0)
-    windows = jax.vmap(lambda matrix, at: _cut(matrix[None], at, size))(stack, within)
+    windows = jax.vmap(cut)(stack, jnp.reshape(corners, (len(stack), -1, 3))[..., 1:])
     return windows.reshape(*w.shape[:-2], -1, *size)
 
 

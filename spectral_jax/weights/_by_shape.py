@@ -39,7 +39,7 @@ def map_by_shape(
     Works under ``jit``, ``vmap`` and ``grad`` as far as ``function`` does.
 
     Raises:
-        ValueError: ``matrices`` has no names.
+        ValueError: ``matrices`` has no names, or ``function`` gives no array.
 
     >>> pair = {"a": jnp.ones((2, 3)), "b": 2 * jnp.ones((2, 3)), "c": jnp.ones((1, 4))}
     >>> {name: float(norm) for name, norm in map_by_shape(pair, jnp.sum).items()}
@@ -90,4 +90,6 @@ def _is_number(x: Array) -> bool:
 
 def _unstacked(found: Result) -> Iterator[Result]:
     leaves, structure = jax.tree.flatten(found)
+    if not leaves:
+        raise ValueError(f"function gives {found!r}, in which there is no array: return one")
     return (jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True))
