@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from spectral_jax.linalg import moments
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 P = 6
 RNG = np.random.default_rng(0)
 # Columns mixed from directions a tenth as long each, around a mean far larger: 10 decades.
@@ -40,7 +41,7 @@ def of(*batches, method="gram64", **options):
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_what_stands_above_the_floor_is_right_and_gram64_and_qr_see_all(kind, method, centred):
     values, floor = moments.eigenvalues(
-        of(*map(kind, np.split(GRADED, [3, 4, 20])), method=method), centred=centred
+        of(*map(kind, np.split(GRADED, 2)), method=method), centred=centred
     )
     exact = spectrum(GRADED, centred=centred)
     seen = exact > floor
@@ -67,11 +68,16 @@ def test_a_program_without_float64_scans_to_float64_digits():
 def test_order_and_batches_do_not_matter(method):
     x = jnp.asarray(GRADED)
     once = of(x, method=method)
-    parts = [of(part, method=method) for part in (x[30:], x[:1], x[1:30])]
-    merged = moments.merge(moments.merge(*parts[:2]), parts[2])
+    parts = [of(part, method=method) for part in (x[20:], x[:20])]
+    merged = moments.merge(*parts)
     for centred in (False, True):
         got, expected = (moments.second(s, centred=centred) for s in (merged, once))
         np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_batches_of_any_size_sum_to_the_same():
+    pieces = of(*np.split(GRADED, [1, 8, 31]))
+    np.testing.assert_allclose(moments.second(pieces), moments.second(of(GRADED)), rtol=1e-6)
 
 
 def test_moments_of_nothing_change_nothing():
@@ -123,7 +129,7 @@ def test_half_types_are_read_exactly():
 @pytest.mark.parametrize("size", [1e-12, 1e15])
 def test_any_scale_that_float32_can_square_keeps_the_spectrum(method, size):
     x = GRADED * np.float32(size)
-    values, floor = moments.eigenvalues(of(x[:7], x[7:] * 1, method=method))
+    values, floor = moments.eigenvalues(of(x[:20], x[20:], method=method))
     exact = spectrum(x)
     np.testing.assert_allclose(values[:4], exact[:4], rtol=1e-4)
     assert floor < exact[-1]

@@ -57,7 +57,9 @@ class DataDimension(NamedTuple):
     p: int
     decades: float
     r_squared: float
+    """These two as in `Sloppiness`."""
     at_most: float
+    """``determined`` if every value below the floor counted too."""
     sizes: tuple[int, int]
     """The model sizes it speaks for, as widths of a first layer: from ``ninety``, below which
     variance is dropped, to ``determined``, above which rows determine nothing."""
@@ -158,9 +160,9 @@ def spread(
 def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> DataDimension:
     """Look at the data's spectrum before choosing the model's size.
 
-    Counts the directions of the input that ``n`` examples determine against a prior (or noise) of
-    variance ``noise`` (`effective_dimension` with ``epsilon = noise``), and those that carry the
-    variance, with jackknife intervals, and says in words what this means and what it does not.
+    Counts the directions with ``(n - 1) lambda > noise``, along which ridge regression trusts the
+    rows more than its prior (`effective_dimension` at ``epsilon = 2 noise``), and those that carry
+    the variance, with jackknife intervals, and says what this means and what it does not.
 
     Args:
       noise: the variance of a label's noise over the squared size of the weights that are expected;
@@ -184,12 +186,12 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
     check_number("choose a finite number above 0", lambda x: 0 < x < math.inf, noise=noise)
 
     def determined(s):
-        return effective_dimension(s, n=s.n, epsilon=noise).value
+        return effective_dimension(s, n=s.n, epsilon=2 * noise).value
 
     counted = _whole(jackknife(determined, spectrum), spectrum.rank)
     carried = _whole(jackknife(_ninety, spectrum), spectrum.rank)
     summary = sloppiness(spectrum)
-    hidden = float(effective_dimension(spectrum, n=spectrum.n, epsilon=noise).at_most)
+    most = effective_dimension(spectrum, n=spectrum.n, epsilon=2 * noise).at_most
     low, high = sorted((round(carried.value), round(counted.value)))
     result = DataDimension(
         determined=counted,
@@ -199,7 +201,7 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
         p=spectrum.p,
         decades=float(summary.decades),
         r_squared=float(summary.r_squared),
-        at_most=hidden,
+        at_most=float(most),
         sizes=(low, high),
         says="",
         cannot_know=CANNOT_KNOW,
@@ -219,9 +221,12 @@ CANNOT_KNOW = (
 def _words(found: DataDimension) -> str:
     sloppy = found.decades >= SLOPPY_DECADES and found.r_squared >= SLOPPY_FIT
     fall = "evenly: the data are sloppy" if sloppy else "unevenly"
+    hidden = found.at_most > found.determined.value
+    more = f", or {found.at_most:.0f} with those that rounding hides," * hidden
     return (
         f"{found.n} rows determine about {found.determined.value:.0f} "
-        f"({found.determined.low:.0f} to {found.determined.high:.0f}) of {found.p} directions, and "
+        f"({found.determined.low:.0f} to {found.determined.high:.0f}){more} of {found.p} "
+        f"directions, and "
         f"{found.ninety.value:.0f} of them carry nine tenths of the variance. A first layer of "
         f"fewer than {found.ninety.value:.0f} units must drop some of that. What more than "
         f"{found.determined.value:.0f} units could add, these rows do not determine: there the "

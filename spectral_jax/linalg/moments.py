@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -280,17 +281,7 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
     all are 0. NaN in the rows is NaN in all values and in the floor.
     """
     with _wide(state):
-        sums = _sums(state)
-        if state.method == "qr":
-            rows = sums.scatter if centred else _with_mean(sums)
-            values = svdvals(rows) ** 2 / _positive(sums.weight)
-        else:
-            values = eigvalsh(_matrix(sums, state.method, centred))[::-1]
-        floor = values[0] * _share(sums, state)
-        if centred:  # constant columns leave the rounding of their mean
-            floor = jnp.maximum(floor, (4 * _eps(state)) ** 2 * jnp.sum(sums.mean**2))
-        square = _square(sums.unit, state)
-        return Eigenvalues(_narrow(values * square, state), _narrow(floor * square, state))
+        return _eigenvalues(state, centred=centred)
 
 
 def effective_rows(state: Moments) -> Float[Array, ""]:
@@ -349,6 +340,21 @@ def _added(state: Moments, batch: Sums) -> Moments:
 @jax.jit
 def _together(a: Moments, b: Moments) -> Moments:
     return _stored(_merged(_sums(a), _sums(b), a.method), a)
+
+
+@partial(jax.jit, static_argnames="centred")
+def _eigenvalues(state: Moments, *, centred: bool) -> Eigenvalues:
+    sums = _sums(state)
+    if state.method == "qr":
+        rows = sums.scatter if centred else _with_mean(sums)
+        values = svdvals(rows) ** 2 / _positive(sums.weight)
+    else:
+        values = eigvalsh(_matrix(sums, state.method, centred))[::-1]
+    floor = values[0] * _share(sums, state)
+    if centred:  # constant columns leave the rounding of their mean
+        floor = jnp.maximum(floor, (4 * _eps(state)) ** 2 * jnp.sum(sums.mean**2))
+    square = _square(sums.unit, state)
+    return Eigenvalues(_narrow(values * square, state), _narrow(floor * square, state))
 
 
 def _rows(state: Moments, x: Any, weights: Any) -> tuple[Array, Array]:
