@@ -177,6 +177,9 @@ def test_the_bare_recurrence_makes_copies_that_share_the_weight():
     np.testing.assert_allclose(bare.cdf(at).value, kept.cdf(at).value, atol=0.02)
     share = [jnp.where(d.nodes > 10, d.weights, 0).sum(axis=1) for d in (kept, bare)]
     np.testing.assert_allclose(*share, rtol=1e-3)
+    # A basis that does not fit is not kept.
+    tight = spectral_density(op, KEY, probes=2, steps=60, memory=60 * 202 * 4 - 1)
+    np.testing.assert_array_equal(tight.nodes, bare.nodes)
 
 
 def test_the_bare_recurrence_is_that_of_the_basis_while_it_is_orthogonal():

@@ -3,6 +3,7 @@
 from functools import cache, partial
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -423,6 +424,72 @@ def test_gradient_of_a_function_of_an_eigenspace_is_right_though_its_vectors_are
 def test_misuse_names_the_argument_and_the_fix(options, message):
     with pytest.raises(ValueError, match=message):
         eigsh(dense_operator(jnp.eye(N)), **options)
+
+
+# Two passes, without a basis
+
+
+def dense(values, dtype="float64"):
+    return dense_operator(jnp.asarray(rotated(values)[0], dtype))
+
+
+def outlying(n=300):
+    """Both tails stand out of a bulk, as in a Hessian."""
+    return np.r_[[-3.0, -2.0], np.linspace(0, 1, n - 6), [5.0, 8.0, 13.0, 21.0]]
+
+
+@pytest.mark.parametrize("dtype, atol", [("float32", 1e-4), ("float64", 1e-9)])
+def test_without_a_basis_the_same_pairs_are_found(dtype, atol):
+    op = dense(outlying(), dtype)
+    result = eigsh(op, 6, which="BE", tol=1e-4, memory=11 * 300 * op.dtype.itemsize)
+    assert result.converged.all() and result.values.dtype == dtype
+    np.testing.assert_allclose(result.values, [-3, -2, 0, 21, 13, 8], atol=10 * atol)
+
+
+def test_copies_that_the_bare_recurrence_makes_count_once():
+    """With a tolerance at rounding it goes on long after the first pairs have converged."""
+    values = outlying()
+    values[:2] = [0.0, 1.0]
+    op = dense(values, "float32")
+    result = eigsh(op, 4, which="LA", tol=1e-7, memory=9 * 300 * 4)
+    assert result.matvecs > 60
+    np.testing.assert_allclose(result.values, [21, 13, 8, 5], rtol=1e-5)
+    gram = np.asarray(result.vectors).T @ result.vectors
+    np.testing.assert_allclose(gram, np.eye(4), atol=1e-4)
+
+
+@pytest.mark.parametrize("memory", [9, 60])
+def test_memory_limits_the_basis_and_residuals_stay_honest(memory):
+    a = jnp.asarray(rotated(outlying())[0])
+    result = eigsh(dense_operator(a), 4, which="LA", memory=memory * 300 * 8)
+    assert result.converged.all()
+    np.testing.assert_allclose(result.values, [21, 13, 8, 5], atol=1e-9)
+    residuals = np.linalg.norm(a @ result.vectors - result.vectors * result.values, axis=0)
+    np.testing.assert_allclose(result.residuals, residuals, rtol=1e-3, atol=1e-11)
+    wide = jax.make_jaxpr(lambda a: eigsh(dense_operator(a), 4, memory=memory * 300 * 8))(a)
+    shapes = {v.aval.shape for e in equations(wide.jaxpr) for v in e.outvars if v.aval.ndim == 2}
+    held = max(min(shape) for shape in shapes if 300 in shape and shape != (300, 300))
+    assert held <= memory
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def test_without_a_basis_too_few_products_are_told():
+    result = eigsh(dense(np.linspace(0, 1, 300)), 2, memory=7 * 300 * 8, max_matvecs=40)
+    assert not result.converged.any() and result.matvecs <= 40
+    assert jnp.isfinite(result.values).all()
+
+
+def test_memory_too_small_names_what_it_takes():
+    with pytest.raises(ValueError, match="memory=100: 3 pairs of 60 numbers take 3840 bytes"):
+        eigsh(dense_operator(jnp.eye(60)), 3, memory=100)
+    with pytest.raises(ValueError, match="memory is set, but lobpcg"):
+        eigsh(dense_operator(jnp.eye(60)), 1, method="lobpcg", memory=10**6)
 
 
 # lanczos

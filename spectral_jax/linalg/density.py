@@ -143,7 +143,7 @@ class Density(NamedTuple):
         )
 
 
-@partial(jax.jit, static_argnames=("probes", "steps", "reorthogonalise", "batch_size"))
+@partial(jax.jit, static_argnames=("probes", "steps", "reorthogonalise", "memory", "batch_size"))
 def spectral_density(
     op: SymmetricOperator,
     key: PRNGKeyArray,
@@ -152,6 +152,7 @@ def spectral_density(
     steps: int = 100,
     deflate: Float[Array, "n d"] | None = None,
     reorthogonalise: bool = True,
+    memory: int | None = None,
     batch_size: int = 1,
 ) -> Density:
     """Estimate the spectral density of ``op`` from ``probes`` runs of ``steps`` Lanczos steps.
@@ -175,6 +176,8 @@ def spectral_density(
         Without, memory is ``3 n`` and time that of the products alone. Converged nodes then appear
         in copies that share their weight: density and moments stay right, but some of the ``steps``
         nodes are spent on copies.
+      memory: bytes that the bases may take, of all probes that run together; where they take more,
+        none is kept, as without ``reorthogonalise``.
       batch_size: probes that run together, as one product with a block a step, with as many bases
         in memory; 1 takes one after another. Raise it where a product with a block costs little
         more than with a vector, as on accelerators.
@@ -189,8 +192,8 @@ def spectral_density(
 
     Works under ``jit`` and ``vmap``; not differentiable where nodes coincide (breakdown). The
     operator may have any scale from 1e-30 to 1e30 in float32. NaN in it is NaN in every node and
-    weight. Raises ``ValueError`` if ``probes``, ``steps`` or ``batch_size`` is below 1 or no
-    integer, and for a ``deflate`` that is not columns of the operator's size, fewer than ``n``.
+    weight. Raises ``ValueError`` if a count is below 1 or no integer, and for a ``deflate`` that is
+    not columns of the operator's size, fewer than ``n``.
     matfree (``funm.monte_carlo_funm_sym`` on ``decomp.tridiag_sym``) integrates one given function
     with the same rules, and brings gradients of its own; it returns no nodes, divides by zero at a
     breakdown, and reads the whole basis four times a step where two reads of the filled part do.
@@ -211,9 +214,11 @@ def spectral_density(
     fixed = _deflated(op, deflate)
     steps = min(count("steps", steps), op.size - fixed.shape[1])
     rest = project(op, fixed) if fixed.shape[1] else op
+    bases = min(batch_size, probes) * steps * op.size * jnp.dtype(op.dtype).itemsize
+    keep = reorthogonalise and (memory is None or bases <= count("memory", memory))
 
     def rule(start):
-        if reorthogonalise:
+        if keep:
             t = lanczos(op, start, steps, deflate=fixed)
             return _gauss(t.alpha, t.beta, t.rank)
         return _gauss(*three_term(rest, start, steps))

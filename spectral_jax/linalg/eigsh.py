@@ -27,10 +27,14 @@ from spectral_jax.linalg.subspace import (
     orthogonalise,
     unit,
 )
-from spectral_jax.linalg.thick_restart import thick_restart
+from spectral_jax.linalg.thick_restart import least_vectors, thick_restart
+from spectral_jax.linalg.two_pass import BESIDES, two_pass
 
 
-@partial(jax.jit, static_argnames=("k", "which", "tol", "max_matvecs", "method", "probe_steps"))
+@partial(
+    jax.jit,
+    static_argnames=("k", "which", "tol", "max_matvecs", "method", "probe_steps", "memory"),
+)
 def eigsh(
     op: SymmetricOperator,
     k: int = 1,
@@ -44,6 +48,7 @@ def eigsh(
     max_matvecs: int = 1000,
     method: Literal["auto", "lobpcg", "lanczos"] = "auto",
     probe_steps: int = 8,
+    memory: int | None = None,
 ) -> EigResult:
     """The ``k`` smallest (``SA``) or largest (``LA``) eigenpairs of ``op``, from products alone.
 
@@ -75,6 +80,12 @@ def eigsh(
         answer (at most 24). If they see a better value, the search goes on from there.
         From a wrong eigenvector as start, 6 steps let no wrong pair pass for 480 network
         Laplacians; 3 are enough for a start with a part in the wanted vector (0 of 480).
+      memory: bytes for the vectors of ``lanczos``; 64 MiB if None, or what ``2 k + 21`` vectors
+        take. Where those do not fit, no basis is kept: the recurrence runs twice, the second time
+        to add up the wanted vectors, in ``k + 5`` vectors of memory and up to 1000 steps. That is
+        for few pairs of a very large operator. Lost are half the products, the look for copies of
+        repeated eigenvalues, and orthogonality beyond that of vectors with these residuals; what
+        the recurrence finds again for want of it counts once (``two_pass.py``).
 
     One Krylov space holds one vector of a repeated eigenvalue. For ``k > 1`` ``lanczos`` therefore
     ends with a look for further copies, with a chance of 1e-4 to overlook one.
@@ -93,7 +104,8 @@ def eigsh(
     no derivative that is right.
 
     Raises ``ValueError`` for an impossible ``k``, ``which``, ``method``, ``tol`` or start block,
-    and for ``max_matvecs`` that are not enough to start and to certify (``k + 2`` for ``lanczos``).
+    and for ``max_matvecs`` that are not enough to start and to certify (``k + 2`` for ``lanczos``,
+    ``3 k`` without a basis), and ``memory`` that does not hold the vectors wanted.
     Sources: Knyazev 2001 (LOBPCG), in the orthogonal basis of Hetmaniuk & Lehoucq 2006;
     Wu & Simon 2000 (thick-restart Lanczos).
 
@@ -108,12 +120,16 @@ def eigsh(
         x if x is None else working(x, name).astype(op.dtype) for name, x in inputs.items()
     )
     k, chosen = _check(op, k, which, v0, v0_images, deflate, preconditioner, method)
+    if memory is not None:
+        if method == "lobpcg" or preconditioner is not None:
+            raise ValueError("memory is set, but lobpcg has no basis to fit: use method='lanczos'")
+        chosen = _fitting(op, k, deflate, count("memory", memory))
     max_matvecs = count("max_matvecs", max_matvecs, least=_least(k, chosen, v0, v0_images))
     probe_steps = count("probe_steps", probe_steps)
     tol = float(jnp.finfo(op.dtype).eps) ** 0.5 if tol is None else tolerance("tol", tol)
     # The default start has a part in every eigenvector, and needs no probe.
     probe = probe_steps if v0 is not None else 0
-    options = _Options(_ends(k, which), tol, max_matvecs, chosen, probe)
+    options = _Options(_ends(k, which), tol, max_matvecs, chosen, probe, memory)
     start = None if v0 is None else (v0, v0_images)
     return _compiled_pairs(options, op, start, deflate, preconditioner)
 
@@ -126,6 +142,7 @@ class _Options(NamedTuple):
     max_matvecs: int
     method: str
     probe_steps: int
+    memory: int | None
 
 
 def _ends(k: int, which: str) -> tuple[tuple[int, int], ...]:
@@ -137,14 +154,16 @@ def _ends(k: int, which: str) -> tuple[tuple[int, int], ...]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pairs(options, op, start, deflate, preconditioner) -> EigResult:
-    ends, tol, max_matvecs, method, probe_steps = options
+    ends, tol, max_matvecs, method, probe_steps, memory = options
     fixed = jnp.zeros((op.size, 0), op.dtype) if deflate is None else deflate
     search = Search(op, ends, fixed, tol, max_matvecs)
     block, images = _start_block(op, search.k, start)
     if method == "lobpcg":
         precondition = _as_function(preconditioner)
         return lobpcg(search, block, images, precondition, probe_steps=probe_steps)
-    return thick_restart(search, block)
+    if method == "two-pass":
+        return two_pass(search, block)
+    return thick_restart(search, block, memory)
 
 
 def _start_block(op: SymmetricOperator, k: int, start) -> tuple[Array, Array | None]:
@@ -231,10 +250,26 @@ _compiled_pairs = jax.jit(_pairs, static_argnums=0)
 
 def _least(k: int, method: str, v0, v0_images) -> int:
     """The least ``max_matvecs`` that give an answer: products with the start, and to certify."""
+    if method == "two-pass":
+        return 3 * k
     if method == "lanczos":
         return k + 2
     columns = 0 if v0 is None else v0.size // v0.shape[0]
     return k + (max(k, columns) if v0_images is None else 0)
+
+
+def _fitting(op, k: int, deflate, memory: int) -> str:
+    """The Lanczos that fits into so many bytes: with a basis, or in two passes without."""
+    row = op.size * jnp.dtype(op.dtype).itemsize
+    free = op.size - (0 if deflate is None else deflate.shape[1])
+    if memory >= row * least_vectors(k, free):
+        return "lanczos"
+    if memory < (least := row * (k + BESIDES)):
+        raise ValueError(
+            f"memory={memory}: {k} pairs of {op.size} numbers take {least} bytes without a basis, "
+            f"{row * least_vectors(k, free)} with one"
+        )
+    return "two-pass"
 
 
 def _check(op, k, which, v0, v0_images, deflate, preconditioner, method) -> tuple[int, str]:

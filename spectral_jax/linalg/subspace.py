@@ -18,6 +18,8 @@ from spectral_jax.linalg.operators import SymmetricOperator, transposed_product
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.scale import holds_digits
 
+GENERIC_PART = 0.1  # of a start, see `mixed_start`
+
 
 class EigResult(NamedTuple):
     """Eigenpairs, best first (``SA`` ascending, ``LA`` descending), and how far to trust them.
@@ -94,6 +96,16 @@ class Search(NamedTuple):
         exists = jnp.sum(vectors**2, axis=0) > 0.5
         converged = exists & self.converged(values, residuals, scale)
         return EigResult(values, vectors, residuals, converged, spent + self.k)
+
+
+def mixed_start(block: Array, fixed: Array) -> Array:
+    """A unit vector outside the rows ``fixed`` from columns to start with: their sum, and a tenth
+    of a generic vector, since Lanczos never finds a vector of which its start has no part at all.
+    """
+    n, dtype = block.shape[0], block.dtype
+    generic = unit_rows(generic_vectors(n, 1, dtype, stream=2).T)[0]
+    mixed = unit_rows(jnp.sum(unit_rows(block.T), axis=0)[None])[0] + GENERIC_PART * generic
+    return unit_rows(off_rows(mixed, fixed)[None])[0]
 
 
 def restored(result: EigResult, factor: Array) -> EigResult:

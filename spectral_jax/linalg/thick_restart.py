@@ -28,6 +28,7 @@ from spectral_jax.linalg.subspace import (
     Search,
     best_pairs,
     generic_vectors,
+    mixed_start,
     mm,
     off_rows,
     off_rows_checked,
@@ -45,9 +46,6 @@ STRIDE, STRIDE_MOST = 16, 32
 # The rate of convergence is an average over past checks; after 8 more products the old average
 # counts one half.
 MEMORY = 8
-# The start is a tenth of a generic vector beside the one given, since Lanczos never finds a vector
-# of which the start has no part at all.
-GENERIC_PART = 0.1
 # Shares of the residual that is allowed: what the recurrence must predict, and how far the measured
 # one may be from that prediction.
 PROMISED, DRIFT = 0.9, 0.1
@@ -138,38 +136,44 @@ class _Look(NamedTuple):
     matvecs: Array
 
 
-def thick_restart(search: Search, start: Array) -> EigResult:
+def least_vectors(k: int, free: int) -> int:
+    """How many vectors this takes at least: the smallest basis, and the vector after it."""
+    return min(free, 2 * k + EXTRA_LEAST) + 1
+
+
+def thick_restart(search: Search, start: Array, memory: int | None = None) -> EigResult:
     """Solve from the sum of the columns of ``start``, restarting with the best Ritz vectors.
+
+    The basis takes at most ``memory`` bytes, which must be enough for `least_vectors`.
 
     When several pairs have converged, a look at the complement of the basis counts copies of
     repeated eigenvalues. If it shows a better value, the search continues from there, beside the
     pairs found.
     """
-    return _Solver(search).solve(start)
+    return _Solver(search, memory).solve(start)
 
 
 class _Solver:
     """The parts of the solver; sizes that are static under ``jit`` are decided on construction."""
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, memory: int | None) -> None:
         self.search, self.fixed = search, search.fixed.T
         self.op: SymmetricOperator = search.op
         k, free, self.dtype = search.k, search.free_dimension, search.op.dtype
         row = search.op.size * jnp.dtype(self.dtype).itemsize
         # `keep` Ritz vectors survive a restart: the wanted ones, and a third of the room beyond
         # them, since the pairs next to the wanted ones decide how fast those converge.
-        self.size = min(free, max(2 * k + EXTRA_LEAST, min(BASIS_MOST, BASIS_BYTES // row)))
+        most = (BASIS_BYTES if memory is None else memory - row) // row
+        self.size = min(free, max(2 * k + EXTRA_LEAST, min(BASIS_MOST, most)))
         self.keep = min(k + (self.size - k) // 3, self.size - 1)
         self.signs, self.places = _places(search.ends, self.keep - k)
 
     def solve(self, start: Array) -> EigResult:
         """Rounds of searching and looking until nothing better is known or products are spent."""
-        generic = GENERIC_PART * unit_rows(self.fresh(0)[None])[0]
-        mixed = unit_rows(jnp.sum(unit_rows(start.T), axis=0)[None])[0] + generic
         first = jnp.zeros((self.size + 1, self.op.size), self.dtype)
         zero, scale = jnp.zeros((), jnp.int32), jnp.zeros((), self.dtype)
         projected = jnp.zeros((self.size + 1, self.size), self.dtype)
-        first = first.at[0].set(self.outside(mixed, self.fixed))
+        first = first.at[0].set(mixed_start(start, self.fixed))
         krylov = _Krylov(first, projected, zero, scale, scale, zero)
         nothing, no = jnp.zeros(self.search.k, self.dtype), jnp.array(False)
         answer = _Answer(nothing, first[: self.search.k], nothing, first[0], no, no, ~no)
