@@ -12,7 +12,7 @@ from typing import Any
 from experiments.config import ExperimentConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.training.measures import bulk, penalty, spectra, tails
+from experiments.training.measures import bulk, curvature, penalty, spectra, tails
 from experiments.training.program import TrainState
 from experiments.training.task import Data
 from models import Network
@@ -22,6 +22,7 @@ Measure = Callable[[ExperimentConfig, Network], Taken]
 
 MEASURES: dict[str, Measure] = {
     "bulk": bulk.measure,
+    "curvature": curvature.measure,
     "penalty": penalty.measure,
     "spectra": spectra.measure,
     "tails": tails.measure,
