@@ -409,6 +409,16 @@ def test_empirical_is_made_of_the_gradients_of_items():
     assert corrected.logdet().value == -jnp.inf
 
 
+def centred(p, x):
+    return (x - jnp.mean(x, axis=0)) @ p["last"].T
+
+
+def test_a_model_that_mixes_examples_has_no_factors():
+    data = RNG.standard_normal((4, 3)), RNG.standard_normal((4, 2))
+    op = kfac(centred, SquaredError(), {"last": DEEP_LINEAR["last"]}, data)
+    assert jnp.isnan(op.eigenvalues()).all()
+
+
 @pytest.mark.parametrize("option", [{"fisher": "mc"}, {"sharing": "none"}, {"micro_batch": 0}])
 def test_options_that_make_no_sense_are_named(option):
     data = jnp.ones((2, 4)), jnp.ones((2, 2))

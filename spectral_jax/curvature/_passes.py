@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import count
@@ -25,8 +25,10 @@ from spectral_jax.curvature._batches import (
     take,
 )
 from spectral_jax.curvature._products import check_precision, outputs_of
+from spectral_jax.curvature._rows import Rows
 from spectral_jax.curvature._subset import Subset, Where, select
 from spectral_jax.curvature._taps import Backward, Model, Taps, taps
+from spectral_jax.curvature.kernel import COMPARED, outputs_are_apart
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import check_loss
 
@@ -143,6 +145,14 @@ def over_batches(
     like = jax.eval_shape(of_batch, at, *take(given.batches, 0))
     _, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like))
     return unravel(add_up(problem.layout, of_batch, at, given.batches))
+
+
+def examples_are_apart(problem: Problem, given: Given) -> Bool[Array, ""]:
+    """Whether no example's outputs depend on others; compared for a few of them."""
+    inputs, _, _ = given.batches.examples
+    few = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:COMPARED], inputs)
+    rows = Rows(problem.model, problem.loss, "hessian", problem.subset)
+    return outputs_are_apart(rows, (given.point.chosen, given.point.others), few)
 
 
 def tapped_at(problem: Problem, point: Point, inputs: PyTree) -> Taps:

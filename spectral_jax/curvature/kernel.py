@@ -196,7 +196,20 @@ def examples_are_apart(problem: Problem) -> Bool[Array, ""]:
     Not those of a model that normalises by its batch, nor if they are NaN.
     """
     few = jax.tree.map(lambda x: x[:COMPARED], problem.data[0])
-    return _apart(problem.rows, problem.params, few)
+    return outputs_are_apart(problem.rows, problem.params, few)
+
+
+@partial(jax.jit, static_argnames="rows")
+def outputs_are_apart(rows: Rows, params: Parts, few: PyTree) -> Bool[Array, ""]:
+    """Whether some inputs have the same outputs together and one by one."""
+    together = rows.outputs(*params, few)
+
+    def single(example: PyTree) -> Array:
+        return rows.outputs(*params, jax.tree.map(lambda x: x[None], example))[0]
+
+    alone = jax.vmap(single)(few)
+    least = jnp.sqrt(jnp.finfo(together.dtype).eps) * jnp.max(jnp.abs(alone))
+    return jnp.all(jnp.abs(together - alone) <= least)
 
 
 def spectrum_of(
@@ -259,18 +272,6 @@ def _mapped_back(
         here = jnp.pad(here, [(0, 0), (0, missing)] + [(0, 0)] * (here.ndim - 2))
         total = total + _combined(problem.rows, problem.params, data, shares, here)
     return (total / jnp.sqrt(values[:, None])).T
-
-
-@partial(jax.jit, static_argnames="rows")
-def _apart(rows: Rows, params: Parts, few: PyTree) -> Bool[Array, ""]:
-    together = rows.outputs(*params, few)
-
-    def single(example: PyTree) -> Array:
-        return rows.outputs(*params, jax.tree.map(lambda x: x[None], example))[0]
-
-    alone = jax.vmap(single)(few)
-    least = jnp.sqrt(jnp.finfo(together.dtype).eps) * jnp.max(jnp.abs(alone))
-    return jnp.all(jnp.abs(together - alone) <= least)
 
 
 @partial(jax.jit, static_argnames="rows")

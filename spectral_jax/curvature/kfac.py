@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from spectral_jax.curvature._passes import (
     Fisher,
     Given,
     Problem,
+    examples_are_apart,
     over_batches,
     problem_of,
     tapped_at,
@@ -43,6 +44,7 @@ from spectral_jax.curvature.kronecker import (
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.linalg.subspace import mm
 
+Sums = TypeVar("Sums")
 Sharing: TypeAlias = Literal["expand", "reduce"]
 
 # What a model and a rotation lose of a gradient, in units of the rounding of its dtype.
@@ -80,8 +82,8 @@ def kfac(
     uses; that uses meet in ``C`` is left out (and put back into the diagonal by `ekfac`).
 
     Args:
-      model: ``(params, inputs) -> outputs [n, *positions, c]``; static, like the loss. An
-        example's outputs must not depend on other examples.
+      model: ``(params, inputs) -> outputs [n, *positions, c]``; static, like the loss. If the
+        outputs of an example depend on others, as with batch norm in training mode, all is NaN.
       loss: one of this room's.
       params: a pytree; vectors of the result are ``ravel_pytree(params)``.
       data: ``(inputs, targets)`` with a leading axis of ``n`` examples.
@@ -181,6 +183,7 @@ def ekfac(
     return _ekfac(problem, given, basis)
 
 
+@jax.default_matmul_precision("highest")
 @partial(jax.jit, static_argnums=(0, 1))
 def _kfac(problem: Problem, sharing: Sharing, given: Given) -> KroneckerOperator:
     blocks = _blocks(problem, given)
@@ -192,10 +195,11 @@ def _kfac(problem: Problem, sharing: Sharing, given: Given) -> KroneckerOperator
         )
         return entering, returning
 
-    sums = over_batches(problem, given, factors)
-    return KroneckerOperator(tuple(map(_kronecker_block, blocks, *sums)))
+    entering, returning = _known(problem, given, over_batches(problem, given, factors))
+    return KroneckerOperator(tuple(map(_kronecker_block, blocks, entering, returning)))
 
 
+@jax.default_matmul_precision("highest")
 @partial(jax.jit, static_argnums=0)
 def _ekfac(problem: Problem, given: Given, basis: KroneckerEigenbasis) -> KroneckerEigenbasis:
     blocks = _blocks(problem, given)
@@ -208,8 +212,14 @@ def _ekfac(problem: Problem, given: Given, basis: KroneckerEigenbasis) -> Kronec
             lambda backward: [_squares(b, own, batch.tapped, backward) for b, own in pairs]
         )
 
-    values = over_batches(problem, given, squares, basis)
+    values = _known(problem, given, over_batches(problem, given, squares, basis))
     return basis.with_values(list(map(_above_rounding, basis.blocks, values)))
+
+
+def _known(problem: Problem, given: Given, sums: Sums) -> Sums:
+    """Sums over examples, NaN if outputs depend on who else is in a batch: they mean nothing."""
+    apart = examples_are_apart(problem, given)
+    return jax.tree.map(lambda x: jnp.where(apart, x, jnp.nan), sums)
 
 
 def _blocks(problem: Problem, given: Given) -> tuple[Block, ...]:
