@@ -26,7 +26,7 @@ from spectral_jax.curvature._batches import (
 )
 from spectral_jax.curvature._products import check_precision, outputs_of
 from spectral_jax.curvature._rows import Rows
-from spectral_jax.curvature._subset import Subset, Where, select
+from spectral_jax.curvature._subset import Subset, Where, names_of, select
 from spectral_jax.curvature._taps import Backward, Model, Taps, taps
 from spectral_jax.curvature.kernel import COMPARED, outputs_are_apart
 from spectral_jax.curvature.losses import Loss
@@ -118,16 +118,15 @@ def problem_of(
     outputs = outputs_of(model, params, one_batch(inputs, m))
     jax.eval_shape(loss.value, outputs, one_batch(targets, m))  # refuses targets by name
     subset, chosen, others = select(params, where)
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    names = [name for name, here in zip(names, subset.chosen, strict=True) if here]
+    pairs = zip(names_of(params), subset.chosen, strict=True)
+    names = tuple(name for name, here in pairs if here)
     mask = loss.mask(targets).astype(subset.dtype)
     examples = inputs, targets, jnp.arange(n)
     batches, layout = split(examples, mask, weight, m, False, params)
     given = Given(Point(chosen, others, key), batches)
     check_precision(subset, given)
     samples = count("samples", samples)
-    return Problem(model, loss, fisher, samples, subset, tuple(names), layout), given
+    return Problem(model, loss, fisher, samples, subset, names, layout), given
 
 
 def over_batches(
