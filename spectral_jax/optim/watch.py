@@ -82,7 +82,7 @@ def watch(
     every: int,
     what: Sequence[What] = ("lambda_max",),
     learning_rate: Strength | None = None,
-    matvecs: int = 8,
+    matvecs: int = 6,
 ) -> optax.GradientTransformationExtraArgs:
     """Measure the curvature of ``loss`` at every ``every``-th step; updates pass unchanged.
 

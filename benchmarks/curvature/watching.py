@@ -1,0 +1,106 @@
+"""What watching curvature adds to an epoch of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.harness import Table, Target, Timing, interleaved, ratio_of, row
+from models import Network, network
+from spectral_jax.curvature import SoftmaxCrossEntropy, objective
+from spectral_jax.optim import watch
+
+RATE = 0.05
+TARGETS = {"lambda_max": Target("<=", 0.05), "critical_sharpness": Target("<=", 0.01)}
+WATCHED = (*TARGETS, "trace")
+Tree = Any
+
+
+class Size(NamedTuple):
+    """Images in an epoch, in a batch, and steps that are timed."""
+
+    examples: int
+    batches: tuple[int, ...]
+    steps: int
+    rounds: int
+
+
+FULL = Size(60_000, (100, 500), 20, 5)
+SMOKE = Size(40, (20,), 2, 1)
+
+
+def table(smoke: bool) -> Table:
+    """What one look at the curvature costs, in epochs of LeNet."""
+    size = SMOKE if smoke else FULL
+    net = network("lenet", input_shape=(28, 28, 1), classes=10)
+    rows = [line for batch in size.batches for line in _compared(net, size, batch)]
+    note = (
+        "LeNet, random images of 28 x 28, plain SGD, all cores, one compiled step called from "
+        "Python (inside a compiled loop XLA runs convolutions many times slower on a CPU). An "
+        f"epoch is {size.examples} images. Ours: {size.steps} steps with `optim.watch` measuring "
+        "at each, on its batch; peer: the same steps without. The ratio is what one measurement "
+        "adds to an epoch in which it happens once. Not due: the steps between."
+    )
+    return Table("Watching curvature once an epoch", note, rows)
+
+
+def _compared(net: Network, size: Size, batch: int) -> list[tuple[str, ...]]:
+    epoch = size.examples // batch
+    run = partial(_steps, net, _examples(batch), size.steps)
+    calls = {"alone": run(None, 1), "not due": run("lambda_max", size.steps + 1)}
+    calls |= {name: run(name, 1) for name in WATCHED}
+    times: dict[str, Timing] = interleaved(calls, repeats=size.rounds)
+    alone = times.pop("alone")
+    idle = times.pop("not due")
+    lines = [row(f"steps of {batch}, not due", idle, alone, f"{ratio_of(idle, alone):.3f}")]
+    for name, timing in times.items():
+        share = (ratio_of(timing, alone) - 1) / epoch
+        what = f"{name} on {batch} images, of {epoch} steps"
+        lines.append(row(what, timing, alone, f"{share:.4f}", TARGETS.get(name), share))
+    return lines
+
+
+def _examples(count: int) -> tuple[jax.Array, jax.Array]:
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.random((count, 28, 28, 1)), jnp.float32)
+    return x, jnp.asarray(random.integers(0, 10, count), jnp.int32)
+
+
+def _steps(
+    net: Network, batch: Tree, steps: int, what: str | None, every: int
+) -> Callable[[], Tree]:
+    """So many bare Optax steps, from the same parameters every time."""
+    loss = objective(partial(_outputs, net), SoftmaxCrossEntropy())
+    parts = [optax.sgd(RATE)]
+    if what is not None:
+        parts.append(watch(loss, every=every, what=(what,), learning_rate=RATE))
+    tx = optax.chain(*parts)
+
+    @jax.jit
+    def step(params: Tree, state: Tree):
+        grads = jax.grad(lambda params: loss(params, batch).mean())(params)
+        updates, state = tx.update(grads, state, params, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    start, _ = net.init(jax.random.key(0))
+    first = tx.init(start)
+    # The measurement at step 0 is not one of the steps that are not due.
+    begun = jax.block_until_ready(step(start, first))
+
+    def run() -> Tree:
+        params, state = begun
+        for _ in range(steps):
+            params, state = step(params, state)
+        return jax.block_until_ready(params)
+
+    return run
+
+
+def _outputs(net: Network, params: Tree, inputs: jax.Array) -> jax.Array:
+    return net.apply(params, {}, inputs)[0]
