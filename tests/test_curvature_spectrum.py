@@ -105,6 +105,17 @@ def test_both_routes_pieces_and_subsets_have_the_eigenvalues_of_the_operator():
         assert (np.abs(expected[6:]) <= found.floor).all()
 
 
+def test_pieces_that_do_not_fit_are_computed_again():
+    n, p = 17, 60
+    x = normal(0, n, p)
+    matrix_alone = 3 * 8 * n**2
+    found = ggn_spectrum(
+        linear, SQUARED, np.ones((p, 1)), (x, np.ones((n, 1))), memory=matrix_alone
+    )
+    expected = np.linalg.eigvalsh(2 / n * x @ x.T)[::-1]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-12)
+
+
 def test_at_zero_weights_a_softmax_repeats_the_spectrum_of_the_inputs():
     x, classes = normal(0, 9, 4), 3
     found = ggn_spectrum(linear, SOFTMAX, np.zeros((4, classes)), (x, np.zeros(9, int)))

@@ -96,16 +96,18 @@ def route_of(problem: Problem, route: str, *, matrices: int = 1) -> Route:
     chosen: Route = "kernel" if route == "kernel" else "parameter"
     if route == "auto":
         chosen = "kernel" if sizes["kernel"] <= sizes["parameter"] else "parameter"
-    needed = {name: (COPIES + matrices - 1) * 8 * size**2 for name, size in sizes.items()}
+    # Several are held twice while they are compared with each other.
+    copies = COPIES + 2 * (matrices - 1)
+    needed = {name: copies * 8 * size**2 for name, size in sizes.items()}
     if needed[chosen] > problem.memory:
-        raise ValueError(_beyond(problem, chosen, needed))
+        raise ValueError(_beyond(problem, chosen, needed, matrices == 1))
     return chosen
 
 
-def _beyond(problem: Problem, route: Route, needed: dict[Route, int]) -> str:
+def _beyond(problem: Problem, route: Route, needed: dict[Route, int], choice: bool) -> str:
     other: Route = "parameter" if route == "kernel" else "kernel"
     ways = [f"memory={needed[route]}"]
-    if needed[other] <= problem.memory:
+    if choice and needed[other] <= problem.memory:
         ways.append(f"route={other!r}, which needs {needed[other]}")
     size = problem.sizes[route]
     fewer = isqrt(problem.memory * size**2 // needed[route]) // problem.of_each

@@ -37,7 +37,6 @@ class Blocks(NamedTuple):
     outside: Float[Array, ""]
 
 
-@jax.default_matmul_precision("highest")
 def ggn_blocks(
     model: Model,
     loss: Loss,
@@ -75,8 +74,10 @@ def ggn_blocks(
     )
     blocks = _numbered(problem.rows.subset, params, block)
     route_of(problem, "kernel", matrices=len(blocks.sizes))
-    grams = grams_of(problem, blocks.of_leaf)
-    apart, rows = examples_are_apart(problem), problem.sizes["kernel"]
+    with jax.default_matmul_precision("highest"):
+        grams = grams_of(problem, blocks.of_leaf)
+        apart = examples_are_apart(problem)
+    rows = problem.sizes["kernel"]
     spectra = {
         name: spectrum_of(problem, gram, apart, min(rows, size))[0]
         for (name, size), gram in zip(blocks.sizes.items(), grams, strict=True)

@@ -146,20 +146,18 @@ def empirical_fisher_spectrum(
     return _spectrum(problem, route, vectors)
 
 
-@jax.default_matmul_precision("highest")
 def _spectrum(problem: Problem, route: str, vectors: int) -> Spectrum:
     chosen = route_of(problem, route)
     rank = min(problem.sizes.values())
     vectors = count("vectors", vectors, least=0, most=rank, why="what the rank allows")
-    matrix = matrix_of(problem, chosen)
-    spectrum, basis = spectrum_of(problem, matrix, examples_are_apart(problem), rank, vectors)
-    spectrum = dataclasses.replace(spectrum, route=chosen)
-    if not vectors:
-        return spectrum
-    if chosen == "kernel":
-        basis = _mapped_back(problem, spectrum.values[:vectors], basis)
-    basis = jnp.where(spectrum.values[:vectors] > spectrum.floor, basis, jnp.nan)
-    return dataclasses.replace(spectrum, vectors=basis)
+    with jax.default_matmul_precision("highest"):
+        matrix = matrix_of(problem, chosen)
+        apart = examples_are_apart(problem)
+        spectrum, basis = spectrum_of(problem, matrix, apart, rank, vectors)
+        if vectors and chosen == "kernel":
+            basis = _mapped_back(problem, spectrum.values[:vectors], basis)
+    found = jnp.where(spectrum.values[:vectors] > spectrum.floor, basis, jnp.nan)
+    return dataclasses.replace(spectrum, vectors=found if vectors else None, route=chosen)
 
 
 def problem_of(
@@ -218,21 +216,21 @@ def spectrum_of(
     """The spectrum of a matrix of inner products, and the first eigenvectors of that."""
     with problem.wide():
         values, basis = _solved(matrix, rank, vectors)
-        floor = floor_of(values, problem)
+        floor = floor_of(problem, values, len(matrix))
         exact = apart & jnp.all(jnp.isfinite(values))
         values = jnp.where(exact, values, jnp.nan).astype(problem.dtype)
         floor, basis = floor.astype(problem.dtype), basis.astype(problem.dtype)
     return Spectrum(values, floor, exact, None, rank, "kernel"), basis
 
 
-def floor_of(values: Float[Array, " r"], problem: Problem) -> Float[Array, ""]:
-    """Below it eigenvalues are rounding.
+def floor_of(problem: Problem, values: Float[Array, " r"], size: int) -> Float[Array, ""]:
+    """Below it eigenvalues of a matrix of that size are rounding.
 
-    Sums and eigensolver lose ``rows eps`` of the largest one. Rows come with an error ``E`` of some
+    Sums and eigensolver lose ``size eps`` of the largest one. Rows come with an error ``E`` of some
     roundings of the dtype that the model computes in, which moves singular values by up to ``|E|``
     and so hides eigenvalues below ``|E|^2``.
     """
-    sums = problem.sizes["kernel"] * jnp.finfo(values.dtype).eps * jnp.max(values)
+    sums = size * jnp.finfo(values.dtype).eps * jnp.max(values)
     return sums + (LOST * rounding(problem)) ** 2 * jnp.sum(values)
 
 
