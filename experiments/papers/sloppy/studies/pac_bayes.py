@@ -53,6 +53,7 @@ class Arm(NamedTuple):
       priors are paid for as if one were chosen among so many.
     """
 
+    dataset: str
     hidden: tuple[int, ...]
     scale: float
     epochs: int
@@ -68,7 +69,6 @@ class Arm(NamedTuple):
 def measure(
     run: Run,
     *,
-    dataset: str,
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,
     passes: int,
@@ -78,15 +78,16 @@ def measure(
 
     passes: over the examples, each with fresh draws, for the risk.
     """
-    data = load(dataset, preprocessing="unit")
     found = []
     for name, options in arms.items():
+        arm = Arm(**options)
+        data = load(arm.dataset, preprocessing="unit")
         rows = [
-            _stored(run, f"{name}-{seed}".replace(" ", "-"), data, Arm(**options), seed,
+            _stored(run, f"{name}-{seed}".replace(" ", "-"), data, arm, seed,
                     passes=passes, train_limit=train_limit)
             for seed in range(seeds)
         ]  # fmt: skip
-        run.log(f"pac-bayes: {name} is certified")
+        run.log(f"pac_bayes: {name} is certified")
         found.append(of_arrays("pac_bayes", name, {k: [row[k] for row in rows] for k in rows[0]}))
     return merge(found)
 
