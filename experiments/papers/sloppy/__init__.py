@@ -59,7 +59,7 @@ PAPER = Paper(
                     "seeds": 1, "passes": 3,
                     "arms": {
                         "data-free prior": {
-                            **DATA_FREE, "dataset": "digits", "hidden": (20,), "scale": 0.5,
+                            **DATA_FREE, "dataset": "digits", "hidden": (), "scale": 0.5,
                             "epochs": 60, "learning_rate": 0.03, "batch": 50,
                         },
                     },

@@ -208,8 +208,12 @@ def random_network(inputs: int, hidden: tuple[int, ...], classes: int, scale: fl
 
     def init(key):
         pairs = zip(jax.random.split(key, len(widths) - 1), widths[:-1], widths[1:], strict=True)
+        # Of variance one over the inputs; a normal draw takes XLA seconds to compile.
         mean = tuple(
-            {"kernel": jax.nn.initializers.lecun_normal()(k, (i, o)), "bias": jnp.zeros(o)}
+            {
+                "kernel": jax.random.uniform(k, (i, o), minval=-1) * (3 / i) ** 0.5,
+                "bias": jnp.zeros(o),
+            }
             for k, i, o in pairs
         )
         log_scale = jax.tree.map(lambda leaf: jnp.full_like(leaf, math.log(scale)), mean)
