@@ -60,9 +60,10 @@ def speed(size: Size) -> Table:
         "the mean, and centred and uncentred moments; NumPy's side is `y.T @ y` of "
         "`y = x.astype(float64)`, uncentred, of which its BLAS computes half (`syrk`). Whole "
         "numbers are multiplied in float32, exactly, by the same BLAS, at up to 1.8 times the "
-        "rate; there is no such way for other float32 numbers: those take the time of the product "
-        "in float64, without its float64 copy of the table (376 MB at full size). The error is the "
-        "largest of any uncentred moment, before rounding to float32, over the largest of them."
+        "rate, which is the most that can be had; other float32 numbers have no such way, and take "
+        "a tenth longer than the product in float64, but no float64 copy of the table (376 MB at "
+        "full size). The error is the largest of any uncentred moment, before rounding to float32, "
+        "over the largest of them."
     )
     return Table("Moments of a table, one core", note, rows)
 
