@@ -19,6 +19,7 @@ from spectral_jax.curvature import (
     hessian,
     logit_jacobian,
     objective,
+    stored,
 )
 
 SOFTMAX, SIGMOID, SQUARED = SoftmaxCrossEntropy(), SigmoidCrossEntropy(), SquaredError()
@@ -271,6 +272,18 @@ def test_a_second_operator_of_the_same_shapes_compiles_nothing(compilations):
     moved = parameters() | {"bias": normal(77, 2)}
     jax.block_until_ready(ggn(model, SQUARED, moved, data, micro_batch=3) @ v)
     assert len(compilations) == before
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3], ids=["whole", "micro-batches"])
+def test_stored_activations_give_the_same_products_and_share_programs(micro_batch, compilations):
+    data, v = (inputs(), targets(SOFTMAX)), jnp.asarray(normal(9, flat()[0].size))
+    loss = objective(model, SOFTMAX)
+    for bias in (0, 77):
+        before = len(compilations)
+        moved = parameters() | {"bias": normal(bias, 2)}
+        op = hessian(loss, moved, data, micro_batch=micro_batch)
+        np.testing.assert_allclose(stored(op) @ v, op @ v, rtol=1e-13)
+    assert len(compilations) == before  # the second time
 
 
 X, Y, W = np.ones((4, 2)), np.ones((4, 1)), np.ones((2, 1))

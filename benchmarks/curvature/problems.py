@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.gpt import GPT
-from models.lenet import LeNet
+from models import build
 from spectral_jax.curvature import SoftmaxCrossEntropy
 from spectral_jax.nnx import from_nnx
 
@@ -42,16 +41,15 @@ def dense(n: int, width: int, *, classes: int = 2) -> Problem:
 
 def lenet(n: int) -> Problem:
     """LeNet-5 on images of 28 x 28."""
-    network = LeNet(input_shape=(28, 28, 1), classes=10, rngs=nnx.Rngs(0))
+    network = build("lenet", input_shape=(28, 28, 1), classes=10, rngs=nnx.Rngs(0))
     inputs = np.float32(np.random.default_rng(0).uniform(size=(n, 28, 28, 1)))
     return _on_device("LeNet", *from_nnx(network), inputs, 10)
 
 
 def gpt(n: int, context: int, width: int, depth: int) -> Problem:
     """A GPT over the 65 characters of tiny Shakespeare."""
-    network = GPT(
-        input_shape=(context,), classes=65, width=width, depth=depth, heads=4, rngs=nnx.Rngs(0)
-    )
+    options = dict(width=width, depth=depth, heads=4)
+    network = build("gpt", input_shape=(context,), classes=65, rngs=nnx.Rngs(0), **options)
     inputs = np.random.default_rng(0).integers(65, size=(n, context))
     return _on_device(f"GPT, width {width}, depth {depth}", *from_nnx(network), inputs, 65)
 

@@ -23,7 +23,7 @@ class Size(NamedTuple):
     pairs: int
 
 
-FULL = Size(n=2000, width=600, top=100, images=1000, pairs=10)
+FULL = Size(n=2000, width=600, top=100, images=500, pairs=10)
 SMOKE = Size(n=12, width=4, top=3, images=6, pairs=2)
 COMPLETE, PAIRS = Target(">=", 50), Target(">=", 3)
 TOLERANCE = 1e-3

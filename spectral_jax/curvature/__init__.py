@@ -30,6 +30,7 @@ from spectral_jax.curvature.operators import (
     hessian,
     logit_jacobian,
 )
+from spectral_jax.curvature.stored import stored
 from spectral_jax.curvature.streams import StreamOperator, stream
 from spectral_jax.curvature.subspaces import displacement, overlap
 
@@ -61,5 +62,6 @@ __all__ = [
     "logit_jacobian",
     "objective",
     "overlap",
+    "stored",
     "stream",
 ]

@@ -13,6 +13,7 @@ from spectral_jax.curvature import (
     item_shares,
     logit_jacobian,
     objective,
+    stored,
 )
 from spectral_jax.linalg.precision import working
 from tests.cases.operators import normal
@@ -50,6 +51,11 @@ OF_SQUARES = {
     ),
     "hessian": (
         lambda w, x, y: hessian(objective(linear, SQUARED), working(w), (x, y), micro_batch=3),
+        lambda w, x, y: 2 / N * x.T @ x,
+        2,
+    ),
+    "stored": (
+        lambda w, x, y: stored(ggn(linear, SQUARED, working(w), (x, y), micro_batch=3)),
         lambda w, x, y: 2 / N * x.T @ x,
         2,
     ),
