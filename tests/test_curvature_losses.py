@@ -1,5 +1,7 @@
 """Losses of outputs: closed forms against automatic differentiation, where that has the digits."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ CASES = {
 }
 
 
-def textbook(loss, f, t):
+def textbook(loss, f, *, t):
     """The sum over items, as plainly as it can be written."""
     if loss == SQUARED:
         return jnp.sum((f - t) ** 2)
@@ -51,32 +53,33 @@ def textbook(loss, f, t):
 
 @pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
 def test_closed_forms_are_the_derivatives_of_the_textbook_formula(loss, targets):
-    f, t, v = outputs(), targets(), soft_labels()
-    value, gradient = jax.value_and_grad(lambda f: textbook(loss, f, t))(f)
-    curved = jax.jvp(jax.grad(lambda f: textbook(loss, f, t)), (f,), (v,))[1]
-    np.testing.assert_allclose(loss.value(f, t).sum(), value, rtol=1e-13)
-    np.testing.assert_allclose(loss.gradient(f, t), gradient, atol=1e-14)
-    np.testing.assert_allclose(loss.hessian_product(f, t, v), curved, atol=1e-14)
+    @jax.jit
+    def both(f, t, v):
+        plain = partial(textbook, loss, t=t)
+        gradient, curved = jax.jvp(jax.grad(plain), (f,), (v,))
+        ours = loss.value(f, t).sum(), loss.gradient(f, t), loss.hessian_product(f, t, v)
+        return ours, (plain(f), gradient, curved)
+
+    for got, expected in zip(*both(outputs(), targets(), soft_labels()), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
 def test_a_root_times_its_transpose_is_the_hessian(loss, targets):
-    f, t = outputs(), targets()
-    items, r = f.shape[:-1], loss.rank(C)
-    for column in jnp.eye(C):
-        u = jnp.broadcast_to(column, f.shape)
-        y = loss.root_transpose(f, t, u)
-        assert y.shape == (*items, r)
-        product = loss.root_product(f, t, y)
-        np.testing.assert_allclose(product, loss.hessian_product(f, t, u), atol=1e-15)
+    @jax.jit
+    def matrices(f, t):
+        """For each column of the identity, of outputs and of the root's columns."""
+        columns, r = jnp.eye(C), loss.rank(C)
+        spread = lambda column: jnp.broadcast_to(column, (*f.shape[:-1], column.size))  # noqa: E731
+        transpose = jax.vmap(lambda u: loss.root_transpose(f, t, spread(u)))(columns)
+        root = jax.vmap(lambda y: loss.root_product(f, t, spread(y)))(jnp.eye(r))
+        hessian = jax.vmap(lambda u: loss.hessian_product(f, t, spread(u)))(columns)
+        return root, transpose, hessian
 
-
-@pytest.mark.parametrize("loss, targets", CASES.values(), ids=CASES)
-def test_root_transpose_is_the_transpose(loss, targets):
-    f, t = outputs(), targets()
-    y = jax.random.normal(jax.random.key(3), (*f.shape[:-1], loss.rank(C)), "float64")
-    (u,) = jax.linear_transpose(lambda y: loss.root_product(f, t, y), y)(soft_labels())
-    np.testing.assert_allclose(u, loss.root_transpose(f, t, soft_labels()), atol=1e-14)
+    root, transpose, hessian = map(np.asarray, matrices(outputs(), targets()))
+    assert root.shape == (loss.rank(C), 2, 3, C)
+    np.testing.assert_allclose(root, np.einsum("aijr->rija", transpose), atol=1e-14)
+    np.testing.assert_allclose(np.einsum("rija,rijb->aijb", root, root), hessian, atol=1e-14)
 
 
 @pytest.mark.parametrize("top", range(3))

@@ -111,13 +111,12 @@ def linear(w, x):
 
 @partial(jax.jit, static_argnames="micro_batch")
 def products(data, index, *, micro_batch):
-    """Every kind of product with one vector."""
+    """Of a loss and of outputs, whose targets are drawn."""
     params, key = parameters(), jax.random.key(0)
     v = jnp.asarray(normal(9, flat()[0].size))
     sampled = dict(mode="mc", key=key, samples=2, index=index)
     return (
         hessian(objective(model, SOFTMAX), params, data, micro_batch=micro_batch) @ v,
-        ggn(model, SOFTMAX, params, data, micro_batch=micro_batch) @ v,
         fisher(model, SOFTMAX, params, data, micro_batch=micro_batch, **sampled) @ v,
     )
 
