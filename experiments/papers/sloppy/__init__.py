@@ -68,6 +68,7 @@ PAPER = Paper(
                 "paper": {**PAC_BAYES, "seeds": 8},
             },
             needs={"small": ["mnist", "mnist2"], "paper": ["mnist", "mnist2"]},
+            hours={"small": 0.2, "paper": 0.5},
         ),
     ),
     costs={
