@@ -42,6 +42,12 @@ def figures():
                 plots.Tail("b", np.arange(1.0, 9), np.arange(1.0, 7), np.nan, np.nan),
             ]
         ),
+        "density_by_decade": plots.density_by_decade(
+            np.logspace(-6, 0, 7),
+            np.array([np.nan, 0.0, 0.1, 0.2, 0.1, 0.0, 0.0]),
+            np.zeros(7),
+            resolved=np.arange(7) > 2,
+        ),
         "paired_differences": plots.paired_differences({"l1": rng.normal(size=4)}),
     }
 
@@ -130,3 +136,10 @@ def test_a_name_of_a_layer_is_no_formula():
     assert all("<svg" in plots.to_svg(figure) for figure in figures)
     (label,) = figures[0].axes[0].get_yticklabels()
     assert label.get_text() == r"a\$\nb^{\$c"
+
+
+def test_what_a_density_does_not_resolve_is_shaded_and_nothing_below_its_floor_drawn():
+    ax = figures()["density_by_decade"].axes[0]
+    (shade,) = ax.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == pytest.approx((1e-6, 1e-3))
+    assert np.isnan(ax.lines[0].get_ydata()[0]) and ax.get_xscale() == "log"

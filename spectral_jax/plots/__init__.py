@@ -9,6 +9,7 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
 
 from spectral_jax.plots.capacity import data_spectrum
 from spectral_jax.plots.comparison import paired_differences, strength_sweep
+from spectral_jax.plots.density import density_by_decade
 from spectral_jax.plots.farms import (
     rank_agreement,
     shape_bias,
@@ -26,6 +27,7 @@ __all__ = [
     "Interval",
     "Tail",
     "alphas_by_layer",
+    "density_by_decade",
     "data_spectrum",
     "fiedler_by_layer",
     "paired_differences",

@@ -57,7 +57,7 @@ def curvatures(
     probed = jnp.arange(min(PROBE_EXAMPLES, data.size))
 
     def one(trial: TrainState) -> dict[str, jax.Array]:
-        others = trial._replace(params=None, key=None), data.shared
+        others = trial._replace(params=None), data.shared
         examples = data.rows(probed, trial.hyper)
         given = {"weights": trial.params, "others": others}
         matrix = hessian(_Loss(task), given, examples, where=_is_weight)
