@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.capacity import effective_dimension, n_effective, sloppiness, spread
+from spectral_jax.linalg.precision import working
 from tests.contract import Case, Degenerate, exempt, register
 
 K = 8
@@ -61,7 +62,9 @@ register(
 register(
     Case(
         name="capacity.effective_dimension",
-        function=lambda values, epsilon: effective_dimension(values, n=2, epsilon=2 * epsilon),
+        function=lambda values, epsilon: effective_dimension(
+            values, n=2, epsilon=2 * working(epsilon)
+        ),
         make_inputs=eigenvalues_and_a_number,
         oracle=lambda values, epsilon: (np.sum(values > epsilon), np.sum(values > epsilon)),
         degree=0,
