@@ -1,4 +1,4 @@
-"""Sloppy data: what the causal experiment holds fixed, and that its evidence has the right sign."""
+"""Sloppy data: what each study holds fixed, and that its evidence has the right sign."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,18 @@ import pytest
 from experiments.data.sloppy import decades, effective_rank, problem, variances
 from experiments.papers.sloppy import PAPER, claims
 from experiments.papers.sloppy.figures import error_curves
-from experiments.papers.sloppy.studies import causal
+from experiments.papers.sloppy.studies import (
+    analytic,
+    causal,
+    curvature,
+    mirror,
+    oracles,
+    spectra,
+)
 from experiments.report.claims import check
 from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
+from spectral_jax import capacity
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -22,7 +30,186 @@ def test_claims_name_what_there_is():
     check(claims.CLAIMS, PAPER.known())
 
 
-# The inputs
+def verdicts(results, preset="small"):
+    return {one.id: one.verdict for one in judge_all(claims.CLAIMS, results, preset=preset)}
+
+
+class Shelf:
+    """What the studies need of a run, kept in memory."""
+
+    def __init__(self):
+        self.arrays = {}
+
+    def save_array(self, name, **arrays):
+        self.arrays[name] = {key: np.asarray(value) for key, value in arrays.items()}
+
+    def load_array(self, name):
+        return self.arrays.get(name)
+
+    def log(self, message):
+        pass
+
+
+def test_what_follows_from_published_numbers_comes_out():
+    found = verdicts(oracles.measure(None), "smoke")
+    ids = [one.id for one in claims.CLAIMS if one.evidence
+           and any(need.protocol == "oracles" for need in one.evidence.needs())]  # fmt: skip
+    assert len(ids) == 12 and {found[id] for id in ids} == {"NUMBER MATCH"}
+
+
+# Data sets
+
+
+def test_a_sloppy_table_is_told_from_a_flat_one_and_from_one_with_a_mean(monkeypatch):
+    noise = np.random.default_rng(0).normal(size=(400, 12))
+    tables = {
+        "sloppy": noise * 10.0 ** -(0.4 * np.arange(12)),
+        "flat": noise,
+        "mean": noise + 50.0,
+    }
+    monkeypatch.setattr(spectra, "table", tables.get)
+    found = spectra.measure(Shelf(), tables=list(tables), blocks=2)
+
+    def at(name, metric, kind="uncentred"):
+        return found.known(metric, arm=f"{name}/{kind}", protocol="spectra")[0]
+
+    np.testing.assert_allclose(at("sloppy", "decades"), 8.8, atol=0.3)
+    np.testing.assert_allclose(at("sloppy", "decades beyond"), at("sloppy", "decades") - 3)
+    assert at("sloppy", "r_squared") > 0.99 and at("flat", "decades") < 0.5
+    assert at("mean", "drop") > 4 and abs(at("mean", "drop", "centred")) < 0.3
+    together = found.known("drop", arm="uncentred", protocol="spectra")
+    np.testing.assert_array_equal(together, [at(name, "drop") for name in tables])
+
+
+def test_text_is_one_column_for_each_character_and_place():
+    rows = spectra.one_hot(np.arange(17) % 3, 3)
+    assert rows.shape == (2, 24) and (rows.reshape(2, 8, 3).sum(axis=2) == 1).all()
+    np.testing.assert_array_equal(rows[1].reshape(8, 3).argmax(axis=1), np.arange(8, 16) % 3)
+
+
+# Curvature
+
+
+def test_the_share_of_the_way_is_that_in_the_leading_vectors():
+    start, end = jnp.zeros(4), jnp.array([3.0, 0.0, 4.0, 0.0])
+    eye = jnp.eye(4)
+    found = curvature.subspaces({"start": eye[:, :2], "end": eye[:, 1:3]}, end, start)
+    np.testing.assert_allclose(found["displacement/start"], [0.36, 0.36], rtol=1e-6)
+    np.testing.assert_allclose(found["subspace/displacement beyond half/end"], 0.14, rtol=1e-5)
+    np.testing.assert_allclose(found["subspace/overlap"], 0.5)
+    np.testing.assert_allclose(found["subspace/overlap beyond chance"], 0.0)
+
+
+@pytest.mark.parametrize("share, verdict", [(0.8, "SUPPORTED"), (0.2, "CONTRADICTED")])
+def test_predominantly_means_more_than_half(share, verdict):
+    beyond = share - 0.5 + np.array([-0.01, 0.0, 0.01])
+    told = {f"subspace/displacement beyond half/{stage}": beyond for stage in curvature.STAGES}
+    assert verdicts(of_arrays("curvature", "fc2", told))["fc2-subspace"] == verdict
+
+
+@pytest.mark.parametrize("steeper, verdict", [(3.0, "SUPPORTED"), (-3.0, "CONTRADICTED")])
+def test_curvature_that_follows_the_inputs_is_told_from_one_that_does_not(
+    monkeypatch, steeper, verdict
+):
+    def fake(seed, rate, *_, **__):
+        spans = 4 + seed / 10 + (steeper if rate else 0)
+        values = 10.0 ** -np.linspace(0, spans, 20)
+        floors = {f"{stage}/floor": 1e-30 for stage in mirror.STAGES}
+        return {stage: values for stage in mirror.STAGES} | floors
+
+    monkeypatch.setattr(mirror, "spectra", fake)
+    found = mirror.measure(Shelf(), rates=(0.0, 0.05), count=1, seeds=3, examples=1)
+    difference = found.known("end/decades", arm="steepest minus flat", protocol="mirror")
+    np.testing.assert_allclose(difference, steeper, rtol=1e-4)
+    assert verdicts(found)["mirror-decades"] == verdict
+
+
+# Bounds
+
+
+def bent(key=0, size=6, k=2):
+    """A linear network of two classes around which a posterior can be read off."""
+    keys = jax.random.split(jax.random.key(key), 3)
+    vectors = jnp.linalg.qr(jax.random.normal(keys[0], (size, size)))[0][:, :k]
+    start = jnp.zeros((size // 2, 2))
+    weights = jax.random.normal(keys[1], start.shape)
+    x = jax.random.normal(keys[2], (50, size // 2))
+    y = jnp.argmax(x @ weights, axis=-1)
+    moved = (weights - start).ravel()
+    return analytic.Found(
+        linear, weights, start, jnp.array([0.3, 0.01]), capacity.vector_basis(vectors),
+        np.asarray(moved @ vectors, float), float(jnp.linalg.norm(moved)), (x, y), 40,
+    )  # fmt: skip
+
+
+def linear(params, inputs):
+    return inputs @ params
+
+
+@pytest.mark.parametrize("method", list(analytic.METHODS))
+def test_the_certificate_counts_every_direction_of_the_posterior(method):
+    """In few coordinates as in all of them."""
+    found, j = bent(), 5
+    chosen = analytic.posterior(found, j, method)
+    within = jnp.broadcast_to(-jnp.log(chosen.precision) / 2, (2,))
+    q = capacity.Gaussian(found.weights, (within, -jnp.log(chosen.epsilon) / 2))
+    whole = capacity.gaussian_kl(q, analytic.prior(found, j), basis=found.basis)
+    told = analytic.certified(found, j, method, np.zeros(100))
+    np.testing.assert_allclose(told.kl, whole, rtol=1e-5)
+    assert told.valid and told.n == 40
+
+
+def test_the_point_is_chosen_on_draws_that_are_not_certified(monkeypatch):
+    """The point that looks best is taken; what is certified are other draws."""
+    seen = []
+
+    def fake(found, j, method, key, count, batch, tested=False):
+        kind = "test" if tested else "certify" if count == 20 else "choose"
+        seen.append((kind, j, jax.random.key_data(key).tolist()))
+        looks = {4: 0.0, 5: 0.4, 6: 0.4}
+        return np.full(count, 0.3 if kind == "certify" else looks[j])
+
+    monkeypatch.setattr(analytic, "errors", fake)
+    told = analytic.bounds(bent(), 0, points=(4, 5, 6), tried=5, draws=20, batch=3)
+    for method in analytic.METHODS:
+        assert told[f"{method}/point"] == 4
+        np.testing.assert_allclose(told[f"{method}/risk"], 0.3)
+        np.testing.assert_allclose(told[f"{method}/margin"], 0.5 - told[f"{method}/bound"])
+        assert told[f"{method}/bound"] > told[f"{method}/plug-in"] - 0.2
+    keys = {kind: {str(k) for each, _, k in seen if each == kind} for kind, *_ in seen}
+    assert not keys["choose"] & keys["certify"]
+
+
+def test_tested_draws_answer_test_examples_only():
+    found = bent()
+    x, y = found.examples
+    wrong = found._replace(examples=(x, jnp.where(jnp.arange(50) < 40, y, 1 - y)))
+    narrow = wrong._replace(values=jnp.array([1e9, 1e9]))
+    for tested, error in ((False, 0.0), (True, 1.0)):
+        drawn = analytic.errors(narrow, 200, "factor 2", jax.random.key(0), 20, 5, tested=tested)
+        np.testing.assert_allclose(drawn.mean(), error, atol=0.02)
+
+
+def test_training_is_pulled_to_where_a_seed_began():
+    start, now = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 1.0])}
+    pull = analytic.pull_to_start(0.5)
+    updates, _ = pull.update({"w": jnp.zeros(2)}, pull.init(start), now)
+    np.testing.assert_allclose(updates["w"], [2.0, -1.0])
+
+
+def test_a_bound_above_chance_contradicts_the_claim():
+    def told(bound):
+        near = bound + np.array([-0.01, 0.0, 0.01])
+        numbers = {"bound": near, "margin": 0.5 - near, "test-set bound": np.full(3, 0.02)}
+        arms = {f"fc2/{method}": numbers for method in analytic.METHODS}
+        return verdicts(merge(of_arrays("analytic", arm, each) for arm, each in arms.items()))
+
+    assert told(0.2)["analytic-chance"] == "SUPPORTED"
+    assert told(0.6)["analytic-chance"] == "CONTRADICTED"
+    assert told(0.2)["analytic-test-set"] == "CONTRADICTED"
+
+
+# The inputs of the causal experiment
 
 
 @pytest.mark.parametrize("rate", RATES)
@@ -106,25 +293,14 @@ def test_the_figure_has_every_rate_and_the_controls_begin_at_the_flat_arm():
 
 
 def test_a_seed_has_examples_and_weights_of_its_own_and_is_not_trained_twice(monkeypatch):
-    made = {}
-
-    class Shelf:
-        def save_array(self, name, **arrays):
-            made[name] = arrays
-
-        def load_array(self, name):
-            return made.get(name)
-
-        def log(self, message):
-            pass
-
+    shelf = Shelf()
     options = dict(
         rates=(0.0, 0.05), examples=(100,), controls_at=100, seeds=2, hidden=8, batch=50,
         steps=4, learning_rate=0.01, most=100, test=60,
     )  # fmt: skip
-    found = causal.measure(Shelf(), **options)
+    found = causal.measure(shelf, **options)
     errors = found.known("test/error", arm=causal.name(0.0, 100), protocol="causal")
     assert errors.shape == (2,) and errors[0] != errors[1]
     assert "regression/n=100/flat inputs" in found.arms("causal")
     monkeypatch.setattr(causal, "trained", None)
-    assert causal.measure(Shelf(), **options).to_json() == found.to_json()
+    assert causal.measure(shelf, **options).to_json() == found.to_json()

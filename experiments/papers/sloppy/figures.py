@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.data.sloppy import decades
 from experiments.papers.paper import Outcome
+from experiments.papers.sloppy.protocols import TITLES
 from experiments.papers.sloppy.studies.causal import CONTROLS, FEATURES
+from experiments.papers.sloppy.studies.curvature import STAGES, numbers
 from experiments.report.page import Picture, Section
 from experiments.report.results import Results
-from experiments.report.tables import of_results
+from experiments.report.tables import Table, of_results
+from experiments.runs import Run
 from spectral_jax import plots
+from spectral_jax.plots import sloppy as figures
 from spectral_jax.plots.training import Curve
 
 COLUMNS = {
@@ -19,6 +27,20 @@ COLUMNS = {
     "test error (%)": ("test/error", 100.0),
     "train error (%)": ("train/error", 100.0),
 }
+BOUNDS = {
+    "certified (%)": ("bound", 100.0),
+    "risk taken as exact (%)": ("plug-in", 100.0),
+    "risk (%)": ("risk", 100.0),
+    "corrected risk (%)": ("risk bound", 100.0),
+    "test error (%)": ("test/error", 100.0),
+    "prior alone (%)": ("prior bound", 100.0),
+    "test-set bound (%)": ("test-set bound", 100.0),
+    "KL (nats)": ("kl", 1.0),
+    "directions the data determine": ("dimension", 1.0),
+    "distance": ("distance", 1.0),
+}
+# Of FC-600-2 on MNIST, isotropic, risk taken as exact.
+PUBLISHED = 0.5461
 SLOPES = {
     "points per decade": ("per decade", 1.0),
     "explained (%)": ("per decade/r2", 100.0),
@@ -29,8 +51,147 @@ SLOPES = {
 
 def sections(outcome: Outcome) -> list[Section]:
     """A section for whatever the preset measured."""
-    drawn = {"causal": _causal}
-    return [draw(outcome.results) for study, draw in drawn.items() if study in outcome.runs]
+    drawn = {"spectra": _spectra, "curvature": _curvature, "mirror": _mirror}
+    made = [
+        draw(outcome.runs[study][study]) for study, draw in drawn.items() if study in outcome.runs
+    ]
+    told = {"causal": _causal, "analytic": _analytic, "pac_bayes": _trained_on_bounds}
+    return made + [tell(outcome.results) for study, tell in told.items() if study in outcome.runs]
+
+
+def _spectra(run: Run) -> Section:
+    """The spectra of the data sets."""
+    tables = [path.stem for path in sorted((run.path / "arrays").glob("*.npz"))]
+    stored = {name: run.array(name) for name in tables}
+    panels = {
+        kind: {
+            name: (found[f"{kind}/values"], float(found[f"{kind}/floor"]))
+            for name, found in stored.items()
+        }
+        for kind in ("uncentred", "centred")
+    }
+    picture = Picture(
+        figures.falling_spectra(panels),
+        "Second moments of the inputs, about zero and about their mean. The drop of the first "
+        "eigenvalue is mostly that of the mean. A cross: values beyond are rounding, or zero.",
+    )
+    return Section("Inputs: the spectra of data sets", "spectra", {"inputs": picture})
+
+
+def _curvature(run: Run) -> Section:
+    """Curvature beside inputs, and the share of training in its first directions, by network."""
+    pictures, rows = {}, []
+    for arm, title in TITLES.items():
+        files = sorted((run.path / "arrays").glob(f"{arm}-*.npz"))
+        stored = [run.array(path.stem) for path in files]
+        if not stored:
+            continue
+        pictures[f"mirror-{arm}"] = Picture(
+            figures.falling_spectra({stage: _lines(stored[0], stage) for stage in STAGES}),
+            f"{title}, first seed: curvature at start and end beside the spectrum of its inputs, "
+            "each over its largest value. Of the Hessian only the largest are computed.",
+        )
+        shares = {
+            f"Fisher at the {stage}": np.stack(
+                [each[f"displacement/{stage}"] for each in stored], 1
+            )
+            for stage in STAGES
+        }
+        size = round(shares["Fisher at the start"].shape[0] / float(stored[0]["subspace/chance"]))
+        pictures[f"shares-{arm}"] = Picture(
+            figures.subspace_shares(shares, parameters=size, title=title),
+            f"{title}: the share of the way from start to end that lies in the leading "
+            "eigenvectors of the Fisher matrix. The line is a half: what 'predominantly' would be.",
+        )
+        rows += [_row(title, seed, found) for seed, found in enumerate(stored)]
+    return Section("Curvature: networks and their inputs", "curvature", pictures,
+                   [Table("Trained networks, by seed", rows)])  # fmt: skip
+
+
+def _lines(stored: Mapping[str, np.ndarray], stage: str) -> dict[str, tuple[np.ndarray, float]]:
+    """What one panel of the mirror figure shows."""
+    names = {
+        "inputs": "input",
+        "Gauss-Newton = Fisher": f"{stage}/ggn",
+        "Fisher at the given labels": f"{stage}/fisher",
+        "Jacobian of the logits": f"{stage}/logits",
+    }
+    lines = {name: (stored[key], float(stored[f"{key}/floor"])) for name, key in names.items()}
+    return lines | {"Hessian, largest": (stored[f"{stage}/hessian"], 0.0)}
+
+
+def _row(title: str, seed: int, found: Mapping[str, np.ndarray]) -> dict[str, str]:
+    told = numbers(dict(found))
+    cells = {
+        "share at start (%)": ("subspace/displacement/start", 100),
+        "share at end (%)": ("subspace/displacement/end", 100),
+        "overlap (%)": ("subspace/overlap", 100),
+        "at random (%)": ("subspace/chance", 100),
+        "decades at end": ("end/ggn/decades", 1),
+        "negative / positive at end (%)": ("end/hessian/negative share", 100),
+        "largest, Hessian / Gauss-Newton": ("end/hessian over ggn", 1),
+    }
+    shown = {name: f"{scale * told[key]:.3g}" for name, (key, scale) in cells.items()}
+    return {"network": title, "seed": str(seed), **shown}
+
+
+def _mirror(run: Run) -> Section:
+    """Curvature of the networks of the causal grid, by the spectrum of their inputs."""
+    files = (run.path / "arrays").glob("seed-0-b-*.npz")
+    stored = {path.stem.partition("-b-")[2]: run.array(path.stem) for path in files}
+    stored = {rate: stored[rate] for rate in sorted(stored, key=float)}
+    panels = {
+        stage: {
+            f"inputs over {decades(float(rate), FEATURES):.1f} decades": (
+                found[stage], float(found[f"{stage}/floor"])
+            )
+            for rate, found in stored.items()
+        }
+        for stage in STAGES
+    }  # fmt: skip
+    picture = Picture(
+        figures.falling_spectra(panels),
+        "Gauss-Newton spectra before and after training, first seed: nothing differs but the "
+        "spectrum of the inputs.",
+    )
+    return Section("Mirrored: curvature when only the inputs' spectrum changes", "mirror",
+                   {"spectra": picture})  # fmt: skip
+
+
+def _analytic(results: Results) -> Section:
+    """The bounds, as a table and as a figure."""
+    at = partial(results.known, protocol="analytic")
+    kinds = {"certified": "bound", "risk taken as exact": "plug-in", "test error": "test/error",
+             "prior alone": "prior bound"}  # fmt: skip
+    arms = results.arms("analytic")
+    drawn = {
+        arm.partition("/")[2]: {kind: at(key, arm=arm) for kind, key in kinds.items()}
+        for arm in arms
+    }
+    rivals = {"chance": 0.5, "test-set bound": at("test-set bound", arm=arms[0]).mean()}
+    if arms[0].startswith("fc2/"):
+        rivals["released code, isotropic"] = PUBLISHED
+    picture = Picture(
+        figures.bounds_by_method(drawn, lines=rivals),
+        "Two classes: bounds of random networks around the trained one, and the bound that the "
+        "test set gives for the network itself. A bound above chance says nothing.",
+    )
+    caption = "Bounds, two classes: mean and 95 % interval over seeds"
+    table = of_results(results, BOUNDS, protocols=["analytic"], caption=caption)
+    return Section("Bounds: what curvature certifies", "analytic", {"bounds": picture}, [table])
+
+
+def _trained_on_bounds(results: Results) -> Section:
+    """The bounds of networks that were trained on them."""
+    columns = {
+        "certified (%)": ("bound", 100.0), "risk (%)": ("risk", 100.0),
+        "test error (%)": ("test/error", 100.0), "chance (%)": ("chance", 100.0),
+        "prior alone (%)": ("prior/bound", 100.0), "test-set bound (%)": ("held-out/bound", 100.0),
+        "KL (nats)": ("kl", 1.0), "examples": ("n", 1.0),
+    }  # fmt: skip
+    caption = "Ten classes, trained on the bound: mean and 95 % interval over seeds"
+    table = of_results(results, columns, protocols=["pac_bayes"], caption=caption)
+    return Section("Bounds: networks that are trained on them", "pac_bayes", {}, [table])
 
 
 def _causal(results: Results) -> Section:
@@ -79,8 +240,9 @@ def error_curves(results: Results) -> dict[str, Curve]:
     }
 
 
-def _errors(curves: dict[str, Curve], arms: list[str]):
+def _errors(curves: dict[str, Curve], arms: list[str]) -> Figure:
+    top = min(100.0, 1.2 * max(values.max() for _, values in curves.values()))
     return plots.training_curves(
         curves, ylabel="test error (%)", xlabel="decades between largest and smallest variance",
-        ylim=(0, None), arms=arms,
+        ylim=(0, top), arms=arms,
     )  # fmt: skip

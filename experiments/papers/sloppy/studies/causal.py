@@ -14,7 +14,7 @@ with the slope of the test error over the rates, per seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,9 +27,9 @@ from experiments.data.sloppy import decades, effective_rank, problem, variances
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from experiments.training.blocks import Trial
-from experiments.training.program import Optimizer
+from experiments.training.program import Optimizer, TrainState
 from experiments.training.task import OBJECTIVES, Data, Hyper, Task
-from experiments.training.trainer import Trainer
+from experiments.training.trainer import Metrics, Trainer
 from models import Network, network
 
 Tree = Any
@@ -134,6 +134,21 @@ def _cell(
 
 
 def trained(
+    seed: int, rate: float, control: str, counts: tuple[int, ...], **options: Any
+) -> dict[str, np.ndarray]:
+    """Errors ``[counts]`` of the networks of `fitted`."""
+    last: dict[str, np.ndarray] = {}
+    trainer, state = fitted(
+        seed, rate, control, counts, on_chunk=lambda _, metrics: last.update(metrics), **options
+    )
+    # Of the training examples only those of the last chunk of steps are told: n differs by arm.
+    return {
+        "test/error": 1 - trainer.evaluate(state)["accuracy"].astype(float),
+        "train/error": 1 - last["train/accuracy"].astype(float),
+    }
+
+
+def fitted(
     seed: int,
     rate: float,
     control: str,
@@ -145,8 +160,9 @@ def trained(
     learning_rate: float,
     most: int,
     test: int,
-) -> dict[str, np.ndarray]:
-    """Train one network for each number of examples, all in one program."""
+    on_chunk: Callable[[TrainState, Metrics], Any] | None = None,
+) -> tuple[Trainer, TrainState]:
+    """One network for each number of examples, all trained in one program."""
     data = drawn(seed, rate, control, most, test)
     task = Task(
         "causal", network_of(hidden), OBJECTIVES["cross_entropy"], data, sha256="",
@@ -155,13 +171,7 @@ def trained(
     trainer = Trainer(task, optimizer_of(steps))
     hyper = {"learning_rate": learning_rate}
     state = trainer.start([Trial(seed, {**hyper, "examples": count}) for count in counts])
-    last = {}
-    state = trainer.train(state, steps=steps, on_chunk=lambda _, metrics: last.update(metrics))
-    # Of the training examples only those of the last chunk of steps are told: n differs by arm.
-    return {
-        "test/error": 1 - trainer.evaluate(state)["accuracy"].astype(float),
-        "train/error": 1 - last["train/accuracy"].astype(float),
-    }
+    return trainer, trainer.train(state, steps=steps, on_chunk=on_chunk)
 
 
 def drawn(seed: int, rate: float, control: str, most: int, test: int) -> dict[str, Data]:
