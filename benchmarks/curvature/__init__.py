@@ -1,8 +1,8 @@
-"""Curvature: what a product costs in gradients, and complete spectra beside Krylov solvers."""
+"""Curvature: products in gradients, spectra beside Krylov solvers, watching, moments of data."""
 
 from collections.abc import Iterator
 
-from benchmarks.curvature import products, spectra
+from benchmarks.curvature import moments, products, spectra, watching
 from benchmarks.harness import Table, say
 
 
@@ -12,6 +12,9 @@ def tables(smoke: bool) -> Iterator[Table]:
         (products, products.products),
         (spectra, spectra.complete),
         (spectra, spectra.largest),
+        (watching, watching.watch_costs),
+        (moments, moments.speed),
+        (moments, moments.digits),
     ):
         say(table.__name__)
         yield table(part.SMOKE if smoke else part.FULL)

@@ -36,9 +36,8 @@ FULL = Size("lenet", 60_000, (100, 500), 20, 5)
 SMOKE = Size("mlp", 40, (20,), 2, 1)
 
 
-def table(smoke: bool) -> Table:
+def watch_costs(size: Size) -> Table:
     """What one look at the curvature costs, in epochs of LeNet."""
-    size = SMOKE if smoke else FULL
     net = network(size.model, input_shape=(28, 28, 1), classes=10)
     rows = [
         line
