@@ -16,35 +16,34 @@ from spectral_jax.linalg import SymmetricOperator
 
 
 class Size(NamedTuple):
-    n: int
-    width: int
-    context: int
-    depth: int
+    networks: tuple[Callable[[], problems.Problem], ...]
     repeats: int
 
 
-FULL = Size(n=2000, width=600, context=64, depth=4, repeats=5)
-SMOKE = Size(n=8, width=4, context=4, depth=1, repeats=1)
+FULL = Size(
+    (
+        partial(problems.dense, n=2000, width=600),
+        partial(problems.lenet, n=500),
+        partial(problems.gpt, n=8, context=64, width=128, depth=4),
+    ),
+    repeats=5,
+)
+SMOKE = Size((partial(problems.dense, n=8, width=4),), repeats=1)
 TARGETS = {"Hv": Target("<=", 2.4), "Gv": Target("<=", 1.7)}
 PEERS = {"Hv": "Hessian", "Gv": "GGN"}
 
 
 def products(size: Size) -> Table:
     """Each network: a gradient, a product with either matrix, and the peer's products."""
-    rows = []
+    measured = [network() for network in size.networks]
     with one_core():
-        for problem in (
-            problems.dense(size.n, size.width),
-            problems.lenet(max(size.n // 4, 2)),
-            problems.gpt(max(size.n // 250, 2), size.context, 128, size.depth),
-        ):
-            rows += _rows(problem, size.repeats)
+        rows = [line for problem in measured for line in _rows(problem, size.repeats)]
+    examples = ", ".join(f"{problem.name} {len(problem.data[1])}" for problem in measured)
     note = (
         "float32, one core. `ours` is a compiled product `op @ v` with the operator an argument; "
         "`peer` is the compiled gradient of the same mean loss on the same batch in rows with a "
         "target, and curvlinops (PyTorch on CPU, one batch, no determinism check) in the others. "
-        f"FC-{size.width}-2 has {size.n} examples, LeNet {max(size.n // 4, 2)}, the GPT "
-        f"{max(size.n // 250, 2)} sequences of {size.context} characters. Arithmetic alone gives "
+        f"Examples: {examples} (a GPT's are sequences). Arithmetic alone gives "
         "2.1 gradients for Hv and 1.6 for Gv of the dense network, 2.7 and 1.7 of a deep one; "
         "`stored` operators keep the activations, as for a solver's many products."
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +20,12 @@ class Size(NamedTuple):
     n: int
     width: int
     top: int
-    images: int
+    krylov: Callable[[], problems.Problem]
     pairs: int
 
 
-FULL = Size(n=2000, width=600, top=100, images=500, pairs=10)
-SMOKE = Size(n=12, width=4, top=3, images=6, pairs=2)
+FULL = Size(n=2000, width=600, top=100, krylov=partial(problems.lenet, n=500), pairs=10)
+SMOKE = Size(n=12, width=4, top=3, krylov=partial(problems.dense, n=6, width=4), pairs=2)
 COMPLETE, PAIRS = Target(">=", 50), Target(">=", 3)
 TOLERANCE = 1e-3
 
@@ -72,8 +73,8 @@ def complete(size: Size) -> Table:
 
 
 def largest(size: Size) -> Table:
-    """The largest Hessian pairs of LeNet at one accuracy."""
-    problem = problems.lenet(size.images)
+    """The largest Hessian pairs of a network at one accuracy."""
+    problem = size.krylov()
     op = hessian(objective(problem.model, problems.LOSS), problem.params, problem.data)
 
     def ours() -> np.ndarray:
@@ -89,7 +90,7 @@ def largest(size: Size) -> Table:
             else None
         )
     ratio = peer.seconds / found.seconds if peer else None
-    what = f"LeNet, {size.images} images: {size.pairs} largest Hessian pairs"
+    what = f"{problem.name}, {len(problem.data[1])} examples: {size.pairs} largest Hessian pairs"
     told = f"{ratio:.1f}" if ratio else NOTHING
     note = (
         f"float32, relative residual {TOLERANCE:g} on both sides; the peer is curvlinops' Hessian "

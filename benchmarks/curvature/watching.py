@@ -23,17 +23,18 @@ Tree = Any
 
 
 class Size(NamedTuple):
-    """The network, images in an epoch and in a batch, and steps that are timed."""
+    """The network, images in an epoch and in a batch, and steps that are timed, in loops or not."""
 
     model: str
     examples: int
     batches: tuple[int, ...]
+    loops: tuple[bool, ...]
     steps: int
     rounds: int
 
 
-FULL = Size("lenet", 60_000, (100, 500), 20, 5)
-SMOKE = Size("mlp", 40, (20,), 2, 1)
+FULL = Size("lenet", 60_000, (100, 500), (True, False), 20, 5)
+SMOKE = Size("mlp", 40, (20,), (False,), 2, 1)
 
 
 def watch_costs(size: Size) -> Table:
@@ -42,7 +43,7 @@ def watch_costs(size: Size) -> Table:
     rows = [
         line
         for batch in size.batches
-        for looped in (True, False)
+        for looped in size.loops
         for line in _compared(net, size, batch, looped)
     ]
     note = (
