@@ -281,7 +281,8 @@ def test_the_figure_has_every_rate_and_the_controls_begin_at_the_flat_arm():
     _, results = told(-1.0, flat_labels=2.0)
     curves = error_curves(results)
     assert set(curves) == {
-        "n=1000", "n=5000", "n=50000", "n=5000/flat labels", "n=5000/flat inputs"
+        "1000 examples", "5000 examples", "50000 examples",
+        "5000 examples, flat labels", "5000 examples, flat inputs",
     }  # fmt: skip
     spans = [decades(rate, 200) for rate in RATES]
     for x, y in curves.values():

@@ -198,8 +198,8 @@ def _causal(results: Results) -> Section:
     """Test error over the spread of the inputs' spectrum, by examples; and with the controls."""
     curves = error_curves(results)
     same = {arm: curve for arm, curve in curves.items() if "flat" not in arm}
-    count = next(arm.partition("/")[0] for arm in curves if "flat" in arm)
-    apart = {arm: curve for arm, curve in curves.items() if arm.partition("/")[0] == count}
+    count = next(arm.partition(", ")[0] for arm in curves if "flat" in arm)
+    apart = {arm: curve for arm, curve in curves.items() if arm.partition(", ")[0] == count}
     pictures = {
         "examples": Picture(
             _errors(same, list(curves)),
@@ -234,10 +234,22 @@ def error_curves(results: Results) -> dict[str, Curve]:
         for control in filter(None, CONTROLS):
             if kind.endswith(f"/{control}"):  # where nothing falls all controls are one
                 by_span.setdefault(0.0, found[kind.removesuffix(f"/{control}")][0.0])
-    return {
-        kind: (np.array(sorted(by_span)), np.stack([by_span[span] for span in sorted(by_span)]))
-        for kind, by_span in found.items()
-    }
+    curves = {}
+    for kind, by_span in found.items():
+        spans = sorted(by_span)
+        errors = np.stack([by_span[span] for span in spans])
+        curves[_in_words(kind)] = np.array(spans), errors
+    return curves
+
+
+def _in_words(kind: str) -> str:
+    """A number of examples, and the control.
+
+    >>> _in_words("n=5000/flat labels")
+    '5000 examples, flat labels'
+    """
+    count, _, control = kind.removeprefix("n=").partition("/")
+    return f"{count} examples, {control}" if control else f"{count} examples"
 
 
 def _errors(curves: dict[str, Curve], arms: list[str]) -> Figure:
