@@ -456,7 +456,7 @@ def test_a_set_without_an_address_says_where_to_put_it():
 @pytest.mark.parametrize("function", [data.load, data.fetch, data.verify])
 def test_an_unknown_name_gets_a_suggestion(function):
     assert "did you mean fashion_mnist?" in refusal(USAGE, function, "fashion-mnist")
-    assert "choose one of digits, mnist" in refusal(USAGE, function, "zzz")
+    assert "choose one of digits, digits2, mnist" in refusal(USAGE, function, "zzz")
 
 
 def test_an_unknown_option_gets_a_suggestion():

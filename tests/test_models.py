@@ -543,5 +543,5 @@ def test_a_linear_model_ignores_dropout():
 
 
 def test_options_are_what_a_model_takes():
-    assert models.options("mlp") == ("hidden", "dropout")
+    assert models.options("mlp") == ("hidden", "dropout", "activation")
     assert models.options("resnet") == ("depth", "shortcut", "padding")
