@@ -113,7 +113,7 @@ def _bound(risk, kl, n, delta, penalty, form: Form, constant: Constant) -> Array
 
 
 def complexity(
-    nats: Array | float, n: Array | float, delta: Array | float, constant: Constant
+    nats: Array | float, n: Array | float | int, delta: Array | float, constant: Constant
 ) -> Array:
     """``c`` of the theorem, from relative entropy and penalty together."""
     if constant == "maurer":

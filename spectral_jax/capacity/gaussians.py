@@ -89,7 +89,7 @@ def learnt_prior(mean: Tree, scale: Tree, *, seen: Int[ArrayLike, " k"]) -> Prio
     to stop, rows whose Fisher information set its variances. Raises ``ValueError`` unless ``seen``
     is a vector of distinct whole numbers from 0 up, or as `gaussian` does.
 
-    >>> learnt_prior({"w": jnp.ones(2)}, 0.1, seen=[0, 1, 2]).seen.tolist()
+    >>> learnt_prior({"w": jnp.ones(2)}, 0.1, seen=jnp.arange(3)).seen.tolist()
     [0, 1, 2]
     """
     return Prior(gaussian(mean, scale), rows("seen", seen))

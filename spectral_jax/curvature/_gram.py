@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spectral_jax.curvature._rows import Parts, Rows
 from spectral_jax.curvature._taps import Backward, Taps, taps
@@ -37,9 +37,10 @@ class Part:
     group: the number of the block of parameters.
     """
 
-    a: Float[Array, "m positions in"] | Int[Array, "m positions"] | None
-    b: Float[Array, "m k *wide"]
-    unit: Float[Array, ""]
+    # Arrays; or only their shapes, where the memory of a product is worked out.
+    a: Any
+    b: Any
+    unit: Any
     group: int = dataclasses.field(metadata={"static": True})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Part(NamedTuple):
     key: Any
 
 
+@runtime_checkable
 class Term(Protocol):
     """What a micro-batch adds to a product: static and hashable."""
 

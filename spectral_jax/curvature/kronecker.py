@@ -22,7 +22,7 @@ from spectral_jax.linalg.subspace import mm
 
 # A symmetric factor ``[k, k]``, or its diagonal ``[k]`` where it has nothing else, as that of an
 # embedding, whose full matrix would have the square of the vocabulary.
-Factor = Float[Array, "k k"] | Float[Array, " k"]
+Factor = Float[Array, "_ _"] | Float[Array, " _"]
 Kind = Literal["kronecker", "dense", "diagonal", "unused"]
 
 
