@@ -54,7 +54,7 @@ def test_what_follows_from_published_numbers_comes_out():
     found = verdicts(oracles.measure(None), "smoke")
     ids = [one.id for one in claims.CLAIMS if one.evidence
            and any(need.protocol == "oracles" for need in one.evidence.needs())]  # fmt: skip
-    assert len(ids) == 12 and {found[id] for id in ids} == {"NUMBER MATCH"}
+    assert len(ids) == 13 and {found[id] for id in ids} == {"NUMBER MATCH"}
 
 
 # Data sets
@@ -270,6 +270,14 @@ def test_a_known_slope_is_found_and_its_sign_decides():
     rising, _ = told(1.5, flat_inputs=-1.0, noise=0.002)
     assert rising["causal-1000"].verdict == "CONTRADICTED"
     assert rising["causal-flat-inputs"].verdict == "CONTRADICTED"
+
+
+@pytest.mark.parametrize("flat_labels, told_so", [(3.0, True), (0.0, False)])
+def test_that_labels_must_follow_is_learned_where_they_must(flat_labels, told_so):
+    judged, _ = told(-1.5, flat_labels=flat_labels, noise=0.002)
+    words = " ".join(claims.learned(None, list(judged.values())))
+    assert "points per decade (as claimed) with 1,000 examples" in words
+    assert ("hurt where" in words) == told_so
 
 
 def test_no_effect_is_said_so():

@@ -51,6 +51,7 @@ WORDS = {
     "REPRODUCED": "as stated", "NOT REPRODUCED": "not as stated",
 }  # fmt: skip
 SMOKE = "smoke"
+NEGLIGIBLE = "negligible"
 LEVEL = 0.025  # one-sided, of a direction
 
 
@@ -90,7 +91,8 @@ class Judged:
         """The same for a sentence, its verdict in words: ``0.3 ± 0.1 points (as claimed)``."""
         if self.estimate is None:
             return ""
-        words = f" ({WORDS[self.verdict]})" if self.verdict in WORDS else ""
+        small = ", but too small to matter" if self.negligible else ""
+        words = f" ({WORDS[self.verdict]}{small})" if self.verdict in WORDS else ""
         return f"{self._shown(self.estimate)}{self.claim.unit}{words}"
 
     @property
@@ -104,6 +106,11 @@ class Judged:
             told = f"{claim.value:.9g}{rounding}{claim.unit}{spread}"
         matters = f", d = {claim.smallest_effect:g}{claim.unit}" if claim.smallest_effect else ""
         return told + matters
+
+    @property
+    def negligible(self) -> bool:
+        """Whether an effect is certain, and certainly smaller than any that matters."""
+        return self.note.startswith(NEGLIGIBLE)
 
     @property
     def missed(self) -> bool:
@@ -212,6 +219,8 @@ def _of_stochastic(claim: Claim, found: Estimate) -> tuple[Verdict, str]:
     low, high = statistics.interval(off, 0.95)
     if low > claim.smallest_effect or high < -claim.smallest_effect:
         return "NOT REPRODUCED", ""
+    if found.n < 2:
+        return "INCONCLUSIVE", _still_needed(claim, found)
     exact = found._replace(mean=claim.value, error=0.0)
     at_best = statistics.against(exact, claim.value, claim.spread, claim.reference_n)
     if not statistics.within(at_best, claim.smallest_effect):
@@ -225,7 +234,7 @@ def _of_direction(claim: Claim, found: Estimate, p: float) -> tuple[Verdict, str
     low, high = statistics.interval(found, 0.95)
     if p < LEVEL:
         verdict: Verdict = "SUPPORTED" if claim.direction * found.mean > 0 else "CONTRADICTED"
-        return verdict, "negligible" if -d < low and high < d else ""
+        return verdict, NEGLIGIBLE if -d < low and high < d else ""
     if statistics.within(found, d):
         return "NO EFFECT", ""
     alone = f"off zero alone, not among the paper's claims (Holm: p = {2 * p:.2g})"

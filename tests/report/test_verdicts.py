@@ -71,6 +71,7 @@ def test_a_claimed_fall_is_supported_by_a_fall():
 def test_a_certain_effect_below_the_smallest_of_interest_is_negligible():
     judged = judge(direction(smallest_effect=3.0), 1.0 + SPREAD)
     assert (judged.verdict, judged.note) == ("SUPPORTED", "negligible")
+    assert judged.told.endswith("points (as claimed, but too small to matter)")
     judged = judge(direction(smallest_effect=3.0), -1.0 + SPREAD)
     assert (judged.verdict, judged.note) == ("CONTRADICTED", "negligible")
 
@@ -105,6 +106,8 @@ def test_the_references_error_can_be_what_leaves_it_open():
     judged = judge(vague, 10 + SPREAD)
     assert judged.verdict == "INCONCLUSIVE"
     assert judged.note == "the error of the reference alone is more than d"
+    alone = judge(exact, [10.0])
+    assert (alone.verdict, alone.note[:6]) == ("INCONCLUSIVE", "one of")
 
 
 @pytest.mark.parametrize(
