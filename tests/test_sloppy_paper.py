@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from experiments.data.sloppy import decades, effective_rank, problem, variances
 from experiments.papers.sloppy import PAPER, claims
@@ -88,6 +89,27 @@ def test_text_is_one_column_for_each_character_and_place():
 
 
 # Curvature
+
+
+def bent_twice(params, inputs):
+    return jnp.tanh(inputs @ params[0]) @ params[1]
+
+
+def test_both_ends_of_the_hessian_are_told_largest_first():
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = jax.random.normal(keys[0], (2, 3)), jax.random.normal(keys[1], (3, 2))
+    data = jax.random.normal(keys[2], (8, 2)), jnp.arange(8) % 2
+    found = curvature.hessian("end", bent_twice, params, data, 2)
+    flat, unravel = ravel_pytree(params)
+
+    def loss(flat):
+        logits = bent_twice(unravel(flat), data[0])
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(8), data[1]])
+
+    values = np.linalg.eigvalsh(np.asarray(jax.hessian(loss)(flat), float))[::-1]
+    np.testing.assert_allclose(found["end/hessian"], values[:2], rtol=1e-4)
+    np.testing.assert_allclose(found["end/hessian/bottom"], values[-2:], rtol=1e-4)
+    assert values[-1] < 0
 
 
 def test_the_share_of_the_way_is_that_in_the_leading_vectors():
