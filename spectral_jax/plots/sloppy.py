@@ -23,8 +23,8 @@ def falling_spectra(
 ) -> Figure:
     """Eigenvalues over the largest of their spectrum, by rank, each line down to its own floor.
 
-    Where a line ends in a cross, values below were rounding. The shade lies below the lowest of
-    all floors, where no line could be.
+    Where a line ends in a cross, values below were rounding, or zero. The shade lies below the
+    lowest of all floors, where no line could be.
 
     Args:
         panels: per panel and line the values [k], in any order, NaN left out, and their floor.
@@ -65,7 +65,7 @@ def _falling(
         linestyle="none" if few else look.linestyle, marker=look.marker if few else None,
     )  # fmt: skip
     if len(kept) < len(values):
-        ax.plot(len(kept), shown[-1], "x", color=look.color)
+        ax.plot(len(kept), shown[-1], "x", color="black", label="the rest is rounding or zero")
     return [floor / kept[0]] if floor > 0 else []
 
 

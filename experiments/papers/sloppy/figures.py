@@ -72,8 +72,8 @@ def _spectra(run: Run) -> Section:
     }
     picture = Picture(
         figures.falling_spectra(panels),
-        "Second moments of the inputs, about zero and about their mean. The drop of the first "
-        "eigenvalue is mostly that of the mean. A cross: values beyond are rounding, or zero.",
+        "Second moments of the inputs, about zero and about their mean: what is left of the first "
+        "eigenvalue's drop on the right does not come from the mean.",
     )
     return Section("Inputs: the spectra of data sets", "spectra", {"inputs": picture})
 
@@ -82,10 +82,11 @@ def _curvature(run: Run) -> Section:
     """Curvature beside inputs, and the share of training in its first directions, by network."""
     pictures, rows = {}, []
     for arm, title in TITLES.items():
-        files = sorted((run.path / "arrays").glob(f"{arm}-*.npz"))
-        stored = [run.array(path.stem) for path in files]
-        if not stored:
+        files = (run.path / "arrays").glob(f"{arm}-*.npz")
+        seeds = sorted(int(path.stem.rpartition("-")[2]) for path in files)
+        if not seeds:
             continue
+        stored = [run.array(f"{arm}-{seed}") for seed in seeds]
         pictures[f"mirror-{arm}"] = Picture(
             figures.falling_spectra({stage: _lines(stored[0], stage) for stage in STAGES}),
             f"{title}, first seed: curvature at start and end beside the spectrum of its inputs, "
@@ -103,7 +104,7 @@ def _curvature(run: Run) -> Section:
             f"{title}: the share of the way from start to end that lies in the leading "
             "eigenvectors of the Fisher matrix. The line is a half: what 'predominantly' would be.",
         )
-        rows += [_row(title, seed, found) for seed, found in enumerate(stored)]
+        rows += [_row(title, seed, each) for seed, each in zip(seeds, stored, strict=True)]
     return Section("Curvature: networks and their inputs", "curvature", pictures,
                    [Table("Trained networks, by seed", rows)])  # fmt: skip
 
@@ -189,7 +190,7 @@ def _trained_on_bounds(results: Results) -> Section:
         "prior alone (%)": ("prior/bound", 100.0), "test-set bound (%)": ("held-out/bound", 100.0),
         "KL (nats)": ("kl", 1.0), "examples": ("n", 1.0),
     }  # fmt: skip
-    caption = "Ten classes, trained on the bound: mean and 95 % interval over seeds"
+    caption = "Trained on the bound, by prior: mean and 95 % interval over seeds"
     table = of_results(results, columns, protocols=["pac_bayes"], caption=caption)
     return Section("Bounds: networks that are trained on them", "pac_bayes", {}, [table])
 
@@ -209,7 +210,7 @@ def _causal(results: Results) -> Section:
         "controls": Picture(
             _errors(apart, list(curves)),
             "The same where labels (flat labels) or inputs (flat inputs) keep the flat spectrum "
-            "while the other falls: sloppy inputs help where the labels follow them.",
+            "while the other falls: where an effect of the spectrum is lost, it needs both.",
         ),
     }
     fits = [arm for arm in results.arms("causal") if arm.startswith("regression")]
