@@ -1,7 +1,5 @@
 """capacity: relative entropies and the bounds made of them, against NumPy in float64."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.capacity import (
@@ -13,6 +11,7 @@ from spectral_jax.capacity import (
     kl_inverse,
     pac_bayes_bound,
 )
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 LABELS = np.array([0, 3, 1])
@@ -20,16 +19,16 @@ PROBABILITIES = "probabilities and nats have no unit"
 
 
 def two_probabilities(key, dtype):
-    return tuple(0.05 + 0.9 * jax.random.uniform(key, (2, 4), dtype))
+    return tuple(0.05 + 0.9 * draws.uniform(key, (2, 4), dtype))
 
 
 def probability_and_nats(key, dtype):
-    q, c = jax.random.uniform(key, (2, 4), dtype)
+    q, c = draws.uniform(key, (2, 4), dtype)
     return 0.05 + 0.9 * q, 0.01 + c
 
 
 def risk_and_entropy(key, dtype):
-    q, kl = jax.random.uniform(key, (2, 4), dtype)
+    q, kl = draws.uniform(key, (2, 4), dtype)
     return 0.05 + 0.9 * q, 10 * kl
 
 
@@ -48,7 +47,7 @@ def by_bisection(q, c, end):
 
 
 def gaussians(key, dtype):
-    means, scales = jax.random.normal(key, (2, 2, 3), dtype)
+    means, scales = draws.normal(key, (2, 2, 3), dtype)
     return tuple(
         Gaussian({"b": m[0], "w": m[1:]}, {"b": s[0], "w": s[1:]})
         for m, s in zip(means, scales / 3, strict=True)
@@ -65,7 +64,7 @@ def gaussian_entropy(q, p):
 
 
 def curvature(key, dtype):
-    values, moved = jax.random.uniform(key, (2, 5), dtype)
+    values, moved = draws.uniform(key, (2, 5), dtype)
     return values, moved
 
 
@@ -80,7 +79,7 @@ def precisions(values, moved):
 
 
 def certain(q, c):
-    return Degenerate((jnp.array(q), jnp.array(c)), lambda p: bool(p == q))
+    return Degenerate((np.array(q), np.array(c)), lambda p: bool(p == q))
 
 
 register(
@@ -91,13 +90,13 @@ register(
         oracle=kl,
         unscaled=PROBABILITIES,
         degenerate={
-            "equal": Degenerate((jnp.array(0.3),) * 2, lambda d: bool(d == 0)),
+            "equal": Degenerate((np.array(0.3),) * 2, lambda d: bool(d == 0)),
             "never, but seen": Degenerate(
-                (jnp.array(0.3), jnp.array(0.0)), lambda d: bool(d == jnp.inf), False
+                (np.array(0.3), np.array(0.0)), lambda d: bool(d == np.inf), False
             ),
-            "never, and not seen": Degenerate((jnp.array(0.0),) * 2, lambda d: bool(d == 0), False),
+            "never, and not seen": Degenerate((np.array(0.0),) * 2, lambda d: bool(d == 0), False),
             "no probability": Degenerate(
-                (jnp.array(0.3), jnp.array(1.1)), lambda d: bool(jnp.isnan(d)), False
+                (np.array(0.3), np.array(1.1)), lambda d: bool(np.isnan(d)), False
             ),
         },
     )
@@ -114,10 +113,10 @@ for side, end in (("upper", 1.0), ("lower", 0.0)):
                 "no evidence against q": certain(0.25, 0.0),
                 "q is at the end": certain(end, 0.3),
                 "infinite": Degenerate(
-                    (jnp.array(0.3), jnp.array(jnp.inf)), lambda p, end=end: bool(p == end)
+                    (np.array(0.3), np.array(np.inf)), lambda p, end=end: bool(p == end)
                 ),
                 "NaN": Degenerate(
-                    (jnp.array(jnp.nan), jnp.array(0.3)), lambda p: bool(jnp.isnan(p)), False
+                    (np.array(np.nan), np.array(0.3)), lambda p: bool(np.isnan(p)), False
                 ),
             },
         )
@@ -131,7 +130,7 @@ register(
         unscaled=PROBABILITIES,
         degenerate={
             "negative entropy": Degenerate(
-                (jnp.array(0.1), jnp.array(-1.0)), lambda b: bool(jnp.isnan(b)), False
+                (np.array(0.1), np.array(-1.0)), lambda b: bool(np.isnan(b)), False
             ),
         },
     )
@@ -145,7 +144,7 @@ register(
         unscaled="logarithms of scales have no unit",
         degenerate={
             "one and the same": Degenerate(
-                (Gaussian(jnp.ones(3), jnp.array(-2.0)),) * 2, lambda d: bool(d == 0)
+                (Gaussian(np.ones(3), np.array(-2.0)),) * 2, lambda d: bool(d == 0)
             ),
         },
     )
@@ -154,12 +153,12 @@ register(
     Case(
         name="capacity.bounded_cross_entropy",
         function=lambda logits: bounded_cross_entropy(logits, LABELS, pmin=0.01),
-        make_inputs=lambda key, dtype: (jax.random.normal(key, (3, 4), dtype),),
+        make_inputs=lambda key, dtype: (draws.normal(key, (3, 4), dtype),),
         oracle=lambda x: np.log(np.exp(x).sum(axis=1) / np.exp(x[range(3), LABELS])) / np.log(100),
         unscaled="logits have no unit",
         degenerate={
             "sure and wrong": Degenerate(
-                (100 * jnp.eye(4)[:3],), lambda loss: bool((loss[1:] == 1).all())
+                (100 * np.eye(4)[:3],), lambda loss: bool((loss[1:] == 1).all())
             ),
         },
     )
@@ -174,10 +173,10 @@ register(
         unscaled="relative entropy and delta fix the unit of the loss",
         degenerate={
             "flat": Degenerate(
-                (jnp.zeros(3), jnp.ones(3)), lambda p: bool((p.precision == 2).all() & (p.kl == 3))
+                (np.zeros(3), np.ones(3)), lambda p: bool((p.precision == 2).all() & (p.kl == 3))
             ),
             "NaN": Degenerate(
-                (jnp.full(3, jnp.nan), jnp.ones(3)), lambda p: bool(jnp.isnan(p.kl)), False
+                (np.full(3, np.nan), np.ones(3)), lambda p: bool(np.isnan(p.kl)), False
             ),
         },
     )

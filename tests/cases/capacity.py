@@ -1,11 +1,10 @@
 """capacity: numbers of a spectrum, against NumPy in float64."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.capacity import effective_dimension, n_effective, sloppiness, spread
 from spectral_jax.linalg.precision import working
+from tests import draws
 from tests.contract import Case, Degenerate, exempt, register
 
 K = 8
@@ -13,11 +12,11 @@ HOST = "reads a table on the host, once: tests/test_data_spectra.py"
 
 
 def eigenvalues(key, dtype):
-    return (0.2 + jax.random.uniform(key, (K,), dtype),)
+    return (0.2 + draws.uniform(key, (K,), dtype),)
 
 
 def eigenvalues_and_a_number(key, dtype):
-    return (*eigenvalues(key, dtype), jnp.asarray(0.5, dtype))
+    return (*eigenvalues(key, dtype), np.asarray(0.5, dtype))
 
 
 def numbers(found):
@@ -44,18 +43,18 @@ register(
         degree=0,
         degenerate={
             "zero": Degenerate(
-                (jnp.zeros(K),),
-                lambda found: int(found.rank) == 0 and bool(jnp.isnan(found.slope)),
+                (np.zeros(K),),
+                lambda found: int(found.rank) == 0 and bool(np.isnan(found.slope)),
                 finite_gradient=False,
             ),
-            "empty": Degenerate((jnp.zeros(0),), lambda found: int(found.rank) == 0, False),
+            "empty": Degenerate((np.zeros(0),), lambda found: int(found.rank) == 0, False),
             "one value": Degenerate(
-                (jnp.array([2.0]),),
-                lambda found: float(found.decades) == 0 and bool(jnp.isnan(found.slope)),
+                (np.array([2.0]),),
+                lambda found: float(found.decades) == 0 and bool(np.isnan(found.slope)),
                 finite_gradient=False,
             ),
-            "equal": Degenerate((jnp.ones(K),), lambda found: float(found.slope) == 0, False),
-            "NaN": Degenerate((jnp.full(K, jnp.nan),), lambda found: int(found.rank) == 0, False),
+            "equal": Degenerate((np.ones(K),), lambda found: float(found.slope) == 0, False),
+            "NaN": Degenerate((np.full(K, np.nan),), lambda found: int(found.rank) == 0, False),
         },
     )
 )
@@ -70,10 +69,8 @@ register(
         degree=0,
         differentiable=False,
         degenerate={
-            "zero": Degenerate((jnp.zeros(K), 1.0), lambda found: float(found.at_most) == 0),
-            "NaN": Degenerate(
-                (jnp.full(K, jnp.nan), 1.0), lambda found: bool(jnp.isnan(found.value))
-            ),
+            "zero": Degenerate((np.zeros(K), 1.0), lambda found: float(found.at_most) == 0),
+            "NaN": Degenerate((np.full(K, np.nan), 1.0), lambda found: bool(np.isnan(found.value))),
         },
     )
 )
@@ -84,7 +81,7 @@ register(
         make_inputs=eigenvalues_and_a_number,
         oracle=lambda values, alpha: np.sum(values / (values + alpha)),
         degree=0,
-        degenerate={"zero": Degenerate((jnp.zeros(K), 1.0), lambda found: float(found) == 0)},
+        degenerate={"zero": Degenerate((np.zeros(K), 1.0), lambda found: float(found) == 0)},
     )
 )
 register(
@@ -99,10 +96,10 @@ register(
         ),
         degree=0,
         degenerate={
-            "zero": Degenerate((jnp.zeros(K),), lambda found: all(float(x) == 0 for x in found)),
+            "zero": Degenerate((np.zeros(K),), lambda found: all(float(x) == 0 for x in found)),
             "NaN": Degenerate(
-                (jnp.full(K, jnp.nan),),
-                lambda found: all(bool(jnp.isnan(x)) for x in found),
+                (np.full(K, np.nan),),
+                lambda found: all(bool(np.isnan(x)) for x in found),
                 finite_gradient=False,
             ),
         },

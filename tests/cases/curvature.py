@@ -38,7 +38,7 @@ def squared_rows(w, x, y):
 
 
 ZERO = Degenerate(
-    (jnp.zeros((D, C)), jnp.zeros((N, D)), jnp.zeros((N, C))), lambda matrix: not matrix.any()
+    (np.zeros((D, C)), np.zeros((N, D)), np.zeros((N, C))), lambda matrix: not matrix.any()
 )
 # The units of w, x and y in which a linear model's outputs have those of its targets.
 UNITS = (0, 1, 1)
@@ -117,9 +117,9 @@ register(
         degree=0,
         degenerate={
             "no weight": Degenerate(
-                (jnp.ones((4, 2)), jnp.zeros(4)), lambda s: bool(jnp.isnan(s).all()), False
+                (np.ones((4, 2)), np.zeros(4)), lambda s: bool(np.isnan(s).all()), False
             ),
-            "one item": Degenerate((jnp.ones((1, 2)), jnp.ones(1)), lambda s: bool(s == 1)),
+            "one item": Degenerate((np.ones((1, 2)), np.ones(1)), lambda s: bool(s == 1)),
         },
     )
 )

@@ -1,7 +1,5 @@
 """curvature: complete spectra, against the matrices written out."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.curvature import (
@@ -13,13 +11,14 @@ from spectral_jax.curvature import (
     overlap,
 )
 from spectral_jax.linalg.precision import working
+from tests import draws
 from tests.cases.operators import normal
 from tests.contract import IN_TURN, Case, Degenerate, register
 
 SQUARED = SquaredError()
 N, D, C = 3, 4, 2
 LINEAR = normal((D, C), (N, D), (N, C))
-ZERO = (jnp.zeros((D, C)), jnp.zeros((N, D)), jnp.zeros((N, C)))
+ZERO = (np.zeros((D, C)), np.zeros((N, D)), np.zeros((N, C)))
 
 
 def linear(w, x):
@@ -31,8 +30,8 @@ def halves(parts, x):
 
 
 def orthonormal(key, dtype):
-    pair = jax.random.normal(key, (2, 6, 2), dtype)
-    return tuple(jnp.linalg.qr(pair)[0])
+    pair = draws.normal(key, (2, 6, 2), dtype)
+    return tuple(np.linalg.qr(pair)[0])
 
 
 def doubled(x, c):
@@ -65,8 +64,8 @@ for name, function, matrix, degree in (
             degenerate={
                 "zero": Degenerate(ZERO, lambda s: bool(s.exact) and not s.values.any()),
                 "NaN": Degenerate(
-                    (ZERO[0], ZERO[1] * jnp.nan, ZERO[2]),
-                    lambda s: not s.exact and bool(jnp.isnan(s.values).all()),
+                    (ZERO[0], ZERO[1] * np.nan, ZERO[2]),
+                    lambda s: not s.exact and bool(np.isnan(s.values).all()),
                 ),
             },
         )
@@ -84,7 +83,7 @@ register(
         units=(0, 1, 1),
         differentiable=False,
         gathered=IN_TURN,
-        degenerate={"zero": Degenerate(ZERO, lambda b: bool(jnp.isnan(b.outside)))},
+        degenerate={"zero": Degenerate(ZERO, lambda b: bool(np.isnan(b.outside)))},
     )
 )
 register(
@@ -94,7 +93,7 @@ register(
         make_inputs=orthonormal,
         oracle=lambda a, b: np.sum((a.T @ b) ** 2) / a.shape[1],
         degree=4,
-        degenerate={"zero": Degenerate((jnp.zeros((3, 1)),) * 2, lambda share: bool(share == 0))},
+        degenerate={"zero": Degenerate((np.zeros((3, 1)),) * 2, lambda share: bool(share == 0))},
     )
 )
 register(
@@ -107,8 +106,8 @@ register(
         units=(0, 1, 1),
         degenerate={
             "not moved": Degenerate(
-                (jnp.eye(3), jnp.ones(3), jnp.ones(3)),
-                lambda shares: bool(jnp.isnan(shares).all()),
+                (np.eye(3), np.ones(3), np.ones(3)),
+                lambda shares: bool(np.isnan(shares).all()),
                 False,
             )
         },

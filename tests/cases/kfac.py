@@ -1,11 +1,11 @@
 """curvature: Kronecker factors of a deep linear network, which are its exact curvature."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.curvature import SquaredError, ekfac, kfac
 from spectral_jax.linalg.precision import working
+from tests import draws
 from tests.contract import IN_TURN, Case, Degenerate, register
 
 N, INPUTS, HIDDEN, OUTPUTS = 6, 4, 3, 2
@@ -20,13 +20,13 @@ def deep(kernels, x):
 def network_and_data(key, dtype):
     shapes = {"first": (INPUTS, HIDDEN), "last": (HIDDEN, OUTPUTS), "x": (N, INPUTS)}
     keys = jax.random.split(key, len(shapes))
-    return tuple(jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes.values(), strict=True))
+    return tuple(draws.normal(k, s, dtype) for k, s in zip(keys, shapes.values(), strict=True))
 
 
 def problem(first, last, x):
     # The squared error has the same curvature for all targets.
     kernels = working(first), working(last)
-    return deep, LOSS, kernels, (x, jnp.zeros((N, OUTPUTS), kernels[0].dtype))
+    return deep, LOSS, kernels, (x, np.zeros((N, OUTPUTS), kernels[0].dtype))
 
 
 def gauss_newton(first, last, x):
@@ -40,11 +40,11 @@ def gauss_newton(first, last, x):
 
 
 def degenerate(key=0):
-    first, last, x = network_and_data(jax.random.key(key), jnp.float32)
+    first, last, x = network_and_data(jax.random.key(key), np.float32)
     return {
-        "zero inputs": Degenerate((first, last, 0 * x), lambda c: not jnp.any(c)),
+        "zero inputs": Degenerate((first, last, 0 * x), lambda c: not np.any(c)),
         "NaN": Degenerate(
-            (first, last, jnp.nan * x), lambda c: bool(jnp.isnan(jnp.diagonal(c)).all()), False
+            (first, last, np.nan * x), lambda c: bool(np.isnan(np.diagonal(c)).all()), False
         ),
     }
 

@@ -1,10 +1,10 @@
 """optim: watched curvature of a quadratic, in closed form."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spectral_jax.optim import watch
+from tests import draws
 from tests.contract import Case, Degenerate, register
 
 N = 6
@@ -16,16 +16,16 @@ def quadratic(w, a):
 
 
 def matrix_and_weights(key, dtype):
-    noise = jax.random.normal(key, (N, N), dtype) / 4
-    weights = jax.random.normal(jax.random.fold_in(key, 1), (N,), dtype)
-    return 2 * jnp.eye(N, dtype=dtype) + noise + noise.T, weights
+    noise = draws.normal(key, (N, N), dtype) / 4
+    weights = draws.normal(jax.random.fold_in(key, 1), (N,), dtype)
+    return 2 * np.eye(N, dtype=dtype) + noise + noise.T, weights
 
 
 def readings(a, w):
     """What a watch sees that may use all N products, for an update that is no gradient."""
     what = ("lambda_max", "critical_sharpness")
     tx = watch(quadratic, every=1, what=what, matvecs=N)
-    update = -w * jnp.asarray(SLANT, w.dtype)
+    update = -w * np.asarray(SLANT, w.dtype)
     seen = tx.update(update, tx.init(w), w, batch=a)[1].seen
     return tuple(seen[name] for name in what)
 
@@ -50,14 +50,14 @@ register(
         exact_dtype="integers are no weights; half types: tests/test_watch.py",
         degenerate={
             "flat": Degenerate(
-                (jnp.zeros((N, N)), jnp.ones(N)),
+                (np.zeros((N, N)), np.ones(N)),
                 lambda seen: (
-                    seen[0].value == 0 and jnp.isnan(seen[1].value).all() and not seen[1].converged
+                    seen[0].value == 0 and np.isnan(seen[1].value).all() and not seen[1].converged
                 ),
             ),
             "NaN": Degenerate(
-                (jnp.eye(N), jnp.full(N, jnp.nan)),
-                lambda seen: bool(jnp.isnan(seen[1].value)) and not seen[1].converged,
+                (np.eye(N), np.full(N, np.nan)),
+                lambda seen: bool(np.isnan(seen[1].value)) and not seen[1].converged,
             ),
         },
     )
