@@ -29,6 +29,7 @@ from spectral_jax.capacity import (
     vector_basis,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 
 

@@ -105,8 +105,9 @@ def critical(loss, update, guesses=1, params=1.0):
     """The reading for one number that moves by ``update``, after so many measurements."""
     tx = watch(loss, every=1, what=("critical_sharpness",))
     params, state = jnp.float32(params), tx.init(jnp.float32(params))
+    look = jax.jit(tx.update)
     for _ in range(guesses):
-        state = tx.update(jnp.float32(update), state, params, batch=0)[1]
+        state = look(jnp.float32(update), state, params, batch=0)[1]
     return state.seen["critical_sharpness"]
 
 
@@ -195,7 +196,7 @@ def test_other_leaves_and_half_precision_are_no_obstacle():
     params = {"w": jnp.ones(3, jnp.bfloat16), "count": jnp.int32(2), "key": jax.random.key(0)}
     tx = watch(loss, every=1, what=("lambda_max", "critical_sharpness"))
     updates = {"w": -jnp.ones(3, jnp.bfloat16), "count": jnp.int32(0), "key": params["key"]}
-    passed, state = tx.update(updates, tx.init(params), params, batch=jnp.full(2, 3.0))
+    passed, state = jax.jit(tx.update)(updates, tx.init(params), params, batch=jnp.full(2, 3.0))
     assert passed["w"].dtype == jnp.bfloat16
     assert float(state.seen["lambda_max"].value) == pytest.approx(12)
     assert float(state.seen["critical_sharpness"].value) == pytest.approx(1, rel=1e-3)
