@@ -144,7 +144,9 @@ def bounds(
             "plug-in": plug_in(found, j, method, risks),
             "prior bound": certificate.prior_bound, "test-set bound": certificate.held_out_bound,
             "test/error": tested.mean(), "margin": CHANCE - certificate.bound,
-            "dimension": np.sum(2 * (found.size - 1) * found.values > 1 / GRID.variance(j)),
+            "dimension": capacity.effective_dimension(
+                found.values, n=found.size, epsilon=1 / GRID.variance(j), floor=0.0
+            ).value,
             "distance": found.distance, "test/error of the mean": held_out[0] / held_out[1],
         }  # fmt: skip
         told |= {f"{method}/{name}": float(value) for name, value in numbers.items()}  # type: ignore[arg-type]

@@ -72,7 +72,6 @@ def measure(
     arms: Mapping[str, Mapping[str, Any]],
     seeds: int,
     passes: int,
-    train_limit: int | None = None,
 ) -> Results:
     """Certify every arm for every seed; what is done is not trained again.
 
@@ -83,10 +82,9 @@ def measure(
         arm = Arm(**options)
         data = load(arm.dataset, preprocessing="unit")
         rows = [
-            _stored(run, f"{name}-{seed}".replace(" ", "-"), data, arm, seed,
-                    passes=passes, train_limit=train_limit)
+            _stored(run, f"{name}-{seed}".replace(" ", "-"), data, arm, seed, passes=passes)
             for seed in range(seeds)
-        ]  # fmt: skip
+        ]
         run.log(f"pac_bayes: {name} is certified")
         found.append(of_arrays("pac_bayes", name, {k: [row[k] for row in rows] for k in rows[0]}))
     return merge(found)
@@ -112,13 +110,11 @@ def numbers_of(found: Certificate, test_error: float) -> dict[str, float]:
     return {name: math.nan if x is None else float(x) for name, x in columns.items()}
 
 
-def certified(
-    dataset: Dataset, arm: Arm, seed: int, *, passes: int, train_limit: int | None = None
-) -> tuple[Certificate, float]:
+def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> tuple[Certificate, float]:
     """Train prior and posterior; the certificate, and the posterior's error on the test set."""
     # At random, not in proportion to the classes: the examples that count must be independent of
     # those that the prior saw.
-    rows = np.random.default_rng(seed).permutation(len(dataset.train_y))[:train_limit]
+    rows = np.random.default_rng(seed).permutation(len(dataset.train_y))
     seen, counted = np.split(rows, [round(arm.learnt * len(rows))])
     net = random_network(
         math.prod(dataset.train_x.shape[1:]), tuple(arm.hidden), dataset.classes, arm.scale
