@@ -68,14 +68,21 @@ def pieces(loss, weight):
     """Dense Jacobians ``[items, c, p]``, output Hessians and gradients, shares ``[items]``."""
     w, tree = flat()
     t = targets(loss)
-    outputs = lambda w: model(tree(w), inputs())  # noqa: E731
-    jacobian = jax.jit(jax.jacfwd(outputs))(w).reshape(N * T, C, -1)
     of_items = jnp.reshape(t, (N * T, *t.shape[2:]))
-    f = outputs(w).reshape(N * T, C)
-    gradients = jax.vmap(jax.grad(lambda f, t: loss.value(f[None], t[None])[0]))(f, of_items)
-    hessians = jax.jit(jax.vmap(jax.hessian(lambda f, t: loss.value(f[None], t[None])[0])))(
-        f, of_items
-    )
+
+    def outputs(w):
+        return model(tree(w), inputs()).reshape(N * T, C)
+
+    def of_item(f, t):
+        return loss.value(f[None], t[None])[0]
+
+    @jax.jit
+    def dense(w):
+        f = outputs(w)
+        derivatives = (jax.vmap(each(of_item))(f, of_items) for each in (jax.hessian, jax.grad))
+        return jax.jacfwd(outputs)(w), *derivatives
+
+    jacobian, hessians, gradients = dense(w)
     shares = np.repeat(weight, T) * (of_items >= 0 if loss == SOFTMAX else 1)
     return jacobian, hessians, gradients, shares / shares.sum()
 
