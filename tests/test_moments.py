@@ -135,6 +135,19 @@ def test_any_scale_that_float32_can_square_keeps_the_spectrum(method, size):
     assert floor < exact[-1]
 
 
+def test_eigenvalues_that_underflow_are_below_the_floor():
+    x = GRADED * np.float32(1e-17)
+    values, floor = moments.eigenvalues(of(x))
+    assert values[0] == pytest.approx(spectrum(x)[0]) and values[-1] == 0 < floor
+
+
+@pytest.mark.parametrize("weight", [1e-30, 1e30])
+def test_weights_whose_squares_float32_has_not_hide_no_floor(weight):
+    state = of(GRADED, weights=np.full(40, weight))
+    assert not moments.effective_rows(state) < np.inf
+    assert not moments.eigenvalues(state).floor < np.inf
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_squares_outside_float32_are_nan_and_the_mean_is_not(size):
     state = of(GRADED * np.float32(size))

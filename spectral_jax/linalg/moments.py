@@ -271,8 +271,9 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
 
     The floor is the share in the module's table of the largest eigenvalue; ``n`` in it is the
     number of rows that the weights amount to, ``(sum w)^2 / sum w^2``, and at least ``p``; or, if
-    ``centred`` and larger, the square of what rounding leaves of the mean. Values
-    below are rounding, whatever they say; what rounds to a negative number is one of them. Those
+    ``centred`` and larger, the square of what rounding leaves of the mean; and never below the
+    smallest normal number of the dtype, unless all rows are 0. Values below are rounding or have
+    underflowed, whatever they say; what rounds to a negative number is one of them. Those
     above are off by no more than the floor; by ``qr``, whose *roots* are, ``2 sqrt(value floor)``.
     ``gram64`` computes in float64 and rounds each eigenvalue by itself: the small ones keep their
     digits in float32 too.
@@ -285,8 +286,11 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
 
 
 def effective_rows(state: Moments) -> Float[Array, ""]:
-    """``(sum w)^2 / sum w^2``: how many rows of equal weight say as much (Kish 1965); 0 of none."""
-    return state.high.weight**2 / _positive(state.high.squares)
+    """``(sum w)^2 / sum w^2``: how many rows of equal weight say as much (Kish 1965); 0 of none.
+
+    NaN where weights are so small or large that the dtype does not have their squares.
+    """
+    return _effective_rows(state.high)
 
 
 # Everything below is arithmetic on `Sums` of one dtype. Under `_wide` that is float64, also where
@@ -354,7 +358,10 @@ def _eigenvalues(state: Moments, *, centred: bool) -> Eigenvalues:
     if centred:  # constant columns leave the rounding of their mean
         floor = jnp.maximum(floor, (4 * _eps(state)) ** 2 * jnp.sum(sums.mean**2))
     square = _square(sums.unit, state)
-    return Eigenvalues(_narrow(values * square, state), _narrow(floor * square, state))
+    # What underflows is no more known than what is rounded.
+    least = jnp.where(sums.unit > 0, float(jnp.finfo(state.high.mean.dtype).tiny), 0)
+    floor = jnp.maximum(floor * square, least)
+    return Eigenvalues(_narrow(values * square, state), _narrow(floor, state))
 
 
 def _rows(state: Moments, x: Any, weights: Any) -> tuple[Array, Array]:
@@ -424,9 +431,14 @@ def _triangle(rows: Array) -> Array:
 
 def _share(sums: Sums, state: Moments) -> Array:
     """The floor as a share of the largest eigenvalue."""
-    rows = jnp.maximum(sums.weight**2 / _positive(sums.squares), state.size)
+    rows = jnp.maximum(_effective_rows(sums), state.size)
     eps = _eps(state)
     return rows * state.size * eps**2 if state.method == "qr" else rows * eps
+
+
+def _effective_rows(sums: Sums) -> Array:
+    # Not 1 for squares of 0: of weights above 0 these have underflowed.
+    return sums.weight**2 / jnp.where(sums.weight == 0, 1, sums.squares)
 
 
 def _eps(state: Moments) -> float:
