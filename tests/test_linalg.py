@@ -479,6 +479,15 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
+@pytest.mark.parametrize("top", [[2, 2, 2], [2, 2, 3]])
+def test_without_a_basis_a_missed_copy_leaves_only_the_best_pair_converged(top):
+    op = dense(np.r_[np.linspace(0, 1, 297), top])
+    result = eigsh(op, 3, which="LA", memory=8 * 300 * 8)
+    assert result.values[-1] < 1.01 and result.converged.tolist() == [True, False, False]
+    rest = eigsh(op, 1, which="LA", memory=6 * 300 * 8, deflate=result.vectors[:, :1])
+    assert rest.converged and float(rest.values[0]) == pytest.approx(2)
+
+
 def test_without_a_basis_too_few_products_are_told():
     result = eigsh(dense(np.linspace(0, 1, 300)), 2, memory=7 * 300 * 8, max_matvecs=40)
     assert not result.converged.any() and result.matvecs <= 40

@@ -83,9 +83,10 @@ def eigsh(
       memory: bytes for the vectors of ``lanczos``; 64 MiB if None, or what ``2 k + 21`` vectors
         take. Where those do not fit, no basis is kept: the recurrence runs twice, the second time
         to add up the wanted vectors, in ``k + 5`` vectors of memory and up to 1000 steps. That is
-        for few pairs of a very large operator. Lost are half the products, the look for copies of
-        repeated eigenvalues, and orthogonality beyond that of vectors with these residuals; what
-        the recurrence finds again for want of it counts once (``two_pass.py``).
+        for few pairs of a very large operator. Lost are half the products, and orthogonality beyond
+        that of vectors with these residuals; what the recurrence finds again for want of it counts
+        once (``two_pass.py``). So do repeated eigenvalues: where the look at the end shows that one
+        was missed, only the best pair of its end comes back converged; ``deflate`` it to find more.
 
     One Krylov space holds one vector of a repeated eigenvalue. For ``k > 1`` ``lanczos`` therefore
     ends with a look for further copies, with a chance of 1e-4 to overlook one.

@@ -62,6 +62,14 @@ class Search(NamedTuple):
         ((sign, _),) = self.ends
         return sign
 
+    def by_end(self, values: Array) -> list[tuple[int, Array]]:
+        """The sign of each end, and the wanted values there times it, ascending."""
+        parts, first = [], 0
+        for sign, count in self.ends:
+            parts.append((sign, sign * values[first : first + count]))
+            first += count
+        return parts
+
     @property
     def free_dimension(self) -> int:
         """Dimension of the space that is searched: all but the fixed directions."""

@@ -12,7 +12,6 @@ smallest would be reported as the third. `_Solver.look` counts what is missing.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array
 
+from spectral_jax.linalg.look import Look, look, repeated, vanishes
 from spectral_jax.linalg.operators import SymmetricOperator
 from spectral_jax.linalg.scale import seen
 from spectral_jax.linalg.subspace import (
@@ -49,8 +49,6 @@ MEMORY = 8
 # Shares of the residual that is allowed: what the recurrence must predict, and how far the measured
 # one may be from that prediction.
 PROMISED, DRIFT = 0.9, 0.1
-# The chance, over generic vectors, of overlooking another copy of an eigenvalue.
-OVERLOOKED = 1e-4
 
 
 class _Krylov(NamedTuple):
@@ -113,27 +111,6 @@ class _Answer(NamedTuple):
     told: Array
     done: Array
     promising: Array
-
-
-class _Look(NamedTuple):
-    """A three-term Lanczos recurrence, and what its tridiagonal matrix ``T`` says of one point.
-
-    ``pivot`` is the last one of the factorisation ``T - point = L D L^T``: a negative one means
-    that ``T``, and so the operator, has an eigenvalue below ``point`` (Sylvester's inertia).
-    ``growth`` is the value at ``point`` of the orthonormal polynomial that belongs to ``q`` (its
-    Lanczos vector is that polynomial of the operator, times the start), ``total`` the sum of the
-    squares so far. ``towards`` is the sum of ``growth * q``: parts below ``point`` add up in it, so
-    that it is a start for the missing vector.
-    """
-
-    q: Array
-    before: Array
-    beta: Array
-    pivot: Array
-    growth: Array
-    total: Array
-    towards: Array
-    matvecs: Array
 
 
 def least_vectors(k: int, free: int) -> int:
@@ -212,30 +189,19 @@ class _Solver:
         """Look for copies at every end, until one is found: whether no end can have one, whether
         one is known to exist, a start for it, and the products made so far."""
         done, better, towards = jnp.array(True), jnp.array(False), krylov.basis[0]
-        for sign, of in self.ends_of(values):
+        for sign, of in self.search.by_end(values):
+            if len(of) == 1:  # no copy can displace the best
+                continue
             allowed = self.search.allowed(of[-1], krylov.scale)
-            # Only a missing copy of a value below the last one would displace a pair; another copy
-            # of the last value is as good as the one found. So look below the largest value that is
-            # less than the last by more than the error allowed to both. If there is none (-inf),
-            # all values are one, and a missing copy would not change the answer.
-            copied = jnp.max(jnp.where(of < of[-1] - 2 * allowed, of, -jnp.inf))
+            copied = repeated(of, allowed)
             complete = krylov.filled == self.search.free_dimension
-            unique = (len(of) == 1) | complete | jnp.isinf(copied)
-            look = self.look(krylov, sign, copied + allowed / 2, found & ~unique & ~better)
-            here = look.pivot < 0
-            towards = jnp.where(here, look.towards, towards)
-            done &= unique | (~here & (look.total >= self.enough))
-            better |= here
-            krylov = krylov._replace(matvecs=look.matvecs)
+            unique = complete | jnp.isinf(copied)
+            view = self.look(krylov, sign, copied + allowed / 2, found & ~unique & ~better)
+            towards = jnp.where(view.better, view.towards, towards)
+            done &= unique | view.nothing
+            better |= view.better
+            krylov = krylov._replace(matvecs=krylov.matvecs + view.steps)
         return done, better, towards, krylov.matvecs
-
-    def ends_of(self, values: Array) -> list[tuple[int, Array]]:
-        """The wanted values of each end times its sign, ascending, and the sign."""
-        parts, first = [], 0
-        for sign, count in self.search.ends:
-            parts.append((sign, sign * values[first : first + count]))
-            first += count
-        return parts
 
     # The search
 
@@ -281,7 +247,7 @@ class _Solver:
         scale, length = jnp.maximum(scale, jnp.linalg.norm(image)), jnp.linalg.norm(rest)
         # Breakdown: the basis spans an invariant subspace, and what is left is rounding. Go on with
         # a fresh pseudo-random vector orthogonal to it, which nothing in the basis couples to.
-        broken = self.vanishes(length, scale)
+        broken = vanishes(length, scale)
         following = jax.lax.cond(
             broken,
             lambda: self.outside(self.fresh(matvecs + 1), jnp.concatenate([self.fixed, basis])),
@@ -342,67 +308,23 @@ class _Solver:
 
     # The look
 
-    @property
-    def enough(self) -> float:
-        """The ``total`` at which a look may stop (see `look`).
+    def look(self, krylov: _Krylov, sign: int, point: Array, wanted: Array) -> Look:
+        """Has ``sign * A`` more eigenvalues below ``point`` than its basis shows? See `Look`.
 
-        A generic vector has a part ``u^T g`` of about ``n^-1/2`` in a unit vector ``u``, and one
-        below ``c n^-1/2`` with the chance ``sqrt(2 / pi) c`` (a normal density near 0). With ``c``
-        chosen for the chance ``OVERLOOKED``, this is ``1 / (u^T g)^2``.
-        """
-        return 2 * self.op.size / (math.pi * OVERLOOKED**2)
-
-    def look(self, krylov: _Krylov, sign: int, point: Array, wanted: Array) -> _Look:
-        """Has ``sign * A`` more eigenvalues below ``point`` than its basis shows?
-
-        Let ``A`` stand for ``sign * A``, and write ``A - point`` in blocks: the basis, and its
-        complement. By Haynsworth's inertia formula (1968) it has as many negative eigenvalues as
-        the block of the basis, where they are known, and the Schur complement ``S`` together. ``S``
-        is ``A - point`` on the complement, less a multiple of ``q q^T`` for the vector ``q`` after
-        the basis, the only one that couples to it.
-
-        Lanczos from a generic vector ``g`` of the complement looks for a negative eigenvalue of
-        ``S``. While it sees none, the squares of its orthonormal polynomials at ``point`` add up to
-        at most ``1 / (u^T g)^2`` for the eigenvector ``u`` of any negative eigenvalue. They grow
-        from step to step, until such a ``u`` would have to be improbably orthogonal to ``g``.
+        The block of the basis is coupled to the vector ``q`` after it alone: the Schur complement
+        is ``A - point`` on the complement, less a multiple of ``q q^T``.
         """
         op = krylov.factor * self.op
-        krylov_next = krylov.filled
-        following = krylov.basis[krylov_next]
-        known = jnp.concatenate([self.fixed, krylov.basis.at[krylov_next].set(0)])
+        following = krylov.basis[krylov.filled]
+        known = jnp.concatenate([self.fixed, krylov.basis.at[krylov.filled].set(0)])
         drop = self.eliminated(krylov, sign, point)
 
-        def step(look: _Look) -> _Look:
-            q = look.q
-            image = sign * (op @ q) - drop * jnp.vdot(following, q) * following
-            alpha = jnp.vdot(q, image, precision=Precision.HIGHEST)
-            rest, _ = off_rows_checked(image - alpha * q - look.beta * look.before, known)
-            beta = jnp.linalg.norm(rest)
-            pivot = alpha - point - look.beta**2 / look.pivot
-            # Breakdown: the vectors span an invariant subspace, in which a generic start has a part
-            # of every eigenvalue. None was below, so there is none.
-            growth = jnp.where(self.vanishes(beta, krylov.scale), jnp.inf, -pivot / beta)
-            growth = growth * look.growth
-            return _Look(
-                q=rest / beta,
-                before=q,
-                beta=beta,
-                pivot=pivot,
-                growth=growth,
-                total=look.total + growth**2,
-                towards=look.towards + look.growth * q,
-                matvecs=look.matvecs + 1,
-            )
-
-        def open_(look: _Look):
-            undecided = (look.pivot >= 0) & (look.total < self.enough)
-            return wanted & undecided & self.affordable(look)
+        def image(q: Array) -> Array:
+            return sign * (op @ q) - drop * jnp.vdot(following, q) * following
 
         start = self.outside(self.fresh(krylov.matvecs + 1), known)
-        one, zero = jnp.ones((), self.dtype), jnp.zeros((), self.dtype)
-        zeros = jnp.zeros_like(start)
-        look = _Look(start, zeros, zero, one, one, one, zeros, krylov.matvecs)
-        return jax.lax.while_loop(open_, step, look)
+        steps = self.search.max_matvecs - self.search.k - 1 - krylov.matvecs
+        return look(image, start, known, point, krylov.scale, jnp.where(wanted, steps, 0))
 
     def eliminated(self, krylov: _Krylov, sign: int, point: Array) -> Array:
         """``b^T (sign T - point)^-1 b``, ``b`` the coupling of the basis to the vector ``q`` after
@@ -420,10 +342,6 @@ class _Solver:
         """Whether one more product leaves the ``k + 1`` that certifying the answer may take."""
         first = state.matvecs == 0
         return first | (state.matvecs + self.search.k + 1 < self.search.max_matvecs)
-
-    def vanishes(self, length, scale):
-        """Whether what is left of an image is nothing but its rounding error."""
-        return length <= 10 * jnp.finfo(self.dtype).eps * scale
 
     def fresh(self, number) -> Array:
         """A pseudo-random vector, another for every ``number``."""

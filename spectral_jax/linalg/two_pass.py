@@ -11,6 +11,10 @@ times (Paige 1976). Such copies are told from pairs by three signs: their values
 and then count as one; a copy on its way to its value has hardly a part in the start, and its value
 is within its residual of another; and should two vectors come out along one direction all the same,
 the second is not converged.
+
+Real copies, of an eigenvalue that repeats, are found once too. So at the end a look outside of the
+vectors (``look.py``) tells whether one was missed: then only the best pair of its end, which no
+copy displaces, is converged.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Bool
 
+from spectral_jax.linalg.look import look, repeated
 from spectral_jax.linalg.scale import seen
 from spectral_jax.linalg.subspace import (
     EigResult,
     Search,
     best_pairs,
+    generic_vectors,
     inner_rows,
     mixed_start,
     off_rows,
@@ -89,7 +95,8 @@ def two_pass(search: Search, start: Array) -> EigResult:
     ended = _beginning(first, nothing, jnp.zeros((), first.dtype))
     _, done = jax.lax.fori_loop(0, 2, run, (nothing, ended))
     search = search._replace(op=done.factor * search.op)
-    return restored(_measured(search, done), done.factor)
+    measured = _measured(search, done)
+    return restored(_looked(search, measured, done.scale), done.factor)
 
 
 def _beginning(first: Array, coordinates: Array, factor: Array) -> _Pass:
@@ -193,3 +200,31 @@ def _measured(search: Search, done: _Pass) -> EigResult:
     pairs = (jnp.sum(vectors**2, axis=1) > ALIKE) & ~jnp.any(cosines > ALIKE, axis=1)
     converged = pairs & search.converged(values, residuals, done.scale)
     return EigResult(values, vectors.T, residuals, converged, 2 * done.step + search.k)
+
+
+def _looked(search: Search, found: EigResult, scale: Array) -> EigResult:
+    """The pairs, converged only where no copy that was missed can have displaced them."""
+    known = jnp.concatenate([search.fixed.T, found.vectors.T])
+    spent, verdicts = found.matvecs, []
+    for sign, values in search.by_end(found.values):
+        allowed = search.allowed(values[-1], scale)
+        # Nothing displaces the best value, or what is the same to within its error.
+        best = values <= values[0] + 2 * allowed
+        if len(values) == 1:
+            verdicts.append(best)
+            continue
+        generic = generic_vectors(search.op.size, 1, known.dtype, stream=spent + 2).T
+        view = look(
+            (sign * search.op).__matmul__,
+            unit_rows(off_rows(unit_rows(generic), known))[0],
+            known,
+            # The coupling of the pairs to the complement, at most `allowed`, moves no eigenvalue
+            # across a point so far above the value: it may be left out.
+            repeated(values, allowed) + allowed,
+            scale,
+            jnp.where(jnp.all(found.converged) & ~best[-1], search.max_matvecs - spent, 0),
+        )
+        verdicts.append(best | view.nothing)
+        spent += view.steps
+    converged = found.converged & jnp.concatenate(verdicts)
+    return found._replace(converged=converged, matvecs=spent)
