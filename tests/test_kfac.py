@@ -393,7 +393,7 @@ def test_monte_carlo_signs_are_unbiased_and_belong_to_examples():
         return kfac(network, loss, DEEP_LINEAR, data, key=key, micro_batch=3, **options).dense()
 
     keys = jax.random.split(jax.random.key(0), 300)
-    draws = jax.vmap(draw)(keys)
+    draws = jax.jit(jax.vmap(draw))(keys)
     error = jnp.std(draws, axis=0) / len(draws) ** 0.5
     assert jnp.all(jnp.abs(jnp.mean(draws, axis=0) - exact) <= 5 * error + 1e-14)
     close(dense(kfac(network, loss, DEEP_LINEAR, data, key=keys[0], **options)), draws[0])
