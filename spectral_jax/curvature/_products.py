@@ -95,7 +95,7 @@ class OutputsTerm:
         elif self.kind == "outer":
             curved = self._outer(outputs, targets, tangents)
         else:
-            curved = self._sampled(part.key, index, outputs, tangents)
+            curved = self._sampled(part, outputs, tangents)
         return pull_back((part.shares[..., None] * curved).astype(outputs.dtype))
 
     def _outer(self, outputs: Array, targets: Array, tangents: Array) -> Array:
@@ -103,12 +103,14 @@ class OutputsTerm:
         inner = jnp.sum(gradient * tangents.astype(gradient.dtype), axis=-1, keepdims=True)
         return gradient * inner
 
-    def _sampled(self, key: Any, index: Array, outputs: Array, tangents: Array) -> Array:
+    def _sampled(self, part: Part, outputs: Array, tangents: Array) -> Array:
         """Every draw of every example has a key of its own, whatever the batch it comes in."""
+        _, given, index = part.batch
+        at = jax.lax.stop_gradient(outputs)
 
         def draw(total: Array, s: Array) -> tuple[Array, None]:
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), s))(index)
-            targets = jax.vmap(self.loss.sample)(keys, jax.lax.stop_gradient(outputs))
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(part.key, i), s))(index)
+            targets = jax.vmap(self.loss.sample)(keys, at, given)
             return total + self._outer(outputs, targets, tangents) / self.samples, None
 
         zero = jnp.zeros(outputs.shape, floating_dtype(outputs))

@@ -59,10 +59,11 @@ class Loss(abc.ABC):
         """``R^T u``."""
 
     @abc.abstractmethod
-    def sample(self, key: PRNGKeyArray, outputs: Outputs) -> Targets:
+    def sample(self, key: PRNGKeyArray, outputs: Outputs, targets: Targets) -> Targets:
         """Targets drawn from the distribution whose negative log-likelihood the loss is.
 
-        The second moment of ``gradient`` over them is ``H``, which makes the Fisher matrix.
+        The second moment of ``gradient`` over them is ``H``, which makes the Fisher matrix. What
+        the given ``targets`` mask stays masked.
         """
 
     @abc.abstractmethod
@@ -148,9 +149,12 @@ class SoftmaxCrossEntropy(Loss):
         last = jnp.arange(u.shape[-1] - 1) == k[..., None]
         return jnp.sqrt(mass) * jnp.where(last, z[..., -1:], z[..., :-1])
 
-    def sample(self, key: PRNGKeyArray, outputs: Outputs) -> Targets:
+    def sample(self, key: PRNGKeyArray, outputs: Outputs, targets: Targets) -> Targets:
         """Classes ``[*items]`` with probabilities ``softmax(f)``."""
-        return jax.random.categorical(key, working(outputs, "outputs"))
+        drawn = jax.random.categorical(key, working(outputs, "outputs"))
+        if not jnp.issubdtype(targets.dtype, jnp.integer):
+            return drawn
+        return jnp.where((targets >= 0) & (targets < outputs.shape[-1]), drawn, targets)
 
     def mask(self, targets: Targets) -> PerItem:
         """0 for a negative class and for soft labels that are all 0."""
@@ -204,10 +208,11 @@ class SigmoidCrossEntropy(Loss):
         """The same as `root_product`."""
         return self.root_product(outputs, targets, u)
 
-    def sample(self, key: PRNGKeyArray, outputs: Outputs) -> Targets:
-        """Labels 0 or 1 ``[*items, c]``, each 1 with probability ``s(f)``."""
-        outputs = working(outputs, "outputs")
-        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+    def sample(self, key: PRNGKeyArray, outputs: Outputs, targets: Targets) -> Targets:
+        """Labels 0 or 1 ``[*items, c]``, each 1 with probability ``s(f)``; -1 where masked."""
+        outputs, _, known = self._arguments(outputs, targets)
+        drawn = jax.random.bernoulli(key, jax.nn.sigmoid(outputs))
+        return jnp.where(known, drawn, -1).astype(outputs.dtype)
 
     def mask(self, targets: Targets) -> PerItem:
         """0 for an item whose outputs are all masked."""
@@ -262,7 +267,7 @@ class SquaredError(Loss):
         """The same as `root_product`."""
         return self.root_product(outputs, targets, u)
 
-    def sample(self, key: PRNGKeyArray, outputs: Outputs) -> Targets:
+    def sample(self, key: PRNGKeyArray, outputs: Outputs, targets: Targets) -> Targets:
         """``f`` plus normal noise of variance 1/2, the distribution that this loss is right for."""
         outputs = working(outputs, "outputs")
         return outputs + 0.5**0.5 * jax.random.normal(key, outputs.shape, outputs.dtype)

@@ -148,7 +148,7 @@ def fisher(
     draws ``samples`` targets for each example with ``key``, folded with the example's ``index``
     ``[n]``, by default its place in ``data``: whatever the micro-batches, and the order of data
     that carry their index, the matrix is the same. Its relative error is about
-    ``1 / sqrt(n samples)``. Targets in ``data`` only say which items are masked.
+    ``1 / sqrt(n samples)``. Targets in ``data`` only say what is masked.
 
     Arguments else, transformations and errors as of `ggn`; ``ValueError`` for "mc" without a key.
     Source: Kunstner, Balles & Hennig 2019, arXiv 1905.12558.
