@@ -88,7 +88,11 @@ def test_a_mean_loss_is_checked_by_halves():
 
 def test_what_is_not_symmetric_random_or_infinite_shows():
     matrix = jnp.triu(jnp.ones((30, 30)))
-    assert check(dense_operator(matrix), KEY).symmetry > 1e-3
+    symmetry = check(dense_operator(matrix), KEY).symmetry
+    assert symmetry > 1e-3
+    for scale in (2.0**-100, 2.0**90):
+        scaled = check(dense_operator(scale * matrix), KEY)
+        np.testing.assert_allclose(scaled.symmetry, symmetry, rtol=1e-5)
     assert check(dense_operator(jnp.zeros((3, 3))), KEY)[:3] == (0, 0, 0)
     broken = check(dense_operator(jnp.full((3, 3), jnp.inf)), KEY)
     assert not broken.finite and np.isnan(broken.symmetry)
@@ -137,7 +141,7 @@ def test_a_stream_of_unequal_batches_is_the_mean_of_all_examples():
 
 
 def test_a_stream_weighs_batches_by_what_counts_in_them():
-    """Masked items, weights, and draws keyed by the index that an example carries."""
+    """Masked items, once a whole batch, weights, and draws keyed by an example's index."""
     masked = np.where(Y == 1, -1, Y)
     v = np.ones(12, np.float32)
 
@@ -147,7 +151,8 @@ def test_a_stream_weighs_batches_by_what_counts_in_them():
         return fisher(linear, SOFTMAX, W, (x, y), **options)
 
     index = np.arange(7)
-    parts = [(X[part], masked[part], index[part]) for part in (slice(0, 3), slice(3, 7))]
+    cuts = slice(0, 1), slice(1, 2), slice(2, 7)
+    parts = [(X[part], masked[part], index[part]) for part in cuts]
     whole = build((X, masked, index)) @ v
     np.testing.assert_allclose(stream(build, parts) @ v, whole, atol=1e-6)
 

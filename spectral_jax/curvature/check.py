@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from spectral_jax.curvature._products import HessianTerm, MeanProduct
 from spectral_jax.curvature.streams import StreamOperator
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
+from spectral_jax.linalg.precision import unit_of
 
 EXAMPLES = 16
 PLACE = (
@@ -82,6 +83,8 @@ def _compiled_product(op: SymmetricOperator, block: Array) -> Array:
 @jax.jit
 def _defects(block: Array, first: Array, second: Array) -> tuple[Array, Array, Array]:
     dot = partial(jnp.vdot, precision=jax.lax.Precision.HIGHEST)
+    unit = unit_of(first)  # whose squares leave no dtype
+    first, second = first / unit, second / unit
     (u, v, _), (au, av, both) = block.T, first.T
     size = jnp.linalg.norm(u) * jnp.linalg.norm(av) + jnp.linalg.norm(v) * jnp.linalg.norm(au)
     symmetry = _ratio(jnp.abs(dot(u, av) - dot(v, au)), size)

@@ -49,6 +49,8 @@ class StreamOperator:
             op = self._operator(batch)
             seen.append(_fingerprint(batch))
             share = float(op.data[-1].total)
+            if share == 0:
+                continue  # a batch without an item that counts has no mean, and adds nothing
             total += share * np.asarray(op @ jnp.asarray(x, self.dtype), np.float64)
             weight += share
         self._seen = self._seen or seen
@@ -57,7 +59,7 @@ class StreamOperator:
                 "batches differ from those of the first product: a loader that shuffles or "
                 "augments gives another matrix each time; pass shuffle=False, or a fixed seed"
             )
-        return (total / weight).astype(self.dtype)
+        return (total / (weight or np.nan)).astype(self.dtype)
 
     def to_scipy(self) -> "LinearOperator":
         """As a SciPy ``LinearOperator``, for ``eigsh``, ``cg`` and the rest."""
