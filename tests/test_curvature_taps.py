@@ -87,11 +87,17 @@ def tied(params, x):
     return jnp.tanh(x["features"] @ kernel.T + bias) @ kernel + looked_up
 
 
+def padded(table, tokens):
+    """A token beyond the table, such as one of padding, is 0 whatever the table."""
+    return jnp.take(table, tokens, axis=0, mode="fill", fill_value=0.0)
+
+
 TIED = (normal(0, 4, 3), normal(1, 4), normal(2, 5, 3))
 NETWORKS = {
     "convolutions": (convolutions, CONVOLUTIONS, normal(5, 2, 2, 6, 6)),
     "uses": (uses, USES, normal(15, 3, 3)),
     "tied": (tied, TIED, {"features": normal(3, 3, 3), "tokens": np.array([0, 4, -1])}),
+    "padded": (padded, normal(4, 3, 2), np.array([[0, 3], [2, 2]])),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from math import prod
+from math import isnan, prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -319,6 +319,9 @@ def _embedding(params: Any, arrays: Sequence[Array], place: int, result: Array) 
     rows = params["slice_sizes"] == (1, *table.shape[1:])
     if place != 0 or not rows or numbers.start_index_map != (0,) or numbers.offset_dims != last:
         return None
+    filled = params["fill_value"]
+    if filled is not None and not isnan(filled):
+        return None  # a number in place of what lies outside the table is no row of it
     out = prod(table.shape[1:])
     # What lies outside the table is NaN in the outputs, or is moved to its edge.
     rows_read = jnp.clip(indices.reshape(-1), 0, table.shape[0] - 1)
