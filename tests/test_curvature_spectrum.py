@@ -227,6 +227,39 @@ def test_a_model_that_mixes_examples_has_no_spectrum():
     assert not infinite.exact and np.isnan(infinite.values).all()
 
 
+def test_values_beyond_the_dtype_of_the_parameters_are_not_exact():
+    w, x, y = np.float32(np.ones((2, 1))), np.float32([[1e20, 0.0]]), np.float32([[0.0]])
+    found = ggn_spectrum(linear, SQUARED, w, (x, y))
+    assert not found.exact and np.isnan(found.values).all()
+
+
+def test_parameters_that_outputs_do_not_depend_on_have_a_zero_matrix():
+    def first(params, x):
+        return x @ params["used"]
+
+    params = {"used": np.ones((2, 1)), "unused": np.ones(3)}
+    data = np.ones((2, 2)), np.ones((2, 1))
+    for route in ("kernel", "parameter"):
+        found = ggn_spectrum(
+            first, SQUARED, params, data, where=lambda n: n == "unused", route=route
+        )
+        assert found.exact and not found.values.any()
+
+
+def test_small_signals_of_a_half_model_do_not_vanish():
+    """Inputs and signals of 1e-4 are numbers in float16, and their product is none."""
+
+    def half(w, x):
+        y = x.astype("float16") @ w.astype("float16")
+        return 1e-4 * y.astype("float32")
+
+    w = np.ones((2, 1), "float32")
+    data = np.full((1, 2), 1e-4, "float32"), np.zeros((1, 1), "float32")
+    (value,) = ggn_spectrum(half, SQUARED, w, data, route="kernel").values
+    # 2 |x|^2 1e-8, where x and the signal are rounded by at most 2^-11 each
+    np.testing.assert_allclose(value, 4e-16, rtol=2e-3)
+
+
 def test_what_is_beyond_memory_names_the_size_and_what_fits():
     data = (np.ones((50, 3)), np.zeros((50, 2)))
     with pytest.raises(

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from spectral_jax.curvature._rows import Parts, Rows
 from spectral_jax.curvature._taps import Backward, Taps, taps
 from spectral_jax.curvature._uses import Use
-from spectral_jax.linalg.precision import unit_of
+from spectral_jax.linalg.precision import unit_of, working
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +51,12 @@ def parts_of(
     """The parts of all rows of some examples; ``groups`` numbers the block of each leaf."""
     found = taps(rows.model, rows.subset.rebuild(*params), data[0], chosen=rows.subset.chosen)
     columns = rows.cotangents(found.outputs, data[1], shares)
-    back = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), jax.vmap(found.backward)(columns))
-    return tuple(_parts(found, back, groups))
+    back = jax.vmap(found.backward)(columns)
+    # Products and sums of signals of a half model are numbers in float32 only.
+    back = jax.tree.map(lambda x: working(jnp.moveaxis(x, 0, 1)), back)
+    # Where the outputs depend on no parameter at all, rows have no entry.
+    nothing = _part(0, None, jnp.zeros((*columns.shape[1::-1], 0), columns.dtype))
+    return tuple(_parts(found, back, groups)) or (nothing,)
 
 
 @partial(jax.jit, static_argnames=("groups", "dtype"))

@@ -17,6 +17,7 @@ from spectral_jax.curvature.kernel import (
     Spectrum,
     Weight,
     examples_are_apart,
+    lost_in,
     problem_of,
     spectrum_of,
 )
@@ -77,9 +78,9 @@ def ggn_blocks(
     with jax.default_matmul_precision("highest"):
         grams = grams_of(problem, blocks.of_leaf)
         apart = examples_are_apart(problem)
-    rows = problem.sizes["kernel"]
+    rows, lost = problem.sizes["kernel"], lost_in(problem)
     spectra = {
-        name: spectrum_of(problem, gram, apart, min(rows, size))[0]
+        name: spectrum_of(problem, gram, apart, lost, min(rows, size))[0]
         for (name, size), gram in zip(blocks.sizes.items(), grams, strict=True)
     }
     with problem.wide():

@@ -44,8 +44,9 @@ class Spectrum:
     values: descending, ``rank_bound`` of them; all others of the matrix are 0. Those at or below
       ``floor``, of either sign, are rounding.
     floor: below it no digit is certain.
-    exact: whether the values are those of the matrix. If not they are NaN: the model is not
-      finite, or the outputs of an example depend on which others are in its batch.
+    exact: whether the values are those of the matrix. If not they are NaN: the model, or a value in
+      the dtype of the parameters, is not finite, or the outputs of an example depend on which
+      others are in its batch.
     vectors: eigenvectors in the space of raveled parameters ``[p, k]``, of the largest values, if
       they were asked for. Those of values at or below the floor are NaN.
     rank_bound: the number of rows, or of parameters if there are fewer.
@@ -153,7 +154,8 @@ def _spectrum(problem: Problem, route: str, vectors: int) -> Spectrum:
     with jax.default_matmul_precision("highest"):
         matrix = matrix_of(problem, chosen)
         apart = examples_are_apart(problem)
-        spectrum, basis = spectrum_of(problem, matrix, apart, rank, vectors)
+        lost = lost_in(problem)
+        spectrum, basis = spectrum_of(problem, matrix, apart, lost, rank, vectors)
         if vectors and chosen == "kernel":
             basis = _mapped_back(problem, spectrum.values[:vectors], basis)
     found = jnp.where(spectrum.values[:vectors] > spectrum.floor, basis, jnp.nan)
@@ -211,19 +213,22 @@ def outputs_are_apart(rows: Rows, params: Parts, few: PyTree) -> Bool[Array, ""]
 
 
 def spectrum_of(
-    problem: Problem, matrix: Array, apart: Array, rank: int, vectors: int = 0
+    problem: Problem, matrix: Array, apart: Array, lost: float, rank: int, vectors: int = 0
 ) -> tuple[Spectrum, Float[Array, "size k"]]:
-    """The spectrum of a matrix of inner products, and the first eigenvectors of that."""
+    """The spectrum of a matrix of inner products, and the first eigenvectors of that.
+
+    ``lost`` is the relative error of the rows, `lost_in` the model.
+    """
     with problem.wide():
         values, basis = _solved(matrix, rank, vectors)
-        floor = floor_of(problem, values, len(matrix))
+        floor = floor_of(values, len(matrix), lost)
+        values, floor, basis = (x.astype(problem.dtype) for x in (values, floor, basis))
         exact = apart & jnp.all(jnp.isfinite(values))
-        values = jnp.where(exact, values, jnp.nan).astype(problem.dtype)
-        floor, basis = floor.astype(problem.dtype), basis.astype(problem.dtype)
+        values = jnp.where(exact, values, jnp.nan)
     return Spectrum(values, floor, exact, None, rank, "kernel"), basis
 
 
-def floor_of(problem: Problem, values: Float[Array, " r"], size: int) -> Float[Array, ""]:
+def floor_of(values: Float[Array, " r"], size: int, lost: float) -> Float[Array, ""]:
     """Below it eigenvalues of a matrix of that size are rounding.
 
     Sums and eigensolver lose ``size eps`` of the largest one. Rows come with an error ``E`` of some
@@ -231,11 +236,11 @@ def floor_of(problem: Problem, values: Float[Array, " r"], size: int) -> Float[A
     and so hides eigenvalues below ``|E|^2``.
     """
     sums = size * jnp.finfo(values.dtype).eps * jnp.max(values)
-    return sums + (LOST * rounding(problem)) ** 2 * jnp.sum(values)
+    return sums + lost**2 * jnp.sum(values)
 
 
-def rounding(problem: Problem) -> float:
-    """The coarsest ``eps`` on the way through the model, as that of half activations."""
+def lost_in(problem: Problem) -> float:
+    """`LOST` times the coarsest ``eps`` on the way through the model, as of half activations."""
     rows = problem.rows
 
     def flows(params: Parts, inputs: PyTree) -> Any:
@@ -245,7 +250,7 @@ def rounding(problem: Problem) -> float:
     (inputs, _), _ = problem.piece(0, 1)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(flows, problem.params, inputs))}
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
-    return max(float(jnp.finfo(dtype).eps) for dtype in floating)
+    return LOST * max(float(jnp.finfo(dtype).eps) for dtype in floating)
 
 
 def _solved(matrix: Array, rank: int, vectors: int) -> tuple[Array, Array]:
