@@ -29,12 +29,33 @@ def test_a_table_is_read_with_its_header_its_holes_and_without_its_words(table):
     np.testing.assert_array_equal(values[3], [*TABLE[3], 1])
 
 
+@pytest.mark.parametrize(
+    "header, rows, left_out",
+    [
+        (",a,b", ["0,1,2", "1,3,4"], ("column 1",)),  # pandas
+        (",0,1", ["0,1,2", "1,3,4"], ("column 1",)),  # pandas, of an array
+        ('"","a","b"', ['"1",1,2', '"2",3,4'], ("column 1",)),  # R
+        ("2019,total,", ["1,2,", "3,4,"], ("column 3",)),
+        ("day\tid\t2020", ["1 May\t1\t2", "2 May\t3\t4"], ("day",)),
+        ('"a, b";"c"', ["1;2", "3;4"], ()),
+        ("1,2", ["3,4"], ()),
+        ("x,1,2", ["y,3,4"], ("column 1",)),
+    ],
+)
+def test_a_header_may_hold_numbers_and_rows_may_be_numbered(header, rows, left_out, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join([header, *rows]))
+    found = read_table(path)
+    np.testing.assert_array_equal(found.values, [[1, 2], [3, 4]])
+    assert found.left_out == left_out
+
+
 def test_the_command_says_and_draws(table, tmp_path, capsys):
     figure = tmp_path / "spectrum.png"
     assert main(["data", str(table), "--missing", "rows", "--figure", str(figure)]) == 0
     told = capsys.readouterr()
     assert "4, of which 1 constant" in told.out and "cannot know" in told.out
-    assert "they hold words: name" in told.err
+    assert "they hold words or number the rows: name" in told.err
     assert figure.read_bytes()[:4] == b"\x89PNG"
     assert main(["data", str(table), "--figure", str(figure)]) == 2
     assert "add --force" in capsys.readouterr().err

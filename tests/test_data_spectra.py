@@ -100,6 +100,13 @@ def test_lost_definiteness_is_reported_and_raises_the_floor():
     assert found.floor == negative.max() and found.rank == np.sum(found.values > negative.max())
 
 
+def test_indefiniteness_counts_values_beyond_the_number_of_rows():
+    table = holes(0.3, RNG.normal(size=(8, 10)))
+    found = capacity.input_spectrum(table, centred=True, missing="pairwise", blocks=0)
+    assert found.values.shape == (8,) and found.values.min() > -found.floor
+    assert found.indefinite > -np.minimum(found.values, 0).sum() / abs(found.values).sum() + 0.01
+
+
 def test_rows_with_holes_can_be_left_out():
     table = holes(0.1)
     found = capacity.input_spectrum(table, missing="rows")
@@ -135,6 +142,13 @@ def test_constant_columns_and_rank_zero_are_counted_not_drawn():
 def test_what_is_no_table_of_numbers_is_refused(table, message):
     with pytest.raises(ValueError, match=message):
         capacity.input_spectrum(table)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("table", [TABLE, TABLE[:4], holes(0.1)])
+def test_squares_beyond_the_dtype_are_refused(table, scale):
+    with pytest.raises(ValueError, match="whose squares float32 lacks"):
+        capacity.input_spectrum(table * scale, missing="pairwise", blocks=0)
 
 
 def test_columns_that_never_meet_are_refused():

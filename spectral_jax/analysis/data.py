@@ -24,7 +24,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 class Table(NamedTuple):
-    """The numbers of a file, and the names of columns that hold others than numbers."""
+    """The numbers of a file, and the names of columns that hold words or number the rows."""
 
     values: np.ndarray
     left_out: tuple[str, ...]
@@ -69,7 +69,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(_document(table, spectrum, fall, size), indent=2, allow_nan=False))
         return 0
     if table.left_out:
-        print(f"left out, for they hold words: {', '.join(table.left_out)}", file=sys.stderr)
+        print(
+            f"left out, for they hold words or number the rows: {', '.join(table.left_out)}",
+            file=sys.stderr,
+        )
     print("\n".join(align(_lines(spectrum, fall))))
     print("", wrapped(size.says), "", wrapped(size.cannot_know), sep="\n")
     return 0
@@ -78,11 +81,31 @@ def run(options: argparse.Namespace) -> int:
 def read_table(path: Path) -> Table:
     """The numbers of a ``.npy`` file, or of text with commas, semicolons or tabs.
 
-    The first line is a header if none of its cells is a number. Empty cells are NaN. Raises
-    ``ValueError`` for rows of unequal length, or if no column holds numbers.
+    The first line is a header if none of its cells is a number, or if it names a column of numbers
+    (``id,2019,2020``). Empty cells are NaN. Left out are columns of words, and those that a header
+    leaves unnamed: rows numbered by the program that wrote them. Raises ``ValueError`` for rows of
+    unequal length, or if no column holds numbers.
     """
     if path.suffix == ".npy":
         return Table(np.load(path, allow_pickle=False), ())
+    rows = _cells(path)
+    columns = [[*map(_number, column)] for column in zip(*rows, strict=True)]
+    named = _has_header(columns)
+    names = [
+        cell.strip() if named and cell.strip() else f"column {place}"
+        for place, cell in enumerate(rows[0], 1)
+    ]
+    unnamed = [named and not cell.strip() for cell in rows[0]]
+    columns = [column[named:] for column in columns]
+    left_out = [nameless or None in c for nameless, c in zip(unnamed, columns, strict=True)]
+    held = [column for column, out in zip(columns, left_out, strict=True) if not out]
+    if not held or not held[0]:
+        raise ValueError(f"{path} has no column of numbers below its first line")
+    words = (name for name, out in zip(names, left_out, strict=True) if out)
+    return Table(np.array(held, float).T, tuple(words))
+
+
+def _cells(path: Path) -> list[list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         start = file.readline()
         file.seek(0)
@@ -93,14 +116,25 @@ def read_table(path: Path) -> Table:
     for place, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise ValueError(f"{path}: row {place} has {len(row)} cells, the first {len(rows[0])}")
-    named = all(_number(cell) is None for cell in rows[0])
-    names = rows[0] if named else [f"column {i}" for i in range(1, len(rows[0]) + 1)]
-    columns = [[*map(_number, column)] for column in zip(*rows[named:], strict=True)]
-    held = [column for column in columns if None not in column]
-    if not held:
-        raise ValueError(f"{path} has no column of numbers below its first line")
-    words = (name for name, column in zip(names, columns, strict=False) if None in column)
-    return Table(np.array(held, float).T, tuple(words))
+    return rows
+
+
+def _has_header(columns: Sequence[Sequence[float | None]]) -> bool:
+    """Whether the first line names columns, which may have numbers for names, as years."""
+    first = [column[0] for column in columns]
+    names_numbers = any(c[0] is None and _holds_numbers(c[1:]) for c in columns)
+    # An empty corner (NaN) over rows that count from 0 or 1, and names that are numbers.
+    counted = bool(np.isnan(first[0] or 0)) and columns[0][1:] in _countings(len(columns[0]) - 1)
+    only_words = None in first and all(x is None or np.isnan(x) for x in first)
+    return names_numbers or only_words or counted
+
+
+def _holds_numbers(column: Sequence[float | None]) -> bool:
+    return None not in column and not np.isnan(np.array(column, float)).all()
+
+
+def _countings(rows: int) -> list[list[float]]:
+    return [[*map(float, range(start, start + rows))] for start in (0, 1)] if rows else []
 
 
 def _number(cell: str) -> float | None:

@@ -110,7 +110,8 @@ def input_spectrum(
 
     A table is read on the host; this is not for use under ``jit``: there use `linalg.moments`.
     Raises ``ValueError`` for what is no table of real numbers, for fewer than two rows or no
-    column, and for infinity, or NaN unless ``missing`` says what it means.
+    column, for infinity, or NaN unless ``missing`` says what it means, and for squares that the
+    dtype of the results does not hold (in float32, of numbers near 1e19 or 1e-19).
 
     >>> table = np.random.default_rng(0).normal(size=(200, 3)) * [10.0, 1.0, 0.0]
     >>> found = input_spectrum(table)
@@ -127,6 +128,7 @@ def input_spectrum(
     still = np.nanmax(table, axis=0) == np.nanmin(table, axis=0)
     if standardise:
         table = table / np.where(still, 1, np.nanstd(table, axis=0, dtype=np.float64))
+    _check_squares(table)
     parts = np.array_split(table, max(1, min(blocks, len(table) // 2)))
     complete = not np.isnan(table).any()
     if complete and table.shape[1] <= len(table):
@@ -242,6 +244,17 @@ def _table(x: Any, missing: Missing) -> tuple[np.ndarray, float]:
     return x, share
 
 
+def _check_squares(table: np.ndarray) -> None:
+    """Eigenvalues are at most the largest square times the longer side."""
+    largest = max(float(np.nanmax(table)), -float(np.nanmin(table)))
+    span = jnp.finfo(jnp.result_type(float))
+    most = np.sqrt(float(span.max) / (4 * max(table.shape)))
+    if largest and not np.sqrt(float(span.tiny)) <= largest <= most:
+        raise ValueError(
+            f"x has entries up to {largest:.1e}, whose squares {span.dtype} lacks: rescale x"
+        )
+
+
 def _state(table: np.ndarray) -> moments.Moments:
     return moments.update(moments.zero(table.shape[1]), table)
 
@@ -276,9 +289,11 @@ def _summary(
     values: Array, floor: Array, rest: Sequence[Array], shape: tuple[int, int], **known: Any
 ) -> InputSpectrum:
     kept = min(shape)
+    # Before the tail is cut: of a pairwise matrix its negative values are the last.
+    total = float(jnp.sum(jnp.abs(values)))
+    negative = float(-jnp.sum(jnp.minimum(values, 0)))
     values = values[:kept]
     padded = [jnp.pad(v, (0, max(0, kept - len(v))))[:kept] for v in rest]
-    total = float(jnp.sum(jnp.abs(values)))
     return InputSpectrum(
         values=values,
         floor=floor,
@@ -286,7 +301,7 @@ def _summary(
         rank=int(jnp.sum(values > floor)),
         n=shape[0],
         p=shape[1],
-        indefinite=float(-jnp.sum(jnp.minimum(values, 0))) / (total or 1.0),
+        indefinite=negative / (total or 1.0),
         **known,
     )
 
