@@ -245,6 +245,24 @@ def test_the_better_neighbour_on_the_grid_is_taken_and_paid_for():
     assert not found.valid and "a number, not draws" in found.verdict
 
 
+def test_the_prior_alone_pays_for_the_rounding_of_its_scale_too():
+    """Its draws are of the scale that was learnt; 60 nats from the grid's."""
+    grid, start = ScaleGrid(b=10, c=0.05), np.zeros(100_000)
+    learnt = data_free_prior(start, math.sqrt(grid.variance(20) * math.exp(-0.05)))
+    draws = losses(0.1, 20_000)
+    found = certify(learnt.gaussian, learnt, draws, examples=20_000, grid=grid, prior_draws=draws)
+    ratio = math.exp(-0.05 if found.grid_index == 20 else 0.05)
+    assert found.kl == pytest.approx(50_000 * (ratio - 1 - math.log(ratio)), rel=3e-5)
+    assert found.prior_bound == found.bound and not found.nonvacuous
+
+
+def test_billions_of_examples_are_a_sample_size():
+    n = 5_000_000_000
+    found = certify(nats(1.0), PRIOR, losses(0.1, 1000), examples=n)
+    expected = pac_bayes_bound(found.risk_bound, 1.0, n=n)
+    assert found.bound == pytest.approx(float(expected), abs=1e-6) and found.n == n
+
+
 def test_a_grid_that_ends_before_the_variance_says_so():
     with pytest.warns(UserWarning, match="enlarge c"):
         found = certify(
@@ -305,6 +323,8 @@ def test_a_prior_and_its_bound_share_no_example():
         ({"examples": 7}, "n=7: choose at least 8"),
         ({"risk_draws": np.array([0.0, 1.5])}, "pass losses within"),
         ({"risk_draws": np.zeros(0)}, "pass losses within"),
+        ({"prior_draws": 0.1}, "prior_draws=0.1: pass draws"),
+        ({"delta": jnp.array(2.0)}, "delta=Array"),
         ({"form": "catoni"}, "form='catoni'"),
         ({"penalty": -1.0}, "penalty=-1.0"),
         ({"paper_compat": {"newton"}}, "paper_compat='newton'"),

@@ -82,6 +82,8 @@ def pac_bayes_bound(
     check_choice(LEAST, constant=constant)
     check_sample(n, constant)
     check_confidence(delta=delta)
+    if isinstance(n, int):  # so that billions of tokens are no overflow
+        n = float(n)
     numbers = (working(x, name) for name, x in _named(risk, kl, n, delta, penalty))
     return _bound(*numbers, form=form, constant=constant)
 

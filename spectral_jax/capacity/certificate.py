@@ -19,7 +19,6 @@ from spectral_jax.capacity.bound import (
     LEAST,
     Constant,
     Form,
-    check_confidence,
     check_sample,
     complexity,
     invert,
@@ -68,8 +67,8 @@ class Certificate:
     chance: float | None
     """The error of guessing."""
     prior_bound: float | None
-    """What the prior alone is certified for, its relative entropy being 0; held by itself with
-    the same confidence."""
+    """What the prior alone is certified for, its relative entropy being 0 (from a point of a grid,
+    not quite); held by itself with the same confidence."""
     held_out_bound: float | None
     """What the examples of a test set certify by themselves, at ``delta``."""
 
@@ -169,12 +168,14 @@ def certify(
     n, reasons = _sample(prior, examples, setting)
     risk = _risk("risk_draws", risk_draws, setting)
     with jax.enable_x64(True):
-        posterior, fixed, basis = _float64((posterior, prior.gaussian, basis))
+        posterior, chosen, basis = _float64((posterior, prior.gaussian, basis))
         found = [
-            _price(float(_entropy(posterior, p, basis)), nats, j, risk, n, setting)
-            for j, nats, p in _choices(fixed, grid, penalty, n, setting)
+            (_price(float(_entropy(posterior, p, basis)), nats, j, risk, n, setting), p)
+            for j, nats, p in _choices(chosen, grid, penalty, setting)
         ]
-    best = min(found, key=lambda price: price.bound)
+        best, fixed = min(found, key=lambda pair: pair[0].bound)
+        # Draws of a prior whose scale was learnt are not of the grid's point that stands for it.
+        alone = _alone(prior_draws, float(_entropy(chosen, fixed, basis)), best.penalty, n, setting)
     if risk.draws == 0:
         reasons += ("the risk is a number, not draws: its Monte Carlo error is unknown",)
     if math.isnan(best.bound):
@@ -191,7 +192,7 @@ def certify(
         form=form,
         constant=constant,
         chance=chance,
-        prior_bound=_alone(prior_draws, best.penalty, n, setting),
+        prior_bound=alone,
         held_out_bound=held_out and held_out_bound(*held_out, delta=delta),
     )
 
@@ -240,30 +241,31 @@ def _sample(
 ) -> tuple[int, tuple[str, ...]]:
     """The sample size, and what the options themselves say against the bound."""
     delta, delta_mc, _, constant, compat = setting
-    check_confidence(delta=delta, delta_mc=delta_mc, **{"delta + delta_mc": delta + delta_mc})
+    failures = {"delta": delta, "delta_mc": delta_mc, "delta + delta_mc": delta + delta_mc}
+    check_number("choose above 0 and below 1", lambda x: 0 < x < 1, **failures)
     if not isinstance(prior, Prior):
         raise ValueError(
             "prior has no record of what it saw: make it with data_free_prior or learnt_prior"
         )
     seen = rows("prior.seen", prior.seen)
-    if np.ndim(examples):
+    if np.ndim(examples) == 0 and not len(seen):
+        n, shared = count("examples", examples), 0
+    elif np.ndim(examples):
         used = rows("examples", examples)
-    elif not len(seen):
-        used = np.arange(count("examples", examples))
+        n, shared = len(used), len(np.intersect1d(seen, used))
     else:
         raise ValueError(
             f"examples={examples}, and the prior saw {len(seen)} rows: pass the rows that the risk "
             "is measured on, so that it can be checked that they are others"
         )
-    shared = len(np.intersect1d(seen, used))
     if shared and "prior_on_train" not in compat:
         raise ValueError(
-            f"the prior saw {shared} of the {len(used)} examples: measure the risk on the others, "
+            f"the prior saw {shared} of the {n} examples: measure the risk on the others, "
             "or pass paper_compat={'prior_on_train'} for a number that is no bound"
         )
-    check_sample(len(used), constant)
+    check_sample(n, constant)
     told = compat if shared else compat - {"prior_on_train"}
-    return len(used), tuple(NO_BOUND[option] for option in sorted(told))
+    return n, tuple(NO_BOUND[option] for option in sorted(told))
 
 
 def _risk(name: str, draws: Float[ArrayLike, " m"] | float, setting: _Setting) -> _Risk:
@@ -282,7 +284,7 @@ def _risk(name: str, draws: Float[ArrayLike, " m"] | float, setting: _Setting) -
 
 
 def _choices(
-    prior: Gaussian, grid: ScaleGrid | None, penalty: float, n: int, setting: _Setting
+    prior: Gaussian, grid: ScaleGrid | None, penalty: float, setting: _Setting
 ) -> list[tuple[int | None, float, Gaussian]]:
     """Priors to try, each with its point of the grid and its nats."""
     if grid is None:
@@ -311,13 +313,15 @@ def _price(
 
 
 def _alone(
-    draws: Float[ArrayLike, " m"] | None, penalty: float, n: int, setting: _Setting
+    draws: Float[ArrayLike, " m"] | None, kl: float, penalty: float, n: int, setting: _Setting
 ) -> float | None:
     """What the prior certifies by itself."""
     if draws is None:
         return None
-    with jax.enable_x64(True):
-        return _price(0.0, penalty, None, _risk("prior_draws", draws, setting), n, setting).bound
+    risk = _risk("prior_draws", draws, setting)
+    if risk.draws == 0:
+        raise ValueError(f"prior_draws={risk.mean}: pass draws [m], for a number is no bound")
+    return _price(kl, penalty, None, risk, n, setting).bound
 
 
 def _float64(tree: Any) -> Any:
