@@ -134,7 +134,8 @@ def certify(
       form, constant: see `pac_bayes_bound`.
       grid: for a prior of one variance that was learnt: it is replaced by each of its neighbours
         on the grid, and the better bound returned with that point's penalty.
-      penalty: nats for any other choice among priors, `pac_bayes_bound`.
+      penalty: nats for any other choice among priors, `pac_bayes_bound`. It does not pay for draws:
+        if ``k`` posteriors were compared by these very draws, pass a ``k``-th of ``delta_mc``.
       basis: in which both are diagonal.
       chance: the error of guessing, ``1 - 1 / classes`` for balanced classes.
       prior_draws: as ``risk_draws``, of weights drawn from the prior.

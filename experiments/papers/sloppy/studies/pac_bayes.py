@@ -42,6 +42,8 @@ from spectral_jax.capacity import (
 
 Tree = Any
 
+DELTA_MC = 0.01  # the probability that the correction of one of the risks compared fails
+
 
 class Arm(NamedTuple):
     """One way to a posterior.
@@ -50,7 +52,8 @@ class Arm(NamedTuple):
     learnt: the share of the examples that the prior is trained on, for so many ``prior_epochs``,
       each image shifted by up to ``shift`` pixels.
     tried: how many such settings were compared before this one was declared, on any data: their
-      priors are paid for as if one were chosen among so many.
+      priors and the draws by which they were compared are paid for as if one were chosen among so
+      many.
     """
 
     dataset: str
@@ -131,7 +134,7 @@ def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> tuple[Ce
     found = certify(
         jax.tree.map(lambda leaf: leaf[0], state.params), prior,
         _errors(trainer, state, "train", passes), examples=counted,
-        penalty=math.log(arm.tried), chance=1 - 1 / dataset.classes,
+        delta_mc=DELTA_MC / arm.tried, penalty=math.log(arm.tried), chance=1 - 1 / dataset.classes,
         prior_draws=_errors(trainer, state._replace(params=start), "train", passes),
         held_out=(int(wrong.sum()), len(wrong)),
     )  # fmt: skip
