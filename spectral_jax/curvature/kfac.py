@@ -106,8 +106,10 @@ def kfac(
         constants.
 
     Float32 parameters give float32 factors by products of full precision, with eigenvalues below
-    about 1e-7 of the largest of a factor lost in rounding; for those pass float64. Weights that are
-    all 0, or masks, give NaN. Works under ``jit``, ``vmap`` and ``grad``.
+    about 1e-7 of the largest of a factor lost in rounding; for those pass float64. Factors are
+    squares: activations or signals below 1e-17 count for little or nothing in float32, above 1e19
+    they give NaN. Weights that are all 0, or masks, give NaN. Works under ``jit``, ``vmap`` and
+    ``grad``.
     Raises ``ValueError`` for an unknown option, ``"mc"`` without a key, and data that do not fit.
     Sources: Martens & Grosse, arXiv 1503.05671; Grosse & Martens, 1602.01407 (convolutions);
     Eschenhagen et al., 2311.00636 (expand and reduce).
