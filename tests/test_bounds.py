@@ -193,6 +193,7 @@ def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
         (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[0, 0]), "seen repeats a row"),
         (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[-1]), "seen repeats a row or counts"),
         (lambda: learnt_prior(jnp.ones(2), 1.0, seen=[True, False]), "seen is bool"),
+        (lambda: vector_basis(2 * jnp.eye(3)[:, :1]), "orthonormal only to 3"),
         (lambda: vector_basis(jnp.ones((2, 3))), r"vectors has shape \(2, 3\)"),
         (lambda: gaussian_kl(gaussian([jnp.ones(2)], 1.0), gaussian(jnp.ones(2), 1.0)), "differ"),
     ],

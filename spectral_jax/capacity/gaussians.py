@@ -22,6 +22,8 @@ from spectral_jax.linalg.precision import working
 
 Tree: TypeAlias = PyTree[Any]
 
+ORTHONORMAL = 1e-3  # how far products of columns may be from 0 and 1: float32 is off by far less
+
 
 class Gaussian(NamedTuple):
     """Independent Gaussian coordinates: what training moves, all of it differentiable.
@@ -139,7 +141,8 @@ def vector_basis(vectors: Float[Array, "P k"]) -> Basis:
     ``([k] or a number, a number)``.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for what is no matrix of at
-    most as many columns as rows.
+    most as many columns as rows, and for columns not orthonormal to 1e-3 (outside transforms): with
+    them `gaussian_kl` would be of other laws than `draw`, and what it certifies no bound.
 
     >>> along, rest = vector_basis(jnp.eye(3)[:, :1]).forward(jnp.eye(3)[:, :1], jnp.arange(3.0))
     >>> along.tolist(), rest.tolist()
@@ -148,6 +151,11 @@ def vector_basis(vectors: Float[Array, "P k"]) -> Basis:
     vectors = working(vectors, "vectors")
     if vectors.ndim != 2 or vectors.shape[0] < vectors.shape[1]:
         raise ValueError(f"vectors has shape {vectors.shape}: pass orthonormal columns [P, k]")
+    if not isinstance(vectors, jax.core.Tracer):
+        gram = jnp.matmul(vectors.T, vectors, precision=jax.lax.Precision.HIGHEST)
+        off = float(jnp.max(jnp.abs(gram - jnp.eye(len(gram))), initial=0))
+        if not off <= ORTHONORMAL:
+            raise ValueError(f"vectors are orthonormal only to {off:.1g}: take the q of their qr")
     return Basis(_split, _joined, vectors, lost=(0, vectors.shape[1]))
 
 
