@@ -133,6 +133,13 @@ def test_shares_leave_out_masked_items_and_count_only_ratios_of_weights():
     assert jnp.isnan(item_shares(SOFTMAX, f, jnp.full((2, 3), -1))).all()
 
 
+def test_a_binary_label_that_is_nan_masks_nothing():
+    f, t = outputs()[:1, 0], jnp.full((1, C), jnp.nan)
+    assert SIGMOID.mask(t).tolist() == [1] and jnp.isnan(SIGMOID.value(f, t)).all()
+    expected = SIGMOID.hessian_product(f, jnp.ones((1, C)), f)
+    assert (SIGMOID.hessian_product(f, t, f) == expected).all() and expected.all()
+
+
 def test_a_class_beyond_the_last_gives_nan():
     f = outputs()[0]
     assert jnp.isnan(SOFTMAX.value(f, jnp.array([0, 1, C]))).tolist() == [False, False, True]

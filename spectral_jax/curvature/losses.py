@@ -216,12 +216,13 @@ class SigmoidCrossEntropy(Loss):
 
     def mask(self, targets: Targets) -> PerItem:
         """0 for an item whose outputs are all masked."""
-        return jnp.any(jnp.asarray(targets) >= 0, axis=-1).astype(float)
+        return jnp.any(~(jnp.asarray(targets) < 0), axis=-1).astype(float)
 
     def _arguments(self, outputs: Array, targets: Array) -> tuple[Array, Array, Array]:
         outputs = working(outputs, "outputs")
         targets = _like_outputs(outputs, targets)
-        return outputs, targets, (targets >= 0).astype(outputs.dtype)
+        # Not (>= 0): a label that is NaN is no mask, and shows in the loss and its gradient.
+        return outputs, targets, (~(targets < 0)).astype(outputs.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
