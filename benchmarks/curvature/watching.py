@@ -25,7 +25,7 @@ Tree = Any
 class Size(NamedTuple):
     """The network, images in an epoch and in a batch, and steps that are timed, in loops or not."""
 
-    model: str
+    model: Callable[..., Network]
     examples: int
     batches: tuple[int, ...]
     loops: tuple[bool, ...]
@@ -33,13 +33,13 @@ class Size(NamedTuple):
     rounds: int
 
 
-FULL = Size("lenet", 60_000, (100, 500), (True, False), 20, 5)
-SMOKE = Size("mlp", 40, (20,), (False,), 2, 1)
+FULL = Size(partial(network, "lenet"), 60_000, (100, 500), (True, False), 20, 5)
+SMOKE = Size(partial(network, "mlp", hidden=(5,)), 40, (20,), (False,), 2, 1)
 
 
 def watch_costs(size: Size) -> Table:
     """What one look at the curvature costs, in epochs of LeNet."""
-    net = network(size.model, input_shape=(28, 28, 1), classes=10)
+    net = size.model(input_shape=(28, 28, 1), classes=10)
     rows = [
         line
         for batch in size.batches
