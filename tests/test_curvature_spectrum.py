@@ -227,6 +227,14 @@ def test_a_model_that_mixes_examples_has_no_spectrum():
     assert not infinite.exact and np.isnan(infinite.values).all()
 
 
+def test_a_last_layer_of_zeros_does_not_hide_that_examples_mix():
+    def headed(params, x):
+        return normalised(params[0], x) @ params[1]
+
+    params, data = (normal(0, 3, 2), np.zeros((2, 2))), (normal(1, 5, 3), np.zeros(5, int))
+    assert not ggn_spectrum(headed, SOFTMAX, params, data).exact
+
+
 def test_values_beyond_the_dtype_of_the_parameters_are_not_exact():
     w, x, y = np.float32(np.ones((2, 1))), np.float32([[1e20, 0.0]]), np.float32([[0.0]])
     found = ggn_spectrum(linear, SQUARED, w, (x, y))
