@@ -105,7 +105,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: a name in `models` and the sizes that network reads."""
+    """The network: a name in `models`, and the sizes and the initial `gain` that network reads."""
 
     name: str = "mlp"
     hidden: tuple[int, ...] = (500, 500, 500)
@@ -113,8 +113,11 @@ class ModelConfig:
     depth: int = 20
     width: int = 64
     stem: Literal["imagenet", "cifar"] = "imagenet"
+    gain: float | None = None
 
     def __post_init__(self) -> None:
+        gain = self.gain
+        _require(gain is None or 0 < gain < math.inf, "gain", gain, "a finite number > 0, or null")
         sizes = all(1 <= width <= MOST_UNITS for width in self.hidden)
         _require(sizes, "hidden", list(self.hidden), f"widths >= 1 and <= {MOST_UNITS:,}")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= dropout < 1")
@@ -128,14 +131,16 @@ class OptimizerConfig:
 
     `schedule` lowers the rate to 0 along a half cosine: at every step, or, as published for FARMS
     and TempBalance, once per epoch. `weight_decay` is added to the gradient, biases and norms
-    included, as torch does.
+    included, as torch does; by `adamw`, times the rate, to the step instead.
+    `trained`: everything, or the `head` alone, the layer that makes the outputs.
     """
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = 1e-3
     momentum: float = 0.9
     schedule: Literal["constant", "cosine", "cosine_by_epoch"] = "constant"
     weight_decay: float = 0.0
+    trained: Literal["all", "head"] = "all"
 
     def __post_init__(self) -> None:
         rate, decay = self.learning_rate, self.weight_decay

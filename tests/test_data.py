@@ -215,6 +215,16 @@ def test_a_file_is_the_same_compressed_or_not(folder, publish):
     assert plain.sha256 == compressed.sha256
 
 
+def test_the_small_mnist_reads_the_test_files_alone_and_cuts_them_in_order(folder, publish):
+    contents = mnist_contents()
+    tested = {name: contents[name] for name in (idx.TEST_IMAGES, idx.TEST_LABELS)}
+    for name, content in publish("mnist10k", tested).items():
+        put(folder, "mnist", name, content)
+    small = data.load("mnist10k", preprocessing="unit")
+    assert small.train_y.tolist() == list(range(8)) and small.test_y.tolist() == [8, 9]
+    np.testing.assert_allclose(small.scale, 1 / small.train_x.max())
+
+
 def test_normalisation_is_that_of_the_released_code(folder, publish):
     for name, content in publish("mnist", mnist_contents()).items():
         put(folder, "mnist", name, content)

@@ -183,6 +183,18 @@ def test_kernels_and_biases_are_uniform_within_the_torch_bound(name):
                 np.testing.assert_allclose(jnp.std(leaf), bound / math.sqrt(3), rtol=0.15)
 
 
+def test_a_gain_scales_normal_kernels_to_the_inputs_and_leaves_biases_at_zero():
+    wide = models.network("mlp", input_shape=(50,), classes=10, hidden=(400,), gain=3.0)
+    layers = wide.init(jax.random.key(0))[0]["layers"]
+    for name, inputs in (("0", 50), ("1", 400)):
+        kernel = layers[name]["kernel"]
+        np.testing.assert_allclose(jnp.std(kernel), 3 / math.sqrt(inputs), rtol=0.05)
+        assert jnp.max(jnp.abs(kernel)) > 2 * jnp.std(kernel)
+        assert not layers[name]["bias"].any()
+    with pytest.raises(ValueError, match="gain=0"):
+        models.network("mlp", input_shape=(4,), classes=2, gain=0.0)
+
+
 # Architectures
 
 
@@ -543,5 +555,5 @@ def test_a_linear_model_ignores_dropout():
 
 
 def test_options_are_what_a_model_takes():
-    assert models.options("mlp") == ("hidden", "dropout", "activation")
+    assert models.options("mlp") == ("hidden", "dropout", "activation", "gain")
     assert models.options("resnet") == ("depth", "shortcut", "padding")

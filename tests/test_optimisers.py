@@ -151,6 +151,25 @@ def test_no_penalty_and_no_strength_are_the_plain_optimiser():
         assert penalty_state(state) is None
 
 
+def test_decay_by_adamw_is_added_to_the_step_and_not_to_the_gradient():
+    config = ExperimentConfig("toy", optimizer=OptimizerConfig("adamw", RATE, weight_decay=0.3))
+    ours, _ = descend(optimizer_of(structure_of(config), NET, 1)(hyper_of(config)), gradients(1))
+    adam, _ = descend(optax.adam(RATE), gradients(1))
+    decayed = jax.tree.map(lambda after, before: after - RATE * 0.3 * before, adam, weights())
+    assert_close(ours, decayed, rtol=1e-5)
+
+
+def test_training_the_head_leaves_what_lies_before_it():
+    config = ExperimentConfig("toy", optimizer=OptimizerConfig("sgd", RATE, trained="head"))
+    ours, _ = descend(optimizer_of(structure_of(config), NET, 1)(hyper_of(config)), gradients(2))
+    every, _ = descend(optimizer(), gradients(2))
+    assert_close(ours["layers"]["0"], weights()["layers"]["0"], rtol=0)
+    assert_close(ours["layers"]["1"], every["layers"]["1"])
+    text = models.network("gpt", input_shape=(6,), classes=10, width=16, depth=1, heads=2)
+    with pytest.raises(UserError, match="optimizer.trained = 'head': .* set optimizer.trained=all"):
+        optimizer_of(structure_of(config), text, 1)
+
+
 # Strength, momentum and mode
 
 

@@ -78,21 +78,38 @@ def load_mnist2(files: Files, *, preprocessing: str, split: str) -> Dataset:
     return in_halves(load_mnist(files, preprocessing=preprocessing, split=split))
 
 
+def load_mnist10k(files: Files, *, preprocessing: str, split: str) -> Dataset:
+    """Read the test images of MNIST alone: the first 8,000 to train on, the last 2,000 to test."""
+    x, y = _pair(files, "mnist10k", TEST_IMAGES, TEST_LABELS)
+    scaling = unscaled() if preprocessing == "raw" else _scaling(0.1307, 0.3081)
+    cut = 4 * len(y) // 5
+    parts = x[:cut], y[:cut], x[cut:], y[cut:]
+    return Dataset("mnist10k", *parts, *scaling, 10, files.sha256)
+
+
 def _load(files: Files, name: str, mean: float, std: float, preprocessing: str) -> Dataset:
     """Read the four files; there is no `split`, as the test set is the published one."""
-    images, labels = [], []
-    for image_file, label_file in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
-        x = parse_idx(files.read(image_file), 3, f"{name}: {image_file}")
-        y = parse_idx(files.read(label_file), 1, f"{name}: {label_file}")
-        if len(x) != len(y):
-            raise UserError(
-                f"{name}: {len(x)} images in {image_file} but {len(y)} labels in {label_file}; "
-                "replace both"
-            )
-        images.append(x)
-        labels.append(y.astype(np.int32))
-    scaling = unscaled() if preprocessing == "raw" else from_mean_std(255 * mean, 255 * std)
-    return Dataset(name, images[0], labels[0], images[1], labels[1], *scaling, 10, files.sha256)
+    train = _pair(files, name, TRAIN_IMAGES, TRAIN_LABELS)
+    test = _pair(files, name, TEST_IMAGES, TEST_LABELS)
+    scaling = unscaled() if preprocessing == "raw" else _scaling(mean, std)
+    return Dataset(name, *train, *test, *scaling, 10, files.sha256)
+
+
+def _pair(
+    files: Files, name: str, image_file: str, label_file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    x = parse_idx(files.read(image_file), 3, f"{name}: {image_file}")
+    y = parse_idx(files.read(label_file), 1, f"{name}: {label_file}")
+    if len(x) != len(y):
+        raise UserError(
+            f"{name}: {len(x)} images in {image_file} but {len(y)} labels in {label_file}; "
+            "replace both"
+        )
+    return x, y.astype(np.int32)
+
+
+def _scaling(mean: float, std: float) -> tuple[np.ndarray, np.ndarray]:
+    return from_mean_std(255 * mean, 255 * std)
 
 
 def _files(*digests: str) -> tuple[File, ...]:
@@ -128,6 +145,15 @@ MNIST7 = MNIST._replace(
     what="MNIST shrunk to 7 x 7, as in arXiv 2103.03386",
     shape="60000 + 10000 x 7 x 7, 10 classes",
     load=load_mnist7,
+)
+
+MNIST10K = MNIST._replace(
+    name="mnist10k",
+    what="the test images of MNIST, to train and to test on",
+    shape="8000 + 2000 x 28 x 28, 10 classes",
+    size="2 MB",
+    source=MNIST.source._replace(files=MNIST.source.files[2:]),
+    load=load_mnist10k,
 )
 
 MNIST2 = MNIST._replace(

@@ -3,7 +3,7 @@
 from experiments.data.base import Spec
 from experiments.data.cifar10 import CIFAR10, CIFAR16
 from experiments.data.digits import DIGITS, DIGITS2
-from experiments.data.idx import FASHION_MNIST, MNIST, MNIST2, MNIST7
+from experiments.data.idx import FASHION_MNIST, MNIST, MNIST2, MNIST7, MNIST10K
 from experiments.data.tcga import TCGA
 from experiments.data.tcga_brca import TCGA_BRCA
 from experiments.data.tinyshakespeare import TINY_SHAKESPEARE
@@ -16,6 +16,7 @@ DATASETS: dict[str, Spec] = {
     "fashion_mnist": FASHION_MNIST,
     "mnist2": MNIST2,
     "mnist7": MNIST7,
+    "mnist10k": MNIST10K,
     "cifar10": CIFAR10,
     "cifar16": CIFAR16,
     "tcga": TCGA,

@@ -67,7 +67,7 @@ def hyper_of(config: ExperimentConfig) -> dict[str, float]:
         "label_scale": config.train.label_scale,
         "relu_logits": float("relu_logits" in config.paper_compat),
     }
-    if chosen.name != "adam" and chosen.momentum:
+    if chosen.name == "sgd" and chosen.momentum:
         hyper["momentum"] = chosen.momentum
     if chosen.weight_decay:
         hyper["weight_decay"] = chosen.weight_decay
@@ -136,6 +136,8 @@ def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch:
         )
     if penalty is not None:
         _refuse_proximal_schedule(structure)
+    if structure.optimizer.trained == "head":
+        _refuse_without_head(network)
 
     def optimizer(hyper: Hyper) -> optax.GradientTransformation:
         parts = [_descent(structure, hyper, steps_per_epoch)]
@@ -151,6 +153,8 @@ def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch:
                 refresh=_refresh_of(structure, steps_per_epoch),
             )
             parts = [shrink, *parts] if structure.penalty.mode == "penalty" else [*parts, shrink]
+        if structure.optimizer.trained == "head":
+            parts.append(only_head(network))
         return optax.chain(*parts, *([rescale_units()] if rescaled else []))
 
     return optimizer
@@ -241,6 +245,8 @@ def _descent(
     config: ExperimentConfig, hyper: Hyper, steps_per_epoch: int
 ) -> optax.GradientTransformation:
     rate = _rate(config, hyper["learning_rate"], steps_per_epoch)
+    if config.optimizer.name == "adamw":
+        return optax.adamw(rate, weight_decay=hyper.get("weight_decay", 0.0))
     if config.optimizer.name == "adam":
         descent = optax.adam(rate)
     else:
@@ -267,7 +273,7 @@ def _rate(
 def _steady_rate(config: ExperimentConfig) -> float:
     """How far a steady pull of size 1 moves a weight in a step; for the proximal step."""
     chosen = config.optimizer
-    if chosen.name == "adam":
+    if chosen.name != "sgd":
         return chosen.learning_rate
     # Heavy-ball momentum multiplies a steady pull by 1 / (1 - momentum).
     return chosen.learning_rate / (1 - chosen.momentum)
@@ -281,6 +287,13 @@ def _refuse_proximal_schedule(config: ExperimentConfig) -> None:
         )
 
 
+def _refuse_without_head(network: Network) -> None:
+    try:
+        head_of(network)
+    except ValueError as error:
+        raise UserError(f"optimizer.trained = 'head': {error}; set optimizer.trained=all") from None
+
+
 def zeros_stay() -> optax.GradientTransformation:
     """Leave weights that are exactly 0 where they are; put it last.
 
@@ -292,6 +305,25 @@ def zeros_stay() -> optax.GradientTransformation:
         return jnp.where(param == 0, 0, update)
 
     return optax.stateless(lambda updates, params: jax.tree.map(keep, updates, params))
+
+
+def head_of(network: Network) -> str:
+    """The path of the layer that makes the outputs; ValueError where a network has no graph."""
+    return (network.layout[-1].path or "").rpartition("/")[0]
+
+
+def only_head(network: Network) -> optax.GradientTransformation:
+    """Leave all parameters as they are but those of the layer that makes the outputs; put it last.
+
+    So the features stay those of the initial network. Running statistics of batch norms move.
+    """
+    head = head_of(network)
+
+    def keep(path, update):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return update if name.startswith(f"{head}/") else jnp.zeros_like(update)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(keep, updates))
 
 
 def elastic_net(l1: jax.Array, l2: jax.Array) -> optax.GradientTransformation:

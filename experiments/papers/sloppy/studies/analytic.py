@@ -24,8 +24,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
 
+from experiments.papers.networks import Bench, Model, opened
 from experiments.papers.paper import trained
-from experiments.papers.sloppy.networks import Bench, Model, opened
 from experiments.papers.sloppy.studies.causal import optimizer_of
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from experiments.papers.networks import Bench, Model, opened
 from experiments.papers.paper import trained
-from experiments.papers.sloppy.networks import Bench, Model, opened
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from spectral_jax import capacity, curvature, linalg

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.papers.sloppy.networks import model_of
+from experiments.papers.networks import model_of
 from experiments.papers.sloppy.studies.causal import fitted
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
