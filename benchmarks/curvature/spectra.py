@@ -95,9 +95,9 @@ def largest(size: Size) -> Table:
     told = f"{ratio:.1f}" if ratio else NOTHING
     note = (
         f"float32, relative residual {TOLERANCE:g} on both sides. Ours is `drive(eigsh, "
-        "stored(op))`, for convolutions crawl in compiled loops; the peer is curvlinops' Hessian in "
-        "SciPy's `eigsh`. Networks of one shape with weights of their own; one run each, after one "
-        "that compiles ours."
+        "stored(op))`, for convolutions crawl in compiled loops; the peer is curvlinops' Hessian "
+        "in SciPy's `eigsh`. Networks of one shape with weights of their own; one run each, after "
+        "one that compiles ours."
     )
     rows = [row(what, found, peer or "not installed", told, PAIRS, ratio)]
     return Table("Largest Hessian pairs, one core", note, rows)
