@@ -7,6 +7,7 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
     save(figure, "figures/accuracy")          # accuracy.svg, .pdf and .png
 """
 
+from spectral_jax.plots.animation import animated_spectra
 from spectral_jax.plots.capacity import data_spectrum
 from spectral_jax.plots.comparison import paired_differences, strength_sweep
 from spectral_jax.plots.density import density_by_decade
@@ -16,6 +17,15 @@ from spectral_jax.plots.farms import (
     tail_evolution,
     window_ablation,
 )
+from spectral_jax.plots.features import (
+    FeatureSpectra,
+    course_map,
+    feature_spectra,
+    quality_by_eigenvalue,
+    richness_against_accuracy,
+    spectrum_map,
+    time_courses,
+)
 from spectral_jax.plots.graphs import fiedler_by_layer, spectral_evolution
 from spectral_jax.plots.intervals import Interval, t_interval
 from spectral_jax.plots.pruning import pruning_curves
@@ -24,22 +34,30 @@ from spectral_jax.plots.style import save, to_svg
 from spectral_jax.plots.training import training_curves
 
 __all__ = [
+    "FeatureSpectra",
     "Interval",
     "Tail",
     "alphas_by_layer",
+    "animated_spectra",
+    "course_map",
     "density_by_decade",
     "data_spectrum",
+    "feature_spectra",
     "fiedler_by_layer",
     "paired_differences",
     "pruning_curves",
+    "quality_by_eigenvalue",
     "rank_agreement",
+    "richness_against_accuracy",
     "save",
     "shape_bias",
     "spectral_evolution",
+    "spectrum_map",
     "strength_sweep",
     "t_interval",
     "tail_evolution",
     "tails",
+    "time_courses",
     "to_svg",
     "training_curves",
     "window_ablation",
