@@ -48,11 +48,14 @@ __all__ = [
     "effective_rows",
     "eigenvalues",
     "leave_one_out",
+    "mapped",
     "mean",
     "merge",
     "psum",
     "second",
+    "unpaired",
     "update",
+    "wide",
     "zero",
 ]
 
@@ -152,7 +155,7 @@ def update(
     >>> second(update(zero(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))).tolist()
     [[5.0, 3.0], [3.0, 2.0]]
     """
-    with _wide(state):
+    with wide(state):
         if _on_host(state, x, weights):
             return _added(state, _host_batch(*_host_rows(state, x, weights)))
         return _updated(state, x, weights)
@@ -169,7 +172,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     [2.0]
     """
     _check_alike(a, b)
-    with _wide(a):
+    with wide(a):
         return _together(a, b)
 
 
@@ -184,7 +187,7 @@ def psum(state: Moments, axis_name: str | tuple[str, ...]) -> Moments:
     >>> pooled.ravel().tolist()
     [2.5, 2.5, 2.5]
     """
-    with _wide(state):
+    with wide(state):
         own = _sums(state)
         own = _in_unit(own, jax.lax.pmax(own.unit, axis_name), state.method)
         weight, squares, total = jax.lax.psum(
@@ -213,7 +216,7 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
     """
     if not isinstance(factor, jax.Array):
         check_number("choose between 0 and 1", lambda f: 0 <= f <= 1, factor=factor)
-    with _wide(state):
+    with wide(state):
         sums = _sums(state)
         f = jnp.asarray(factor).astype(sums.weight.dtype)
         of_scatter = jnp.sqrt(f) if state.method == "qr" else f
@@ -221,6 +224,44 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
             weight=f * sums.weight, squares=f * f * sums.squares, scatter=of_scatter * sums.scatter
         )
         return _stored(decayed, state)
+
+
+def mapped(
+    state: Moments, matrix: Float[ArrayLike, "p r"], offset: Float[ArrayLike, " r"] | float = 0.0
+) -> Moments:
+    """The moments of the rows ``x @ matrix + offset``, of ``r`` columns, without the rows.
+
+    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for a matrix of other than
+    ``p`` rows.
+
+    >>> second(mapped(update(zero(2), jnp.array([[1.0, 2.0]])), jnp.array([[1.0], [1.0]]))).tolist()
+    [[9.0]]
+    """
+    matrix, offset = working(matrix, "matrix"), working(offset, "offset")
+    if matrix.ndim != 2 or len(matrix) != state.size:
+        raise ValueError(f"matrix has shape {matrix.shape}: pass [{state.size}, r] for these rows")
+    with wide(state):
+        return _mapped(state, matrix, offset)
+
+
+def wide(state: Moments) -> contextlib.AbstractContextManager[None]:
+    """``with wide(state):`` JAX has the dtype in which the state sums, whatever it is told to have.
+
+    For arithmetic on `unpaired` moments. Bring results back to the dtype of ``state`` yourself.
+
+    >>> with wide(zero(1)):
+    ...     print(second(unpaired(zero(1))).dtype)
+    float64
+    """
+    return contextlib.nullcontext() if state.low is None else jax.enable_x64(True)
+
+
+def unpaired(state: Moments) -> Moments:
+    """The same in the dtype in which it sums, of which `second` and `mean` then are: under `wide`.
+
+    For differences of moments, which their rounding to the dtype of the state would ruin.
+    """
+    return Moments(_sums(state), None, state.method)
 
 
 def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
@@ -246,7 +287,7 @@ def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
 
 def mean(state: Moments) -> Float[Array, " p"]:
     """``sum w x / sum w``; 0 without rows."""
-    with _wide(state):
+    with wide(state):
         sums = _sums(state)
         return _narrow(sums.mean * _known(sums.unit), state)
 
@@ -260,7 +301,7 @@ def second(state: Moments, *, centred: bool = False) -> Float[Array, "p p"]:
 
     Works under ``jit``, ``vmap`` and ``grad``.
     """
-    with _wide(state):
+    with wide(state):
         sums = _sums(state)
         matrix = _matrix(sums, state.method, centred) * _square(sums.unit, state)
         return _narrow(matrix, state)
@@ -281,7 +322,7 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
     Works under ``jit`` and ``vmap``, and ``grad`` except for ``gram64`` in float32. Without rows
     all are 0. NaN in the rows is NaN in all values and in the floor.
     """
-    with _wide(state):
+    with wide(state):
         return _eigenvalues(state, centred=centred)
 
 
@@ -293,12 +334,8 @@ def effective_rows(state: Moments) -> Float[Array, ""]:
     return _effective_rows(state.high)
 
 
-# Everything below is arithmetic on `Sums` of one dtype. Under `_wide` that is float64, also where
+# Everything below is arithmetic on `Sums` of one dtype. Under `wide` that is float64, also where
 # JAX is told to have none: what a user's program does outside is not touched.
-
-
-def _wide(state: Moments) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if state.low is None else jax.enable_x64(True)
 
 
 def _sums(state: Moments) -> Sums:
@@ -322,7 +359,7 @@ def _float64(x: Array) -> Array:
 
 @_float64.defjvp
 def _no_derivative(primals, tangents):
-    """Reverse mode would run outside `_wide`, where its products lose float64 unseen."""
+    """Reverse mode would run outside `wide`, where its products lose float64 unseen."""
     raise ValueError("no derivative of gram64 in float32: make the state by method='gram'")
 
 
@@ -344,6 +381,25 @@ def _added(state: Moments, batch: Sums) -> Moments:
 @jax.jit
 def _together(a: Moments, b: Moments) -> Moments:
     return _stored(_merged(_sums(a), _sums(b), a.method), a)
+
+
+@jax.jit
+def _mapped(state: Moments, matrix: Array, offset: Array) -> Moments:
+    sums = _sums(state)
+    dtype = sums.mean.dtype
+    matrix, offset = matrix.astype(dtype), jnp.broadcast_to(offset.astype(dtype), matrix.shape[1:])
+    offset = jnp.where(sums.weight == 0, 0, offset)
+    # No entry of the new rows is larger than that.
+    reach = sums.unit * jnp.max(jnp.sum(jnp.abs(matrix), axis=0)) + jnp.max(jnp.abs(offset))
+    unit = jnp.where(reach == 0, 0, jnp.maximum(unit_of(reach), SMALLEST))
+    here = matrix * (sums.unit / _known(unit))
+    middle = mm(sums.mean, here) + offset / _known(unit)
+    if state.method == "qr":
+        rows = jnp.pad(mm(sums.scatter, here), ((0, max(0, len(here.T) - len(here))), (0, 0)))
+        scatter = _triangle(rows)
+    else:
+        scatter = mm(mm(here.T, sums.scatter), here)
+    return _stored(sums._replace(unit=unit, mean=middle, scatter=scatter), state)
 
 
 @partial(jax.jit, static_argnames="centred")
@@ -471,10 +527,10 @@ def _check_rows(state: Moments, rows: tuple[int, ...], weights: Any) -> None:
 def _on_host(state: Moments, x: Any, weights: Any) -> bool:
     """Whether NumPy is to multiply: rows of its own, in float64, beside which XLA is slow."""
     ours = isinstance(x, np.ndarray) and isinstance(weights, np.ndarray | None)
-    wide = state.method == "gram64" and (
+    doubles = state.method == "gram64" and (
         state.low is not None or jnp.result_type(float) == jnp.float64
     )
-    return ours and wide and jax.default_backend() == "cpu"
+    return ours and doubles and jax.default_backend() == "cpu"
 
 
 def _host_rows(state: Moments, x: Any, weights: Any) -> tuple[np.ndarray, np.ndarray | None]:
