@@ -13,6 +13,7 @@ from jaxtyping import Float, Num
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from spectral_jax.plots import style
@@ -24,6 +25,7 @@ _GREY = "#666666"
 _MAP = matplotlib.colormaps["cividis"]
 _LINE_COLORS = 0.9
 _TICKS = 6
+_OUTLINED = withStroke(linewidth=3.5, foreground="white")  # black on dark colours, too
 _PLAIN = StrMethodFormatter("{x:g}")
 _ROW = 0.28  # inches: one line of a map with its name
 LABELS = (r"cumulative quality $\Pi^*(k)$", r"cumulative utilisation $\hat\Pi(k)$",
@@ -175,9 +177,10 @@ def spectrum_map(spectra: FeatureSpectra, *, xlabel: str = "epoch", level: float
     edges = np.arange(count + 1) - 0.5, np.arange(p + 1) + 0.5
     lowest = np.quantile(logs.compressed(), 0.05)
     mesh = ax.pcolormesh(*edges, logs, cmap=_MAP, vmin=lowest, vmax=0, rasterized=True)
-    ax.plot(np.arange(count), _needed(spectra, level), "o-", color="white",
-            markeredgecolor="black",
-            label=rf"least $k$ with {100 * level:g} % of $\hat\Pi(p)$")  # fmt: skip
+    ax.plot(
+        np.arange(count), _needed(spectra, level), "o-", color="black", path_effects=[_OUTLINED],
+        label=rf"least $k$ with {100 * level:g} % of $\hat\Pi(p)$",
+    )  # fmt: skip
     ax.axhline(spectra.rule, color="white", linestyle="--", linewidth=1)
     ax.annotate(f"$k$ = {spectra.rule}", (count - 0.6, spectra.rule), color="white", ha="right",
                 va="bottom", fontsize=7.5)  # fmt: skip
@@ -186,8 +189,7 @@ def spectrum_map(spectra: FeatureSpectra, *, xlabel: str = "epoch", level: float
     _name_checkpoints(ax, spectra.at, xlabel)
     ax.grid(visible=False)
     figure.colorbar(mesh, label=r"$\log_{10}\ \rho_k / \rho_1$", extend="min")
-    legend = figure.legend(loc="outside upper left")
-    legend.legend_handles[0].set_color("black")
+    figure.legend(loc="outside upper left")
     return figure
 
 
