@@ -79,6 +79,12 @@ class FNO(nnx.Module):
             y = y if number == last else jax.nn.gelu(y)
         return self.head(jax.nn.gelu(self.project(y)))
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The inputs of the Fourier layers, of the projection and of the head."""
+        layers = (f"spectral/{k}:input" for k in range(len(self.spectral)))
+        return (*layers, "project:input", "head:input")
+
     def layout(self) -> tuple[Block, ...]:
         """Raise ValueError: a mode mixes every point with every other, so no weight joins two."""
         raise ValueError(

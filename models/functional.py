@@ -13,7 +13,7 @@ models). Both are nested dicts of arrays with string keys, so they pass through 
 Optax and a checkpoint unchanged, and a compiled step pays nothing for the module that traced it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from models.registry import Model, build
+from spectral_jax.nnx import Pool, point_of, values_at
 from spectral_jax.weights import Block
 
 Tree = dict[str, Any]
@@ -41,12 +42,31 @@ class Apply(Protocol):
     ) -> tuple[Float[Array, "b *positions c"], Tree]: ...
 
 
+class Features(Protocol):
+    """``features(params, state, x, *, points, pool="mean")``: what `spectral_jax.nnx.tap` gives."""
+
+    def __call__(
+        self,
+        params: Tree,
+        state: Tree,
+        x: Shaped[Array, "b ..."],
+        *,
+        points: Sequence[str],
+        pool: Pool | None = "mean",
+    ) -> dict[str, Array]: ...
+
+
+def _no_features(*_, **__):
+    raise ValueError("this network is a function without parts: there is nothing to tap")
+
+
 class Functional(NamedTuple):
-    """A built model: its pure `apply` and its initial parameters and state."""
+    """A built model: its pure `apply` and `features`, and its initial parameters and state."""
 
     apply: Apply
     params: Tree
     state: Tree
+    features: Features
 
 
 class Network(NamedTuple):
@@ -54,11 +74,16 @@ class Network(NamedTuple):
 
     init: key -> (params, state), which `jax.vmap` maps over keys.
     blocks: what `layout` calls; models without a graph reading raise there, not when described.
+    features: what flows inside, in evaluation; raises ValueError for points there are not.
+    representations: points to tap, of the first hidden layer to the last, which the head reads;
+      none of a network that is not written in NNX.
     """
 
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     apply: Apply
     blocks: Callable[[], tuple[Block, ...]]
+    features: Features = _no_features
+    representations: tuple[str, ...] = ()
 
     @property
     def layout(self) -> tuple[Block, ...]:
@@ -83,11 +108,12 @@ def network(name: str, *, input_shape: tuple[int, ...], classes: int, **options:
 
     @jax.jit
     def init(key: Key[Array, ""]) -> tuple[Tree, Tree]:
-        _, params, state = functional(create(key))
-        return params, state
+        made = functional(create(key))
+        return made.params, made.state
 
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
-    return Network(init, functional(abstract).apply, abstract.layout)
+    pure = functional(abstract)
+    return Network(init, pure.apply, abstract.layout, pure.features, abstract.representations)
 
 
 def init(
@@ -111,12 +137,20 @@ def functional(model: Model) -> Functional:
     """
     graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
+    def merged_with(params, state):
+        return nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
+
     def apply(params, state, x, *, train=False, key=None):
-        merged = nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
+        merged = merged_with(params, state)
         logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
         return logits, plain_tree(nnx.state(merged, nnx.Not(nnx.Param)))
 
-    return Functional(apply, plain_tree(params), plain_tree(state))
+    def features(params, state, x, *, points, pool="mean"):
+        merged = merged_with(params, state)
+        parsed = {text: point_of(merged, text) for text in points}
+        return values_at(merged, parsed, x, pool=pool)
+
+    return Functional(apply, plain_tree(params), plain_tree(state), features)
 
 
 def plain_tree(state: Any) -> Tree:

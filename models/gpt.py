@@ -113,6 +113,12 @@ class GPT(nnx.Module):
         y = self.norm(y)
         return self.token_embedding.attend(y) if self.tied else self.head(y)
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The residual stream where blocks read it, and what the head is given."""
+        head = "token_embedding/attend" if self.tied else "head"
+        return (*(f"blocks/{k}:input" for k in range(len(self.blocks))), f"{head}:input")
+
     def layout(self) -> tuple[Block, ...]:
         """Raise ValueError: attention multiplies activations, so no weight joins two units."""
         raise ValueError(

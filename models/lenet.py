@@ -24,6 +24,7 @@ class LeNet(nnx.Module):
     activation: Callable[[Array], Array] = staticmethod(jax.nn.relu)
     pool: Callable[..., Array] = staticmethod(nnx.max_pool)
     padded = True
+    representations = ("convs/1:input", "dense/0:input", "dense/1:input", "dense/2:input")
 
     def __init__(
         self,

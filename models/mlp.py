@@ -59,6 +59,12 @@ class MLP(nnx.Module):
             x = activate(layer(x)) * scale
         return self.layers[-1](x)
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The inputs of all layers but the first."""
+        last = len(self.layers) - 1
+        return tuple(f"layers/{i}:input" for i in range(min(1, last), last + 1))
+
     def layout(self) -> tuple[Block, ...]:
         """Return the chain of layers."""
         return tuple(Block(f"layers/{i}/kernel", i, i + 1) for i in range(len(self.layers)))

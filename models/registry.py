@@ -40,6 +40,11 @@ class Model(Protocol):
         """Return the logits; only ``train=True`` drops out and updates statistics."""
         ...
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """Points of `spectral_jax.nnx.tap` from first to last: that is the input of the head."""
+        ...
+
     def layout(self) -> tuple[Block, ...]:
         """Return the blocks of the network's graph, or raise ValueError where it has none."""
         ...

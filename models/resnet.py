@@ -99,6 +99,11 @@ class _Residual(nnx.Module):
             x = block(x, train=train)
         return self.head(jnp.mean(x, axis=(1, 2)))
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The inputs of the blocks, and of the head."""
+        return (*(f"blocks/{k}:input" for k in range(len(self.blocks))), "head:input")
+
     def layout(self) -> tuple[Block, ...]:
         """Return stem, then per residual block its folded convolutions and the skip, then head.
 

@@ -1,5 +1,7 @@
 """VGG with batch-norm for small images."""
 
+from itertools import accumulate
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -68,6 +70,12 @@ class VGG(nnx.Module):
                 x = jax.nn.relu(norm(conv(x), use_running_average=not train))
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         return self.head(jnp.mean(x, axis=(1, 2)))
+
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The inputs of the stages behind the first, and of the head."""
+        starts = accumulate(self.stages[:-1])
+        return (*(f"convs/{start}:input" for start in starts), "head:input")
 
     def layout(self) -> tuple[Block, ...]:
         """Return the chain of convolutions with their norms, then the head."""

@@ -74,6 +74,11 @@ class WideResNet(nnx.Module):
         x = jax.nn.relu(self.norm(x, use_running_average=not train))
         return self.head(jnp.mean(x, axis=(1, 2)))
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """The inputs of the blocks, and of the head."""
+        return (*(f"blocks/{k}:input" for k in range(len(self.blocks))), "head:input")
+
     def layout(self) -> tuple[Block, ...]:
         """Raise ValueError: its norms scale what a kernel reads, a block's norm what it writes."""
         raise ValueError(

@@ -32,7 +32,7 @@ def field(points, *, waves=3):
 
 
 def run(x):
-    apply, params, state = operator()
+    apply, params, state, _ = operator()
     return apply(params, state, x)[0]
 
 
@@ -60,7 +60,7 @@ def test_a_spectral_layer_is_a_matrix_per_mode_and_nothing_above():
 
 
 def test_it_draws_every_parameter_and_its_gradients_are_real():
-    apply, params, state = operator()
+    apply, params, state, _ = operator()
     x = field(16)
     grads = jax.grad(lambda p: jnp.sum(apply(p, state, x)[0] ** 2))(params)
     for name in ("real", "imag"):

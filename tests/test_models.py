@@ -84,6 +84,27 @@ def test_logits_and_new_state_keep_shape_and_structure(name):
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
 
 
+@every_model
+def test_the_last_representation_is_what_the_head_reads(name):
+    net, params, state, x = example(name)
+    look = partial(net.features, points=(*net.representations, ""), pool="positions")
+    found = jax.eval_shape(look, params, state, x)
+    assert set(found) == {*net.representations, ""} and len(found) > 2
+    rows, logits = found[net.representations[-1]], found[""]
+    kernels = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
+    assert {(rows.shape[1], 10), (10, rows.shape[1])} & set(kernels)
+    assert logits.shape == (len(rows), 10)
+
+
+def test_representations_are_behind_the_activation():
+    net, params, state, x = example("mlp")
+    last = net.representations[-1]
+    found = jax.jit(partial(net.features, points=(last, "")))(params, state, x)
+    head = params["layers"]["2"]
+    np.testing.assert_allclose(found[last] @ head["kernel"] + head["bias"], found[""], atol=1e-6)
+    assert found[last].min() == 0
+
+
 @shallow_model
 def test_a_step_compiles_once(name):
     net, params, state, x = example(name)
@@ -143,7 +164,7 @@ def test_graph_mode_and_tree_mode_trace_the_same_programs(name):
 @shallow_model
 def test_a_built_model_and_its_functional_agree(name):
     model, x = models.build(rngs=nnx.Rngs(0), **EXAMPLES[name]), example(name)[3]
-    apply, params, state = models.functional(model)
+    apply, params, state, _ = models.functional(model)
     np.testing.assert_allclose(jax.jit(apply)(params, state, x)[0], model(x), atol=1e-5)
 
 
