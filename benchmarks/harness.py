@@ -105,6 +105,9 @@ def missed(table: Table) -> bool:
 
 
 def markdown(table: Table) -> str:
+    """The table as text; `ValueError` for one without rows, or with a row that is too short."""
+    if not table.rows or any(len(cells) != len(table.header) for cells in table.rows):
+        raise ValueError(f"{table.title}: every row has {len(table.header)} cells: {table.rows}")
     lines = [table.header, ("---",) * len(table.header), *table.rows]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"### {table.title}\n\n{table.note}\n\n{body}\n"
