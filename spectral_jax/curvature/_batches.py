@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from spectral_jax._options import count
 from spectral_jax.curvature.losses import shares_of
+
+Model: TypeAlias = Callable[[PyTree, PyTree], Array]
+Weight: TypeAlias = Float[Array, "n *positions"] | None
 
 
 class Batches(NamedTuple):
@@ -49,6 +52,13 @@ def leading(data: PyTree) -> int:
             "examples, at least one"
         )
     return lengths.pop()[0]
+
+
+def pair_of(data: Any) -> tuple[PyTree, PyTree]:
+    """Inputs and targets, else ``ValueError``."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise ValueError("data is no pair: pass (inputs, targets)")
+    return data[0], data[1]
 
 
 def micro_size(n: int, micro_batch: int | None) -> int:

@@ -17,17 +17,19 @@ from spectral_jax._options import count
 from spectral_jax.curvature._batches import (
     Batches,
     Layout,
+    Model,
     add_up,
     leading,
     micro_size,
     one_batch,
+    pair_of,
     split,
     take,
 )
 from spectral_jax.curvature._products import check_precision, outputs_of
 from spectral_jax.curvature._rows import Rows
 from spectral_jax.curvature._subset import Subset, Where, names_of, select
-from spectral_jax.curvature._taps import Backward, Model, Taps, taps
+from spectral_jax.curvature._taps import Backward, Taps, taps
 from spectral_jax.curvature.kernel import COMPARED, outputs_are_apart
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import check_loss
@@ -111,9 +113,7 @@ def problem_of(
     check_choice(("exact", "mc", "empirical"), fisher=fisher)
     if fisher == "mc" and key is None:
         raise ValueError("fisher='mc' draws signs: pass key=jax.random.key(...)")
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError("data is no pair: pass (inputs, targets)")
-    inputs, targets = data
+    inputs, targets = pair_of(data)
     n, m = leading(data), micro_size(leading(data), micro_batch)
     outputs = outputs_of(model, params, one_batch(inputs, m))
     jax.eval_shape(loss.value, outputs, one_batch(targets, m))  # refuses targets by name

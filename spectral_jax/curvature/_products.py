@@ -12,13 +12,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from spectral_jax.curvature._batches import Layout, add_up, take
+from spectral_jax.curvature._batches import Layout, Model, add_up, take
 from spectral_jax.curvature._subset import Subset
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.linalg.operators import floating_dtype
 from spectral_jax.linalg.precision import unit_of
 
-Model = Callable[[Any, Any], Array]
 Leaves = list[Array]
 Tree = Callable[[Leaves], PyTree]
 

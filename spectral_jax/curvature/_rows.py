@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from spectral_jax.curvature._batches import Model
 from spectral_jax.curvature._subset import Subset
-from spectral_jax.curvature._taps import Model
 from spectral_jax.curvature.losses import Loss
 
 # The chosen leaves of the parameters, and the others.

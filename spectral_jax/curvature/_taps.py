@@ -15,17 +15,16 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from spectral_jax.curvature._batches import Model
 from spectral_jax.curvature._subset import names_of
 from spectral_jax.curvature._uses import Use, Walk
-
-Model: TypeAlias = Callable[[PyTree, PyTree], Array]
 
 
 class Backward(NamedTuple):

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, PyTree
 
+from spectral_jax.curvature._batches import Model, Weight
 from spectral_jax.curvature._matrix import grams_of, route_of
 from spectral_jax.curvature._subset import Subset, Where, names_of
-from spectral_jax.curvature._taps import Model
 from spectral_jax.curvature.kernel import (
     Spectrum,
-    Weight,
     examples_are_apart,
     lost_in,
     problem_of,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from spectral_jax._options import count
-from spectral_jax.curvature._batches import leading
+from spectral_jax.curvature._batches import Model, Weight, leading, pair_of
 from spectral_jax.curvature._matrix import (
     Problem,
     Route,
@@ -21,13 +21,11 @@ from spectral_jax.curvature._matrix import (
 )
 from spectral_jax.curvature._rows import Parts, Root, Rows
 from spectral_jax.curvature._subset import Where, select
-from spectral_jax.curvature._taps import Model, taps
+from spectral_jax.curvature._taps import taps
 from spectral_jax.curvature.losses import Loss, shares_of
 from spectral_jax.curvature.objective import check_loss
 from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.values import eigvalsh
-
-Weight: TypeAlias = Float[Array, "n *positions"] | None
 
 # Roundings that hide a part of a row: in float32, eigenvalues at this floor were off by up to 3 %,
 # for 1 to 6 layers and pairs of inputs that differ in their last digits.
@@ -175,10 +173,8 @@ def problem_of(
 ) -> Problem:
     """The arguments in the dtype of spectra; ``ValueError`` for those that do not fit."""
     check_loss(loss)
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError("data is no pair: pass (inputs, targets)")
     leading(data)
-    inputs, targets = jax.tree.map(jnp.asarray, tuple(data))
+    inputs, targets = jax.tree.map(jnp.asarray, pair_of(data))
     subset, chosen, others = select(params, where)
     rows = Rows(model, loss, root, subset)
     outputs = jax.eval_shape(rows.outputs, chosen, others, inputs)

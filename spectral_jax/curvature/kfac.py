@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
-from spectral_jax.curvature._batches import take
+from spectral_jax.curvature._batches import Model, take
 from spectral_jax.curvature._blocks import (
     Block,
     Member,
@@ -32,7 +32,7 @@ from spectral_jax.curvature._passes import (
     tapped_at,
 )
 from spectral_jax.curvature._subset import Where
-from spectral_jax.curvature._taps import Backward, Model, Taps
+from spectral_jax.curvature._taps import Backward, Taps
 from spectral_jax.curvature.kronecker import (
     EigenBlock,
     Factor,

@@ -9,16 +9,23 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import count
-from spectral_jax.curvature._batches import leading, micro_size, one_batch, split
+from spectral_jax.curvature._batches import (
+    Model,
+    Weight,
+    leading,
+    micro_size,
+    one_batch,
+    pair_of,
+    split,
+)
 from spectral_jax.curvature._products import (
     HessianTerm,
     JacobianProduct,
     MeanProduct,
-    Model,
     OutputsTerm,
     Term,
     check_precision,
@@ -29,7 +36,6 @@ from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import Objective, check_loss
 from spectral_jax.linalg.operators import LinearOperator, SymmetricOperator
 
-Weight = Float[Array, "n *positions"] | None
 Method = Literal["forward", "reverse", "difference"]
 Accumulate = Literal["plain", "compensated"]
 
@@ -238,9 +244,7 @@ def _of_outputs(
     **options: Any,
 ) -> SymmetricOperator:
     check_loss(term.loss)
-    if not isinstance(data, tuple | list) or len(data) != 2:
-        raise ValueError("data is no pair: pass (inputs, targets)")
-    inputs, targets = data
+    inputs, targets = pair_of(data)
     m = micro_size(leading(data), micro_batch)
     outputs = outputs_of(term.model, params, one_batch(inputs, m))
     jax.eval_shape(term.loss.value, outputs, one_batch(targets, m))  # refuses targets by name
