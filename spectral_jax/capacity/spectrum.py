@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
-from scipy.special import stdtrit
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number, count
 from spectral_jax.laws import marchenko_pastur_edges, marchenko_pastur_quantile
 from spectral_jax.linalg import moments
+from spectral_jax.linalg.jackknife import Interval, interval
 from spectral_jax.linalg.precision import working
 
 Missing = Literal["refuse", "rows", "pairwise"]
@@ -57,15 +57,6 @@ class InputSpectrum(NamedTuple):
     """``sum |negative values| / sum |values|``. Above rounding only for ``missing="pairwise"``,
     whose matrix need not be one of moments; the floor is then the size of the most negative."""
     centred: bool
-
-
-class Interval(NamedTuple):
-    """A number, and where it would lie with other rows of the same kind."""
-
-    value: float
-    low: float
-    high: float
-    standard_error: float
 
 
 class Noise(NamedTuple):
@@ -149,29 +140,20 @@ def jackknife(
 ) -> Interval:
     """Any number of a spectrum with a confidence interval, by leaving out blocks of rows.
 
-    With the numbers ``t_b`` without block ``b`` of ``B``, the standard error is ``sqrt((B - 1) / B
-    sum (t_b - mean)^2)``, and the interval ``value -+`` its multiple by Student's law of ``B - 1``
-    degrees of freedom. It holds for smooth functions of moments; a count moves in steps, and the
-    largest of many nearly equal eigenvalues is biased as well. Blocks are of consecutive rows: if
-    neighbours are alike, as in time, choose blocks longer than their memory.
+    See `linalg.interval`, which says how and for what this holds. Blocks are of consecutive rows.
 
     Raises ``ValueError`` for a level outside (0, 1) or a spectrum with fewer than two blocks.
-    Source: Efron & Stein 1981; Kunsch 1989 (blocks).
 
     >>> table = np.random.default_rng(0).normal(size=(2000, 3))
     >>> found = jackknife(lambda s: s.values.sum(), input_spectrum(table))
     >>> found.low < 3 < found.high
     True
     """
-    check_number("choose above 0 and below 1", lambda x: 0 < x < 1, level=level)
-    blocks = len(spectrum.replicates)
-    if blocks < 2:
+    if len(spectrum.replicates) < 2:
         raise ValueError("the spectrum has no blocks: input_spectrum(x, blocks=16), 4 rows or more")
     value = float(function(spectrum))
     others = np.array([float(function(spectrum._replace(values=v))) for v in spectrum.replicates])
-    error = float(np.sqrt((blocks - 1) / blocks * ((others - others.mean()) ** 2).sum()))
-    reach = float(stdtrit(blocks - 1, (1 + level) / 2)) * error
-    return Interval(value, value - reach, value + reach, error)
+    return Interval(*map(float, interval(value, others, level=level)))
 
 
 def above_noise(spectrum: InputSpectrum, *, variance: float | None = None) -> Noise:

@@ -7,6 +7,7 @@ from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
 from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.driver import drive, faster_driver
 from spectral_jax.linalg.eigsh import eigsh
+from spectral_jax.linalg.jackknife import Interval, interval
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
 from spectral_jax.linalg.operators import (
     LinearOperator,
@@ -28,6 +29,7 @@ __all__ = [
     "EigResult",
     "Eigh",
     "Estimate",
+    "Interval",
     "LinearOperator",
     "SVDResult",
     "SymmetricOperator",
@@ -46,6 +48,7 @@ __all__ = [
     "function_gram",
     "generic_vectors",
     "gram",
+    "interval",
     "lanczos",
     "logdet",
     "low_rank_operator",

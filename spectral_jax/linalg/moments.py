@@ -18,69 +18,88 @@ method     sums                                           floor, of the top   us
 
 The mean is taken off each batch before it is squared, and put back for the uncentred moments: both
 come from one state and neither is the difference of large numbers (Chan, Golub & LeVeque 1983).
+Rows with labels lose the mean of their own group: the scatter within groups is exact, however much
+smaller than that between them it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number, count
+from spectral_jax.linalg._host_sums import host_sums
+from spectral_jax.linalg._sums import (
+    SMALLEST,
+    Fourth,
+    Method,
+    Sums,
+    across,
+    decayed,
+    fourth_about,
+    in_one_unit,
+    known,
+    matrix,
+    merged,
+    nothing,
+    of_batch,
+    overall,
+    part_of,
+    pooled,
+    positive,
+    span,
+    summed_rows,
+    triangle,
+)
+from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.values import eigvalsh, svdvals
 
 __all__ = [
     "Eigenvalues",
+    "Fourth",
+    "Groups",
     "Moments",
     "Sums",
+    "cross",
     "decay",
     "effective_rows",
     "eigenvalues",
+    "exactly",
+    "factor",
+    "fourth",
+    "groups",
     "leave_one_out",
     "mapped",
     "mean",
     "merge",
+    "part",
     "psum",
     "second",
     "unpaired",
     "update",
     "wide",
+    "within",
     "zero",
 ]
 
-Method = Literal["gram64", "qr", "gram"]
 METHODS = get_args(Method)
+Tree = Any
+About = Literal["origin", "mean", "groups"]
 
 # The spacing of sums of two float32 numbers, the second of which holds the rounding of the first.
 PAIR_EPS = 2.0**-48
-SMALLEST = float(np.finfo(np.float32).tiny)
-BLOCK = 1024  # rows that the host converts at a time: they stay in its cache
-EXACT_REACH = 256  # whole numbers within it of each other's middle: blocks of 256 rows or more
-
-
-class Sums(NamedTuple):
-    """What is summed, in units of ``unit``, in which no square over- or underflows."""
-
-    unit: Float[Array, ""]
-    """The power of two next above the largest entry so far; 0 before there is one."""
-    weight: Float[Array, ""]
-    """``sum w``."""
-    squares: Float[Array, ""]
-    """``sum w^2``."""
-    mean: Float[Array, " p"]
-    scatter: Float[Array, "p p"]
-    """``sum w (x - mean)(x - mean)^T``; for ``qr`` the triangular ``R``, ``R^T R`` being that."""
 
 
 @jax.tree_util.register_dataclass
@@ -95,11 +114,25 @@ class Moments:
     high: Sums
     low: Sums | None
     method: Method = dataclasses.field(metadata={"static": True})
+    parts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    """How many columns each part has."""
+    eps: float = dataclasses.field(metadata={"static": True})
+    """The relative spacing of the sums."""
 
     @property
     def size(self) -> int:
         """The number of columns, ``p``."""
-        return self.high.mean.shape[-1]
+        return sum(self.parts)
+
+
+class Groups(NamedTuple):
+    """What the rows of one label have in common."""
+
+    weight: Float[Array, " groups"]
+    """``sum w``; 0 of a label that no row has, and then so are the others."""
+    mean: Float[Array, "groups p"]
+    variance: Float[Array, "groups p"]
+    """``sum w (x - mean)^2 / sum w``, of each column."""
 
 
 class Eigenvalues(NamedTuple):
@@ -109,29 +142,49 @@ class Eigenvalues(NamedTuple):
     floor: Float[Array, ""]
 
 
-def zero(p: int, *, method: Method = "gram64", dtype: DTypeLike | None = None) -> Moments:
+def zero(
+    p: int | Sequence[int],
+    *,
+    method: Method = "gram64",
+    dtype: DTypeLike | None = None,
+    groups: int | None = None,
+    fourth: bool = False,
+) -> Moments:
     """The moments of no rows of length ``p``.
 
     Args:
+      p: columns; of rows that have several parts (two layers; features and targets) the columns of
+        each. Parts may differ in scale: each is summed in a unit of its own.
       method: see the module.
       dtype: in which results come back; ``gram64`` sums in float64 whatever it is. The default
         float if None; float32 for a half type.
+      groups: how many labels there are, if rows come with labels.
+      fourth: whether to sum what `fourth` returns too.
 
     Raises ``ValueError`` for a size below 1, an unknown method or a complex dtype.
 
     >>> zero(3, method="qr").high.scatter.shape
     (3, 3)
     """
-    p = count("p", p)
+    parts = tuple(count("p", size) for size in (p if isinstance(p, Sequence) else (p,)))
+    if not parts:
+        raise ValueError("p=(): choose the columns of at least one part")
     check_choice(METHODS, method=method)
-    none = working(jnp.zeros((), float if dtype is None else dtype), "dtype")
-    sums = Sums(none, none, none, jnp.zeros(p, none.dtype), jnp.zeros((p, p), none.dtype))
-    paired = method == "gram64" and none.dtype == jnp.float32
-    return Moments(sums, jax.tree.map(jnp.zeros_like, sums) if paired else None, method)
+    if groups is not None:
+        groups = count("groups", groups)
+    of_dtype = working(jnp.zeros((), float if dtype is None else dtype), "dtype").dtype
+    sums = nothing(parts, of_dtype, groups, fourth)
+    paired = method == "gram64" and of_dtype == jnp.float32
+    low = jax.tree.map(jnp.zeros_like, sums) if paired else None
+    return Moments(sums, low, method, parts, PAIR_EPS if paired else float(jnp.finfo(of_dtype).eps))
 
 
 def update(
-    state: Moments, x: Float[ArrayLike, "b p"], *, weights: Float[ArrayLike, " b"] | None = None
+    state: Moments,
+    x: Float[ArrayLike, "b p"],
+    *,
+    weights: Float[ArrayLike, " b"] | None = None,
+    labels: Int[ArrayLike, " b"] | None = None,
 ) -> Moments:
     """``state`` with the rows of a batch ``[b, p]`` added.
 
@@ -146,6 +199,8 @@ def update(
         row of weight 0 is not read, whatever it holds: ``weights=mask`` leaves out padding, and
         ``weights=jnp.isfinite(x).all(1)`` rows with NaN, which otherwise make every number that
         they enter NaN. So does a negative weight.
+      labels: ``[b]``, from 0 up, for a state with ``groups``. A row of a negative label is not
+        read; a label that is no group's makes every number NaN.
 
     Works under ``jit``, ``vmap``, ``scan`` and on rows sharded over devices, of which each sums its
     own: an all-reduce of the matrix, after one of the mean and one of the unit. Under ``grad``
@@ -156,9 +211,10 @@ def update(
     [[5.0, 3.0], [3.0, 2.0]]
     """
     with wide(state):
-        if _on_host(state, x, weights):
-            return _added(state, _host_batch(*_host_rows(state, x, weights)))
-        return _updated(state, x, weights)
+        if _on_host(state, x, weights, labels):
+            rows, w, own = _host_rows(state, x, weights, labels)
+            return _added(state, host_sums(rows, w, own, _groups(state), state.parts))
+        return _updated(state, x, weights, labels)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -188,20 +244,7 @@ def psum(state: Moments, axis_name: str | tuple[str, ...]) -> Moments:
     [2.5, 2.5, 2.5]
     """
     with wide(state):
-        own = _sums(state)
-        own = _in_unit(own, jax.lax.pmax(own.unit, axis_name), state.method)
-        weight, squares, total = jax.lax.psum(
-            (own.weight, own.squares, own.weight * own.mean), axis_name
-        )
-        middle = total / _positive(weight)
-        apart = jnp.sqrt(own.weight) * (own.mean - middle)
-        if state.method == "qr":
-            rows = jnp.concatenate([own.scatter, apart[None]])
-            everyone = jax.lax.all_gather(rows, axis_name, tiled=True)
-            scatter = _triangle(everyone.reshape(-1, state.size))
-        else:
-            scatter = jax.lax.psum(own.scatter + jnp.outer(apart, apart), axis_name)
-        return _stored(Sums(own.unit, weight, squares, middle, scatter), state)
+        return _stored(pooled(_sums(state), axis_name, state.method, state.parts), state)
 
 
 def decay(state: Moments, factor: ArrayLike) -> Moments:
@@ -219,11 +262,7 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
     with wide(state):
         sums = _sums(state)
         f = jnp.asarray(factor).astype(sums.weight.dtype)
-        of_scatter = jnp.sqrt(f) if state.method == "qr" else f
-        decayed = sums._replace(
-            weight=f * sums.weight, squares=f * f * sums.squares, scatter=of_scatter * sums.scatter
-        )
-        return _stored(decayed, state)
+        return _stored(decayed(sums, f, state.method), state)
 
 
 def mapped(
@@ -232,7 +271,7 @@ def mapped(
     """The moments of the rows ``x @ matrix + offset``, of ``r`` columns, without the rows.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for a matrix of other than
-    ``p`` rows.
+    ``p`` rows, or a state with groups or fourth moments, which it cannot keep.
 
     >>> second(mapped(update(zero(2), jnp.array([[1.0, 2.0]])), jnp.array([[1.0], [1.0]]))).tolist()
     [[9.0]]
@@ -240,6 +279,8 @@ def mapped(
     matrix, offset = working(matrix, "matrix"), working(offset, "offset")
     if matrix.ndim != 2 or len(matrix) != state.size:
         raise ValueError(f"matrix has shape {matrix.shape}: pass [{state.size}, r] for these rows")
+    if state.high.spread is not None or state.high.fourth is not None:
+        raise ValueError("the state has groups or fourth moments, which cannot be mapped")
     with wide(state):
         return _mapped(state, matrix, offset)
 
@@ -261,7 +302,7 @@ def unpaired(state: Moments) -> Moments:
 
     For differences of moments, which their rounding to the dtype of the state would ruin.
     """
-    return Moments(_sums(state), None, state.method)
+    return dataclasses.replace(state, high=_sums(state), low=None)
 
 
 def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
@@ -289,7 +330,7 @@ def mean(state: Moments) -> Float[Array, " p"]:
     """``sum w x / sum w``; 0 without rows."""
     with wide(state):
         sums = _sums(state)
-        return _narrow(sums.mean * _known(sums.unit), state)
+        return _narrow(overall(sums)[1] * across(known(sums.unit), state.parts), state)
 
 
 def second(state: Moments, *, centred: bool = False) -> Float[Array, "p p"]:
@@ -303,8 +344,92 @@ def second(state: Moments, *, centred: bool = False) -> Float[Array, "p p"]:
     """
     with wide(state):
         sums = _sums(state)
-        matrix = _matrix(sums, state.method, centred) * _square(sums.unit, state)
-        return _narrow(matrix, state)
+        about: About = "mean" if centred else "origin"
+        return _narrow(matrix(sums, state.method, about=about) * _squares(sums, state), state)
+
+
+def within(state: Moments) -> Float[Array, "p p"]:
+    """``sum w (x - m)(x - m)^T / sum w`` with ``m`` the mean of the row's group.
+
+    Of a state without groups the same as ``second(centred=True)``, of which it otherwise is the
+    part that is not the scatter of the means.
+    """
+    with wide(state):
+        sums = _sums(state)
+        return _narrow(matrix(sums, state.method, about="groups") * _squares(sums, state), state)
+
+
+def cross(state: Moments, i: int, j: int, *, centred: bool = False) -> Float[Array, "p_i p_j"]:
+    """The block of `second` of the columns of part ``i`` with those of part ``j``.
+
+    Raises ``ValueError`` for a part that the state does not have.
+
+    >>> state = update(zero((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 0.0, 1.0]]))
+    >>> cross(state, 0, 1).tolist()
+    [[1.0, 2.0]]
+    """
+    rows, columns = (span(_checked_part(state, k), state.parts) for k in (i, j))
+    with wide(state):
+        sums = _sums(state)
+        about: About = "mean" if centred else "origin"
+        block = matrix(sums, state.method, about=about, rows=rows, columns=columns)
+        return _narrow(block * _product(known(sums.unit)[i] * known(sums.unit)[j], state), state)
+
+
+def part(state: Moments, i: int) -> Moments:
+    """The moments of the columns of part ``i`` alone. Raises ``ValueError`` if there is none."""
+    i = _checked_part(state, i)
+    take = partial(part_of, i=i, method=state.method, parts=state.parts)
+    low = None if state.low is None else take(state.low)
+    parts = state.parts[i : i + 1]
+    return dataclasses.replace(state, high=take(state.high), low=low, parts=parts)
+
+
+def groups(state: Moments) -> Groups:
+    """Weight, mean and variance of each group.
+
+    Raises ``ValueError`` for a state without groups.
+
+    >>> x = jnp.array([[1.0], [3.0], [7.0]])
+    >>> groups(update(zero(1, groups=2), x, labels=jnp.array([0, 0, 1]))).mean.ravel().tolist()
+    [2.0, 7.0]
+    """
+    if state.high.spread is None:
+        raise ValueError("the state has no groups: begin with zero(p, groups=...) and pass labels")
+    with wide(state):
+        sums = _sums(state)
+        unit = across(known(sums.unit), state.parts)
+        assert sums.spread is not None
+        variance = sums.spread / positive(sums.weight)[:, None] * _product(unit**2, state)
+        found = Groups(sums.weight, unit * sums.mean, variance)
+        return jax.tree.map(lambda x: _narrow(x, state), found)
+
+
+def fourth(state: Moments, *, centred: bool = True) -> Fourth:
+    """``sum w |z_i|^2 |z_j|^2 / sum w`` and ``sum w |z_i|^2 z / sum w``, ``z = x - mean``.
+
+    For each pair of parts ``i, j``; with them sums over all pairs of *different* rows, as unbiased
+    estimates need, are sums over all pairs less their diagonal. ``z = x`` if not ``centred``.
+    Raises ``ValueError`` for a state without them.
+
+    >>> state = update(zero(1, fourth=True), jnp.array([[0.0], [2.0]]))
+    >>> fourth(state).squares.tolist(), fourth(state, centred=False).squares.tolist()
+    ([[1.0]], [[8.0]])
+    """
+    if state.high.fourth is None:
+        raise ValueError("the state has no fourth moments: begin with zero(p, fourth=True)")
+    with wide(state):
+        sums = _sums(state)
+        weight, middle, _ = overall(sums)
+        point = middle if centred else jnp.zeros_like(middle)
+        squares, rows = fourth_about(point, sums, state.method, state.parts)
+        unit = known(sums.unit)
+        square = _product(unit * unit, state)[:, None]
+        column = across(unit, state.parts)
+        found = Fourth(
+            squares * _product(square * square.T, state), rows * _product(square * column, state)
+        )
+        return jax.tree.map(lambda x: _narrow(x / positive(weight), state), found)
 
 
 def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
@@ -326,12 +451,61 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
         return _eigenvalues(state, centred=centred)
 
 
+def factor(state: Moments, *, centred: bool = False) -> Float[Array, "k p"]:
+    """Rows ``R`` with ``R^T R = second(state, centred=centred)``.
+
+    By ``qr`` what was summed, and never squared; by the other methods by eigenvectors, where
+    directions whose eigenvalue is at the floor are rounding. Not under ``grad``.
+
+    >>> rows = factor(update(zero(1, method="qr"), jnp.array([[3.0], [4.0]])))
+    >>> round(float((rows**2).sum()), 6)
+    12.5
+    """
+    return _factor(state, centred=centred)
+
+
 def effective_rows(state: Moments) -> Float[Array, ""]:
     """``(sum w)^2 / sum w^2``: how many rows of equal weight say as much (Kish 1965); 0 of none.
 
     NaN where weights are so small or large that the dtype does not have their squares.
     """
     return _effective_rows(state.high)
+
+
+def exactly(function: Callable[..., Tree], *, static: Sequence[str] = ()) -> Callable[..., Tree]:
+    """``function`` of states in the precision of their sums; its results in the states' dtype.
+
+    What a float32 state of ``gram64`` or ``qr`` holds is more than float32: its second moments,
+    rounded, have lost their small eigenvalues. Within ``function`` the states, and arrays that it
+    takes beside them, are in float64, also where JAX has none; so are squares of numbers that
+    float32 cannot square. A state of ``gram`` is left as it is, and can be differentiated.
+
+    Args:
+      function: of a pytree with states, then of arrays or None. It is compiled: name it once, at
+        the top of a module.
+      static: its keyword options that are no arrays.
+
+    >>> smallest = exactly(lambda state: jnp.linalg.eigvalsh(second(state))[0])
+    >>> x = jnp.array([[1.0, 1.0], [1.0, 1.0 + 2.0**-20]])
+    >>> bool(smallest(update(zero(2), x)) > 1e-13)
+    True
+    """
+
+    @partial(jax.jit, static_argnames=static)
+    def compiled(states: Tree, *arrays: Tree, **options: Any) -> Tree:
+        dtype = _first(states).high.mean.dtype
+        states = jax.tree.map(_full, states, is_leaf=_is_state)
+        if _widens(_first(states)):
+            arrays = jax.tree.map(lambda x: _float64(working(x)), arrays)
+        return jax.tree.map(partial(_back, dtype=dtype), function(states, *arrays, **options))
+
+    @wraps(function)
+    def call(states: Tree, *arrays: Tree, **options: Any) -> Tree:
+        context = jax.enable_x64(True) if _widens(_first(states)) else contextlib.nullcontext()
+        with context:
+            return compiled(states, *arrays, **options)
+
+    return call
 
 
 # Everything below is arithmetic on `Sums` of one dtype. Under `wide` that is float64, also where
@@ -344,20 +518,50 @@ def _sums(state: Moments) -> Sums:
     return jax.tree.map(lambda high, low: _float64(high) + _float64(low), state.high, state.low)
 
 
+def _widens(state: Moments) -> bool:
+    """Whether float64 holds more of the state than its dtype does."""
+    return state.method != "gram"
+
+
+def _full(state: Any) -> Any:
+    if not _is_state(state) or not _widens(state):
+        return state
+    high = jax.tree.map(_float64, _sums(state))
+    return dataclasses.replace(state, high=high, low=None)
+
+
+def _back(x: Array, dtype: Any) -> Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(dtype)
+    return x.astype(jnp.int32) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, Moments)
+
+
+def _first(states: Tree) -> Moments:
+    return next(filter(_is_state, jax.tree.leaves(states, is_leaf=_is_state)))
+
+
 def _stored(sums: Sums, like: Moments) -> Moments:
     if like.low is None:
-        return Moments(sums, None, like.method)
+        return dataclasses.replace(like, high=sums)
     high = jax.tree.map(lambda x: x.astype(jnp.float32), sums)
     low = jax.tree.map(lambda x, h: (x - _float64(h)).astype(jnp.float32), sums, high)
-    return Moments(high, low, like.method)
+    return dataclasses.replace(like, high=high, low=low)
+
+
+def _float64(x: Array) -> Array:
+    return x if x.dtype == jnp.float64 else _from_float32(x)
 
 
 @jax.custom_jvp
-def _float64(x: Array) -> Array:
+def _from_float32(x: Array) -> Array:
     return x.astype(jnp.float64)
 
 
-@_float64.defjvp
+@_from_float32.defjvp
 def _no_derivative(primals, tangents):
     """Reverse mode would run outside `wide`, where its products lose float64 unseen."""
     raise ValueError("no derivative of gram64 in float32: make the state by method='gram'")
@@ -368,19 +572,21 @@ def _narrow(x: Array, state: Moments) -> Array:
 
 
 @jax.jit
-def _updated(state: Moments, x: Any, weights: Any) -> Moments:
-    x, w = _rows(state, x, weights)
-    return _stored(_merged(_sums(state), _batch(x, w, state.method), state.method), state)
+def _updated(state: Moments, x: Any, weights: Any, labels: Any) -> Moments:
+    x, w, member = _rows(state, x, weights, labels)
+    fourth = state.high.fourth is not None
+    batch = of_batch(x, w, member, state.method, state.parts, fourth)
+    return _stored(merged(_sums(state), batch, state.method, state.parts), state)
 
 
 @jax.jit
 def _added(state: Moments, batch: Sums) -> Moments:
-    return _stored(_merged(_sums(state), batch, state.method), state)
+    return _stored(merged(_sums(state), batch, state.method, state.parts), state)
 
 
 @jax.jit
 def _together(a: Moments, b: Moments) -> Moments:
-    return _stored(_merged(_sums(a), _sums(b), a.method), a)
+    return _stored(merged(_sums(a), _sums(b), a.method, a.parts), a)
 
 
 @jax.jit
@@ -390,219 +596,163 @@ def _mapped(state: Moments, matrix: Array, offset: Array) -> Moments:
     matrix, offset = matrix.astype(dtype), jnp.broadcast_to(offset.astype(dtype), matrix.shape[1:])
     offset = jnp.where(sums.weight == 0, 0, offset)
     # No entry of the new rows is larger than that.
-    reach = sums.unit * jnp.max(jnp.sum(jnp.abs(matrix), axis=0)) + jnp.max(jnp.abs(offset))
+    sizes = across(sums.unit, state.parts)[:, None]
+    reach = jnp.max(jnp.sum(sizes * jnp.abs(matrix), axis=0)) + jnp.max(jnp.abs(offset))
     unit = jnp.where(reach == 0, 0, jnp.maximum(unit_of(reach), SMALLEST))
-    here = matrix * (sums.unit / _known(unit))
-    middle = mm(sums.mean, here) + offset / _known(unit)
+    here = matrix * (sizes / known(unit))
+    middle = mm(sums.mean, here) + offset / known(unit)
     if state.method == "qr":
         rows = jnp.pad(mm(sums.scatter, here), ((0, max(0, len(here.T) - len(here))), (0, 0)))
-        scatter = _triangle(rows)
+        scatter = triangle(rows)
     else:
         scatter = mm(mm(here.T, sums.scatter), here)
-    return _stored(sums._replace(unit=unit, mean=middle, scatter=scatter), state)
+    found = sums._replace(unit=unit[None], mean=middle, scatter=scatter)
+    return _stored(found, dataclasses.replace(state, parts=(matrix.shape[1],)))
 
 
 @partial(jax.jit, static_argnames="centred")
 def _eigenvalues(state: Moments, *, centred: bool) -> Eigenvalues:
-    sums = _sums(state)
+    sums = in_one_unit(_sums(state), state.method, state.parts)
+    weight, middle, _ = overall(sums)
     if state.method == "qr":
-        rows = sums.scatter if centred else _with_mean(sums)
-        values = svdvals(rows) ** 2 / _positive(sums.weight)
+        values = svdvals(summed_rows(sums, centred=centred)) ** 2 / positive(weight)
+        values = values[: state.size]
     else:
-        values = eigvalsh(_matrix(sums, state.method, centred))[::-1]
+        about: About = "mean" if centred else "origin"
+        values = eigvalsh(matrix(sums, state.method, about=about))[::-1]
     floor = values[0] * _share(sums, state)
     if centred:  # constant columns leave the rounding of their mean
-        floor = jnp.maximum(floor, (4 * _eps(state)) ** 2 * jnp.sum(sums.mean**2))
-    square = _square(sums.unit, state)
+        floor = jnp.maximum(floor, (4 * state.eps) ** 2 * jnp.sum(middle**2))
+    square = _product(known(sums.unit[0]) ** 2, state)
     # What underflows is no more known than what is rounded.
-    least = jnp.where(sums.unit > 0, float(jnp.finfo(state.high.mean.dtype).tiny), 0)
+    least = jnp.where(sums.unit[0] > 0, float(jnp.finfo(state.high.mean.dtype).tiny), 0)
     floor = jnp.maximum(floor * square, least)
     return Eigenvalues(_narrow(values * square, state), _narrow(floor, state))
 
 
-def _rows(state: Moments, x: Any, weights: Any) -> tuple[Array, Array]:
-    """The batch and its weights in the dtype of the sums; rows of weight 0 as zeros."""
+def _rows(state: Moments, x: Any, weights: Any, labels: Any) -> tuple[Array, Array, Array | None]:
+    """The batch, its weights and its groups in the dtype of the sums; unread rows as zeros."""
     x = working(x, "x")
     dtype = state.high.mean.dtype if state.low is None else jnp.dtype("float64")
-    _check_rows(state, x.shape, weights)
+    _check_rows(state, x.shape, weights, labels)
     if dtype == jnp.float32 and x.dtype != dtype:
         raise ValueError(f"x is {x.dtype}, the state {dtype}: begin with zero(p, dtype=x.dtype)")
     x = x if x.dtype == dtype else _float64(x)
-    if weights is None:
-        return x, jnp.ones(len(x), dtype)
-    w = working(weights, "weights").astype(dtype)
+    if weights is None and labels is None:
+        return x, jnp.ones(len(x), dtype), None
+    w = jnp.ones(len(x), dtype) if weights is None else working(weights, "weights").astype(dtype)
     w = jnp.where(w >= 0, w, jnp.nan)
-    return jnp.where(w[:, None] == 0, 0, x), w
-
-
-def _batch(x: Array, w: Array, method: Method) -> Sums:
-    """The sums of a batch; for ``qr`` its rows stand in the place of their triangular factor."""
-    # No smaller than float32 holds: the unit of float64 rows is stored as a pair like the rest.
-    unit = jnp.where(jnp.any(x != 0), jnp.maximum(unit_of(x), SMALLEST), 0)
-    x = x / _known(unit)
-    weight = jnp.sum(w)
-    middle = mm(w, x) / _positive(weight)
-    rows = jnp.sqrt(w)[:, None] * (x - middle)
-    scatter = rows if method == "qr" else mm(rows.T, rows)
-    return Sums(unit, weight, jnp.sum(w * w), middle, scatter)
-
-
-def _merged(a: Sums, b: Sums, method: Method) -> Sums:
-    unit = jnp.maximum(a.unit, b.unit)
-    a, b = _in_unit(a, unit, method), _in_unit(b, unit, method)
-    weight = a.weight + b.weight
-    share = b.weight / _positive(weight)
-    apart = b.mean - a.mean
-    between = jnp.sqrt(a.weight * share) * apart
-    if method == "qr":
-        scatter = _triangle(jnp.concatenate([a.scatter, b.scatter, between[None]]))
-    else:
-        scatter = a.scatter + b.scatter + jnp.outer(between, between)
-    return Sums(unit, weight, a.squares + b.squares, a.mean + share * apart, scatter)
-
-
-def _in_unit(sums: Sums, unit: Array, method: Method) -> Sums:
-    """The same in a larger unit. Powers of two: nothing is rounded."""
-    factor = sums.unit / _known(unit)
-    of_scatter = factor if method == "qr" else factor * factor
-    return sums._replace(unit=unit, mean=factor * sums.mean, scatter=of_scatter * sums.scatter)
-
-
-def _matrix(sums: Sums, method: Method, centred: bool) -> Array:
-    scatter = sums.scatter
-    if method == "qr":
-        scatter = mm(scatter.T, scatter)
-    scatter = scatter / _positive(sums.weight)
-    return scatter if centred else scatter + jnp.outer(sums.mean, sums.mean)
-
-
-def _with_mean(sums: Sums) -> Array:
-    """``R`` and the mean as one more row: the factor of the uncentred moments."""
-    return jnp.concatenate([sums.scatter, jnp.sqrt(sums.weight) * sums.mean[None]])
-
-
-def _triangle(rows: Array) -> Array:
-    return jnp.linalg.qr(rows, mode="r")
+    member = None
+    if labels is not None:
+        labels = jnp.asarray(labels)
+        w = jnp.where(labels < 0, 0, jnp.where(labels < _groups(state), w, jnp.nan))
+        member = (labels[:, None] == jnp.arange(_groups(state))).astype(dtype)
+    return jnp.where(w[:, None] == 0, 0, x), w, member
 
 
 def _share(sums: Sums, state: Moments) -> Array:
     """The floor as a share of the largest eigenvalue."""
     rows = jnp.maximum(_effective_rows(sums), state.size)
-    eps = _eps(state)
+    eps = state.eps
     return rows * state.size * eps**2 if state.method == "qr" else rows * eps
 
 
 def _effective_rows(sums: Sums) -> Array:
+    weight = jnp.sum(sums.weight)
     # Not 1 for squares of 0: of weights above 0 these have underflowed.
-    return sums.weight**2 / jnp.where(sums.weight == 0, 1, sums.squares)
+    return weight**2 / jnp.where(weight == 0, 1, sums.squares)
 
 
-def _eps(state: Moments) -> float:
-    return float(jnp.finfo(state.high.mean.dtype).eps) if state.low is None else PAIR_EPS
+def _squares(sums: Sums, state: Moments) -> Array:
+    """The unit of each entry of a matrix of second moments."""
+    unit = across(known(sums.unit), state.parts)
+    return _product(unit[:, None] * unit, state)
 
 
-def _square(unit: Array, state: Moments) -> Array:
-    """``unit^2``, NaN where the dtype of the results does not have it; 1 of no unit."""
-    square = _known(unit) ** 2
+def _product(units: Array, state: Moments) -> Array:
+    """A product of units, NaN where the dtype of the results does not have it."""
     span = jnp.finfo(state.high.mean.dtype)
-    inside = (square >= float(span.tiny)) & (square <= float(span.max))
-    return jnp.where(inside, square, jnp.nan)
+    inside = (units >= float(span.tiny)) & (units <= float(span.max))
+    return jnp.where(inside, units, jnp.nan)
 
 
-def _known(unit: Array) -> Array:
-    return jnp.where(unit > 0, unit, 1)
+def _groups(state: Moments) -> int:
+    return state.high.weight.shape[-1]
 
 
-def _positive(weight: Array) -> Array:
-    return jnp.where(weight == 0, 1, weight)
+def _checked_part(state: Moments, i: int) -> int:
+    return count("part", i, least=0, most=len(state.parts) - 1, why="the state has no others")
 
 
-def _check_rows(state: Moments, rows: tuple[int, ...], weights: Any) -> None:
+def _check_rows(state: Moments, rows: tuple[int, ...], weights: Any, labels: Any) -> None:
     if len(rows) != 2 or rows[1] != state.size:
         raise ValueError(f"x has shape {rows}: pass rows [b, {state.size}]")
     if weights is not None and (shape := jnp.shape(weights)) != rows[:1]:
         raise ValueError(f"weights have shape {shape}: pass one for each of {rows[0]} rows")
+    if (labels is None) != (state.high.spread is None):
+        raise ValueError(
+            "a state takes labels if it has groups, and only then: zero(p, groups=...)"
+        )
+    if labels is None:
+        return
+    if (shape := jnp.shape(labels)) != rows[:1]:
+        raise ValueError(f"labels have shape {shape}: pass one for each of {rows[0]} rows")
+    if not jnp.issubdtype(dtype := jnp.result_type(labels), jnp.integer):
+        raise ValueError(f"labels have dtype {dtype}: pass whole numbers from 0 up")
 
 
-def _on_host(state: Moments, x: Any, weights: Any) -> bool:
+def _on_host(state: Moments, x: Any, weights: Any, labels: Any) -> bool:
     """Whether NumPy is to multiply: rows of its own, in float64, beside which XLA is slow."""
-    ours = isinstance(x, np.ndarray) and isinstance(weights, np.ndarray | None)
+    ours = isinstance(x, np.ndarray) and all(
+        isinstance(array, np.ndarray | None) for array in (weights, labels)
+    )
     doubles = state.method == "gram64" and (
         state.low is not None or jnp.result_type(float) == jnp.float64
     )
-    return ours and doubles and jax.default_backend() == "cpu"
+    plain = state.high.fourth is None and state.high.mean.ndim == 2
+    return ours and doubles and plain and jax.default_backend() == "cpu"
 
 
-def _host_rows(state: Moments, x: Any, weights: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def _host_rows(
+    state: Moments, x: Any, weights: Any, labels: Any
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     working(x[:0], "x")  # refuses complex numbers and whatever else is no number
-    _check_rows(state, x.shape, weights)
-    if weights is None:
-        return x, None
-    w = np.asarray(weights, np.float64)
+    _check_rows(state, x.shape, weights, labels)
+    if weights is None and (
+        labels is None or not ((labels < 0) | (labels >= _groups(state))).any()
+    ):
+        return x, None, labels
+    w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
     w = np.where(w >= 0, w, np.nan)
-    return x[w != 0], w[w != 0]
-
-
-def _host_batch(x: np.ndarray, w: np.ndarray | None) -> Sums:
-    """`_batch` in NumPy, a block at a time: of ``Z^T Z`` its BLAS computes half, XLA the whole."""
-    n, p = x.shape
-    if n == 0:
-        return Sums(*map(jnp.asarray, (0.0, 0.0, 0.0, np.zeros(p), np.zeros((p, p)))))
-    low, high = float(x.min()), float(x.max())
-    dtype, step, shift = _block_plan(x, w, low, high)
-    total, scatter = np.zeros(p), np.zeros((p, p))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, n, step):
-            rows: np.ndarray = x[start : start + step].astype(dtype)
-            rows -= shift
-            v = np.ones(len(rows), dtype) if w is None else w[start : start + step]
-            total += v @ rows
-            if w is not None:
-                rows *= np.sqrt(v)[:, None]
-            scatter += rows.T @ rows
-        weight, squares = (float(n), float(n)) if w is None else (w.sum(), w @ w)
-        # In this order a difference of whole numbers is exact.
-        scatter = (weight * scatter - np.outer(total, total)) / (weight or 1.0)
-        middle = shift + total / (weight or 1.0)
-    unit = _host_unit(max(high, -low))
-    scale = unit or 1.0
-    return Sums(*map(jnp.asarray, (unit, weight, squares, middle / scale, scatter / scale**2)))
-
-
-def _block_plan(
-    x: np.ndarray, w: np.ndarray | None, low: float, high: float
-) -> tuple[type, int, np.ndarray]:
-    """The dtype of a block, its number of rows, and what is taken off each row.
-
-    Whole numbers up to a few hundred, as pixels are, are multiplied in float32, which takes half of
-    the time: in blocks of so few rows that every sum is a whole number that float32 holds. They are
-    shifted to the middle of their range. Others are shifted by the mean of the first block: the
-    mean of all cannot be so far from it that a difference loses digits, for the block is part of
-    the data.
-    """
-    reach = np.ceil((high - low) / 2)
-    if w is None and reach < EXACT_REACH and _whole(x):
-        step = min(BLOCK, int(2**24 // max(reach, 1) ** 2))
-        return np.float32, step, np.full(x.shape[1], np.floor((high + low) / 2), np.float32)
-    first = x[:BLOCK].astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.float64, BLOCK, first.mean(axis=0)
-
-
-def _whole(x: np.ndarray) -> bool:
-    if np.issubdtype(x.dtype, np.integer) or x.dtype == bool:
-        return True
-    blocks = (x[start : start + BLOCK] for start in range(0, len(x), BLOCK))
-    return all(bool((block == np.rint(block)).all()) for block in blocks)
-
-
-def _host_unit(largest: float) -> float:
-    if not 0 < largest < np.inf:
-        return float(largest != 0)
-    return max(2.0 ** np.frexp(largest)[1], SMALLEST)
+    if labels is None:
+        return x[w != 0], w[w != 0], None
+    w = np.where(labels < 0, 0, np.where(labels < _groups(state), w, np.nan))
+    return x[w != 0], w[w != 0], np.minimum(labels, _groups(state) - 1)[w != 0]
 
 
 def _check_alike(a: Moments, b: Moments) -> None:
-    kinds = [(state.size, state.method, str(state.high.mean.dtype)) for state in (a, b)]
+    kinds = [
+        (
+            state.parts if len(state.parts) > 1 else state.size,
+            state.method,
+            str(state.high.mean.dtype),
+            *((state.high.spread is not None) * (f"{_groups(state)} groups",)),
+            *((state.high.fourth is not None) * ("fourth",)),
+        )
+        for state in (a, b)
+    ]
     if kinds[0] != kinds[1]:
         raise ValueError(f"states of {kinds[0]} and {kinds[1]}: merge what one zero(...) began")
+
+
+def _rooted(state: Moments, *, centred: bool) -> Array:
+    sums = in_one_unit(_sums(state), state.method, state.parts)
+    if state.method == "qr":
+        rows = summed_rows(sums, centred=centred) / jnp.sqrt(positive(jnp.sum(sums.weight)))
+    else:
+        values, vectors = eigh(matrix(sums, state.method, about="mean" if centred else "origin"))
+        rows = (jnp.sqrt(jnp.maximum(values, 0)) * vectors).T[::-1]
+    return rows * known(sums.unit[0])
+
+
+_factor = exactly(_rooted, static=("centred",))
