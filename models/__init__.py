@@ -2,6 +2,7 @@
 
 from models.factored import factored
 from models.functional import Functional, Network, functional, init, network
+from models.moving import moving
 from models.pretrained import PRETRAINED, load_pretrained
 from models.registry import MODELS, Model, build, options
 
@@ -16,6 +17,7 @@ __all__ = [
     "functional",
     "init",
     "load_pretrained",
+    "moving",
     "network",
     "options",
 ]

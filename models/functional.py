@@ -21,6 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from models.registry import Model, build
+from spectral_jax.features import Head
 from spectral_jax.nnx import Pool, point_of, values_at
 from spectral_jax.weights import Block
 
@@ -42,8 +43,8 @@ class Apply(Protocol):
     ) -> tuple[Float[Array, "b *positions c"], Tree]: ...
 
 
-class Features(Protocol):
-    """``features(params, state, x, *, points, pool="mean")``: what `spectral_jax.nnx.tap` gives."""
+class Tapped(Protocol):
+    """`Apply`, with what flows at ``points`` as a third result: see `spectral_jax.nnx.tap`."""
 
     def __call__(
         self,
@@ -53,20 +54,22 @@ class Features(Protocol):
         *,
         points: Sequence[str],
         pool: Pool | None = "mean",
-    ) -> dict[str, Array]: ...
+        train: bool = False,
+        key: Key[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b *positions c"], Tree, dict[str, Array]]: ...
 
 
-def _no_features(*_, **__):
+def _no_parts(*_: Any, **__: Any) -> Any:
     raise ValueError("this network is a function without parts: there is nothing to tap")
 
 
 class Functional(NamedTuple):
-    """A built model: its pure `apply` and `features`, and its initial parameters and state."""
+    """A built model: pure functions, and its initial parameters and state."""
 
     apply: Apply
     params: Tree
     state: Tree
-    features: Features
+    tapped: Tapped
 
 
 class Network(NamedTuple):
@@ -74,7 +77,7 @@ class Network(NamedTuple):
 
     init: key -> (params, state), which `jax.vmap` maps over keys.
     blocks: what `layout` calls; models without a graph reading raise there, not when described.
-    features: what flows inside, in evaluation; raises ValueError for points there are not.
+    tapped: `apply` with what flows inside; raises ValueError for points there are not.
     representations: points to tap, of the first hidden layer to the last, which the head reads;
       none of a network that is not written in NNX.
     """
@@ -82,8 +85,39 @@ class Network(NamedTuple):
     init: Callable[[Key[Array, ""]], tuple[Tree, Tree]]
     apply: Apply
     blocks: Callable[[], tuple[Block, ...]]
-    features: Features = _no_features
+    tapped: Tapped = _no_parts
     representations: tuple[str, ...] = ()
+
+    def features(
+        self,
+        params: Tree,
+        state: Tree,
+        x: Shaped[Array, "b ..."],
+        *,
+        points: Sequence[str],
+        pool: Pool | None = "mean",
+    ) -> dict[str, Array]:
+        """What flows at the points in evaluation.
+
+        Raises:
+            ValueError: there are no such points, or the network is not written in NNX.
+        """
+        return self.tapped(params, state, x, points=points, pool=pool)[2]
+
+    def head(self, params: Tree) -> Head:
+        """The last layer, which makes the outputs of the last representation.
+
+        Raises:
+            ValueError: the network has no representations.
+        """
+        if not self.representations:
+            _no_parts()
+        layer = params
+        for name in self.representations[-1].partition(":")[0].split("/"):
+            layer = layer.get(name, layer)  # the last name may be that of a method
+        if "embedding" in layer:
+            return Head(layer["embedding"].T)
+        return Head(layer["kernel"], layer.get("bias"))
 
     @property
     def layout(self) -> tuple[Block, ...]:
@@ -113,7 +147,7 @@ def network(name: str, *, input_shape: tuple[int, ...], classes: int, **options:
 
     abstract = nnx.eval_shape(lambda: create(jax.random.key(0)))
     pure = functional(abstract)
-    return Network(init, pure.apply, abstract.layout, pure.features, abstract.representations)
+    return Network(init, pure.apply, abstract.layout, pure.tapped, abstract.representations)
 
 
 def init(
@@ -137,20 +171,18 @@ def functional(model: Model) -> Functional:
     """
     graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
-    def merged_with(params, state):
-        return nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
+    def apply(params, state, x, **options):
+        return tapped(params, state, x, points=(), **options)[:2]
 
-    def apply(params, state, x, *, train=False, key=None):
-        merged = merged_with(params, state)
-        logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return logits, plain_tree(nnx.state(merged, nnx.Not(nnx.Param)))
-
-    def features(params, state, x, *, points, pool="mean"):
-        merged = merged_with(params, state)
+    def tapped(params, state, x, *, points, pool="mean", train=False, key=None):
+        merged = nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
         parsed = {text: point_of(merged, text) for text in points}
-        return values_at(merged, parsed, x, pool=pool)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        logits, found = values_at(merged, parsed, x, pool=pool, train=train, rngs=rngs)
+        kept = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate)))
+        return logits, plain_tree(kept), found
 
-    return Functional(apply, plain_tree(params), plain_tree(state), features)
+    return Functional(apply, plain_tree(params), plain_tree(state), tapped)
 
 
 def plain_tree(state: Any) -> Tree:

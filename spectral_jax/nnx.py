@@ -130,7 +130,7 @@ class Tapped:
         state = nnx.clone(self.state)
         nnx.replace_by_pure_dict(state, params)
         merged = nnx.merge(self.definition, state, copy=True)
-        found = values_at(merged, self.points, inputs, pool=self.pool)
+        _, found = values_at(merged, self.points, inputs, pool=self.pool)
         return found[""] if self.single else found
 
 
@@ -155,10 +155,10 @@ def point_of(module: nnx.Module, text: str) -> Point:
 
 def values_at(
     module: nnx.Module, points: Mapping[str, Point], inputs: Any, *, pool: Pool | None, **options
-) -> dict[str, Array]:
-    """What flows at the points of a module that was made inside the program that calls this.
+) -> tuple[Any, dict[str, Array]]:
+    """The outputs, and what flows at the points, of a module made in the program that calls this.
 
-    The module is changed: its parts record. ``options`` go to its call.
+    The module is changed: its parts record, in ``nnx.Intermediate``. ``options`` go to its call.
     """
     parts = {name: _part(module, point.path) for name, point in points.items()}
     for part, method in parts.values():
@@ -166,13 +166,13 @@ def values_at(
             # Python looks for ``__call__`` in the class, not in the object.
             part.__class__ = _recording(type(part), method)
     try:
-        module(inputs, **options)
+        outputs = module(inputs, **options)
     except TraceContextError as error:
         raise ValueError(
             "a tapped part is called inside a transformation of jax, which lets no record out: "
             "transform with nnx (nnx.remat, nnx.scan, nnx.vmap), or tap a part around it"
         ) from error
-    return {name: _seen(*parts[name], point, pool) for name, point in points.items()}
+    return outputs, {name: _seen(*parts[name], point, pool) for name, point in points.items()}
 
 
 def _in_mode(module: nnx.Module, mode: Mode) -> nnx.Module:

@@ -90,19 +90,20 @@ def test_the_last_representation_is_what_the_head_reads(name):
     look = partial(net.features, points=(*net.representations, ""), pool="positions")
     found = jax.eval_shape(look, params, state, x)
     assert set(found) == {*net.representations, ""} and len(found) > 2
-    rows, logits = found[net.representations[-1]], found[""]
-    kernels = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 2]
-    assert {(rows.shape[1], 10), (10, rows.shape[1])} & set(kernels)
-    assert logits.shape == (len(rows), 10)
+    rows, head = found[net.representations[-1]], net.head(params)
+    assert found[""].shape == (len(rows), 10) and head.kernel.shape == (rows.shape[1], 10)
+    assert (head.bias is None) == (name == "gpt")
 
 
-def test_representations_are_behind_the_activation():
-    net, params, state, x = example("mlp")
+@pytest.mark.parametrize("name", ["mlp", "gpt"])
+def test_the_head_makes_the_outputs_of_the_last_representation(name):
+    net, params, state, x = example(name)
     last = net.representations[-1]
-    found = jax.jit(partial(net.features, points=(last, "")))(params, state, x)
-    head = params["layers"]["2"]
-    np.testing.assert_allclose(found[last] @ head["kernel"] + head["bias"], found[""], atol=1e-6)
-    assert found[last].min() == 0
+    look = partial(net.features, points=(last, ""), pool="positions")
+    found, head = jax.jit(look)(params, state, x), net.head(params)
+    bias = 0 if head.bias is None else head.bias
+    np.testing.assert_allclose(found[last] @ head.kernel + bias, found[""], atol=1e-5)
+    assert (found[last].min() == 0) == (name == "mlp")  # behind the ReLU
 
 
 @shallow_model
