@@ -75,28 +75,6 @@ def test_order_and_batches_do_not_matter(method):
         np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", moments.METHODS)
-def test_the_moments_of_mapped_rows_need_no_rows(method):
-    matrix = RNG.standard_normal((P, P + 1)).astype(np.float32)
-    mapped = moments.mapped(of(GRADED, method=method), matrix, np.arange(P + 1.0))
-    rows = of(GRADED.astype(np.float64) @ matrix + np.arange(P + 1.0))
-    for centred in (False, True):
-        expected = moments.second(rows, centred=centred)
-        np.testing.assert_allclose(
-            moments.second(mapped, centred=centred), expected, rtol=1e-5, atol=1e-4
-        )
-
-
-def test_of_an_unpaired_state_no_digit_is_rounded():
-    state = of(GRADED)
-    with moments.wide(state):
-        exact = moments.second(moments.unpaired(state), centred=True)
-    np.testing.assert_allclose(
-        exact, np.cov(GRADED.T.astype(np.float64), bias=True), rtol=1e-10, atol=1e-12
-    )
-    assert jnp.result_type(float) == jnp.float32
-
-
 def test_batches_of_any_size_sum_to_the_same():
     pieces = of(*np.split(GRADED, [1, 8, 31]))
     np.testing.assert_allclose(moments.second(pieces), moments.second(of(GRADED)), rtol=1e-6)

@@ -1,5 +1,6 @@
 """Features: what a network has learnt, from the moments of its features in one pass."""
 
+from spectral_jax.features import layers
 from spectral_jax.features.moments import (
     ClassSums,
     FeatureMoments,
@@ -25,12 +26,15 @@ from spectral_jax.features.moments import (
     within,
     zero,
 )
+from spectral_jax.features.similarity import CKA, cka, kernel_distance, procrustes
 
 __all__ = [
+    "CKA",
     "ClassSums",
     "FeatureMoments",
     "Head",
     "as_moments",
+    "cka",
     "class_sums",
     "covariance",
     "cross",
@@ -41,11 +45,14 @@ __all__ = [
     "fourth",
     "gram",
     "jackknife",
+    "kernel_distance",
+    "layers",
     "mean",
     "mean_beside",
     "merge",
     "of",
     "pooled",
+    "procrustes",
     "psum",
     "update",
     "within",

@@ -14,7 +14,7 @@ this room are functions of it, and take features themselves in its place (see `a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple
@@ -164,7 +164,7 @@ def update(
     [[1.0, 1.0], [1.0, 1.0]]
     """
     given = _given(m, features, outputs, targets)
-    rows = _side_by_side(m, given)
+    rows = side_by_side(m.state, given)
     if m.blocks == 1:
         state = moments.update(m.state, rows, weights=weights, labels=labels)
         return dataclasses.replace(m, state=state)
@@ -486,7 +486,7 @@ def _each_block(
     return dataclasses.replace(m, state=function(m.state))
 
 
-def _given(m: FeatureMoments, features: Any, outputs: Any, targets: Any) -> list[Any]:
+def _given(m: FeatureMoments, features: Any, outputs: Any, targets: Any) -> dict[str, Any]:
     """The arrays that the moments have columns for, in order."""
     arrays = dict(features=features, outputs=outputs, targets=targets)
     for name, x in arrays.items():
@@ -497,19 +497,18 @@ def _given(m: FeatureMoments, features: Any, outputs: Any, targets: Any) -> list
             raise ValueError(f"{name} have shape {np.shape(x)}: pass rows [b, {size}]")
         if x is not None and np.shape(x)[0] != np.shape(features)[0]:
             raise ValueError(f"{name} have {np.shape(x)[0]} rows, features {np.shape(features)[0]}")
-    return [x for x in arrays.values() if x is not None]
+    return {name: x for name, x in arrays.items() if x is not None}
 
 
-def _side_by_side(m: FeatureMoments, arrays: list[Any]) -> Any:
-    """As one array, NumPy's if all are: their digits are read as they are."""
+def side_by_side(state: moments.Moments, arrays: Mapping[str, Any]) -> Any:
+    """Arrays of the same rows as one, NumPy's if all are: their digits are read as they are."""
     if len(arrays) == 1:
-        return arrays[0]
-    if m.state.method == "gram64" and all(isinstance(x, np.ndarray) for x in arrays):
-        return np.concatenate(arrays, axis=1)
-    names = ("features", "outputs or targets", "targets")
-    found = [working(x, name) for x, name in zip(arrays, names, strict=False)]
-    wide = m.state.method == "gram64" and any(x.dtype == jnp.float64 for x in found)
-    dtype = jnp.float64 if wide else m.state.high.mean.dtype
+        return next(iter(arrays.values()))
+    if state.method == "gram64" and all(isinstance(x, np.ndarray) for x in arrays.values()):
+        return np.concatenate(list(arrays.values()), axis=1)
+    found = [working(x, name) for name, x in arrays.items()]
+    wide = state.method == "gram64" and any(x.dtype == jnp.float64 for x in found)
+    dtype = jnp.float64 if wide else state.high.mean.dtype
     return jnp.concatenate([x.astype(dtype) for x in found], axis=1)
 
 

@@ -68,7 +68,8 @@ def of_batch(
     ``member [b, groups]`` is 1 where a row belongs, and None without labels.
     """
     sizes = [
-        jnp.any(share != 0) * jnp.maximum(unit_of(share), SMALLEST) for share in _split(x, parts)
+        jnp.where(jnp.any(share != 0), jnp.maximum(unit_of(share), SMALLEST), 0)
+        for share in _split(x, parts)
     ]
     # No smaller than float32 holds: the unit of float64 rows is stored as a pair like the rest.
     unit = jnp.stack(sizes)

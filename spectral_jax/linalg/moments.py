@@ -40,7 +40,6 @@ from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number, count
 from spectral_jax.linalg._host_sums import host_sums
 from spectral_jax.linalg._sums import (
-    SMALLEST,
     Fourth,
     Method,
     Sums,
@@ -59,11 +58,9 @@ from spectral_jax.linalg._sums import (
     positive,
     span,
     summed_rows,
-    triangle,
 )
 from spectral_jax.linalg.decompositions import eigh
-from spectral_jax.linalg.precision import unit_of, working
-from spectral_jax.linalg.subspace import mm
+from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.values import eigvalsh, svdvals
 
 __all__ = [
@@ -81,13 +78,11 @@ __all__ = [
     "fourth",
     "groups",
     "leave_one_out",
-    "mapped",
     "mean",
     "merge",
     "part",
     "psum",
     "second",
-    "unpaired",
     "update",
     "wide",
     "within",
@@ -265,44 +260,14 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
         return _stored(decayed(sums, f, state.method), state)
 
 
-def mapped(
-    state: Moments, matrix: Float[ArrayLike, "p r"], offset: Float[ArrayLike, " r"] | float = 0.0
-) -> Moments:
-    """The moments of the rows ``x @ matrix + offset``, of ``r`` columns, without the rows.
-
-    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for a matrix of other than
-    ``p`` rows, or a state with groups or fourth moments, which it cannot keep.
-
-    >>> second(mapped(update(zero(2), jnp.array([[1.0, 2.0]])), jnp.array([[1.0], [1.0]]))).tolist()
-    [[9.0]]
-    """
-    matrix, offset = working(matrix, "matrix"), working(offset, "offset")
-    if matrix.ndim != 2 or len(matrix) != state.size:
-        raise ValueError(f"matrix has shape {matrix.shape}: pass [{state.size}, r] for these rows")
-    if state.high.spread is not None or state.high.fourth is not None:
-        raise ValueError("the state has groups or fourth moments, which cannot be mapped")
-    with wide(state):
-        return _mapped(state, matrix, offset)
-
-
 def wide(state: Moments) -> contextlib.AbstractContextManager[None]:
     """``with wide(state):`` JAX has the dtype in which the state sums, whatever it is told to have.
 
-    For arithmetic on `unpaired` moments. Bring results back to the dtype of ``state`` yourself.
-
     >>> with wide(zero(1)):
-    ...     print(second(unpaired(zero(1))).dtype)
+    ...     print(jnp.zeros(()).dtype)
     float64
     """
     return contextlib.nullcontext() if state.low is None else jax.enable_x64(True)
-
-
-def unpaired(state: Moments) -> Moments:
-    """The same in the dtype in which it sums, of which `second` and `mean` then are: under `wide`.
-
-    For differences of moments, which their rounding to the dtype of the state would ruin.
-    """
-    return dataclasses.replace(state, high=_sums(state), low=None)
 
 
 def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
@@ -587,27 +552,6 @@ def _added(state: Moments, batch: Sums) -> Moments:
 @jax.jit
 def _together(a: Moments, b: Moments) -> Moments:
     return _stored(merged(_sums(a), _sums(b), a.method, a.parts), a)
-
-
-@jax.jit
-def _mapped(state: Moments, matrix: Array, offset: Array) -> Moments:
-    sums = _sums(state)
-    dtype = sums.mean.dtype
-    matrix, offset = matrix.astype(dtype), jnp.broadcast_to(offset.astype(dtype), matrix.shape[1:])
-    offset = jnp.where(sums.weight == 0, 0, offset)
-    # No entry of the new rows is larger than that.
-    sizes = across(sums.unit, state.parts)[:, None]
-    reach = jnp.max(jnp.sum(sizes * jnp.abs(matrix), axis=0)) + jnp.max(jnp.abs(offset))
-    unit = jnp.where(reach == 0, 0, jnp.maximum(unit_of(reach), SMALLEST))
-    here = matrix * (sizes / known(unit))
-    middle = mm(sums.mean, here) + offset / known(unit)
-    if state.method == "qr":
-        rows = jnp.pad(mm(sums.scatter, here), ((0, max(0, len(here.T) - len(here))), (0, 0)))
-        scatter = triangle(rows)
-    else:
-        scatter = mm(mm(here.T, sums.scatter), here)
-    found = sums._replace(unit=unit[None], mean=middle, scatter=scatter)
-    return _stored(found, dataclasses.replace(state, parts=(matrix.shape[1],)))
 
 
 @partial(jax.jit, static_argnames="centred")

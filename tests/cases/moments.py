@@ -7,7 +7,6 @@ from tests import draws
 from tests.contract import IN_TURN, Case, Degenerate, exempt, register
 
 N, P = 9, 4
-TURN = np.array([[1.0, 0.5], [0.0, -2.0], [3.0, 1.0], [0.25, 0.0]])
 
 
 def table(key, dtype):
@@ -81,23 +80,6 @@ register(
 )
 register(
     Case(
-        name="linalg.moments.mapped",
-        function=lambda x: moments.second(
-            moments.mapped(state_of(x, "gram"), np.asarray(TURN, x.dtype), x[0, :2])
-        ),
-        make_inputs=table,
-        oracle=lambda x: (x @ TURN + x[0, :2]).T @ (x @ TURN + x[0, :2]) / N,
-        degree=2,
-        degenerate={
-            "zero": Degenerate((np.zeros((N, P)),), lambda m: not m.any()),
-            "NaN": Degenerate(
-                (np.full((N, P), np.nan),), lambda m: bool(np.isnan(m).all()), finite_gradient=False
-            ),
-        },
-    )
-)
-register(
-    Case(
         name="linalg.moments.decay",
         function=lambda x: moments.mean(
             moments.update(moments.decay(state_of(x[:4]), 0.25), x[4:])
@@ -133,7 +115,6 @@ register(
 )
 exempt("linalg.moments.zero", "begins the state of every case of linalg.moments")
 exempt("linalg.moments.wide", "a context, not a result: tests/test_moments.py")
-exempt("linalg.moments.unpaired", "the same numbers: tests/test_moments.py")
 exempt("linalg.moments.mean", "in the case of linalg.moments.decay")
 exempt("linalg.moments.psum", "needs a mapped axis: tests/test_moments.py")
 exempt("linalg.moments.leave_one_out", "takes a list of states: tests/test_moments.py")
