@@ -1,6 +1,7 @@
 """Features: what a network has learnt, from the moments of its features in one pass."""
 
 from spectral_jax.features import layers
+from spectral_jax.features.map import FeatureMap, diagonalize
 from spectral_jax.features.moments import (
     ClassSums,
     FeatureMoments,
@@ -26,19 +27,23 @@ from spectral_jax.features.moments import (
     within,
     zero,
 )
+from spectral_jax.features.richness import Richness, richness
 from spectral_jax.features.similarity import CKA, cka, kernel_distance, procrustes
 
 __all__ = [
     "CKA",
     "ClassSums",
+    "FeatureMap",
     "FeatureMoments",
     "Head",
+    "Richness",
     "as_moments",
     "cka",
     "class_sums",
     "covariance",
     "cross",
     "decay",
+    "diagonalize",
     "effective_rows",
     "eigenvalues",
     "factor",
@@ -54,6 +59,7 @@ __all__ = [
     "pooled",
     "procrustes",
     "psum",
+    "richness",
     "update",
     "within",
     "zero",

@@ -590,7 +590,8 @@ def _rows(state: Moments, x: Any, weights: Any, labels: Any) -> tuple[Array, Arr
     if labels is not None:
         labels = jnp.asarray(labels)
         w = jnp.where(labels < 0, 0, jnp.where(labels < _groups(state), w, jnp.nan))
-        member = (labels[:, None] == jnp.arange(_groups(state))).astype(dtype)
+        known = jnp.arange(_groups(state), dtype=labels.dtype)
+        member = (labels[:, None] == known).astype(dtype)
     return jnp.where(w[:, None] == 0, 0, x), w, member
 
 
