@@ -27,7 +27,7 @@ from spectral_jax.features.moments import (
     within,
     zero,
 )
-from spectral_jax.features.richness import Richness, richness
+from spectral_jax.features.richness import Order, Richness, richness
 from spectral_jax.features.similarity import CKA, cka, kernel_distance, procrustes
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "FeatureMap",
     "FeatureMoments",
     "Head",
+    "Order",
     "Richness",
     "as_moments",
     "cka",

@@ -1,4 +1,4 @@
-"""The catalogue of penalties on weights; a new one is one function and its line in `PENALTIES`.
+"""The catalogue of penalties on networks; a new one is one function and its line in `PENALTIES`.
 
 A penalty has an expensive part, computed now and then (eigenvectors, kept in ``state``), and a
 cheap part, its ``value`` as a function of the weights with that state held constant. Gradient,
@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from spectral_jax import graphs
+from spectral_jax import features, graphs
 
 Blocks = Sequence[Float[Array, "..."]]
-Sees = Literal["matrices", "magnitudes"]
+Sees = Literal["matrices", "magnitudes", "activations"]
 
 
 class Penalty(NamedTuple):
@@ -32,9 +32,12 @@ class Penalty(NamedTuple):
       weights: how wrong they have become since the last refresh.
     sees: what ``w`` is. ``"matrices"``: the weights with their signs, for functions of singular
       values. ``"magnitudes"``: ``|W|``, for a network as a graph whose edges weigh ``|W_ij|``.
+      ``"activations"``: no weights at all, but what the network computes of a batch, in whatever
+      dtype it does; ``init`` is then given nothing to see.
     prox: ``(w, step, state) -> w``, the minimiser ``x`` of ``step value(x) + ||x - w||^2 / 2``. A
       penalty on matrices needs it for ``mode="proximal"``. One on magnitudes does not: it is
-      replaced by its linear part at ``w``, whose proximal step is a soft threshold.
+      replaced by its linear part at ``w``, whose proximal step is a soft threshold. One on
+      activations has none.
     """
 
     value: Callable[[Blocks, Any], Array]
@@ -170,9 +173,37 @@ def fiedler(
     return Penalty(value, init, refresh, staleness, sees="magnitudes")
 
 
+def richness(
+    *, sign: float = 1.0, order: features.Order = "literal", corrected: bool = False
+) -> Penalty:
+    """``sign * D_LR`` of a layer on the batch: rich training is 0, lazy training 1.
+
+    It sees ``(features, outputs)`` of the batch, or ``(features, outputs, weights)`` with 0 for
+    examples that are padding: pass ``view=lambda params, batch: (...)``. Where the number is not
+    defined, as behind a head of zeros, it is NaN and its gradient is 0.
+
+    Args:
+      sign: -1 rewards a high number instead.
+      order: as for `spectral_jax.features.richness`.
+      corrected: likewise: without it a batch of no more examples than features counts a part of
+        chance, which no training takes away.
+
+    Source: the number, arXiv 2410.04264; that it is penalised, ours.
+    """
+
+    def value(seen, _):
+        x, outputs, *weights = seen
+        masked = {"weights": weights[0]} if weights else {}
+        found = features.richness(x, outputs=outputs, order=order, corrected=corrected, **masked)
+        return sign * found.value
+
+    return Penalty(value, sees="activations")
+
+
 PENALTIES: dict[str, Callable[..., Penalty]] = {
     "l1": l1,
     "l2": l2,
     "layer_quotient": layer_quotient,
     "fiedler": fiedler,
+    "richness": richness,
 }

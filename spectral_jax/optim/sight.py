@@ -15,6 +15,7 @@ from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax.optim.penalties import Penalty
 
 View: TypeAlias = Callable[[optax.Params], Sequence[Array]]
+BatchView: TypeAlias = Callable[[optax.Params, Any], Sequence[Array]]
 
 
 class Matrices(NamedTuple):
@@ -24,7 +25,7 @@ class Matrices(NamedTuple):
     view: View | None
 
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
-        return _seen(self.view or _all_matrices, floats(params))
+        return _seen((self.view or _all_matrices)(floats(params)))
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength`` times the penalty's gradient."""
@@ -83,14 +84,61 @@ class Magnitudes(NamedTuple):
         return jax.grad(lambda m: self.penalty.value(self._read(m), kept))(magnitudes)
 
     def _read(self, magnitudes: PyTree) -> tuple[Array, ...]:
-        return _seen(self.view or _chain, magnitudes)
+        return _seen((self.view or _chain)(magnitudes))
 
 
-SIGHTS = {"matrices": Matrices, "magnitudes": Magnitudes}
+class Activations(NamedTuple):
+    """A penalty that sees what the network computes of a batch."""
+
+    penalty: Penalty
+    view: BatchView
+    batch: PyTree = None
+
+    def blocks(self, params: PyTree) -> tuple[Array, ...]:
+        return _seen(self.view(params, self.batch))
+
+    def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
+        """The updates plus ``strength`` times the penalty's gradient."""
+
+        def value(moved: PyTree) -> Array:
+            """The network is given all of its parameters, in its own dtypes."""
+            whole = jax.tree.map(
+                lambda own, given: given if own is None else own.astype(given.dtype),
+                moved,
+                params,
+                is_leaf=lambda x: x is None,
+            )
+            return self.penalty.value(self.blocks(whole), kept)
+
+        slope = jax.grad(value)(floats(params))
+        return changed(lambda u, p, c: u + strength.astype(c.dtype) * c, updates, params, slope)
 
 
-def _seen(view: View, params: PyTree) -> tuple[Array, ...]:
-    blocks = tuple(view(params))
+Sight: TypeAlias = Matrices | Magnitudes | Activations
+SIGHTS = {"matrices": Matrices, "magnitudes": Magnitudes, "activations": Activations}
+
+
+def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
+    """The dtype of the penalty's numbers, and its state before the first update."""
+    if isinstance(sight, Activations):  # there is no batch yet
+        return jnp.result_type(*jax.tree.leaves(floats(params))), sight.penalty.init(())
+    blocks = sight.blocks(params)
+    return blocks[0].dtype, sight.penalty.init(blocks)
+
+
+def looking_at(sight: Sight, batch: PyTree) -> Sight:
+    """The sight with the batch, if it looks at one."""
+    if not isinstance(sight, Activations):
+        return sight
+    if batch is None:
+        raise ValueError(
+            "the penalty looks at a batch: call update(updates, state, params, batch=batch)"
+        )
+    return sight._replace(batch=batch)
+
+
+def _seen(shown: Sequence[Array]) -> tuple[Array, ...]:
+    blocks = tuple(shown)
     if not blocks:
         raise ValueError("view: it shows the penalty nothing; return at least one array")
     return blocks

@@ -30,7 +30,7 @@ from spectral_jax._transforms.leaves import finite
 from spectral_jax._transforms.members import where_needed
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
 from spectral_jax.optim.penalties import PENALTIES, Penalty
-from spectral_jax.optim.sight import SIGHTS, View
+from spectral_jax.optim.sight import SIGHTS, BatchView, View, looking_at, started
 
 Mode = Literal["penalty", "proximal"]
 
@@ -105,7 +105,7 @@ def spectral_penalty(
     *,
     mode: Mode = "penalty",
     learning_rate: Strength | None = None,
-    view: View | None = None,
+    view: View | BatchView | None = None,
     refresh: Refresh | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -118,6 +118,10 @@ def spectral_penalty(
     ``1 / (1 - m)``, so for the same effect pass ``lr / (1 - m)`` as the learning rate there.
     Leaves that the penalty does not see (biases, integers) are left alone; the others keep their
     dtype.
+
+    A penalty on activations (``"richness"``) looks at what the network computes of a batch: pass a
+    ``view`` that computes it, and the batch of the step, ``tx.update(grads, state, params,
+    batch=batch)``. Its gradient is that of the whole network; the proximal mode is not for it.
 
     For a penalty on magnitudes, with the slope ``c = d penalty / d|W|``, the gradient is
     ``c * sign(W)``. The proximal step makes each magnitude smaller by
@@ -139,7 +143,8 @@ def spectral_penalty(
         ``weights.layout_of``, and for one with skips the option ``edges=weights.edges(blocks)``.
         A view of magnitudes must be linear and keep them non-negative (a selection of kernels, a
         norm over kernel positions). In proximal mode a view of matrices may only select and
-        rearrange entries.
+        rearrange entries. Of a penalty on activations it is ``(params, batch) -> arrays``, those
+        that the penalty names, and is given the parameters as they are.
       refresh: when to solve for eigenvectors again (`every`, `on_residual`,
         `epoch_start_and_every_100`); the default is ``on_residual()``.
       options: those of the named penalty, as in ``spectral_penalty("fiedler", 0.1, k=2)``.
@@ -160,22 +165,23 @@ def spectral_penalty(
     """
     penalty = _penalty(name, options)
     _check(penalty, mode, strength, learning_rate)
+    _check_view(penalty, view)
     sight = SIGHTS[penalty.sees](penalty, view)
     refresh = on_residual() if refresh is None else refresh
 
     def init(params):
-        blocks, step = sight.blocks(params), jnp.zeros((), jnp.int32)
-        factor = jnp.asarray(strength_at(strength, step), blocks[0].dtype)
+        (dtype, kept), step = started(sight, params), jnp.zeros((), jnp.int32)
+        factor = jnp.asarray(strength_at(strength, step), dtype)
         unseen, fresh = jnp.full_like(factor, jnp.nan), jnp.zeros_like(factor)
-        kept, signs = penalty.init(blocks), no_crossings(params)
-        return SpectralPenaltyState(step, factor, kept, unseen, fresh, signs)
+        return SpectralPenaltyState(step, factor, kept, unseen, fresh, no_crossings(params))
 
-    def update(updates, state, params=None, **extra):
+    def update(updates, state, params=None, *, batch=None, **extra):
         del extra
         if params is None:
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
+        looking = looking_at(sight, batch)
         # A function, so that the branch that needs them reads the weights, and no other step does.
-        blocks = partial(sight.blocks, jax.lax.stop_gradient(params))
+        blocks = partial(looking.blocks, jax.lax.stop_gradient(params))
         kept, value, staleness = _looked(penalty, refresh, blocks, state)
         factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
         signs = crossings(params, state.crossings)
@@ -183,10 +189,10 @@ def spectral_penalty(
         # `crossings`, XLA could do it after the update, and would copy all weights for it.
         factor = jnp.where(signs.chatter <= 1, factor, jnp.nan)
         if mode == "penalty":
-            updates = sight.pulled(updates, params, kept, factor)
+            updates = looking.pulled(updates, params, kept, factor)
         else:
             size = factor * jnp.asarray(strength_at(learning_rate, state.step), factor.dtype)
-            updates = sight.shrunk(updates, params, kept, size)
+            updates = looking.shrunk(updates, params, kept, size)
         state = SpectralPenaltyState(state.step + 1, factor, kept, value, staleness, signs)
         return updates, state
 
@@ -241,7 +247,7 @@ def _refuse_unread(options: dict[str, Any], read: Sequence[str], penalty: str) -
 def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | None) -> None:
     check_strength("strength", strength)
     if penalty.sees not in SIGHTS:
-        raise ValueError(f"Penalty(sees={penalty.sees!r}): choose 'matrices' or 'magnitudes'")
+        raise ValueError(f"Penalty(sees={penalty.sees!r}): choose one of {sorted(SIGHTS)}")
     check_choice(("penalty", "proximal"), mode=mode)
     if mode == "penalty":
         return
@@ -250,10 +256,19 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
             "mode='proximal' needs learning_rate: pass the step size the shrinkage goes with"
         )
     check_strength("learning_rate", rate)
+    if penalty.sees == "activations":
+        raise ValueError("mode='proximal' is of penalties on weights: choose mode='penalty'")
     if penalty.sees == "matrices" and penalty.prox is None:
         raise ValueError(
             "mode='proximal' needs the proximal step of a penalty on matrices: pass "
             "Penalty(..., prox=(w, step, state) -> w), or choose mode='penalty'"
+        )
+
+
+def _check_view(penalty: Penalty, view: View | BatchView | None) -> None:
+    if penalty.sees == "activations" and view is None:
+        raise ValueError(
+            "view=None: a penalty on activations needs view=lambda params, batch: (arrays it sees)"
         )
 
 
