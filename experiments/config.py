@@ -202,7 +202,7 @@ class TrainConfig:
     `evaluate_every`, `measure_every`: epochs, or text as in `50 steps` and `20 log-spaced`.
     `measures`: names in `experiments.training.measures`: the connectivity of the weight graph
     (`spectra`), the `tails` of each layer's spectrum, its `bulk`, the pull of the `penalty`, the
-    `curvature` of the loss.
+    `curvature` of the loss, what the `features` hold.
     `objective`: a name in `experiments.training.task`; `label_scale` is the size of one-hot labels,
     which `mse` reads.
     `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes

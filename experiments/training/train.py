@@ -177,7 +177,7 @@ class _Training:
                 if split in self.task.data:
                     metrics |= self._evaluate(split)
         if self.step in self.measured:
-            scalars, arrays = self.measure(self.state, self.task.data["train"])
+            scalars, arrays = self.measure(self.state, self.task.data)
             metrics |= scalars
             if arrays:
                 run.save_array(f"vectors-{self.step:08d}", **arrays)

@@ -1,28 +1,36 @@
 """What is measured of networks while they train: one file and one line here for each measure.
 
     taken = MEASURES["bulk"](config, network)
-    scalars, arrays = taken(state, data)          # numbers per trial to record, arrays to keep
+    scalars, arrays = taken(state, task.data)     # numbers per trial to record, arrays to keep
 
 NaN is a number that could not be had; it is recorded as null, and the run's summary says so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.config import ExperimentConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.training.measures import bulk, curvature, penalty, spectra, tails
+from experiments.training.measures import (
+    bulk,
+    curvature,
+    features,
+    penalty,
+    spectra,
+    tails,
+)
 from experiments.training.program import TrainState
 from experiments.training.task import Data
 from models import Network
 
-Taken = Callable[[TrainState, Data], tuple[dict[str, Any], dict[str, Any]]]
+Taken = Callable[[TrainState, Mapping[str, Data]], tuple[dict[str, Any], dict[str, Any]]]
 Measure = Callable[[ExperimentConfig, Network], Taken]
 
 MEASURES: dict[str, Measure] = {
     "bulk": bulk.measure,
     "curvature": curvature.measure,
+    "features": features.measure,
     "penalty": penalty.measure,
     "spectra": spectra.measure,
     "tails": tails.measure,

@@ -27,7 +27,8 @@ def measure(config: ExperimentConfig, network: Network):
     def take(state, data):
         # Arms that differ in the optimiser share the compiled function.
         state = state._replace(opt_state=None)
-        return curvatures(state, data, objective=config.train.objective, network=network), {}
+        options = {"objective": config.train.objective, "network": network}
+        return curvatures(state, data["train"], **options), {}
 
     return take
 

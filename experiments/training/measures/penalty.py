@@ -27,7 +27,8 @@ def measure(config: ExperimentConfig, network: Network):
         if kept is None:
             return {}, {}
         state = state._replace(opt_state=None)
-        return pulls(state, kept, data, structure=structure_of(config), network=network), {}
+        options = {"structure": structure_of(config), "network": network}
+        return pulls(state, kept, data["train"], **options), {}
 
     return take
 

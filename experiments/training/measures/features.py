@@ -1,0 +1,71 @@
+"""What a network has learned: how many features it uses, how well, and for what."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import ExperimentConfig
+from experiments.training.representations import Numbers, Seen, measured, refuse_without_parts
+from models import Network
+from spectral_jax import capacity, features
+
+
+def measure(config: ExperimentConfig, network: Network):
+    """``features/richness`` and the other numbers of `learned`, and spectra for figures."""
+    refuse_without_parts("features", network)
+    return partial(measured, "features", learned, network)
+
+
+def learned(seen: Seen) -> tuple[Numbers, Numbers]:
+    """The numbers of the penultimate features; their spectrum, and what each direction is good for.
+
+    Numbers of a layer before have names that end with the layer, as in ``richness/layers/1``. What
+    it is compared with are the outputs of the network, and it need not hold all of those.
+    """
+    *before, (_, last) = seen.layers.items()
+    numbers, arrays = _of_last(last, seen._replace(layers={}))
+    for name, rows in before:
+        found = _of_one_before(rows, seen.weights, seen.outputs)
+        numbers |= {f"{metric}/{name}": value for metric, value in found.items()}
+    return numbers, arrays
+
+
+@jax.jit
+def _of_last(rows: jax.Array, seen: Seen) -> tuple[Numbers, Numbers]:
+    classes = seen.outputs.shape[1]
+    m = features.of(rows, labels=seen.labels, classes=classes, weights=seen.weights, fourth=True)
+    found = features.diagonalize(m, head=seen.head)
+    good, used = found.cumulative_quality, found.cumulative_utilisation
+    assert good is not None and used is not None
+    # Centred one-hot labels span one direction less than there are classes.
+    needed = min(classes - 1, len(good)) - 1
+    numbers = _of_any(rows, m, weights=seen.weights, head=seen.head) | {
+        "richness/corrected": features.richness(m, head=seen.head, corrected=True).value,
+        "quality": good[needed],
+        "utilisation": used[needed],
+        "directions": found.reach(),
+    }
+    resolved = jnp.where(found.eigenvalues > found.floor, found.eigenvalues, jnp.nan)
+    return numbers, {"eigenvalues": resolved, "quality": good, "utilisation": used}
+
+
+@jax.jit
+def _of_one_before(rows: jax.Array, weights: jax.Array, outputs: jax.Array) -> Numbers:
+    return _of_any(rows, features.of(rows, weights=weights), weights=weights, outputs=outputs)
+
+
+def _of_any(rows: jax.Array, m: features.FeatureMoments, **used_for: Any) -> Numbers:
+    literal, centred = (
+        features.richness(rows, order=order, **used_for) for order in ("literal", "centre-first")
+    )
+    spread = capacity.spread(features.eigenvalues(m))
+    return {
+        "richness": literal.value,
+        "richness/centre_first": centred.value,
+        "degenerate": literal.degenerate,
+        "undersampled": literal.undersampled,
+        "effective_dimension": spread.entropy,
+        "participation": spread.participation,
+    }

@@ -1,0 +1,105 @@
+"""What a run says of its features is what NumPy makes of the network's own weights."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.errors import USAGE, UserError
+from experiments.training import representations
+from experiments.training.measures import MEASURES
+from experiments.training.program import Program
+from experiments.training.task import OBJECTIVES, Data, Task
+from models import network
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+NET = network("mlp", input_shape=(4,), classes=3, hidden=(6, 5))
+RANDOM = np.random.default_rng(0)
+SHARED = {"shift": jnp.float32(8), "scale": jnp.float32(1 / 4)}
+X, Y = RANDOM.integers(0, 17, (60, 4)), RANDOM.integers(0, 3, 60)
+CONFIG = SimpleNamespace()
+
+
+@pytest.fixture(scope="module")
+def state():
+    task = Task("", NET, OBJECTIVES["mse"], {}, "", batch_size=10)
+    made = Program(task, lambda _: optax.sgd(0.1)).init(
+        jax.random.split(jax.random.key(0), 2), {"rate": jnp.zeros(2)}
+    )
+    return made._replace(params=jax.tree.map(lambda leaf: 3 * leaf, made.params))
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """More training examples than are looked at, fewer unseen ones."""
+    monkeypatch.setattr(representations, "PROBE_EXAMPLES", 40)
+    data = Data({"x": jnp.asarray(X, jnp.uint8), "y": jnp.asarray(Y)}, SHARED)
+    few = Data({"x": data.examples["x"][-20:], "y": data.examples["y"][-20:]}, SHARED)
+    return {"train": data, "test": few}
+
+
+def by_numpy(state, trial, rows):
+    """Features of both layers, outputs, and labels, in float64."""
+    layers = [
+        {name: np.float64(leaf[trial]) for name, leaf in state.params["layers"][str(i)].items()}
+        for i in range(3)
+    ]
+    x, seen = (X[rows] - 8) / 4, []
+    for layer in layers:
+        x = x @ layer["kernel"] + layer["bias"]
+        seen.append(x)
+        x = np.maximum(x, 0)
+    return np.maximum(seen[0], 0), np.maximum(seen[1], 0), seen[2], Y[rows]
+
+
+def richness(features, outputs):
+    """1 - CKA of the two operators, n x n, the projection not centred before CKA does."""
+    basis = np.linalg.qr(outputs)[0]
+    middle = np.eye(len(features)) - 1 / len(features)
+    a, b = middle @ features @ features.T @ middle, middle @ basis @ basis.T @ middle
+    return 1 - np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def dimension(features):
+    values = np.linalg.svd(features - features.mean(0), compute_uv=False) ** 2
+    share = values / values.sum()
+    return np.exp(-np.sum(share * np.log(share)))
+
+
+@pytest.mark.parametrize("place, rows", [("", slice(40)), ("unseen/", slice(40, 60))])
+def test_richness_and_dimension_are_those_of_the_layers(state, sets, place, rows):
+    numbers, arrays = MEASURES["features"](CONFIG, NET)(state, sets)
+    for trial in range(2):
+        first, last, outputs, labels = by_numpy(state, trial, rows)
+        told = {name: value[trial] for name, value in numbers.items()}
+        close = dict(rel=1e-4)
+        assert told[f"features/{place}richness"] == pytest.approx(richness(last, outputs), **close)
+        other = told[f"features/{place}richness/layers/1"]
+        assert other == pytest.approx(richness(first, outputs), **close)
+        found = told[f"features/{place}effective_dimension/layers/1"]
+        assert found == pytest.approx(dimension(first), **close)
+        _check_spectrum(arrays, f"features/{place}", trial, last, labels)
+
+
+def _check_spectrum(arrays, place, trial, features, labels):
+    """Eigenvalues, and the share of the labels in the leading directions."""
+    centred = features - features.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    values = arrays[f"{place}eigenvalues"][trial]
+    known = ~np.isnan(values)
+    np.testing.assert_allclose(values[known], s[known] ** 2 / len(features), rtol=1e-4)
+    targets = np.eye(3)[labels]
+    basis = np.linalg.svd(targets - targets.mean(0), full_matrices=False)[0][:, :2]
+    expected = np.cumsum(np.sum((basis.T @ u) ** 2, axis=0)) / 2
+    found = arrays[f"{place}quality"][trial]
+    np.testing.assert_allclose(found[known], expected[known], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["features"])
+def test_a_network_without_parts_has_no_features(name):
+    with pytest.raises(UserError, match=f"train.measures: '{name}' needs") as failure:
+        MEASURES[name](CONFIG, NET._replace(representations=()))
+    assert failure.value.exit_code == USAGE
