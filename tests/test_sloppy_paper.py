@@ -14,6 +14,7 @@ from experiments.papers.sloppy.studies import (
     causal,
     curvature,
     mirror,
+    numerical,
     oracles,
     spectra,
 )
@@ -200,6 +201,57 @@ def test_the_point_is_chosen_on_draws_that_are_not_certified(monkeypatch):
         assert told[f"{method}/bound"] > told[f"{method}/plug-in"] - 0.2
     keys = {kind: {str(k) for each, _, k in seen if each == kind} for kind, *_ in seen}
     assert not keys["choose"] & keys["certify"]
+
+
+@pytest.fixture
+def starts():
+    """M2 and M4 at a point of the grid; the prior of M4 saw ten rows behind those that count."""
+    found = bent()
+    q = capacity.Gaussian(found.weights, (jnp.full(2, -2.0), jnp.array(-1.0)))
+    variance, values = analytic.GRID.variance(5), jnp.array([2.0, 0.5])
+    return {
+        "M2": numerical.isotropic_start(found.start, variance, found.basis.data, q),
+        "M4": numerical.held_out_start(
+            found.start, found.weights, variance, found.basis.data, values, weight=3.0,
+            seen=np.arange(40, 50),
+        ),
+    }  # fmt: skip
+
+
+def test_a_trained_posterior_pays_for_all_that_training_moved(starts):
+    found = bent()
+    for start in starts.values():
+        data = tuple(part[:40] for part in found.examples)
+        q = numerical.trained(found.model, start, data, 0, epochs=2, learning_rate=0.1, batch=20)
+        for old, new in zip(jax.tree.leaves(start.posterior), jax.tree.leaves(q), strict=True):
+            assert (old != new).any()
+        told = numerical.certified(start, q, np.zeros(100), n=40)
+        vectors = np.asarray(start.vectors)
+        whole = np.c_[vectors, np.linalg.svd(vectors)[0][:, 2:]]  # a basis of all weights
+        laws = (q.log_scale, start.prior.gaussian.log_scale)
+        after, before = (np.r_[np.broadcast_to(_along(s), 2), np.full(4, _beyond(s))] for s in laws)
+        ratio = np.exp(2 * (after - before))
+        moved = np.ravel(q.mean - start.prior.gaussian.mean) @ whole / np.exp(before)
+        kl = np.sum(ratio - 1 - np.log(ratio) + moved**2) / 2
+        np.testing.assert_allclose(told.kl, kl, rtol=1e-4)
+        assert told.valid and told.n == 40
+
+
+def _along(log_scale):
+    return log_scale[0] if isinstance(log_scale, tuple) else log_scale
+
+
+def _beyond(log_scale):
+    return log_scale[1] if isinstance(log_scale, tuple) else log_scale
+
+
+def test_a_prior_of_held_out_curvature_is_narrow_where_that_is_large(starts):
+    variance = analytic.GRID.variance(5)
+    along, beyond = starts["M4"].prior.gaussian.log_scale
+    np.testing.assert_allclose(np.exp(-2 * along), 1 / variance + 3 * np.array([2, 0.5]), rtol=1e-5)
+    np.testing.assert_allclose(np.exp(2 * beyond), variance, rtol=1e-5)
+    with pytest.raises(ValueError, match="prior"):  # it saw row 40
+        numerical.certified(starts["M4"], starts["M4"].posterior, np.zeros(100), n=41)
 
 
 def test_tested_draws_answer_test_examples_only():

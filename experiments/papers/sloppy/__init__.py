@@ -29,6 +29,7 @@ LARGE_TABLES = (*TABLES, "cifar10", "tcga")
 ANALYTIC: dict[str, Any] = {
     "arm": "fc2", "epochs": 10, "learning_rate": 1e-3, "decay": 1.2e-3, "examples": 1000,
     "vectors": 100, "points": (50, 55, 60, 65, 70, 75), "tried": 20, "draws": 1000, "batch": 50,
+    "start": {"weight": 100.0}, "training": {"epochs": 5, "learning_rate": 3e-3, "batch": 500},
 }  # fmt: skip
 # Of some 30 settings that were compared on MNIST; each pays for 100.
 DATA_FREE: dict[str, Any] = {
@@ -97,6 +98,7 @@ PAPER = Paper(
                 "smoke": {
                     **ANALYTIC, "arm": "digits", "decay": 3e-3, "learning_rate": 3e-3,
                     "examples": 100, "vectors": 20, "points": (10, 30, 50), "draws": 200,
+                    "training": {"epochs": 5, "learning_rate": 3e-3, "batch": 50},
                 },
                 "small": ANALYTIC,
                 "paper": {**ANALYTIC, "epochs": 20, "examples": 10_000, "vectors": 300,

@@ -1,13 +1,15 @@
-"""Bounds that curvature gives without training a posterior, certified, beside what they must beat.
+"""Bounds that curvature gives, certified, beside what they must beat.
 
 The dense network of two classes is trained on, as in the source, with a pull towards its initial
 weights, which a bound pays for by distance. The posterior is then read off the leading eigenpairs
 of its Gauss-Newton matrix (the Hessian less what can be negative in it). The point of the prior's
 grid is chosen by a few draws, at the grid's price; the risk that is certified is measured on fresh
-ones. Each draw of the weights answers a batch of its own, so that draws are independent.
+ones. Each draw of the weights answers a batch of its own, so that draws are independent. Beside
+these formulas stand two posteriors that are trained on the bound, at the point that ``factor 2``
+chose: see `numerical`.
 
-Results: arms ``<network>/isotropic`` and ``<network>/factor <factor>`` of protocol ``analytic``,
-one seed per network.
+Results: arms ``<network>/isotropic``, ``<network>/factor <factor>``, ``<network>/M2`` and
+``<network>/M4`` of protocol ``analytic``, one seed per network.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.papers.networks import Bench, Model, opened
 from experiments.papers.paper import trained
+from experiments.papers.sloppy.studies import numerical
 from experiments.papers.sloppy.studies.causal import optimizer_of
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
@@ -41,8 +44,11 @@ CHANCE = 0.5  # of two classes, as balanced as the source has them
 METHODS: dict[str, Factor] = {
     "isotropic": "isotropic", "factor 2": 2, "factor 4": 4, "factor optimal": "optimal"
 }  # fmt: skip
+# Of the formulas, the one whose point of the grid the trained posteriors take over.
+CHOOSER = "factor 2"
 # The released code's with a larger c: for few examples the best prior would be at its edge.
 GRID = capacity.ScaleGrid(b=10, c=1.0)
+HELD_OUT = 1000  # of the examples set aside, so many give the curvature in the prior of M4
 LANES = 10  # draws side by side: one pass over the eigenvectors serves them all
 
 
@@ -78,6 +84,8 @@ def measure(
     tried: int,
     draws: int,
     batch: int,
+    start: Mapping[str, Any],
+    training: Mapping[str, Any],
 ) -> Results:
     """Every method on every seed's network; a seed that is done is not measured again.
 
@@ -87,9 +95,12 @@ def measure(
         points: of the prior's grid that are tried, with ``tried`` draws each.
         draws, batch: of the certified risk, and the examples that each answers; a fifth of them
             for the posterior's test error, and for the prior alone.
+        start: of the trained posteriors: the ``weight`` of held-out curvature in the prior of M4.
+        training: their ``epochs``, ``learning_rate`` and ``batch``.
     """
     bench = opened(trained(run, runs)[arm])
-    rows: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    methods = (*METHODS, *numerical.METHODS)
+    rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     ends = None
     for place, seed in enumerate(bench.seeds):
         stored = run.load_array(f"bounds-{seed}")
@@ -98,10 +109,13 @@ def measure(
             params = jax.tree.map(lambda leaf, place=place: jnp.asarray(leaf[place]), ends)
             found = _curved(bench, seed, params, examples, vectors)
             told = bounds(found, seed, points=points, tried=tried, draws=draws, batch=batch)
+            j = int(told[f"{CHOOSER}/point"])
+            starts = _starts(bench, found, seed, j, **start)
+            told |= of_trained(found, starts, seed, j, training, draws=draws, batch=batch)
             stored = {name: np.asarray(value) for name, value in told.items()}
             run.save_array(f"bounds-{seed}", **stored)
             run.log(f"analytic: seed {seed} is measured")
-        for method in METHODS:
+        for method in methods:
             prefix = f"{method}/"
             rows[method].append(
                 {k.removeprefix(prefix): float(v) for k, v in stored.items() if prefix in k}
@@ -120,10 +134,8 @@ def measure(
 def bounds(
     found: Found, seed: int, *, points: Sequence[int], tried: int, draws: int, batch: int
 ) -> dict[str, float]:
-    """Per method: the certificate, its rivals, and the number that the source would print."""
-    x, y = (part[found.size :] for part in found.examples)
-    wrong = jnp.argmax(found.model(found.weights, x), axis=-1) != y
-    held_out = int(wrong.sum()), len(wrong)
+    """Per formula: the certificate, its rivals, and the number that the source would print."""
+    held_out = _test_errors(found, found.weights)
     told: dict[str, float] = {}
     for method, key in zip(
         METHODS, jax.random.split(jax.random.key(seed), len(METHODS)), strict=True
@@ -138,19 +150,70 @@ def bounds(
         alone = _errors(found, prior(found, j), guessing, draws // 5, batch)
         certificate = certified(found, j, method, risks, prior_draws=alone, held_out=held_out)
         tested = errors(found, j, method, testing, draws // 5, batch, tested=True)
-        numbers = {
-            "bound": certificate.bound, "risk bound": certificate.risk_bound,
-            "risk": certificate.risk, "kl": certificate.kl, "point": j,
-            "plug-in": plug_in(found, j, method, risks),
-            "prior bound": certificate.prior_bound, "test-set bound": certificate.held_out_bound,
-            "test/error": tested.mean(), "margin": CHANCE - certificate.bound,
-            "dimension": capacity.effective_dimension(
-                found.values, n=found.size, epsilon=1 / GRID.variance(j), floor=0.0
-            ).value,
-            "distance": found.distance, "test/error of the mean": held_out[0] / held_out[1],
-        }  # fmt: skip
-        told |= {f"{method}/{name}": float(value) for name, value in numbers.items()}  # type: ignore[arg-type]
+        told |= _told(method, found, j, certificate, tested, held_out)
     return told
+
+
+def of_trained(
+    found: Found,
+    starts: Mapping[str, numerical.Start],
+    seed: int,
+    j: int,
+    training: Mapping[str, Any],
+    *,
+    draws: int,
+    batch: int,
+) -> dict[str, float]:
+    """The same of posteriors that are trained, from where each starts."""
+    x, y = found.examples
+    told: dict[str, float] = {}
+    for method, start in starts.items():
+        certifying, testing, guessing = jax.random.split(jax.random.key(seed), 3)
+        q = numerical.trained(
+            found.model, start, (x[: found.size], y[: found.size]), seed, **training
+        )
+        turned, held_out = found._replace(basis=start.basis), _test_errors(found, q.mean)
+        certificate = numerical.certified(
+            start, q, _errors(turned, q, certifying, draws, batch), n=found.size,
+            penalty=GRID.penalty(j), chance=CHANCE, held_out=held_out,
+            prior_draws=_errors(turned, start.prior.gaussian, guessing, draws // 5, batch),
+        )  # fmt: skip
+        tested = _errors(turned, q, testing, draws // 5, batch, tested=True)
+        told |= _told(method, found, j, certificate, tested, held_out)
+    return told
+
+
+def _told(
+    method: str,
+    found: Found,
+    j: int,
+    certificate: capacity.Certificate,
+    tested: np.ndarray,
+    held_out: tuple[int, int],
+) -> dict[str, float]:
+    """What a method comes to at a point of the grid, by name."""
+    numbers = {
+        "bound": certificate.bound, "risk bound": certificate.risk_bound,
+        "risk": certificate.risk, "kl": certificate.kl, "point": j,
+        "plug-in": capacity.pac_bayes_bound(
+            certificate.risk, certificate.kl, n=found.size, penalty=GRID.penalty(j),
+            constant="seeger",
+        ),
+        "prior bound": certificate.prior_bound, "test-set bound": certificate.held_out_bound,
+        "test/error": tested.mean(), "margin": CHANCE - certificate.bound,
+        "dimension": capacity.effective_dimension(
+            found.values, n=found.size, epsilon=1 / GRID.variance(j), floor=0.0
+        ).value,
+        "distance": found.distance, "test/error of the mean": held_out[0] / held_out[1],
+    }  # fmt: skip
+    return {f"{method}/{name}": float(value) for name, value in numbers.items()}  # type: ignore[arg-type]
+
+
+def _test_errors(found: Found, weights: Tree) -> tuple[int, int]:
+    """How many test examples a network gets wrong, of how many."""
+    x, y = (part[found.size :] for part in found.examples)
+    wrong = jnp.argmax(found.model(weights, x), axis=-1) != y
+    return int(wrong.sum()), len(wrong)
 
 
 def posterior(found: Found, j: int, method: str) -> capacity.AnalyticPosterior:
@@ -245,22 +308,52 @@ def _drawn_errors(
 
 def _curved(bench: Bench, seed: int, weights: Tree, examples: int, vectors: int) -> Found:
     """A network with its leading eigenpairs and its distance from its start."""
-    loss = curvature.SoftmaxCrossEntropy()
-    full = curvature.ggn_spectrum(
-        bench.model, loss, weights, bench.examples(examples), vectors=vectors
-    )
-    # Below the floor there is no eigenvector; such directions count as flat.
-    known = full.values[:vectors] > full.floor
+    values, basis = _leading(bench.model, weights, bench.examples(examples), vectors)
     moved = ravel_pytree(weights)[0] - ravel_pytree(bench.start(seed))[0]
-    basis = jnp.where(known, jnp.asarray(full.vectors), 0)
     splits = bench.splits
     x = np.concatenate([splits.train_x, splits.test_x])
     y = np.concatenate([splits.train_y, splits.test_y])
     return Found(
-        bench.model, weights, bench.start(seed), jnp.where(known, full.values[:vectors], 0),
-        capacity.vector_basis(basis), np.asarray(moved @ basis, float),
-        float(jnp.linalg.norm(moved)), (bench.scaled(x), jnp.asarray(y)), len(splits.train_y),
+        bench.model, weights, bench.start(seed), values, capacity.vector_basis(basis),
+        np.asarray(moved @ basis, float), float(jnp.linalg.norm(moved)),
+        (bench.scaled(x), jnp.asarray(y)), len(splits.train_y),
     )  # fmt: skip
+
+
+def _leading(
+    model: Model, weights: Tree, examples: tuple[jax.Array, jax.Array], vectors: int
+) -> tuple[jax.Array, jax.Array]:
+    """The largest eigenvalues of the Gauss-Newton matrix, and their vectors as columns."""
+    loss = curvature.SoftmaxCrossEntropy()
+    full = curvature.ggn_spectrum(model, loss, weights, examples, vectors=vectors)
+    # Below the floor there is no eigenvector; such directions count as flat.
+    known = full.values[:vectors] > full.floor
+    return jnp.where(known, full.values[:vectors], 0), jnp.where(
+        known, jnp.asarray(full.vectors), 0
+    )
+
+
+def _starts(
+    bench: Bench, found: Found, seed: int, j: int, *, weight: float
+) -> dict[str, numerical.Start]:
+    """Priors at a point of the grid, and where training starts from: M2 and M4."""
+    variance, vectors = GRID.variance(j), found.basis.data
+    splits, count = bench.splits, vectors.shape[1]
+    # The set aside stands behind the examples that count, in the numbering of all of them.
+    seen = found.size + np.arange(len(splits.validation_y))
+    rows = seen[:HELD_OUT] - found.size
+    held_out = bench.scaled(splits.validation_x[rows]), jnp.asarray(splits.validation_y[rows])
+    values, other = _leading(found.model, found.start, held_out, count)
+    chosen = posterior(found, j, CHOOSER)
+    along = jnp.broadcast_to(-jnp.log(chosen.precision) / 2, found.values.shape)
+    q = capacity.Gaussian(found.weights, (along, -jnp.log(chosen.epsilon) / 2))
+    return {
+        "M2": numerical.isotropic_start(found.start, variance, vectors, q),
+        "M4": numerical.held_out_start(
+            found.start, found.weights, variance, other, values / math.log(2), weight=weight,
+            seen=seen,
+        ),
+    }  # fmt: skip
 
 
 def _pulled(run: Run, bench: Bench, epochs: int, learning_rate: float, decay: float) -> Tree:
