@@ -142,9 +142,15 @@ def test_curvature_that_follows_the_inputs_is_told_from_one_that_does_not(
 
     monkeypatch.setattr(mirror, "spectra", fake)
     found = mirror.measure(Shelf(), rates=(0.0, 0.05), count=1, seeds=3, examples=1)
-    difference = found.known("end/decades", arm="steepest minus flat", protocol="mirror")
-    np.testing.assert_allclose(difference, steeper, rtol=1e-4)
+    difference = found.known("end/fall", arm="steepest minus flat", protocol="mirror")
+    np.testing.assert_allclose(difference, steeper * 10 / 19, rtol=1e-4)
     assert verdicts(found)["mirror-decades"] == verdict
+
+
+def test_spectra_that_meet_the_floor_before_their_middle_are_not_compared():
+    falling = 10.0 ** -np.arange(20.0)
+    np.testing.assert_allclose(mirror.fall(falling, 1e-12), 10)
+    assert np.isnan(mirror.fall(falling, 1e-9))
 
 
 # Bounds

@@ -20,7 +20,9 @@ class Sloppiness(NamedTuple):
     rank: Int[Array, ""]
     """Values above the floor: nothing below it enters any of the other numbers."""
     decades: Float[Array, ""]
-    """``log10`` of the largest over the smallest of them."""
+    """``log10`` of the largest over the smallest of them. A lower bound if others lie below the
+    floor and are not exactly 0: spectra that all reach their floor seem to span the same decades.
+    Compare those at a rank of their own, or by ``slope``."""
     slope: Float[Array, ""]
     """Decades per index, of the line through ``log10(value)`` within the window."""
     intercept: Float[Array, ""]

@@ -65,10 +65,21 @@ def spectra(
     return found
 
 
+def fall(values: np.ndarray, floor: float) -> float:
+    """Decades from the largest eigenvalue to the one in the middle; NaN if that is rounding.
+
+    Spectra that all reach the floor span the same decades as far as can be seen, whatever they do
+    beneath it. At a rank of its own each can be compared.
+    """
+    middle = values[len(values) // 2]
+    return float(np.log10(values[0] / middle)) if middle > floor else np.nan
+
+
 def _told(stored: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The sloppiness of both spectra."""
+    """The sloppiness of both spectra, and how far each has fallen at its middle."""
     told: dict[str, float] = {}
     for stage in STAGES:
+        told[f"{stage}/fall"] = fall(stored[stage], float(stored[f"{stage}/floor"]))
         summary = capacity.sloppiness(stored[stage], floor=stored[f"{stage}/floor"])
         told |= {f"{stage}/{name}": float(getattr(summary, name)) for name in TOLD}
     return told
