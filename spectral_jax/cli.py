@@ -29,6 +29,11 @@ EXAMPLES = {
   spectral-jax data table.csv --figure spectrum.png  how many directions a table has, and how sure
   spectral-jax data table.csv --missing pairwise     the same of a table with empty cells
 """,
+    "drift": """\
+  spectral-jax drift reference.npz batch.npz         whether features moved: exit code 3 if they did
+  spectral-jax drift reference.npz batch.npy --level 0.001 --json
+                                                     one false alarm in 1000, as a JSON object
+""",
     "doctor": """\
   spectral-jax doctor                                what will be slow on this machine, and the fix
   spectral-jax doctor --json                         the same as one JSON object
@@ -59,8 +64,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 2 wrong usage or a bad file.
 
-    4 is a checkpoint or table that is not there, 1 too little memory, 130 an interruption; each is
-    one line on stderr.
+    3 is an alarm of ``drift``, 4 a checkpoint, table or other file that is not there, 1 too little
+    memory, 130 an interruption; each but the alarm is one line on stderr.
     """
     try:
         options = _parsed(sys.argv[1:] if argv is None else argv)
@@ -79,7 +84,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from spectral_jax.analysis import command as analyze
-    from spectral_jax.analysis import data
+    from spectral_jax.analysis import data, drift
     from spectral_jax.compress import command as compress
 
     parser = _Parser(prog="spectral-jax", description="Spectra of neural networks from a shell.")
@@ -100,6 +105,10 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     table = commands.add_parser("data", help="the spectrum of a table of numbers")
     data.add_arguments(table)
     table.set_defaults(run=data.run, what="table")
+
+    watcher = commands.add_parser("drift", help="whether features are those of a reference")
+    drift.add_arguments(watcher)
+    watcher.set_defaults(run=drift.run, what="file")
 
     if words and not words[0].startswith("-") and words[0] not in commands.choices:
         parser.unknown(words[0], list(commands.choices))

@@ -1,6 +1,8 @@
 """Features: what a network has learnt, from the moments of its features in one pass."""
 
 from spectral_jax.features import layers
+from spectral_jax.features.cca import CCA, cca
+from spectral_jax.features.drift import Bures, Drift, Reference, bures, calibrate, drift
 from spectral_jax.features.map import FeatureMap, diagonalize
 from spectral_jax.features.moments import (
     ClassSums,
@@ -29,22 +31,31 @@ from spectral_jax.features.moments import (
 )
 from spectral_jax.features.richness import Order, Richness, richness
 from spectral_jax.features.similarity import CKA, cka, kernel_distance, procrustes
+from spectral_jax.features.stored import load, save
 
 __all__ = [
+    "CCA",
     "CKA",
+    "Bures",
     "ClassSums",
+    "Drift",
     "FeatureMap",
     "FeatureMoments",
     "Head",
     "Order",
+    "Reference",
     "Richness",
     "as_moments",
+    "bures",
+    "calibrate",
+    "cca",
     "cka",
     "class_sums",
     "covariance",
     "cross",
     "decay",
     "diagonalize",
+    "drift",
     "effective_rows",
     "eigenvalues",
     "factor",
@@ -53,6 +64,7 @@ __all__ = [
     "jackknife",
     "kernel_distance",
     "layers",
+    "load",
     "mean",
     "mean_beside",
     "merge",
@@ -61,6 +73,7 @@ __all__ = [
     "procrustes",
     "psum",
     "richness",
+    "save",
     "update",
     "within",
     "zero",

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float
@@ -164,6 +165,14 @@ def of(
         batch = {name: x[rows] for name, x in named.items()}
         m = update(m, batch, weights=None if w is None else w[rows])
     return m
+
+
+def unitless(state: moments.Moments) -> moments.Moments:
+    """Of layers divided by their units: numbers that depend on the scale of no layer need no more,
+    and no square of them over- or underflows."""
+    unit = (state.high.unit > 0).astype(state.high.unit.dtype)
+    low = None if state.low is None else state.low._replace(unit=jnp.zeros_like(unit))
+    return dataclasses.replace(state, high=state.high._replace(unit=unit), low=low)
 
 
 def _named(layers: Any) -> dict[str, Any]:

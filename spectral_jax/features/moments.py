@@ -541,7 +541,10 @@ def _in_chunks(m: FeatureMoments, arrays: dict[str, Any]) -> FeatureMoments:
     n = len(arrays["features"])
     if not all(isinstance(x, np.ndarray) for x in arrays.values()):
         arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
-        return _scanned(m, arrays)
+        # Under vmap a compiled program is turned into one of batches after it is traced: then too
+        # JAX has to have float64.
+        with moments.wide(m.state):
+            return _scanned(m, arrays)
     for start in range(0, n, CHUNK):
         m = update(m, **{name: x[start : start + CHUNK] for name, x in arrays.items()})
     return m

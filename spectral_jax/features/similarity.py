@@ -8,7 +8,6 @@ their order. For the map between two networks pass the layers of both, and take 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from spectral_jax.features import layers
-from spectral_jax.features.layers import LayerMoments, Layers
+from spectral_jax.features.layers import LayerMoments, Layers, unitless
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.values import svdvals
@@ -164,7 +163,7 @@ class _Centred(NamedTuple):
 
 
 def _centred(state: moments.Moments) -> _Centred:
-    state = _unitless(state)
+    state = unitless(state)
     second, mean = moments.second(state, centred=True), moments.mean(state)
     owner = _owner(state)
     spread = mm(owner, jnp.diagonal(second))
@@ -173,12 +172,6 @@ def _centred(state: moments.Moments) -> _Centred:
     scale = mm(jnp.sqrt(spread), owner)
     fourth = moments.fourth(state).squares / jnp.outer(spread, spread)
     return _Centred(second / jnp.outer(scale, scale), fourth, varies)
-
-
-def _unitless(state: moments.Moments) -> moments.Moments:
-    """Of layers divided by their units: what is compared here depends on the scale of none."""
-    unit = (state.high.unit > 0).astype(state.high.unit.dtype)
-    return dataclasses.replace(state, high=state.high._replace(unit=unit))
 
 
 def _owner(state: moments.Moments) -> Array:
@@ -218,14 +211,14 @@ def _kernel_distance(state: moments.Moments, *, centred: bool) -> Array:
     if centred:
         second, _, known = _centred(state)
     else:
-        second = moments.second(_unitless(state))
+        second = moments.second(unitless(state))
         known = ~(mm(_owner(state), jnp.diagonal(second)) <= 0)
     return jnp.maximum(1 - _aligned(_squares(state, second), known), 0)
 
 
-@moments.exactly
 def _procrustes(state: moments.Moments) -> Array:
-    second, _, varies = _centred(state)
+    # The decomposition is of the dtype of the program: a TPU has none of float64 in one without.
+    second, varies = _unit_covariance(state)
     shared = jnp.eye(len(state.parts), dtype=second.dtype)  # with itself: the trace
     places = list(enumerate(_places(state)))
     for i, rows in places:
@@ -234,6 +227,12 @@ def _procrustes(state: moments.Moments) -> Array:
             shared = shared.at[np.array([i, j]), np.array([j, i])].set(value)
     known = jnp.outer(varies, varies)
     return jnp.maximum(2 - 2 * jnp.where(known, shared, jnp.nan), 0)
+
+
+@moments.exactly
+def _unit_covariance(state: moments.Moments) -> tuple[Array, Array]:
+    found = _centred(state)
+    return found.second, found.varies
 
 
 def _places(state: moments.Moments) -> list[slice]:
