@@ -8,7 +8,7 @@ from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.papers.paper import Paper
 
-PAPERS = ["fiedler", "farms", "rmt_svd", "sloppy"]
+PAPERS = ["fiedler", "farms", "rmt_svd", "sloppy", "feature_map"]
 
 
 def load(name: str) -> Paper:

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from experiments import data as datasets
 from experiments.config import ExperimentConfig, load_yaml
 from experiments.data.base import Dataset
 from experiments.data.splits import Splits
 from experiments.runs import Run
-from experiments.training.task import Task, classification
+from experiments.training.task import Data, Task, classification
+from experiments.training.train import loaded
 from models import Network, network, options
 
 Tree = Any
@@ -35,7 +35,7 @@ class Bench:
 
     config: ExperimentConfig
     dataset: Dataset
-    splits: Splits
+    sets: list[Splits]
     net: Network
     parameters: dict[str, np.ndarray]
 
@@ -47,8 +47,16 @@ class Bench:
     @cached_property
     def task(self) -> Task:
         """What they were trained on, for more of it."""
-        name, size = self.config.name, self.config.data.batch_size
-        return classification(name, self.dataset, self.splits, self.net, batch_size=size)
+        return self._task(self.splits)
+
+    @property
+    def splits(self) -> Splits:
+        """The data of the first seed, of which all have the same images to test on."""
+        return self.sets[0]
+
+    def splits_of(self, seed: int) -> Splits:
+        """The data that a seed was trained on: what all share, or its own."""
+        return self.sets[(seed - self.config.train.seed) % len(self.sets)]
 
     @property
     def model(self) -> Model:
@@ -69,21 +77,28 @@ class Bench:
         """The first training examples as the network sees them, and their labels."""
         return self.scaled(self.splits.train_x[:count]), jnp.asarray(self.splits.train_y[:count])
 
+    def known(self, seed: int) -> Data:
+        """The examples that a seed was trained on, with the labels that it was given."""
+        return self._task(self.splits_of(seed)).data["train"]
+
     def scaled(self, x: np.ndarray) -> jax.Array:
         """Inputs as the network sees them."""
         return (jnp.asarray(x, jnp.float32) - self.dataset.shift) * self.dataset.scale
+
+    def _task(self, splits: Splits) -> Task:
+        name, size = self.config.name, self.config.data.batch_size
+        return classification(name, self.dataset, splits, self.net, batch_size=size)
 
 
 def opened(peer: Run) -> Bench:
     """The networks that a run of a protocol trained."""
     config = load_yaml(peer.path / "config.yaml")
-    data, model = config.data, config.model
-    dataset = datasets.load(data.name, preprocessing=data.preprocessing, split=data.split)
-    splits = datasets.prepare(dataset, validation=data.validation, seed=config.train.seed)
+    dataset, sets = loaded(config)
+    model = config.model
     chosen = {name: value for name, value in vars(model).items() if name in options(model.name)}
     shape = dataset.train_x.shape[1:]
     net = network(model.name, input_shape=shape, classes=dataset.classes, **chosen)
-    return Bench(config, dataset, splits, net, peer.array("parameters"))
+    return Bench(config, dataset, sets, net, peer.array("parameters"))
 
 
 @cache

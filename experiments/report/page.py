@@ -7,6 +7,7 @@ same input gives the same bytes.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,12 +52,24 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. A figure called ``paired`` is a file, too: ``<stem>-paired.svg``."""
+    """A part of the page. A figure called ``paired`` is a file, too: ``<stem>-paired.svg``.
+
+    pages: HTML pages by their title, to be written beside this one, which has links to them.
+    """
 
     heading: str
     stem: str = ""
     figures: Mapping[str, Picture] = field(default_factory=dict)
     tables: Sequence[Table] = field(default_factory=tuple)
+    pages: Mapping[str, str] = field(default_factory=dict)
+
+    def file_of(self, title: str) -> str:
+        """The name of a page's file.
+
+        >>> Section("While it trains", "course").file_of("the spectra, moving")
+        'course-the-spectra-moving.html'
+        """
+        return f"{self.stem}-{'-'.join(re.findall(r'[a-z0-9]+', title.lower()))}.html"
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,8 @@ def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -
         for name, picture in section.figures.items():
             stem = folder / "figures" / f"{section.stem}-{name}"
             plots.save(picture.figure, stem, drawn=picture.svg)
+        for title, html in section.pages.items():
+            (folder / section.file_of(title)).write_text(html, encoding="utf-8")
     print(_json(report) if as_json else claims_table(report.judged).terminal(), end="")
     print(f"claims: {report.declaration.sha256}", file=sys.stderr)
     print(f"report: {folder / 'report.html'}", file=sys.stderr)
@@ -223,6 +238,9 @@ def _section(section: Section) -> str:
     parts += [
         page.picture(picture.svg, picture.caption, name=f"{section.stem}-{name}")
         for name, picture in section.figures.items()
+    ]
+    parts += [
+        f"<p><a href='{section.file_of(title)}'>{escape(title)}</a></p>" for title in section.pages
     ]
     parts += [table.html() for table in section.tables]
     return "\n".join(parts)

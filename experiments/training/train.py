@@ -106,7 +106,7 @@ class _Training:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self.config = config
-        dataset, splits = _load(config)
+        dataset, splits = loaded(config)
         net = _network(config, dataset)
         _refuse_what_cannot_train(config, net, splits[0])
         augment = AUGMENTATIONS.get(config.data.augment)
@@ -267,7 +267,7 @@ class _Training:
 _FASTER: dict[Any, Axis] = {}
 
 
-def _load(config: ExperimentConfig) -> tuple[Dataset, list[Splits]]:
+def loaded(config: ExperimentConfig) -> tuple[Dataset, list[Splits]]:
     """The data set and its splits: those that all seeds share, or one for each seed."""
     data, train = config.data, config.train
     dataset = datasets.load(data.name, preprocessing=data.preprocessing, split=data.split)

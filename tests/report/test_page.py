@@ -1,5 +1,6 @@
 """The page stands alone, says everything, and says it safely."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -155,6 +156,15 @@ def test_only_a_missed_number_fails_the_check(tmp_path, capsys):
     tables = {f"{stem}.{form}" for stem in ("claims", "results") for form in ("csv", "md", "tex")}
     assert names == {"report.html", "figures", *tables}
     assert (tmp_path / "figures" / "results-one.svg").is_file()
+
+
+def test_pages_of_a_section_stand_beside_the_report_which_links_to_them(tmp_path):
+    section = Section("Results", "results", pages={"what moves": "<p>film</p>"})
+    write_report(dataclasses.replace(report((), ()), sections=[section]), tmp_path)
+    links = [attrs["href"] for tag, attrs in Page((tmp_path / "report.html").read_text()).tags
+             if tag == "a"]  # fmt: skip
+    assert links == ["results-what-moves.html"]
+    assert (tmp_path / links[0]).read_text() == "<p>film</p>"
 
 
 def test_the_terminal_shows_what_was_run_and_counts_the_rest(tmp_path, capsys):
