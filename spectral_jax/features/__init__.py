@@ -3,7 +3,12 @@
 from spectral_jax.features import layers
 from spectral_jax.features.alignment import Alignment, alignment
 from spectral_jax.features.cca import CCA, cca
-from spectral_jax.features.collapse import Agreement, NeuralCollapse, collapse_agreement, neural_collapse
+from spectral_jax.features.collapse import (
+    Agreement,
+    NeuralCollapse,
+    collapse_agreement,
+    neural_collapse,
+)
 from spectral_jax.features.drift import Bures, Drift, Reference, bures, calibrate, drift
 from spectral_jax.features.lidar import Lidar, lidar
 from spectral_jax.features.map import FeatureMap, diagonalize
