@@ -388,11 +388,10 @@ def eigenvalues(m: FeatureMoments, *, centred: bool = True) -> moments.Eigenvalu
 
 
 def factor(m: FeatureMoments, *, centred: bool = True) -> Float[Array, "k p"]:
-    """``R`` with ``R^T R = covariance(m)``: of `Head` outputs ``R @ kernel`` then is a factor too.
+    """``R`` with ``R^T R = covariance(m)``: of `Head` outputs ``R @ kernel`` is a factor then.
 
-    By ``qr`` its rows are those that were summed, and nothing was squared. By the other methods it
-    is made of eigenvectors, largest first, and directions whose eigenvalue is at the floor are
-    rounding. Works under ``jit`` and ``vmap``; not under ``grad``.
+    Of all columns, features first, it is ``linalg.moments.factor(m.joint)``, which says how it is
+    made and how exact it is.
     """
     return moments.factor(_part(m, "features"), centred=centred)
 

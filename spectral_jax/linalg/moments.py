@@ -59,7 +59,6 @@ from spectral_jax.linalg._sums import (
     span,
     summed_rows,
 )
-from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.values import eigvalsh, svdvals
 
@@ -82,6 +81,7 @@ __all__ = [
     "merge",
     "part",
     "psum",
+    "resolution",
     "second",
     "update",
     "wide",
@@ -417,16 +417,25 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
 
 
 def factor(state: Moments, *, centred: bool = False) -> Float[Array, "k p"]:
-    """Rows ``R`` with ``R^T R = second(state, centred=centred)``.
+    """Rows ``R`` with ``R^T R = second(state, centred=centred)``, ``k >= p``.
 
-    By ``qr`` what was summed, and never squared; by the other methods by eigenvectors, where
-    directions whose eigenvalue is at the floor are rounding. Not under ``grad``.
+    By ``qr`` what was summed, and never squared. By the other methods a Cholesky factor of the
+    matrix with its columns scaled to the same length, so that small columns keep their digits
+    beside large ones; if rounding made that indefinite, as it does if the rank is not full, ``p
+    eps`` of each column's square is added first.
 
-    >>> rows = factor(update(zero(1, method="qr"), jnp.array([[3.0], [4.0]])))
+    Works under ``jit``, ``vmap`` and, where `update` does, ``grad``.
+
+    >>> rows = factor(update(zero(1), jnp.array([[3.0], [4.0]])))
     >>> round(float((rows**2).sum()), 6)
     12.5
     """
     return _factor(state, centred=centred)
+
+
+def resolution(state: Moments) -> Float[Array, ""]:
+    """The share of the largest eigenvalue below which values are rounding: see `eigenvalues`."""
+    return _share(state.high, state)
 
 
 def effective_rows(state: Moments) -> Float[Array, ""]:
@@ -691,13 +700,26 @@ def _check_alike(a: Moments, b: Moments) -> None:
 
 
 def _rooted(state: Moments, *, centred: bool) -> Array:
-    sums = in_one_unit(_sums(state), state.method, state.parts)
+    sums = _sums(state)
+    weight, middle, _ = overall(sums)
     if state.method == "qr":
-        rows = summed_rows(sums, centred=centred) / jnp.sqrt(positive(jnp.sum(sums.weight)))
+        rows = summed_rows(sums, centred=centred) / jnp.sqrt(positive(weight))
     else:
-        values, vectors = eigh(matrix(sums, state.method, about="mean" if centred else "origin"))
-        rows = (jnp.sqrt(jnp.maximum(values, 0)) * vectors).T[::-1]
-    return rows * known(sums.unit[0])
+        rows = _cholesky(matrix(sums, state.method, about="mean"))
+        rows = rows if centred else jnp.concatenate([rows, middle[None]])
+    return rows * across(known(sums.unit), state.parts)
+
+
+def _cholesky(a: Array) -> Array:
+    scale = jnp.sqrt(jnp.diagonal(a))
+    scale = jnp.where(scale > 0, scale, 1)
+    even = a / scale[:, None] / scale
+    plain = jnp.linalg.cholesky(even)
+    some = len(a) * float(jnp.finfo(a.dtype).eps) * jnp.eye(len(a), dtype=a.dtype)
+    lower = jax.lax.cond(
+        jnp.all(jnp.isfinite(plain)), lambda: plain, lambda: jnp.linalg.cholesky(even + some)
+    )
+    return lower.T * scale
 
 
 _factor = exactly(_rooted, static=("centred",))
