@@ -7,11 +7,9 @@ from spectral_jax.capacity.certificate import Certificate, certify
 from spectral_jax.capacity.dimension import (
     DataDimension,
     Dimension,
-    Spread,
     data_dimension,
     effective_dimension,
     n_effective,
-    spread,
 )
 from spectral_jax.capacity.gaussians import (
     Basis,
@@ -35,12 +33,13 @@ from spectral_jax.capacity.posteriors import (
 from spectral_jax.capacity.sloppiness import Sloppiness, sloppiness
 from spectral_jax.capacity.spectrum import (
     InputSpectrum,
-    Interval,
     Noise,
     above_noise,
     input_spectrum,
     jackknife,
 )
+from spectral_jax.linalg.jackknife import Interval
+from spectral_jax.linalg.spread import Spread, spread
 
 __all__ = [
     "AnalyticPosterior",

@@ -13,14 +13,10 @@ from jaxtyping import Array, Float
 
 from spectral_jax._options import check_number, count
 from spectral_jax.capacity.sloppiness import sloppiness
-from spectral_jax.capacity.spectrum import (
-    InputSpectrum,
-    Interval,
-    Resolved,
-    jackknife,
-    resolved,
-)
-from spectral_jax.linalg.precision import power_of_two, unit_of, working
+from spectral_jax.capacity.spectrum import InputSpectrum, jackknife
+from spectral_jax.linalg.jackknife import Interval
+from spectral_jax.linalg.precision import power_of_two, working
+from spectral_jax.linalg.spread import Resolved, known, resolved, spread
 
 
 class Dimension(NamedTuple):
@@ -31,17 +27,6 @@ class Dimension(NamedTuple):
     at_most: Float[Array, ""]
     """If every value below the floor were as large as the floor. The same: the floor hides
     nothing that matters here."""
-
-
-class Spread(NamedTuple):
-    """Three answers to "how many eigenvalues carry the sum"; ``k`` for ``k`` equal ones."""
-
-    intrinsic: Float[Array, ""]
-    """``sum / max``."""
-    participation: Float[Array, ""]
-    """``(sum)^2 / sum of squares``."""
-    entropy: Float[Array, ""]
-    """``exp(-sum q log q)`` of the shares ``q``."""
 
 
 class DataDimension(NamedTuple):
@@ -101,8 +86,8 @@ def effective_dimension(
     values, least = resolved(spectrum, floor)
     threshold = epsilon / (2 * (n - 1))
     hidden = jnp.where(least > threshold, jnp.sum(values <= least), 0)
-    value = _known(jnp.sum(values > jnp.maximum(threshold, least)), values)
-    return Dimension(value, value + _known(hidden, values))
+    value = known(jnp.sum(values > jnp.maximum(threshold, least)), values)
+    return Dimension(value, value + known(hidden, values))
 
 
 def n_effective(
@@ -123,38 +108,8 @@ def n_effective(
     unit = power_of_two(jnp.maximum(jnp.max(values, initial=0), alpha))
     above, values, least, alpha = values > least, values / unit, least / unit, alpha / unit
     kept = jnp.where(above, values, 1)
-    value = _known(jnp.sum(jnp.where(above, kept / (kept + alpha), 0)), values)
+    value = known(jnp.sum(jnp.where(above, kept / (kept + alpha), 0)), values)
     return Dimension(value, value + jnp.sum(jnp.where(above, 0, least / (least + alpha))))
-
-
-def spread(
-    spectrum: Resolved | Float[ArrayLike, " k"], *, floor: ArrayLike | None = None
-) -> Spread:
-    """How many eigenvalues carry the sum: intrinsic dimension, participation ratio, entropy.
-
-    Of the values above the floor; 0 if there are none. Always ``intrinsic <= participation <=
-    entropy <= rank``: the exponentials of Renyi's entropies of the shares, of orders infinity, 2, 1
-    and 0. Works under ``jit``, ``vmap`` and ``grad``, at any scale.
-
-    >>> [round(float(x), 4) for x in spread(jnp.array([1.0, 1.0, 1.0, 0.0]))]
-    [3.0, 3.0, 3.0]
-    """
-    values, least = resolved(spectrum, floor)
-    above = values > least
-    parts = jnp.where(above, values, 0)
-    parts = parts / unit_of(parts)
-    largest = jnp.max(parts, initial=0)
-    total = jnp.sum(parts)
-    safe = jnp.where(total > 0, total, 1)
-    q = jnp.where(above, parts / safe, 1)
-    entropy = jnp.exp(-jnp.sum(jnp.where(above, q * jnp.log(q), 0)))
-    squares = jnp.sum(parts * parts)
-    found = (
-        total / jnp.where(largest > 0, largest, 1),
-        total**2 / jnp.where(squares > 0, squares, 1),
-        jnp.where(total > 0, entropy, 0),
-    )
-    return Spread(*(_known(number, values) for number in found))
 
 
 def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> DataDimension:
@@ -256,8 +211,3 @@ def _number(wanted: str, accepts: Callable[[Any], bool], **option: Any) -> Any:
         return working(value, name)
     check_number(wanted, accepts, **option)
     return value
-
-
-def _known(number: Array, values: Array) -> Array:
-    """In the dtype of the values, and NaN if they hold one: its comparisons are False."""
-    return jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, number.astype(values.dtype))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from spectral_jax.capacity.spectrum import Resolved, resolved
 from spectral_jax.linalg.precision import unit_of
+from spectral_jax.linalg.spread import Resolved, line, resolved
 
 
 class Sloppiness(NamedTuple):
@@ -82,7 +82,7 @@ def _summary(values: Array, floor: Array, *, window: tuple[float, float]) -> Slo
     logs = jnp.log10(values)
     place = (index + 0.5) / jnp.maximum(rank, 1).astype(values.dtype)
     inside = above & (place >= window[0]) & (place <= window[1])
-    slope, intercept, explained = _line(index, logs, inside)
+    slope, intercept, explained = line(index, logs, inside)
     top = jnp.max(jnp.where(above, logs, -jnp.inf), initial=-jnp.inf)
     top = jnp.where(rank > 0, top, jnp.nan)
     largest = jnp.max(jnp.where(above, values, 0), initial=0)
@@ -101,19 +101,3 @@ def _summary(values: Array, floor: Array, *, window: tuple[float, float]) -> Slo
 
 def _extreme(index: Array) -> Array:
     return jnp.where(jnp.isfinite(index), index, -1).astype(jnp.int32)
-
-
-def _line(x: Array, y: Array, inside: Array) -> tuple[Array, Array, Array]:
-    """Slope, value at 0 and share of the variance explained, of least squares over ``inside``."""
-    many = jnp.sum(inside) >= 2
-    size = jnp.maximum(jnp.sum(inside), 1).astype(y.dtype)
-
-    def mean(z):
-        return jnp.sum(jnp.where(inside, z, 0)) / size
-
-    dx, dy = x - mean(x), y - mean(y)
-    spread = jnp.where(many, mean(dx * dx), 1)
-    slope = jnp.where(many, mean(dx * dy) / spread, jnp.nan)
-    total = mean(dy * dy)
-    explained = slope * slope * spread / jnp.where(total > 0, total, 1)
-    return slope, mean(y) - slope * mean(x), jnp.where(total > 0, explained, jnp.nan)

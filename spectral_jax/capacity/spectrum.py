@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,17 +22,6 @@ Missing = Literal["refuse", "rows", "pairwise"]
 
 # A standard deviation that is this small beside the mean is the rounding of a constant.
 CONSTANT = 2.0**-40
-
-
-@runtime_checkable
-class Resolved(Protocol):
-    """A spectrum with a floor: `InputSpectrum`, or that of a curvature."""
-
-    @property
-    def values(self) -> Any: ...
-
-    @property
-    def floor(self) -> Any: ...
 
 
 class InputSpectrum(NamedTuple):
@@ -183,24 +172,6 @@ def above_noise(spectrum: InputSpectrum, *, variance: float | None = None) -> No
     edge = variance * marchenko_pastur_edges(ratio)[1]
     above = int(np.sum(np.asarray(spectrum.values) > max(edge, float(spectrum.floor))))
     return Noise(variance, edge, above, estimated)
-
-
-def resolved(
-    spectrum: Resolved | Float[ArrayLike, " k"], floor: ArrayLike | None
-) -> tuple[Float[Array, " k"], Float[Array, ""]]:
-    """Values and floor of a spectrum, or of an array; ``k eps`` of its largest if none is given."""
-    if isinstance(spectrum, Resolved):
-        if floor is not None:
-            raise ValueError("the spectrum has a floor of its own: pass its values with another")
-        values = working(spectrum.values, "spectrum")
-        return values, jnp.asarray(spectrum.floor).astype(values.dtype)
-    values = working(spectrum, "spectrum")
-    if values.ndim != 1:
-        raise ValueError(f"spectrum has shape {values.shape}: pass one list of eigenvalues")
-    if floor is None:
-        largest = jnp.max(jnp.abs(values), initial=0)
-        return values, len(values) * float(jnp.finfo(values.dtype).eps) * largest
-    return values, jnp.asarray(floor).astype(values.dtype)
 
 
 def _table(x: Any, missing: Missing) -> tuple[np.ndarray, float]:

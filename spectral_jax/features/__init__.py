@@ -33,6 +33,7 @@ from spectral_jax.features.moments import (
     of,
     pooled,
     psum,
+    unitless,
     update,
     within,
     zero,
@@ -40,6 +41,15 @@ from spectral_jax.features.moments import (
 from spectral_jax.features.richness import Order, Richness, richness
 from spectral_jax.features.ridge import RidgeProbe, ridge_probe
 from spectral_jax.features.similarity import CKA, cka, kernel_distance, procrustes
+from spectral_jax.features.spectrum import (
+    Decay,
+    FeatureSpectrum,
+    UnitActivity,
+    alpha_req,
+    effective_dimension,
+    spectrum,
+    unit_activity,
+)
 from spectral_jax.features.stored import load, save
 
 __all__ = [
@@ -49,9 +59,11 @@ __all__ = [
     "Alignment",
     "Bures",
     "ClassSums",
+    "Decay",
     "Drift",
     "FeatureMap",
     "FeatureMoments",
+    "FeatureSpectrum",
     "Head",
     "Lidar",
     "NeuralCollapse",
@@ -59,7 +71,9 @@ __all__ = [
     "Reference",
     "Richness",
     "RidgeProbe",
+    "UnitActivity",
     "alignment",
+    "alpha_req",
     "as_moments",
     "bures",
     "calibrate",
@@ -72,6 +86,7 @@ __all__ = [
     "decay",
     "diagonalize",
     "drift",
+    "effective_dimension",
     "effective_rows",
     "eigenvalues",
     "factor",
@@ -93,6 +108,9 @@ __all__ = [
     "richness",
     "ridge_probe",
     "save",
+    "spectrum",
+    "unit_activity",
+    "unitless",
     "update",
     "within",
     "zero",

@@ -304,6 +304,12 @@ def pooled(m: FeatureMoments) -> FeatureMoments:
     return _of_state(m, reduce(moments.merge, _blocks(m)))
 
 
+def unitless(m: FeatureMoments) -> FeatureMoments:
+    """The moments of features, outputs and targets divided by a power of two each, in which no
+    square is out of range: for numbers that their scale does not change."""
+    return dataclasses.replace(m, state=moments.unitless(m.state))
+
+
 def mean(m: FeatureMoments) -> Float[Array, " p"]:
     """The mean of the features; 0 without rows."""
     return moments.mean(_part(m, "features"))

@@ -8,14 +8,11 @@
 Squaring loses digits: a product of float32 numbers, summed in float32, hides every eigenvalue below
 ``n eps`` of the largest, which is most of the spectrum of natural data. Three methods:
 
-========== ============================================== =================== ===================
-method     sums                                           floor, of the top   use it
-========== ============================================== =================== ===================
-``gram64`` ``X^T X`` in float64, kept as two float32      ``n 2^-48``         as a rule
+========== ============================================== =================== ============method     sums                                           floor, of the top   use it
+========== ============================================== =================== ============``gram64`` ``X^T X`` in float64, kept as two float32      ``n 2^-48``         as a rule
 ``qr``     the triangular factor of ``X``, never squared  ``n p eps^2``       for more decades
 ``gram``   ``X^T X`` in the dtype of the state            ``n eps``           if the top is enough
-========== ============================================== =================== ===================
-
+========== ============================================== =================== ============
 The mean is taken off each batch before it is squared, and put back for the uncentred moments: both
 come from one state and neither is the difference of large numbers (Chan, Golub & LeVeque 1983).
 Rows with labels lose the mean of their own group: the scatter within groups is exact, however much
@@ -83,6 +80,7 @@ __all__ = [
     "psum",
     "resolution",
     "second",
+    "unitless",
     "update",
     "wide",
     "within",
@@ -268,6 +266,18 @@ def wide(state: Moments) -> contextlib.AbstractContextManager[None]:
     float64
     """
     return contextlib.nullcontext() if state.low is None else jax.enable_x64(True)
+
+
+def unitless(state: Moments) -> Moments:
+    """The moments of the rows divided by a power of two, in which no square is out of range.
+
+    Each part by its own. For numbers that the scale of the rows does not change.
+
+    >>> float(second(unitless(update(zero(1), jnp.array([[1e30]]))))[0, 0]) < 1
+    True
+    """
+    unit = jnp.where(state.high.unit > 0, 1, state.high.unit)
+    return dataclasses.replace(state, high=state.high._replace(unit=unit))
 
 
 def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
@@ -711,15 +721,16 @@ def _rooted(state: Moments, *, centred: bool) -> Array:
 
 
 def _cholesky(a: Array) -> Array:
-    scale = jnp.sqrt(jnp.diagonal(a))
-    scale = jnp.where(scale > 0, scale, 1)
-    even = a / scale[:, None] / scale
+    squares = jnp.diagonal(a)
+    scale = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    one = jnp.eye(len(a), dtype=a.dtype)
+    even = jnp.where(one > 0, 1, a / scale[:, None] / scale)
     plain = jnp.linalg.cholesky(even)
-    some = len(a) * float(jnp.finfo(a.dtype).eps) * jnp.eye(len(a), dtype=a.dtype)
+    some = len(a) * float(jnp.finfo(a.dtype).eps) * one
     lower = jax.lax.cond(
         jnp.all(jnp.isfinite(plain)), lambda: plain, lambda: jnp.linalg.cholesky(even + some)
     )
-    return lower.T * scale
+    return lower.T * jnp.where(squares > 0, scale, 0 * squares)
 
 
 _factor = exactly(_rooted, static=("centred",))
