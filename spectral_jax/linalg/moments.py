@@ -8,11 +8,14 @@
 Squaring loses digits: a product of float32 numbers, summed in float32, hides every eigenvalue below
 ``n eps`` of the largest, which is most of the spectrum of natural data. Three methods:
 
-========== ============================================== =================== ============method     sums                                           floor, of the top   use it
-========== ============================================== =================== ============``gram64`` ``X^T X`` in float64, kept as two float32      ``n 2^-48``         as a rule
+========== ============================================== =================== ===================
+method     sums                                           floor, of the top   use it
+========== ============================================== =================== ===================
+``gram64`` ``X^T X`` in float64, kept as two float32      ``n 2^-48``         as a rule
 ``qr``     the triangular factor of ``X``, never squared  ``n p eps^2``       for more decades
 ``gram``   ``X^T X`` in the dtype of the state            ``n eps``           if the top is enough
-========== ============================================== =================== ============
+========== ============================================== =================== ===================
+
 The mean is taken off each batch before it is squared, and put back for the uncentred moments: both
 come from one state and neither is the difference of large numbers (Chan, Golub & LeVeque 1983).
 Rows with labels lose the mean of their own group: the scatter within groups is exact, however much
