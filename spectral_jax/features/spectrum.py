@@ -246,8 +246,9 @@ def unit_activity(
 
 def _values(features: Any, *, centred: bool, weights: Any) -> tuple[Array, Array]:
     """Eigenvalues and floor, of whatever says them; of moments in a unit of their own."""
-    if isinstance(features, Resolved) or jnp.ndim(features) == 1:
-        return resolved(features, None)
+    if not isinstance(features, FeatureMoments):
+        if isinstance(features, Resolved) or jnp.ndim(features) == 1:
+            return resolved(features, None)
     m = unitless(as_moments(features, weights=weights))
     found = eigenvalues(m, centred=centred)
     return found.values, found.floor

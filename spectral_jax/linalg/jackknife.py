@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from scipy.special import stdtrit
 
 from spectral_jax._options import check_number
+from spectral_jax.linalg.precision import unit_of, working
 
 
 class Interval(NamedTuple):
@@ -45,7 +47,18 @@ def interval(value: Any, without: Any, *, level: float = 0.95) -> Interval:
     if blocks < 2:
         raise ValueError(f"without has {blocks} blocks: a jackknife leaves out one of at least two")
     reach = float(stdtrit(blocks - 1, (1 + level) / 2))
-    error = jax.tree.map(lambda t: ((t - t.mean(0)) ** 2).mean(0) ** 0.5, without)
-    error = jax.tree.map(lambda e: (blocks - 1) ** 0.5 * e, error)
+    value, without = jax.tree.map(_computed, value), jax.tree.map(_computed, without)
+    error = jax.tree.map(_standard_error, without)
     low = jax.tree.map(lambda v, e: v - reach * e, value, error)
     return Interval(value, low, jax.tree.map(lambda v, e: v + reach * e, value, error), error)
+
+
+def _computed(x: Any) -> Any:
+    """Numbers of the host keep their float64."""
+    return x if isinstance(x, float | np.ndarray) else working(x)
+
+
+def _standard_error(t: Any) -> Any:
+    apart = t - t.mean(0)
+    unit = 1.0 if isinstance(t, np.ndarray) else unit_of(apart)
+    return (len(t) - 1) ** 0.5 * unit * ((apart / unit) ** 2).mean(0) ** 0.5

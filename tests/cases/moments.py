@@ -1,8 +1,9 @@
 """linalg.moments: sums of batches, against the whole table in float64."""
 
 import numpy as np
+from scipy import stats
 
-from spectral_jax.linalg import moments
+from spectral_jax.linalg import interval, moments
 from tests import draws
 from tests.contract import IN_TURN, Case, Degenerate, exempt, register
 
@@ -31,6 +32,16 @@ def unread(x):
     """The last row has weight 0."""
     state = moments.zero(P, dtype=x.dtype)
     return moments.second(moments.update(state, x, weights=np.arange(N - 1, -1, -1)))
+
+
+def number_and_replicates(key, dtype):
+    return draws.normal(key, (), dtype), draws.normal(key, (5,), dtype)
+
+
+def interval_by_scipy(value, without):
+    error = np.sqrt(4 / 5 * np.sum((without - without.mean()) ** 2))
+    reach = stats.t(4).ppf(0.975) * error
+    return value, value - reach, value + reach, error
 
 
 register(
@@ -119,3 +130,37 @@ exempt("linalg.moments.mean", "in the case of linalg.moments.decay")
 exempt("linalg.moments.psum", "needs a mapped axis: tests/test_moments.py")
 exempt("linalg.moments.leave_one_out", "takes a list of states: tests/test_moments.py")
 exempt("linalg.moments.effective_rows", "counts weights, not data: tests/test_moments.py")
+for name, by in {
+    "cross": "of",
+    "factor": "factor",
+    "fourth": "fourth",
+    "groups": "class_sums",
+    "part": "covariance",
+    "unitless": "effective_dimension",
+    "within": "within",
+}.items():
+    exempt(f"linalg.moments.{name}", f"in the case of features.{by}")
+exempt("linalg.moments.exactly", "takes a function: in the cases of features.cross and gram")
+exempt("linalg.moments.resolution", "a part of the floor of linalg.moments.eigenvalues")
+register(
+    Case(
+        name="linalg.interval",
+        function=interval,
+        make_inputs=lambda key, dtype: (
+            draws.normal(key, (), dtype),
+            draws.normal(key, (5,), dtype),
+        ),
+        oracle=interval_by_scipy,
+        degree=1,
+        degenerate={
+            "equal": Degenerate(
+                (1.0, np.ones(5)), lambda found: float(found.high) == 1 == float(found.low), False
+            ),
+            "NaN": Degenerate(
+                (1.0, draws.changed(np.ones(5), 0, np.nan)),
+                lambda found: bool(np.isnan(found.high)),
+                False,
+            ),
+        },
+    )
+)
