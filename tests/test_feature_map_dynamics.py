@@ -1,0 +1,179 @@
+"""How features change: when a quantity has its onset, and what each study holds fixed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from experiments.papers.feature_map import dynamics
+from experiments.papers.feature_map.claims_dynamics import CLAIMS, learned
+from experiments.papers.feature_map.studies import grokking, linear, modular, regulariser, tangent
+from experiments.papers.feature_map.subsets import subset
+from experiments.papers.feature_map.trained import dense
+from experiments.report.results import merge, of_arrays
+from experiments.report.verdicts import judge_all
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640])
+
+
+def watched(accuracy, **quantities):
+    """A course whose examples are all right from step 20 on, ten steps an epoch."""
+    fitted = np.where(STEPS >= 20, 1.0, 0.5)
+    return {
+        "step": STEPS, "steps_per_epoch": np.array(10), "train/accuracy": fitted,
+        "unseen/accuracy": np.asarray(accuracy, float), "spectrum": np.ones((len(STEPS), 3)),
+        **{name: np.asarray(values, float) for name, values in quantities.items()},
+    }  # fmt: skip
+
+
+def test_a_quantity_that_changes_first_has_the_smaller_onset():
+    numbers = grokking.summary(
+        watched(
+            [0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.9, 0.9],
+            early=[0, 5, 7, 7, 3, 3, 3, 3],
+            late=[0, 5, 7, 7, 7, 7, 7, 3],
+        )
+    )
+    middle = np.sqrt(2)  # half of the change is in the middle of the logarithms of two steps
+    assert numbers["onset/unseen/accuracy"] == pytest.approx(16 * middle)
+    assert numbers["lag/early"] == pytest.approx((4 - 16) * middle)
+    assert numbers["lag/late"] == pytest.approx((32 - 16) * middle)
+    assert (numbers["start/late"], numbers["end/late"]) == (0, 3)
+
+
+def test_what_changes_before_the_examples_are_fitted_is_no_onset():
+    numbers = grokking.summary(
+        watched([0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.9, 0.9], before=[9, 4, 2, 2, 2, 2, 2, 2])
+    )
+    assert np.isnan(numbers["lag/before"])
+
+
+@pytest.mark.parametrize("accuracy", [[0.1, 0.8, 0.85, 0.85, 0.86, 0.87, 0.9, 0.9]])
+def test_without_a_rise_after_fitting_nothing_has_an_onset(accuracy):
+    numbers = grokking.summary(watched(accuracy, early=[0, 5, 7, 7, 3, 3, 3, 3]))
+    assert np.isnan(numbers["onset/unseen/accuracy"]) and np.isnan(numbers["lag/early"])
+
+
+def test_networks_that_never_fit_have_no_onset():
+    never = watched([0.1] * 7 + [0.9]) | {"train/accuracy": np.full(len(STEPS), 0.9)}
+    assert np.isnan(grokking.summary(never)["onset/unseen/accuracy"])
+
+
+def test_verdicts_say_who_leads():
+    behind = of_arrays(
+        "grokking", "as given", {"lag/unseen/richness": [200, 240, 190, 210, 230],
+                                 "lag/norm": [-200, -240, -190, -210, -230]},
+    )  # fmt: skip
+    judged = judge_all(CLAIMS, behind, preset="small")
+    verdicts = {one.id: one.verdict for one in judged}
+    assert verdicts["grokking-richness"] == "CONTRADICTED"
+    assert verdicts["grokking-norm"] == "SUPPORTED"
+    assert any("D_LR" in sentence for sentence in learned(judged))
+
+
+def test_a_linear_network_ends_at_its_closed_form():
+    found = linear.measure(
+        None, balances=(0, 1, 3), seeds=1, inputs=12, hidden=8, steps=8000, learning_rate=5e-3
+    )
+    for arm in found.arms("linear"):
+        measured, exact = (
+            found.known(name, arm=arm, protocol="linear") for name in ("richness", "closed form")
+        )
+        np.testing.assert_allclose(measured, exact, atol=5e-4)
+    judged = judge_all(CLAIMS, found, preset="small")
+    of_linear = [one.verdict for one in judged if one.id.startswith("linear")]
+    assert set(of_linear) == {"NUMBER MATCH", "NOT RUN"}
+
+
+def test_of_unequal_targets_small_initial_weights_are_not_the_richest():
+    unequal = [linear.closed_form((3.0, 1.0, 0.3), 8, lam) for lam in (0, 0.3, 3)]
+    assert unequal[0] > 0.2 and unequal[1] < unequal[0] < unequal[2]
+    equal = [linear.closed_form((1.0, 1.0, 1.0), 8, lam) for lam in (0, 0.1, 1, 10, 1e6)]
+    assert equal == sorted(equal) and equal[-1] == pytest.approx(1 - np.sqrt(3 / 8))
+
+
+def test_the_tangent_kernel_is_that_of_all_parameters():
+    net = dense((5,), (4, 3), 2)
+    params, _ = net.init(jax.random.key(0))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases that are not 0
+    flat, unravel = ravel_pytree(params)
+    x = jax.random.normal(jax.random.key(1), (6, 5))
+    whole = jax.jacrev(lambda flat: net.apply(unravel(flat), {}, x)[0])(flat)
+    expected = np.einsum("ncp,mcp->nm", whole, whole[:4]) / 2
+    np.testing.assert_allclose(tangent.tangent_kernel(params, x, x[:4]), expected, atol=1e-5)
+
+
+def test_sums_are_split_into_pairs_that_are_trained_on_and_others():
+    data = modular.pairs(3, 7, 0.6)
+    x, y = (
+        np.concatenate([np.asarray(data[split].examples[leaf]) for split in ("train", "unseen")])
+        for leaf in ("x", "y")
+    )
+    assert data["train"].size == 29 and len(np.unique(x, axis=0)) == len(x) == 49
+    np.testing.assert_array_equal((x[:, 0] + x[:, 1]) % 7, y)
+    assert (x[:, 2] == 7).all()
+
+
+def test_the_transformer_is_looked_at_where_it_tells_the_sum():
+    net = modular._transformer(5, 8)
+    params, _ = net.init(jax.random.key(0))
+    x = modular.pairs(0, 5, 0.5)["unseen"].examples["x"]
+    last, head = modular._last(net, 5, params, x)
+    np.testing.assert_allclose(last @ head.kernel, net.apply(params, {}, x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("labels", "wrong"), [("true", 0.0), ("noisy", 0.4)])
+def test_only_labels_that_are_trained_on_are_wrong(labels, wrong):
+    clean = subset("digits", 0, train=200, unseen=50)
+    given = regulariser.mislabelled(clean, labels, 0)
+    for split in clean.data:
+        differ = given.data[split].examples["y"] != clean.data[split].examples["y"]
+        assert jnp.mean(differ) == pytest.approx(wrong if split == "train" else 0)
+
+
+def test_shuffled_labels_are_the_same_ones():
+    clean = subset("digits", 0, train=200, unseen=50)
+    given = regulariser.mislabelled(clean, "shuffled", 0).data["train"].examples["y"]
+    before = clean.data["train"].examples["y"]
+    assert jnp.mean(given == before) < 0.2
+    np.testing.assert_array_equal(np.sort(given), np.sort(before))
+
+
+def test_the_penalty_pushes_richness_alone_and_where_there_is_none_nothing():
+    x = jax.random.normal(jax.random.key(0), (30, 8))
+    outputs = {"features": x, "logits": x @ jax.random.normal(jax.random.key(1), (8, 3))}
+    y = jnp.arange(30) % 3
+
+    def loss(outputs, strength):
+        return regulariser.penalised(outputs, {"y": y, "hyper": {"strength": strength}}).mean()
+
+    pull = jax.grad(loss)(outputs, 0.0)["features"]
+    assert not pull.any()  # cross-entropy reads the logits
+    push = jax.grad(loss)(outputs, 1.0)["features"]
+    moved = {**outputs, "features": x - 1.0 * push / jnp.linalg.norm(push)}
+    assert loss(moved, 1.0) < loss(outputs, 1.0)
+    dead = {**outputs, "features": 0 * x}
+    assert not jax.grad(loss)(dead, 1.0)["features"].any() and jnp.isfinite(loss(dead, 1.0))
+
+
+def test_settings_are_chosen_by_validation_and_keep_their_numbers():
+    settings = {
+        "none@0.1": {"learning_rate": 0.1, "decay": 0.0, "strength": 0.0},
+        "richer@1": {"learning_rate": 0.1, "decay": 0.0, "strength": 1.0},
+        "richer@2": {"learning_rate": 0.1, "decay": 0.0, "strength": 2.0},
+    }
+    scores = {"none@0.1": (0.5, 0.5), "richer@1": (0.6, 0.9), "richer@2": (0.8, 0.1)}
+    tried = merge(
+        of_arrays("p/tuning", arm, {"validation/accuracy": [seen], "test/accuracy": [hidden]})
+        for arm, (seen, hidden) in scores.items()
+    )
+    assert regulariser._winners(tried, settings) == {
+        "none": settings["none@0.1"],
+        "richer": settings["richer@2"],
+    }
+
+
+def test_presets_measure_the_same_studies_but_for_the_slow_one():
+    assert {study.name for study in dynamics.STUDIES if "smoke" not in study.options} == {"modular"}
