@@ -26,10 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.papers.feature_map.trained import checkpoints, columns
 from jaxtyping import Array, Float, Int
 
 from experiments.papers.feature_map.subsets import subset
+from experiments.papers.feature_map.trained import checkpoints, columns
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from experiments.training.blocks import Trial

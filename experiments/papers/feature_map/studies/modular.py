@@ -15,10 +15,10 @@ from functools import cache, partial
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.papers.feature_map.trained import checkpoints, columns
 from jaxtyping import Array
 
 from experiments.papers.feature_map.studies.grokking import Tree, course, summary
+from experiments.papers.feature_map.trained import checkpoints, columns
 from experiments.report.results import Results, of_arrays
 from experiments.runs import Run
 from experiments.training.blocks import Trial

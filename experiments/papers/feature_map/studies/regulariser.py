@@ -21,10 +21,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.papers.feature_map.trained import columns, dense
 from jaxtyping import Array, Float
 
 from experiments.papers.feature_map.subsets import Subset, subset
+from experiments.papers.feature_map.trained import columns, dense
 from experiments.report.results import Results, merge, of_arrays
 from experiments.report.selection import choose
 from experiments.runs import Run

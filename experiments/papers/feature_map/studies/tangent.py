@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.papers.feature_map.trained import columns, dense, each
 from jaxtyping import Array, Float
 
 from experiments.papers.feature_map.studies.grokking import last_of
 from experiments.papers.feature_map.subsets import subset
+from experiments.papers.feature_map.trained import columns, dense, each
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from experiments.training.blocks import Trial
