@@ -37,7 +37,7 @@ from experiments.training.program import TrainState
 from experiments.training.task import OBJECTIVES, Hyper, Task
 from experiments.training.trainer import Trainer
 from models import Network, network
-from spectral_jax import features
+from spectral_jax import capacity, features
 
 Tree = Any
 # From parameters and inputs to the last features and the head that reads them.
@@ -152,7 +152,7 @@ def measured(
     found = {
         "richness": literal.value,
         "richness/centre_first": centred.value,
-        "effective_dimension": features.effective_dimension(mapped.eigenvalues),
+        "effective_dimension": capacity.spread(mapped.eigenvalues, floor=mapped.floor).entropy,
         "nc1": features.neural_collapse(moments).nc1,
         "kernel distance": features.kernel_distance(first, x),
         "spectrum/eigenvalues": mapped.eigenvalues,
