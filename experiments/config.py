@@ -203,6 +203,10 @@ class TrainConfig:
     `measures`: names in `experiments.training.measures`: the connectivity of the weight graph
     (`spectra`), the `tails` of each layer's spectrum, its `bulk`, the pull of the `penalty`, the
     `curvature` of the loss, what the `features` hold.
+    `stop`: the end of training before its last epoch, as in `features/richness below 0.05 for 3`: a
+    metric that is measured, and for how many measurements in a row all seeds are there.
+    `features_decay`: the `features` of the training batches themselves are measured too, in moments
+    that a step multiplies by so much before it adds its batch; 0: they are not.
     `objective`: a name in `experiments.training.task`; `label_scale` is the size of one-hot labels,
     which `mse` reads.
     `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes
@@ -216,6 +220,8 @@ class TrainConfig:
     evaluate_every: int | str = 1
     measure_every: int | str = 1
     measures: tuple[str, ...] = ("spectra", "penalty")
+    stop: str | None = None
+    features_decay: float = 0.0
     objective: str = "cross_entropy"
     label_scale: float = 1.0
     seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
@@ -227,6 +233,8 @@ class TrainConfig:
                 _require_count(name, value, least=1)
         _require_count("seeds", self.seeds, least=1, most=MOST_SEEDS)
         _require_count("seed", self.seed, least=0, most=SEEDS - self.seeds)
+        decay = self.features_decay
+        _require(0 <= decay < 1, "features_decay", decay, "at least 0 and below 1")
         scale = self.label_scale
         _require(0 < scale < math.inf, "label_scale", scale, "a finite number > 0")
 

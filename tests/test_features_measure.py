@@ -1,5 +1,6 @@
 """What a run says of its features is what NumPy makes of the network's own weights."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -13,7 +14,7 @@ from experiments.training import representations
 from experiments.training.measures import MEASURES
 from experiments.training.program import Program
 from experiments.training.task import OBJECTIVES, Data, Task
-from models import network
+from models import moving, network
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 NET = network("mlp", input_shape=(4,), classes=3, hidden=(6, 5))
@@ -96,6 +97,23 @@ def _check_spectrum(arrays, place, trial, features, labels):
     expected = np.cumsum(np.sum((basis.T @ u) ** 2, axis=0)) / 2
     found = arrays[f"{place}quality"][trial]
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-3)
+
+
+def test_the_moments_that_training_batches_left_are_read(state, sets):
+    net = moving(NET, decay=0.5)
+    first = jax.vmap(net.init)(jax.random.split(jax.random.key(0), 2))[1]
+    assert np.isnan(batches(net, state._replace(model_state=first), sets)).all()
+    train = jax.vmap(partial(net.apply, train=True), in_axes=(0, 0, None))
+    kept = train(state.params, first, jnp.asarray((X - 8) / 4, jnp.float32))[1]
+    found = batches(net, state._replace(model_state=kept), sets)
+    for trial in range(2):
+        _, last, outputs, _ = by_numpy(state, trial, slice(None))
+        assert found[trial] == pytest.approx(richness(last, outputs), rel=1e-3)
+
+
+def batches(net, state, sets):
+    numbers, _ = MEASURES["features"](CONFIG, net)(state, sets)
+    return numbers["features/batches/richness"]
 
 
 @pytest.mark.parametrize("name", ["features"])

@@ -189,6 +189,32 @@ def test_a_measure_is_a_function_and_a_line_and_its_nan_is_null_and_told(
     assert not any(name.startswith("spectra/") for name in run.summary)
 
 
+def counting(config, network):
+    """A toy measure: how far training is."""
+    return lambda state, data: ({"toy/step": state.step}, {})
+
+
+def test_a_measured_number_ends_training(whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(MEASURES, "toy", counting)
+    stops = {"measures": ("toy",), "measure_every": "3 steps", "stop": "toy/step above 3 for 2"}
+    run = go(tmp_path, change("train", epochs=9, **stops))
+    assert run.history()["toy/step"][0].tolist() == [0, 3, 6, 9]
+    assert run.summary["steps"] == 9 and run.history()["test/accuracy"][0][-1] == 9
+
+
+@pytest.mark.parametrize("decay, kept", [(0.0, set()), (0.5, {"moments"})])
+def test_a_configuration_says_whether_moments_of_training_batches_are_kept(decay, kept):
+    net = training._network(change("train", features_decay=decay), load("digits"))
+    assert jax.eval_shape(net.init, jax.random.key(0))[1].keys() == kept
+
+
+@pytest.mark.parametrize("name", ["test/accuracy", "features/unseen/richness"])
+def test_the_test_set_ends_no_training(tmp_path, name):
+    with pytest.raises(UserError, match="set data.validation") as failure:
+        go(tmp_path, change("train", stop=f"{name} above 0.9"))
+    assert failure.value.exit_code == USAGE and not list(tmp_path.iterdir())
+
+
 def test_a_complete_run_is_not_run_again(whole, monkeypatch):
     def never(*arguments):
         raise AssertionError("it was run again")

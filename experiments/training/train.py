@@ -24,7 +24,7 @@ from experiments.runs.interruption import interruption
 from experiments.runs.lapack import PAGE, may_deadlock
 from experiments.runs.memory import make_room
 from experiments.runs.watchdog import watchdog
-from experiments.training import blocks, when
+from experiments.training import blocks, stopping, when
 from experiments.training.augmentation import AUGMENTATIONS
 from experiments.training.blocks import Trial
 from experiments.training.measures import measures_of
@@ -37,8 +37,9 @@ from experiments.training.optimisers import (
 from experiments.training.program import Axis
 from experiments.training.task import OBJECTIVES, Task, classification
 from experiments.training.trainer import Trainer
-from models import Network, network, options
+from models import Network, moving, network, options
 from spectral_jax._progress import progress
+from spectral_jax.optim import Stop
 
 # Between checkpoints: training that long again costs less than an Orbax checkpoint every epoch.
 SAVE_SECONDS = 2.0
@@ -67,7 +68,7 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
             return run
         training.begin(run)
         with progress(training.total, config.name, done=training.step) as advance:
-            while training.step < training.total:
+            while not training.ended:
                 metrics, done = training.advance()
                 _refuse_total_divergence(config, metrics, training.step)
                 if training.due:
@@ -127,13 +128,21 @@ class _Training:
         self.total = config.train.epochs * self.task.steps_per_epoch
         self.evaluated = self._steps("evaluate_every")
         self.measured = self._steps("measure_every")
-        self.step = 0
+        self.stop = _stop_of(config)
+        if self.stop is not None:  # any measurement may be the last thing recorded
+            self.evaluated = tuple(sorted({*self.evaluated, *self.measured}))
+        self.step, self.stopped = 0, False
         self.started = self.saved = time.monotonic()
 
     @property
     def due(self) -> bool:
         """Whether something is recorded at this step."""
         return self.step in self.evaluated or self.step in self.measured
+
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are over, or a measured number has ended training before."""
+        return self.stopped or self.step >= self.total
 
     @property
     def unsaved(self) -> bool:
@@ -155,6 +164,7 @@ class _Training:
             self.record(run, {})
         else:
             self.step, self.state = found
+            self.stopped = self._reached(run)
 
     def advance(self) -> tuple[dict[str, np.ndarray], int]:
         """Train to the next chunk's end, or to the next record."""
@@ -183,6 +193,8 @@ class _Training:
                 run.save_array(f"vectors-{self.step:08d}", **arrays)
         epoch = self.step / self.task.steps_per_epoch
         run.record(self.step, epoch, jax.tree.map(np.asarray, metrics))
+        if self.step in self.measured:
+            self.stopped = self._reached(run)
 
     def finish(self, run: Run) -> dict[str, Any]:
         """Keep the weights, and say in numbers how it ended."""
@@ -214,10 +226,13 @@ class _Training:
             "collapsed_seeds": [int(first + i) for i in np.flatnonzero(finite & stuck)],
             "not_measured": [n for n, v in final.items() if np.isnan(v)[finite].any()],
             "epochs": self.config.train.epochs,
-            "steps": self.total,
+            "steps": self.step,
             "seconds": round(time.monotonic() - self.started, 2),
             "seed_axis": self.trainer.axis,
         }
+
+    def _reached(self, run: Run) -> bool:
+        return self.stop is not None and stopping.reached(self.stop, run.history())
 
     def _steps(self, key: str) -> tuple[int, ...]:
         every = when.parse(f"train.{key}", getattr(self.config.train, key))
@@ -267,6 +282,20 @@ class _Training:
 _FASTER: dict[Any, Axis] = {}
 
 
+def _stop_of(config: ExperimentConfig) -> Stop | None:
+    """The number that ends training early; `UserError` (2) if it is one of the test set."""
+    if config.train.stop is None:
+        return None
+    stop = stopping.parse(config.train.stop)
+    of_test = stop.name.startswith("test/")
+    if of_test or ("/unseen/" in stop.name and not config.data.validation):
+        raise UserError(
+            f"train.stop = {config.train.stop!r} ends training by the test set, which then says "
+            "nothing about other data: set data.validation, and stop by that"
+        )
+    return stop
+
+
 def loaded(config: ExperimentConfig) -> tuple[Dataset, list[Splits]]:
     """The data set and its splits: those that all seeds share, or one for each seed."""
     data, train = config.data, config.train
@@ -308,16 +337,19 @@ def _network(config: ExperimentConfig, dataset) -> Network:
     wanted = {name: value for name, value in vars(model).items() if name != "name"}
     try:
         chosen = {name: value for name, value in wanted.items() if name in options(model.name)}
-        shape = dataset.train_x.shape[1:]
-        return _described(model.name, shape, dataset.classes, tuple(chosen.items()))
+        shape, decay = dataset.train_x.shape[1:], config.train.features_decay
+        return _described(model.name, shape, dataset.classes, tuple(chosen.items()), decay)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
 @lru_cache
-def _described(name: str, shape: tuple[int, ...], classes: int, chosen: tuple) -> Network:
+def _described(
+    name: str, shape: tuple[int, ...], classes: int, chosen: tuple, decay: float
+) -> Network:
     # The same functions for every arm, so that compiled programs are shared.
-    return network(name, input_shape=shape, classes=classes, **dict(chosen))
+    described = network(name, input_shape=shape, classes=classes, **dict(chosen))
+    return moving(described, decay=decay) if decay else described
 
 
 def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) -> None:

@@ -13,6 +13,7 @@ from spectral_jax.optim.assignment import (
 from spectral_jax.optim.metrics import metrics
 from spectral_jax.optim.ownership import owners
 from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty
+from spectral_jax.optim.probe import MEASURES, Layer, Probe, ProbeLog, Stop, log_spaced, probe, when
 from spectral_jax.optim.sparsity import Allocation, alpha_pruning, block_means, layer_sparsities
 from spectral_jax.optim.spectral_penalty import (
     Refresh,
@@ -33,13 +34,18 @@ __all__ = [
     "ASSIGNMENTS",
     "Allocation",
     "EigenState",
+    "Layer",
+    "MEASURES",
     "METRICS",
     "PENALTIES",
     "Penalty",
     "Policy",
+    "Probe",
+    "ProbeLog",
     "Reading",
     "Refresh",
     "SpectralPenaltyState",
+    "Stop",
     "TempBalanceState",
     "WatchState",
     "alpha_decay",
@@ -55,9 +61,11 @@ __all__ = [
     "linear_map",
     "llr_sigmoid",
     "log2_map",
+    "log_spaced",
     "metrics",
     "on_residual",
     "owners",
+    "probe",
     "prune_spectra",
     "recombine",
     "shape_only",
@@ -70,4 +78,5 @@ __all__ = [
     "temp_balance",
     "truncate",
     "watch",
+    "when",
 ]

@@ -96,3 +96,5 @@ register(
 for schedule in ("every", "on_residual", "epoch_start_and_every_100"):
     exempt(f"optim.{schedule}", "returns a schedule, no arrays; tests/test_optim.py")
 exempt("optim.metrics", "reads the states of optimisers; tests/test_optim_metrics.py")
+for name in ("log_spaced", "probe", "when"):
+    exempt(f"optim.{name}", "says what a loop is to measure, and when; tests/test_probe.py")

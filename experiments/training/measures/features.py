@@ -1,5 +1,6 @@
 """What a network has learned: how many features it uses, how well, and for what."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -7,15 +8,41 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import ExperimentConfig
+from experiments.training.program import TrainState
 from experiments.training.representations import Numbers, Seen, measured, refuse_without_parts
+from experiments.training.task import Data
 from models import Network
+from models.moving import MOMENTS
 from spectral_jax import capacity, features
 
 
 def measure(config: ExperimentConfig, network: Network):
     """``features/richness`` and the other numbers of `learned`, and spectra for figures."""
     refuse_without_parts("features", network)
-    return partial(measured, "features", learned, network)
+    return partial(_both, network)
+
+
+def _both(network: Network, state: TrainState, data: Mapping[str, Data]):
+    numbers, arrays = measured("features", learned, network, state, data)
+    if MOMENTS in state.model_state:
+        heads = jax.vmap(network.head)(state.params)
+        found = _of_batches(state.model_state[MOMENTS], heads)
+        numbers |= {f"features/batches/{metric}": value for metric, value in found.items()}
+    return numbers, arrays
+
+
+@jax.jit
+def _of_batches(m: features.FeatureMoments, head: features.Head) -> Numbers:
+    """Of the moments that training batches have left, for every trial."""
+
+    def one(trial: tuple[features.FeatureMoments, features.Head]) -> Numbers:
+        m, head = trial
+        return {
+            "richness": features.richness(m, head=head).value,
+            "effective_dimension": capacity.spread(features.eigenvalues(m)).entropy,
+        }
+
+    return jax.lax.map(one, (m, head))
 
 
 def learned(seen: Seen) -> tuple[Numbers, Numbers]:
