@@ -13,6 +13,7 @@ rows ``R`` with ``R^T R`` the covariance of the features stand for the features,
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -43,8 +44,10 @@ ORDERS = get_args(Order)
 CONSTANT = 4  # features that vary by no more than so many roundings of their mean are constant
 
 
-class Richness(NamedTuple):
-    """``D_LR``, and what to judge it by."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Richness:
+    """``D_LR``, what to judge it by, and how it was defined."""
 
     value: Float[Array, ""]
     """0 is the richest, 1 the laziest; NaN where there is none. Corrected, it may fall below 0."""
@@ -68,6 +71,8 @@ class Richness(NamedTuple):
     or hold NaN (or, corrected, as there are too few rows), or the outputs span all that features on
     these rows can: with ``c >= p``, as in language models, it is ``1 - sqrt(PR / p)`` with ``PR``
     the participation ratio of the features' spectrum, whatever the head. Pass fewer outputs."""
+    order: Order = dataclasses.field(metadata={"static": True})
+    corrected: bool = dataclasses.field(metadata={"static": True})
 
 
 def richness(
@@ -196,6 +201,8 @@ def _measured(sides: Sides, known: _Known, *, order: Order, corrected: bool) -> 
         rows=rows,
         undersampled=rows <= p,
         degenerate=full | ~jnp.isfinite(value),
+        order=order,
+        corrected=corrected,
     )
 
 
