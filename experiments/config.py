@@ -202,7 +202,7 @@ class TrainConfig:
     `evaluate_every`, `measure_every`: epochs, or text as in `50 steps` and `20 log-spaced`.
     `measures`: names in `experiments.training.measures`: the connectivity of the weight graph
     (`spectra`), the `tails` of each layer's spectrum, its `bulk`, the pull of the `penalty`, the
-    `curvature` of the loss, what the `features` hold.
+    `curvature` of the loss, what the `features` hold and their neural `collapse`.
     `stop`: the end of training before its last epoch, as in `features/richness below 0.05 for 3`: a
     metric that is measured, and for how many measurements in a row all seeds are there.
     `features_decay`: the `features` of the training batches themselves are measured too, in moments

@@ -99,6 +99,25 @@ def _check_spectrum(arrays, place, trial, features, labels):
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-3)
 
 
+def test_collapse_is_that_of_the_classes(state, sets):
+    numbers, arrays = MEASURES["collapse"](CONFIG, NET)(state, sets)
+    assert not arrays
+    first, last, outputs, labels = by_numpy(state, 0, slice(40, 60))
+    for name, features in (("", last), ("/layers/1", first)):
+        means = means_of(features, labels)
+        within, between = np.cov((features - means[labels]).T, ddof=0), np.cov(means.T, ddof=0)
+        expected = np.trace(within) / np.trace(between)
+        found = numbers[f"collapse/unseen/nc1_quotient{name}"][0]
+        assert found == pytest.approx(expected, rel=1e-4)
+    nearest = np.argmin(((last[:, None] - means_of(last, labels)) ** 2).sum(-1), axis=1)
+    disagree = np.mean(nearest != outputs.argmax(1))
+    assert numbers["collapse/unseen/nc4"][0] == pytest.approx(disagree)
+
+
+def means_of(features, labels):
+    return np.stack([features[labels == c].mean(0) for c in range(3)])
+
+
 def test_the_moments_that_training_batches_left_are_read(state, sets):
     net = moving(NET, decay=0.5)
     first = jax.vmap(net.init)(jax.random.split(jax.random.key(0), 2))[1]
@@ -116,7 +135,7 @@ def batches(net, state, sets):
     return numbers["features/batches/richness"]
 
 
-@pytest.mark.parametrize("name", ["features"])
+@pytest.mark.parametrize("name", ["features", "collapse"])
 def test_a_network_without_parts_has_no_features(name):
     with pytest.raises(UserError, match=f"train.measures: '{name}' needs") as failure:
         MEASURES[name](CONFIG, NET._replace(representations=()))

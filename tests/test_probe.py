@@ -115,6 +115,13 @@ def test_the_network_of_a_tap_is_compared_with_its_outputs():
     assert 0 < expected["richness"] < 1 < expected["effective_dimension"] < 3
 
 
+def test_classes_are_measured_by_labels():
+    x, labels = jnp.eye(4), np.array([0, 0, 1, 1])
+    look = probe(lambda scale, x: x @ scale, x, at=(0,), measure=("nc1",), labels=labels)
+    collapsed = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert look.numbers(collapsed)["nc1"] == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "make, says",
     [

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from spectral_jax import capacity, features
+from spectral_jax import features
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number, count
 from spectral_jax._transforms.members import where_needed
@@ -46,18 +46,17 @@ class Layer(NamedTuple):
         found = features.richness(self.rows, head=self.head, outputs=self.outputs, order=order)
         return found.value
 
-    def spread(self) -> capacity.Spread:
-        """How many directions the features have."""
-        return capacity.spread(features.eigenvalues(features.of(self.rows)))
-
 
 Measure: TypeAlias = Callable[[Layer], Float[Array, ""]]
 
 MEASURES: dict[str, Measure] = {
     "richness": lambda layer: layer.richness("literal"),
     "richness_centre_first": lambda layer: layer.richness("centre-first"),
-    "effective_dimension": lambda layer: layer.spread().entropy,
-    "participation": lambda layer: layer.spread().participation,
+    "effective_dimension": lambda layer: features.effective_dimension(layer.rows),
+    "participation": lambda layer: features.effective_dimension(layer.rows, kind="participation"),
+    "nc1": lambda layer: (
+        features.neural_collapse(layer.rows, labels=layer.labels, classes=layer.classes).nc1
+    ),
 }
 
 

@@ -14,6 +14,7 @@ from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.training.measures import (
     bulk,
+    collapse,
     curvature,
     features,
     penalty,
@@ -29,6 +30,7 @@ Measure = Callable[[ExperimentConfig, Network], Taken]
 
 MEASURES: dict[str, Measure] = {
     "bulk": bulk.measure,
+    "collapse": collapse.measure,
     "curvature": curvature.measure,
     "features": features.measure,
     "penalty": penalty.measure,

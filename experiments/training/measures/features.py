@@ -13,7 +13,7 @@ from experiments.training.representations import Numbers, Seen, measured, refuse
 from experiments.training.task import Data
 from models import Network
 from models.moving import MOMENTS
-from spectral_jax import capacity, features
+from spectral_jax import features
 
 
 def measure(config: ExperimentConfig, network: Network):
@@ -37,9 +37,10 @@ def _of_batches(m: features.FeatureMoments, head: features.Head) -> Numbers:
 
     def one(trial: tuple[features.FeatureMoments, features.Head]) -> Numbers:
         m, head = trial
+        values = features.spectrum(m)
         return {
             "richness": features.richness(m, head=head).value,
-            "effective_dimension": capacity.spread(features.eigenvalues(m)).entropy,
+            "effective_dimension": features.effective_dimension(values),
         }
 
     return jax.lax.map(one, (m, head))
@@ -87,12 +88,15 @@ def _of_any(rows: jax.Array, m: features.FeatureMoments, **used_for: Any) -> Num
     literal, centred = (
         features.richness(rows, order=order, **used_for) for order in ("literal", "centre-first")
     )
-    spread = capacity.spread(features.eigenvalues(m))
+    values, units = features.spectrum(m), features.unit_activity(m)
     return {
         "richness": literal.value,
         "richness/centre_first": centred.value,
         "degenerate": literal.degenerate,
         "undersampled": literal.undersampled,
-        "effective_dimension": spread.entropy,
-        "participation": spread.participation,
+        "effective_dimension": features.effective_dimension(values),
+        "participation": features.effective_dimension(values, kind="participation"),
+        "top_share": values.top_share,
+        "dead_units": jnp.mean(units.dead),
+        "dormant_units": jnp.mean(units.dormant),
     }
