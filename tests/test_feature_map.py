@@ -333,6 +333,30 @@ def test_gradients_pass_through_spectra_that_are_degenerate():
     )
 
 
+def test_moments_refuse_a_gradient_that_dead_features_would_spoil():
+    def value(x, kernel):
+        return richness(features.of(x), head=Head(kernel)).value
+
+    with pytest.raises(ValueError, match="no derivative by moments: pass the features themselves"):
+        jax.grad(value)(X, KERNEL)
+    by_rows = jax.grad(lambda kernel: richness(X, head=Head(kernel)).value)(KERNEL)
+    np.testing.assert_allclose(jax.grad(value, argnums=1)(X, KERNEL), by_rows, atol=1e-12)
+
+
+def test_layers_and_seeds_side_by_side_in_float32():
+    """Compiled around a batch, what computes in float64 must still do so."""
+    with jax.enable_x64(False):
+        stack = jnp.asarray(np.stack([X, X + 1e3]), "float32")
+        moments = [features.of(x) for x in stack]
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *moments)
+        head = Head(jnp.asarray(KERNEL, "float32"))
+        together = jax.jit(jax.vmap(lambda m: richness(m, head=head).value))(both)
+        mapped = jax.vmap(lambda m: diagonalize(m, head=head).eigenvalues)(both)
+        alone = [richness(m, head=head).value for m in moments]
+        np.testing.assert_allclose(together, alone, rtol=1e-6)
+        np.testing.assert_allclose(mapped[0], mapped[1], rtol=1e-3)
+
+
 # Where the numbers say nothing
 
 

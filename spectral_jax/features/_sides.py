@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -126,6 +127,17 @@ def _resolution(state: moments.Moments) -> Float[Array, ""]:
     """The share of a second moment that is rounding of its sum."""
     rows = jnp.maximum(moments.effective_rows(state), state.size)
     return rows * state.eps * (state.size * state.eps if state.method == "qr" else 1)
+
+
+@jax.custom_jvp
+def undifferentiated(m: FeatureMoments) -> FeatureMoments:
+    """The same. A factor has no derivative where the moments are singular, as of a dead feature."""
+    return m
+
+
+@undifferentiated.defjvp
+def _no_derivative(primals, tangents):
+    raise ValueError("no derivative by moments: pass the features themselves to richness")
 
 
 # Which directions count

@@ -24,6 +24,7 @@ from spectral_jax.features._sides import (
     checked_head,
     of_moments,
     tolerance_of,
+    undifferentiated,
 )
 from spectral_jax.features._spans import span, with_row
 from spectral_jax.features.moments import (
@@ -116,7 +117,7 @@ def diagonalize(
         the root of what the method resolves if they were summed.
       outputs, targets, labels, classes, weights: of the rows of an array, as for `of`.
 
-    Works under ``jit`` and ``vmap``; not under ``grad``. NaN in the features is NaN in all numbers.
+    Works under ``jit`` and ``vmap``; refuses ``grad``. NaN in the features is NaN in all numbers.
     Raises ``ValueError`` for arrays that do not fit, and for arrays beside moments.
     Source: arXiv 2410.04264, whose definitions these are as far as it states them.
 
@@ -132,25 +133,28 @@ def diagonalize(
     m = as_moments(m, weights=weights, **arrays)
     if head is not None:
         head = checked_head(head, m.sizes.features)
-    return _diagonalized(m, head, centred=centred, tolerance=tolerance)
+    found = _eigenfunctions(undifferentiated(m), head, centred=centred)
+    by_labels, by_head = not m.sizes.targets, head is not None
+    tolerances = tuple(tolerance_of(m, exact, tolerance) for exact in (by_labels, by_head))
+    # Compiled from here on only: `vmap` of what enters float64 has to enter it itself.
+    return _told(found, tolerances, effective_rows(m), centred=centred)
 
 
-@partial(jax.jit, static_argnames=("centred", "tolerance"))
-def _diagonalized(
-    m: FeatureMoments, head: Head | None, *, centred: bool, tolerance: float | None
+@partial(jax.jit, static_argnames="centred")
+def _told(
+    found: _Found, tolerances: tuple[Array, Array], rows: Array, *, centred: bool
 ) -> FeatureMap:
-    values, floor, vectors, held, used = _eigenfunctions(m, head, centred=centred)
-    quality = utilisation = _Share(None, None, None, None)
-    if held is not None:
-        quality = _share(held, tolerance_of(m, not m.sizes.targets, tolerance), centred)
-    if used is not None:
-        utilisation = _share(used, tolerance_of(m, head is not None, tolerance), centred)
-    p, rows = m.sizes.features, effective_rows(m)
-    k = jnp.arange(1, p + 1, dtype=values.dtype)
+    shares = [
+        _Share(None, None, None, None) if beside is None else _share(beside, tolerance, centred)
+        for beside, tolerance in zip((found.targets, found.outputs), tolerances, strict=True)
+    ]
+    quality, utilisation = shares
+    p = len(found.values)
+    k = jnp.arange(1, p + 1, dtype=rows.dtype)
     return FeatureMap(
-        eigenvalues=values,
-        floor=floor,
-        vectors=vectors,
+        eigenvalues=found.values,
+        floor=found.floor,
+        vectors=found.vectors,
         quality=quality.each,
         utilisation=utilisation.each,
         cumulative_quality=quality.cumulative,
@@ -173,10 +177,16 @@ class _Beside(NamedTuple):
     others: Rows
 
 
+class _Found(NamedTuple):
+    values: Array
+    floor: Array
+    vectors: Array
+    targets: _Beside | None
+    outputs: _Beside | None
+
+
 @partial(moments.exactly, static=("centred",))
-def _eigenfunctions(
-    m: FeatureMoments, head: Head | None, *, centred: bool
-) -> tuple[Array, Array, Array, _Beside | None, _Beside | None]:
+def _eigenfunctions(m: FeatureMoments, head: Head | None, *, centred: bool) -> _Found:
     values, floor = eigenvalues(m, centred=centred)
     vectors = eigh(covariance(m, centred=centred)).vectors[:, ::-1]
     resolved = values > floor
@@ -189,7 +199,7 @@ def _eigenfunctions(
 
     held = beside("targets") if m.sizes.targets or m.classes else None
     used = beside(head or "outputs") if head is not None or m.sizes.outputs else None
-    return values, floor, vectors, held, used
+    return _Found(values, floor, vectors, held, used)
 
 
 class _Share(NamedTuple):

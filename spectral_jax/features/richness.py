@@ -33,6 +33,7 @@ from spectral_jax.features._sides import (
     quartic_of,
     tolerance_in,
     tolerance_of,
+    undifferentiated,
 )
 from spectral_jax.features._spans import Span, span, with_row
 from spectral_jax.features.moments import FeatureMoments, Head, effective_rows, pooled
@@ -109,8 +110,9 @@ def richness(
 
     Does not change with rotations, shifts and scales of the features, nor with an invertible
     mixture of the outputs. Works under ``jit``, ``vmap`` and ``grad``, twice, through features
-    whose spectrum is degenerate too; the gradient is 0 where the number is NaN. Moments have one
-    where `update` has. Raises ``ValueError`` for shapes that do not fit and without outputs.
+    whose spectrum is degenerate too; the gradient is 0 where the number is NaN. Moments have
+    one with respect to the head alone, and refuse any other. Raises ``ValueError`` for shapes that
+    do not fit and without outputs.
     Source: arXiv 2410.04264; the trace form and the correction are ours.
 
     >>> import jax.numpy as jnp
@@ -144,7 +146,7 @@ class _Known(NamedTuple):
     """The relative spacing of the numbers of which the rows came."""
 
 
-@partial(jax.jit, static_argnames=("tolerance", "order", "corrected"))
+# Not compiled as a whole: `vmap` of what enters float64 has to enter it itself.
 def _of_moments(
     m: FeatureMoments, head: Head | None, *, tolerance: float | None, **options: Any
 ) -> Richness:
@@ -176,6 +178,7 @@ def _of_data(
     return _measured(sides, known, **options)
 
 
+@partial(jax.jit, static_argnames=("order", "corrected"))
 def _measured(sides: Sides, known: _Known, *, order: Order, corrected: bool) -> Richness:
     (features, middle, _), (others, level, unit) = sides
     columns = others if order == "centre-first" else with_row(others, level)
@@ -240,7 +243,9 @@ def _checked_moments(m: FeatureMoments, head: Any, corrected: bool) -> tuple[Any
         raise ValueError("head=None, and no outputs in the moments: pass the last layer as a Head")
     if corrected and m.state.high.fourth is None:
         raise ValueError("corrected=True needs fourth moments: begin with zero(p, fourth=True)")
-    return pooled(m), None if head is None else checked_head(head, m.sizes.features)
+    return undifferentiated(pooled(m)), None if head is None else checked_head(
+        head, m.sizes.features
+    )
 
 
 def _checked_data(x: Any, head: Any, outputs: Any, weights: Any) -> tuple[Any, ...]:
