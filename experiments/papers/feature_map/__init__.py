@@ -24,7 +24,7 @@ DENSE: dict[str, Any] = {
     "examples": 2000,
 }  # fmt: skip
 TINY: dict[str, Any] = {
-    "dataset": "digits", "hidden": (32, 32, 32), "batch": 32, "epochs": 4, "seeds": 2,
+    "dataset": "digits", "hidden": (32,), "batch": 32, "epochs": 4, "seeds": 2,
     "examples": 1437,
 }  # fmt: skip
 PIXELS: dict[str, Any] = {
@@ -38,9 +38,9 @@ SIZES: dict[str, Any] = {
 MNIST10K = {"small": ["mnist10k"], "paper": ["mnist10k"]}
 
 
-def _both(options: dict[str, Any], smoke: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The larger presets alike: what they have more of is in the protocols."""
-    return {"smoke": smoke, "small": options, "paper": options}
+def _larger(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The larger presets alike: what ``paper`` has more of is in the protocols."""
+    return {"small": options, "paper": options}
 
 
 PAPER = Paper(
@@ -48,32 +48,27 @@ PAPER = Paper(
     "What has it learned? The forward feature map",
     PROTOCOLS,
     studies=(
-        Study("endpoints", _both({"examples": 2000}, {"examples": 1437}), of="p1"),
+        Study("endpoints", {"smoke": {"examples": 1437}, **_larger({"examples": 2000})}, of="p1"),
         Study(
             "estimates",
-            _both(
-                {"examples": 2000, "counts": (64, 128, 300, 1000), "subsets": 4},
-                {"examples": 1437, "counts": (32,), "subsets": 4},
-            ),
+            _larger({"examples": 2000, "counts": (64, 128, 300, 1000), "subsets": 4}),
             of="p1",
         ),
-        Study("regimes", {"small": {}, "paper": {}}, of="settings"),
+        Study("regimes", _larger({}), of="settings"),
         Study(
-            "sizes",
-            {"small": SIZES, "paper": SIZES},
-            needs=MNIST10K, hours={"small": 0.2, "paper": 0.2},
+            "sizes", _larger(SIZES), needs=MNIST10K, hours={"small": 0.2, "paper": 0.2},
         ),
         Study(
-            "lazy", _both({**DENSE, "alphas": (1, 10, 100)}, {**TINY, "alphas": (1, 100)}),
+            "lazy", _larger({**DENSE, "alphas": (1, 10, 100)}),
             needs=MNIST10K, hours={"small": 0.15, "paper": 0.15},
         ),
         Study(
             "pixels",
-            _both(
-                PIXELS,
-                {**TINY, "amps": (3.0,), "rates": (3e-3,), "epochs": 6, "tuned": 1,
-                 "validation": 0},
-            ),
+            {
+                "smoke": {**TINY, "amps": (3.0,), "rates": (3e-3,), "epochs": 6, "tuned": 1,
+                          "validation": 0},
+                **_larger(PIXELS),
+            },
             needs=MNIST10K, hours={"small": 0.3, "paper": 0.3},
         ),
         *dynamics.STUDIES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,10 +18,11 @@ from experiments.runs import Run
 from experiments.training.representations import PROBE_EXAMPLES
 from spectral_jax import plots
 
+RICHNESS = "features/richness"
 COLUMNS = {
     "test accuracy (%)": ("test/accuracy", 100.0),
     "train accuracy (%)": ("final_train/accuracy", 100.0),
-    "D_LR": ("features/richness", 1.0),
+    "D_LR": (RICHNESS, 1.0),
     "effective dimension": ("features/effective_dimension", 1.0),
 }
 WAYS = {
@@ -31,11 +32,6 @@ WAYS = {
     "unseen": ("features/unseen/richness", 1.0),
     "Pi*(C-1)": ("features/quality", 1.0),
     "Pihat(C-1)": ("features/utilisation", 1.0),
-}
-LAYERS = {
-    "layer 1": ("features/richness/layers/1", 1.0),
-    "layer 2": ("features/richness/layers/2", 1.0),
-    "layer 3": ("features/richness", 1.0),
 }
 CHANGES = {
     "D_LR at the start": ("start/features/richness", 1.0),
@@ -76,7 +72,7 @@ PIXELS = {
     "learning rate": ("learning_rate", 1.0),
 }
 COURSES = {
-    "$D_{LR}$": "features/richness",
+    "$D_{LR}$": RICHNESS,
     "effective dimension": "features/effective_dimension",
     "test accuracy": "test/accuracy",
 }
@@ -121,13 +117,23 @@ def spectra_of(run: Run, *, rows: int) -> plots.FeatureSpectra:
     )
 
 
+def layers_of(metrics: Iterable[str]) -> dict[str, str]:
+    """Which metric is the richness of which hidden layer, from the first to the last.
+
+    >>> layers_of(["features/richness/layers/1", "features/richness", "features/quality"])
+    {'layer 1': 'features/richness/layers/1', 'layer 2': 'features/richness'}
+    """
+    before = [name for name in metrics if name.startswith(f"{RICHNESS}/layers/")]
+    return {f"layer {number}": name for number, name in enumerate([*before, RICHNESS], 1)}
+
+
 def _course(run: Run) -> Section:
     """Spectra, courses and layers of the networks of the first arm while they are trained."""
     rows = min(PROBE_EXAMPLES, len(opened(run).splits.train_y))
     spectra, history = spectra_of(run, rows=rows), run.history()
-    courses = {label: {"": history[name]} for label, name in COURSES.items()}
-    steps = history["features/richness"][0]
-    layers = {heading: history[name][1].mean(axis=1) for heading, (name, _) in LAYERS.items()}
+    courses = {label: {"": history[name]} for label, name in COURSES.items() if name in history}
+    steps = history[RICHNESS][0]
+    layers = {name: history[metric][1].mean(axis=1) for name, metric in layers_of(history).items()}
     pictures = {
         "spectra": Picture(
             plots.feature_spectra(spectra, xlabel="step"),
@@ -160,18 +166,20 @@ def _ways(outcome: Outcome) -> Section:
     """One network, trained in several ways."""
     known = partial(outcome.results.known, protocol="p1")
     found = {
-        arm: (known("features/richness", arm=arm), 100 * known("test/accuracy", arm=arm))
+        arm: (known(RICHNESS, arm=arm), 100 * known("test/accuracy", arm=arm))
         for arm in outcome.results.arms("p1")
     }
     picture = Picture(
         plots.richness_against_accuracy(found),
         "Richness on training images and accuracy on unseen ones, a point for each seed.",
     )
+    known_of_all = outcome.results.metrics(arm="mse", protocol="p1")
+    layers = {name: (metric, 1.0) for name, metric in layers_of(known_of_all).items()}
     tables = [
         of_results(outcome.results, columns, protocols=[protocol], caption=caption)
         for protocol, caption, columns in (
             ("p1", "At the end: mean and 95 % interval over seeds", WAYS),
-            ("p1", "D_LR layer by layer", LAYERS),
+            ("p1", "D_LR layer by layer", layers),
             ("endpoints", "What training changed", CHANGES),
         )
     ]
@@ -201,7 +209,7 @@ def _regimes(run: Run, settings: Mapping[str, Run]) -> Section:
     courses = {arm: (stored[f"{arm}/step"], stored[f"{arm}/per class"]) for arm in arms}
     step = courses[arms[0]][0]
     means = np.stack([np.nanmean(values, axis=1) for _, values in courses.values()], axis=1)
-    richness = {arm: settings[arm].history()["features/richness"] for arm in arms}
+    richness = {arm: settings[arm].history()[RICHNESS] for arm in arms}
     pictures = {
         "strip": Picture(
             plots.course_map(step, arms, means, label="directions per class", xlabel="step"),

@@ -88,7 +88,7 @@ P1 = ExperimentConfig(
 DIGITS = replace(
     P1,
     data=DataConfig("digits", batch_size=32, preprocessing="unit"),
-    model=ModelConfig(hidden=(32, 32, 32), gain=GAIN),
+    model=ModelConfig(hidden=(32,), gain=GAIN),
     train=replace(P1.train, epochs=6, seeds=2),
 )
 SMOKE = ("mse", "last_layer")
