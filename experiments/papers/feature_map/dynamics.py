@@ -26,8 +26,9 @@ TANGENT: dict[str, Any] = {
 }  # fmt: skip
 REGULARISER: dict[str, Any] = {
     "dataset": "mnist", "examples": 2000, "unseen": 1000, "hidden": (256, 256), "epochs": 30,
-    "batch": 100, "learning_rates": (3e-4, 1e-3, 3e-3, 1e-2), "strengths": (0.01, 0.03, 0.1, 0.3),
-    "decays": (0.01, 0.03, 0.1, 0.3), "tuning_seeds": 3, "seeds": 8,
+    "batch": 100, "learning_rates": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "strengths": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "decays": (0.1, 0.3, 1.0, 3.0, 10.0), "tuning_seeds": 3, "seeds": 8,
 }  # fmt: skip
 TINY: dict[str, Any] = {"dataset": "digits", "batch": 50}
 MNIST = {"small": ["mnist"], "paper": ["mnist"]}
