@@ -98,6 +98,18 @@ def test_of_decayed_batches_the_last_ones_count():
     np.testing.assert_allclose(kernel_distance(state)[0, 1], moved(X, other), atol=1e-6)
 
 
+def test_an_interval_of_blocks_holds_the_value_of_the_population():
+    """Kernels of four independent columns and of three of them align as 3 / sqrt(12)."""
+    x = RNG.standard_normal((16, 40, 4))
+    blocks = [layers.of([part, part[:, :3]]) for part in x]
+    found = layers.jackknife(blocks, lambda m: cka(m).value[0, 1])
+    assert found.low < 3 / np.sqrt(12) < found.high and found.high - found.low < 0.05
+    rows = x.reshape(-1, 4)
+    np.testing.assert_allclose(found.value, unbiased(rows, rows[:, :3]), atol=1e-6)
+    with pytest.raises(ValueError, match="at least two"):
+        layers.jackknife(blocks[:1], cka)
+
+
 def test_layers_of_any_size_are_compared():
     found = cka(1e-25 * X, 1e25 * Y)
     np.testing.assert_allclose(found.value, unbiased(X, Y), atol=1e-6)

@@ -126,7 +126,7 @@ def calibrate(
     if features.ndim != 2:
         raise ValueError(f"features have shape {features.shape}: pass rows [n, p]")
     n = len(features)
-    sizes = sorted({*rows} if isinstance(rows, Sequence) else {rows})
+    sizes = sorted({*np.ravel(rows).tolist()})
     why = "a quarter of the rows of features"
     sizes = [count("rows", size, least=2, most=n // 4, why=why) for size in sizes]
     if not sizes:

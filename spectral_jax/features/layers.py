@@ -13,7 +13,8 @@ second moments of all columns side by side, and ``sum |x|^2 |y|^2`` of each pair
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
@@ -25,9 +26,10 @@ from jaxtyping import Float
 from spectral_jax._options import count
 from spectral_jax.features.moments import CHUNK, side_by_side
 from spectral_jax.linalg import moments
+from spectral_jax.linalg.jackknife import Interval, interval
 from spectral_jax.linalg.precision import working
 
-__all__ = ["LayerMoments", "decay", "merge", "of", "psum", "update", "zero"]
+__all__ = ["LayerMoments", "decay", "jackknife", "merge", "of", "psum", "update", "zero"]
 
 Layers = Mapping[str, Float[ArrayLike, "b _"]] | Sequence[Float[ArrayLike, "b _"]]
 
@@ -165,6 +167,33 @@ def of(
         batch = {name: x[rows] for name, x in named.items()}
         m = update(m, batch, weights=None if w is None else w[rows])
     return m
+
+
+def jackknife(
+    blocks: Sequence[LayerMoments], function: Callable[[LayerMoments], Any], *, level: float = 0.95
+) -> Interval:
+    """Any number of layers with a confidence interval, by leaving out blocks of rows in turn.
+
+    Args:
+      blocks: moments of 16 or so parts of the inputs, of about as many rows each.
+      function: of their moments together, to a number, an array, or a tree of them. It is called
+        twice: on all rows, and under ``vmap`` on what is left without each block.
+      level: see `linalg.interval`, which says how and for what this holds.
+
+    Works under ``jit``. Raises ``ValueError`` for fewer than two blocks, or blocks of different
+    layers.
+
+    >>> x = np.random.default_rng(0).normal(size=(16, 50, 3))
+    >>> blocks = [of({"x": part, "twice": 2 * part[:, :2]}) for part in x]
+    >>> found = jackknife(blocks, lambda m: moments.mean(m.state)[0])
+    >>> bool(found.low < 0 < found.high)
+    True
+    """
+    whole = reduce(merge, blocks)
+    rest = moments.leave_one_out([m.state for m in blocks])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rest)
+    without = jax.vmap(lambda state: function(dataclasses.replace(whole, state=state)))(stacked)
+    return interval(function(whole), without, level=level)
 
 
 def unitless(state: moments.Moments) -> moments.Moments:

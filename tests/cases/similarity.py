@@ -241,4 +241,5 @@ exempt("features.layers.zero", "begins the state of every case of features.cross
 exempt("features.layers.update", "sums every case of features.cka")
 exempt("features.layers.of", "sums every case of features.cka")
 exempt("features.layers.psum", "needs a mapped axis: tests/test_similarity.py")
+exempt("features.layers.jackknife", "takes a list of blocks: tests/test_similarity.py")
 exempt("features.layers.decay", "tests/test_similarity.py")
