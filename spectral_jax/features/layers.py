@@ -185,8 +185,8 @@ def jackknife(
 
     >>> x = np.random.default_rng(0).normal(size=(16, 50, 3))
     >>> blocks = [of({"x": part, "twice": 2 * part[:, :2]}) for part in x]
-    >>> found = jackknife(blocks, lambda m: moments.mean(m.state)[0])
-    >>> bool(found.low < 0 < found.high)
+    >>> found = jackknife(blocks, lambda m: moments.second(m.state)[0, 0])
+    >>> bool(found.low < 1 < found.high)
     True
     """
     whole = reduce(merge, blocks)

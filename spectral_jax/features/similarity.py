@@ -73,7 +73,7 @@ def cka(
     Source: Kornblith et al., arXiv 1905.00414; Song et al. 2012 (JMLR 13), equation 5, the
     unbiased HSIC; Nguyen, Raghu & Kornblith, arXiv 2010.15327, its use for CKA.
 
-    >>> x = jax.random.normal(jax.random.key(0), (50, 4))
+    >>> x = np.random.default_rng(0).normal(size=(50, 4))
     >>> round(float(cka(x, 3 * x[:, ::-1] + 1).value), 5)
     1.0
     """
@@ -102,7 +102,7 @@ def kernel_distance(
     Other arguments, transforms and errors are those of `cka`.
     Source: Fort et al., arXiv 2010.15110, equation 3.
 
-    >>> x = jax.random.normal(jax.random.key(0), (50, 4))
+    >>> x = np.random.default_rng(0).normal(size=(50, 4))
     >>> kernel_distance(x, 2 * x[:, ::-1]).round(5).tolist()
     0.0
     """
@@ -130,7 +130,7 @@ def procrustes(
     Source: Ding, Denain & Steinhardt, arXiv 2108.01661; Harvey, Larsen & Williams, arXiv
     2311.11436 (Bures).
 
-    >>> x = jax.random.normal(jax.random.key(0), (50, 4))
+    >>> x = np.random.default_rng(0).normal(size=(50, 4))
     >>> procrustes(x, 2 * x[:, ::-1]).round(5).tolist()
     0.0
     """
