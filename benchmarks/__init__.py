@@ -5,6 +5,7 @@ A suite is a module here with ``tables(smoke: bool) -> Iterator[Table]``, and a 
 
 SUITES = {
     "curvature": "Products in gradients, spectra and largest pairs, watching, moments of data",
+    "features": "The feature map: one pass beside n x n, watching, agreement, who computes what",
     "fiedler": "Fiedler pairs and the penalty: accuracy, solvers, a training epoch, seeds",
     "farms": "FARMS, tails, analyze: oracles, agreement, processes, windows, fits, an epoch",
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
