@@ -24,6 +24,7 @@ COLUMNS = {
     "train accuracy (%)": ("final_train/accuracy", 100.0),
     "D_LR": (RICHNESS, 1.0),
     "effective dimension": ("features/effective_dimension", 1.0),
+    "NC1": ("collapse/nc1", 1.0),
 }
 WAYS = {
     **COLUMNS,
@@ -75,6 +76,9 @@ COURSES = {
     "$D_{LR}$": RICHNESS,
     "effective dimension": "features/effective_dimension",
     "test accuracy": "test/accuracy",
+    "NC1": "collapse/nc1",
+    "NC2": "collapse/nc2",
+    "NC3": "collapse/nc3",
 }
 TITLES = {
     "estimates": ("Few images: how far D_LR is off", ESTIMATES),
@@ -145,7 +149,7 @@ def _course(run: Run) -> Section:
             "The eigenvalues over training. The line: so many directions hold 95 % of the outputs.",
         ),
         "courses": Picture(
-            plots.time_courses(courses, xlabel="step"),
+            plots.time_courses(courses, xlabel="step", logarithmic=[*{"NC1"} & courses.keys()]),
             "Over training, mean and 95 % interval over seeds, on training images.",
         ),
         "layers": Picture(

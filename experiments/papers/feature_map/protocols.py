@@ -21,7 +21,7 @@ from experiments.config import (
 )
 from experiments.papers.paper import Protocol
 
-MEASURES = ("features",)
+MEASURES = ("features", "collapse")
 DATASETS = ("mnist", "fashion_mnist", "cifar10")
 CLASSES = 10  # of each of them
 NETWORKS: dict[str, tuple[ModelConfig, Literal["map", "stepwise"]]] = {
@@ -89,7 +89,7 @@ DIGITS = replace(
     P1,
     data=DataConfig("digits", batch_size=32, preprocessing="unit"),
     model=ModelConfig(hidden=(32,), gain=GAIN),
-    train=replace(P1.train, epochs=6, seeds=2),
+    train=replace(P1.train, epochs=6, seeds=2, measures=("features",)),
 )
 SMOKE = ("mse", "last_layer")
 TINY = ways_of(DIGITS, few=320, few_epochs=12)

@@ -18,6 +18,8 @@ from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from spectral_jax import features
 
+MEASURES = ("features/", "collapse/")
+
 
 def measure(run: Run, *, runs: Mapping[str, str], examples: int) -> Results:
     """Every seed of every arm; richness is balanced on so many of the images it was trained on."""
@@ -35,7 +37,7 @@ def changes(history: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, n
     """First values of the measures, and by how much the last ones differ."""
     found = {}
     for name, (_, values) in history.items():
-        if name.startswith("features/"):
+        if name.startswith(MEASURES):
             found[f"start/{name}"] = values[0]
             found[f"moved/{name}"] = values[-1] - values[0]
     return found
