@@ -71,6 +71,7 @@ PIXELS = {
     "Pi* of the image": ("image/quality", 1.0),
     "Pi* of the code": ("code/quality", 1.0),
     "learning rate": ("learning_rate", 1.0),
+    "at the edge of the grid": ("learning_rate/at edge", 1.0),
 }
 COURSES = {
     "$D_{LR}$": RICHNESS,

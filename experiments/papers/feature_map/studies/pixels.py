@@ -58,8 +58,10 @@ def measure(
             told = [of_network(net, p, data, codes, examples) for p in each(state.params)]
             tests = {f"{name}/accuracy": training.evaluate(state, name)["accuracy"]
                      for name in TESTS}  # fmt: skip
+            at_edge = len(rates) > 1 and rate in (min(rates), max(rates))
             numbers = {**columns([one for one, _ in told]), **tests,
-                       "learning_rate": np.full(seeds, rate)}  # fmt: skip
+                       "learning_rate": np.full(seeds, rate),
+                       "learning_rate/at edge": np.full(seeds, float(at_edge))}  # fmt: skip
             parts.append(of_arrays("pixels", f"{way}/amp={amp:g}", numbers))
             run.save_array(f"{way}-{amp:g}", **told[0][1])
         run.log(f"pixels: amp = {amp:g} is trained")
