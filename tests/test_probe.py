@@ -104,7 +104,7 @@ def test_the_network_of_a_tap_is_compared_with_its_outputs():
         last = params["layers"][1]
         return Head(last["kernel"], last["bias"])
 
-    names = ("richness", "effective_dimension")
+    names = ("richness", "effective_dimension", "utilisation")
     layers = tap(net, {"last": "layers.1:input", "outputs": ""})
     by_outputs = probe(layers, x, at=(0,), measure=names)
     by_head = probe(tap(net, "layers.1:input"), x, at=(0,), measure=names, head=head)
@@ -113,6 +113,7 @@ def test_the_network_of_a_tap_is_compared_with_its_outputs():
     for name in names:
         assert float(found[f"{name}/last"]) == pytest.approx(float(expected[name]), rel=1e-4)
     assert 0 < expected["richness"] < 1 < expected["effective_dimension"] < 3
+    assert 0 < expected["utilisation"] < 1
 
 
 def test_classes_are_measured_by_labels():

@@ -46,6 +46,13 @@ class Layer(NamedTuple):
         found = features.richness(self.rows, head=self.head, outputs=self.outputs, order=order)
         return found.value
 
+    def utilisation(self) -> Float[Array, ""]:
+        """The share of the outputs that the leading directions hold, of as many as they span."""
+        found = features.diagonalize(self.rows, head=self.head, outputs=self.outputs)
+        shares, rank = found.cumulative_utilisation, found.output_rank
+        assert shares is not None and rank is not None
+        return shares[jnp.clip(rank - 1, 0)]
+
 
 Measure: TypeAlias = Callable[[Layer], Float[Array, ""]]
 
@@ -54,6 +61,7 @@ MEASURES: dict[str, Measure] = {
     "richness_centre_first": lambda layer: layer.richness("centre-first"),
     "effective_dimension": lambda layer: features.effective_dimension(layer.rows),
     "participation": lambda layer: features.effective_dimension(layer.rows, kind="participation"),
+    "utilisation": lambda layer: layer.utilisation(),
     "nc1": lambda layer: (
         features.neural_collapse(layer.rows, labels=layer.labels, classes=layer.classes).nc1
     ),
