@@ -32,7 +32,7 @@ from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 
 Beside = Literal["outputs", "targets"]
-CHUNK = 8192  # rows that `of` takes at a time: a float64 copy of them is what it needs
+CHUNK = 8192  # rows of a block that `of` takes at a time: it copies no more to float64
 
 
 class Head(NamedTuple):
@@ -288,9 +288,7 @@ def jackknife(
     """
     if m.blocks < 2:
         raise ValueError("the moments have no blocks: begin with zero(p, blocks=16)")
-    rest = moments.leave_one_out(_blocks(m))
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *rest)
-    without = jax.vmap(lambda state: function(_of_state(m, state)))(stacked)
+    without = jax.vmap(lambda state: function(_of_state(m, state)))(_without_each(m))
     complete = jnp.all(jnp.sum(m.state.high.weight, axis=-1) > 0)
     dtype = m.state.high.mean.dtype
     without = jax.tree.map(lambda t: jnp.where(complete, t.astype(dtype), jnp.nan), without)
@@ -424,6 +422,11 @@ def _blocks(m: FeatureMoments) -> list[moments.Moments]:
     return [jax.tree.map(itemgetter(k), m.state) for k in range(m.blocks)]
 
 
+@jax.jit
+def _without_each(m: FeatureMoments) -> moments.Moments:
+    return jax.tree.map(lambda *x: jnp.stack(x), *moments.leave_one_out(_blocks(m)))
+
+
 def _part(m: FeatureMoments, name: Literal["features"] | Beside) -> moments.Moments:
     return moments.part(pooled(m).state, _place(m, name))
 
@@ -519,40 +522,67 @@ def side_by_side(state: moments.Moments, arrays: Mapping[str, Any]) -> Any:
 
 def _dealt(m: FeatureMoments, rows: Any, weights: Any, labels: Any) -> FeatureMoments:
     """Runs of consecutive rows to the blocks; from batch to batch others get the longer ones."""
-    n = len(rows)
-    runs = np.array_split(np.arange(n), m.blocks)
-    index = np.zeros((m.blocks, max(map(len, runs))), int)
-    real = np.zeros(index.shape, bool)
-    for k, run in enumerate(runs):
-        index[k, : len(run)], real[k, : len(run)] = run, True
-    w = jnp.ones(n, m.state.high.mean.dtype) if weights is None else working(weights, "weights")
-    turned = [
-        jnp.roll(x, m.turn, axis=0)
-        for x in (
-            working(rows, "features")[index],
-            jnp.where(real, w[index], 0),
-            *(() if labels is None else (jnp.asarray(labels)[index],)),
-        )
-    ]
-
-    def added(state, x, w, labels=None):
-        return moments.update(state, x, weights=w, labels=labels)
-
-    state = jax.vmap(added)(m.state, *turned)
+    given = {"rows": rows, "weights": weights, "labels": labels}
+    arrays = {name: x for name, x in given.items() if x is not None}
+    runs = np.array_split(np.arange(len(rows)), m.blocks)
+    by = _by_run if all(isinstance(x, np.ndarray) for x in arrays.values()) else _by_lane
+    batch = jax.tree.map(lambda x: jnp.roll(x, m.turn, axis=0), by(m, runs, **arrays))
+    state = jax.vmap(moments.merge)(m.state, batch)
     return dataclasses.replace(m, state=state, turn=m.turn + 1)
 
 
+def _by_run(
+    m: FeatureMoments, runs: list[np.ndarray], *, rows: np.ndarray, **beside: np.ndarray
+) -> moments.Moments:
+    """On the host, a block after the other."""
+    states = [
+        moments.update(_empty(m), rows[run], **{name: x[run] for name, x in beside.items()})
+        for run in runs
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *states)
+
+
+def _by_lane(
+    m: FeatureMoments, runs: list[np.ndarray], *, rows: Any, weights: Any = None, labels: Any = None
+) -> moments.Moments:
+    """All blocks at once; the shorter ones have a row of weight 0 in addition."""
+    index = np.stack([np.resize(run, len(runs[0])) for run in runs if len(run)])
+    index = np.pad(index, ((0, m.blocks - len(index)), (0, 0)))
+    real = np.arange(len(runs[0])) < np.array([len(run) for run in runs])[:, None]
+    dtype = m.state.high.mean.dtype
+    w = jnp.ones(len(rows), dtype) if weights is None else working(weights, "weights")
+    lanes = [working(rows, "features")[index], jnp.where(real, w[index], 0)]
+    if labels is not None:
+        lanes.append(jnp.asarray(labels)[index])
+
+    def update(x: Array, w: Array, labels: Array | None = None) -> moments.Moments:
+        return moments.update(_empty(m), x, weights=w, labels=labels)
+
+    return jax.vmap(update)(*lanes)
+
+
+def _empty(m: FeatureMoments) -> moments.Moments:
+    """The state of one block, without rows."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), m.state)
+
+
 def _in_chunks(m: FeatureMoments, arrays: dict[str, Any]) -> FeatureMoments:
-    n = len(arrays["features"])
+    if m.state.method == "gram64" and m.state.high.fourth is None:
+        arrays = {name: _on_host(x) for name, x in arrays.items()}
     if not all(isinstance(x, np.ndarray) for x in arrays.values()):
-        arrays = {name: jnp.asarray(x) for name, x in arrays.items()}
-        # Under vmap a compiled program is turned into one of batches after it is traced: then too
-        # JAX has to have float64.
-        with moments.wide(m.state):
-            return _scanned(m, arrays)
-    for start in range(0, n, CHUNK):
-        m = update(m, **{name: x[start : start + CHUNK] for name, x in arrays.items()})
+        return _scanned(m, {name: jnp.asarray(x) for name, x in arrays.items()})
+    step = CHUNK * m.blocks
+    for start in range(0, len(arrays["features"]), step):
+        m = update(m, **{name: x[start : start + step] for name, x in arrays.items()})
     return m
+
+
+def _on_host(x: Any) -> Any:
+    """An array that a CPU holds anyway as NumPy's, which multiplies float64 three times as fast."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and len(x.devices()) == 1:
+        (device,) = x.devices()
+        return np.asarray(x) if device.platform == "cpu" else x
+    return x
 
 
 @jax.jit
