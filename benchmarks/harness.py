@@ -26,6 +26,10 @@ PEERS = (
     "curvlinops-for-pytorch",
     "weightwatcher",
     "optht",
+    "neural_collapse",
+    "ckatorch",
+    "pytorch-cka",
+    "stable-pretraining",
 )
 THREADS = (
     "OPENBLAS_NUM_THREADS=1 throughout. Comparisons with other solvers run, on both sides, with "
