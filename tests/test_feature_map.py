@@ -283,7 +283,7 @@ def test_the_corrected_number_is_right_on_average_where_the_plain_one_is_not():
     error = corrected.value.std() / np.sqrt(len(draws))
     assert abs(corrected.value.mean() - truth) < 3 * error < 0.02
     assert abs(plain.value.mean() - truth) > 0.1
-    assert plain.undersampled.all()
+    assert plain.few_rows.all()
 
 
 def test_the_correction_needs_no_rows():
@@ -397,7 +397,7 @@ def test_there_is_no_richness_and_a_flag_for(x, outputs, weights):
 
 def test_with_no_more_rows_than_features_every_target_is_linear():
     found = diagonalize(normal(7, 8), targets=normal(7, 2, seed=1))
-    assert found.undersampled
+    assert found.few_rows
     assert found.cumulative_quality[-1] == pytest.approx(1, abs=1e-9)
     assert found.chance[-1] == 1
 

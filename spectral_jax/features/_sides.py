@@ -67,7 +67,8 @@ def of_moments(m: FeatureMoments, beside: Head | Beside) -> Sides:
 @moments.exactly
 def feature_rows(m: FeatureMoments) -> Rows:
     """Of the features alone."""
-    return _in_units(*_rows_and_mean(moments.part(m.state, 0)))
+    own = moments.part(m.state, 0)
+    return _in_units(moments.factor(own, centred=True), moments.mean(own))
 
 
 @moments.exactly
@@ -84,7 +85,7 @@ def _beside(m: FeatureMoments, *, beside: Beside) -> Sides:
     p = m.sizes.features
     start = p if beside == "outputs" else p + m.sizes.outputs
     columns = slice(start, start + getattr(m.sizes, beside))
-    rows, mean = _rows_and_mean(m.state)
+    rows, mean = moments.factor(m.state, centred=True), moments.mean(m.state)
     features = _in_units(rows[:, :p], mean[:p])
     return Sides(features, _in_units(rows[:, columns], mean[columns]))
 
@@ -103,30 +104,9 @@ def _of_labels(m: FeatureMoments) -> Sides:
     return Sides(_in_units(root[:, None] * (own.mean - mean), mean), _in_units(labels, share))
 
 
-def _rows_and_mean(state: moments.Moments) -> tuple[Array, Array]:
-    """Rows with the state's centred second moments, without eigenvectors where that is possible."""
-    mean = moments.mean(state)
-    if state.method != "gram64":
-        return moments.factor(state, centred=True), mean
-    matrix = moments.second(state, centred=True)
-    # In units of each column's own size: outputs of 1e-3 are not lost beside features of 1e3. What
-    # is added to the ones on the diagonal is rounding of the sums, and makes room for more of it.
-    variance = jnp.diagonal(matrix)
-    size = jnp.sqrt(jnp.where(variance == 0, 1, variance))
-    spare = _resolution(state) * jnp.eye(state.size, dtype=matrix.dtype)
-    rows = jnp.linalg.cholesky(matrix / size[:, None] / size + spare, upper=True) * size
-    return jnp.where(variance == 0, 0, rows), mean
-
-
 def _in_units(rows: Array, mean: Array) -> Rows:
     unit = power_of_two(jnp.sqrt(jnp.sum(rows * rows)))
     return Rows(rows / unit, mean / unit, unit)
-
-
-def _resolution(state: moments.Moments) -> Float[Array, ""]:
-    """The share of a second moment that is rounding of its sum."""
-    rows = jnp.maximum(moments.effective_rows(state), state.size)
-    return rows * state.eps * (state.size * state.eps if state.method == "qr" else 1)
 
 
 @jax.custom_jvp
@@ -159,7 +139,7 @@ def tolerance_of(m: FeatureMoments, exact: bool, tolerance: float | None) -> Arr
     Directions of zero length then come out with the root of what the sums resolve.
     """
     least = tolerance_in(m.state.high.mean.dtype, tolerance)
-    return jnp.maximum(least, 0 if exact else 4 * jnp.sqrt(_resolution(m.state)))
+    return jnp.maximum(least, 0 if exact else 4 * jnp.sqrt(moments.resolution(m.state)))
 
 
 def checked_head(head: Any, p: int) -> Head:

@@ -74,7 +74,7 @@ class FeatureMap:
     """What ``Pi*(k)`` of targets at random would be: ``k / n``, with ``n - 1`` if centred."""
     rows: Float[Array, ""]
     """``n``: how many rows of equal weight say as much."""
-    undersampled: Bool[Array, ""]
+    few_rows: Bool[Array, ""]
     """No more rows than features: ``Pi*(p)`` is 1 whatever the targets. Take 4 rows a feature."""
     centred: bool = dataclasses.field(metadata={"static": True})
     """Whether of features less their mean, and of targets and outputs less theirs."""
@@ -165,7 +165,7 @@ def _told(
         output_gap=utilisation.gap,
         chance=jnp.minimum(k / jnp.maximum(rows - (1 if centred else 0), 1), 1),
         rows=rows,
-        undersampled=rows <= p,
+        few_rows=rows <= p,
         centred=centred,
     )
 

@@ -64,7 +64,7 @@ class Richness:
     """The share of the constant function that lies in the outputs' span; 0 if centred first."""
     rows: Float[Array, ""]
     """How many rows of equal weight say as much."""
-    undersampled: Bool[Array, ""]
+    few_rows: Bool[Array, ""]
     """No more rows than features: the plain number is far too low if training was lazy, too high
     if it was rich."""
     degenerate: Bool[Array, ""]
@@ -202,7 +202,7 @@ def _measured(sides: Sides, known: _Known, *, order: Order, corrected: bool) -> 
         gap=found.gap,
         constant=_square(constant),
         rows=rows,
-        undersampled=rows <= p,
+        few_rows=rows <= p,
         degenerate=full | ~jnp.isfinite(value),
         order=order,
         corrected=corrected,

@@ -434,8 +434,8 @@ def factor(state: Moments, *, centred: bool = False) -> Float[Array, "k p"]:
 
     By ``qr`` what was summed, and never squared. By the other methods a Cholesky factor of the
     matrix with its columns scaled to the same length, so that small columns keep their digits
-    beside large ones; if rounding made that indefinite, as it does if the rank is not full, ``p
-    eps`` of each column's square is added first.
+    beside large ones; if rounding made that indefinite, as it does if the rank is not full, the
+    `resolution` is added to each column's square first.
 
     Works under ``jit``, ``vmap`` and, where `update` does, ``grad``.
 
@@ -718,20 +718,21 @@ def _rooted(state: Moments, *, centred: bool) -> Array:
     if state.method == "qr":
         rows = summed_rows(sums, centred=centred) / jnp.sqrt(positive(weight))
     else:
-        rows = _cholesky(matrix(sums, state.method, about="mean"))
+        rows = _cholesky(matrix(sums, state.method, about="mean"), _share(sums, state))
         rows = rows if centred else jnp.concatenate([rows, middle[None]])
     return rows * across(known(sums.unit), state.parts)
 
 
-def _cholesky(a: Array) -> Array:
+def _cholesky(a: Array, rounding: Array) -> Array:
     squares = jnp.diagonal(a)
     scale = jnp.sqrt(jnp.where(squares > 0, squares, 1))
     one = jnp.eye(len(a), dtype=a.dtype)
     even = jnp.where(one > 0, 1, a / scale[:, None] / scale)
     plain = jnp.linalg.cholesky(even)
-    some = len(a) * float(jnp.finfo(a.dtype).eps) * one
     lower = jax.lax.cond(
-        jnp.all(jnp.isfinite(plain)), lambda: plain, lambda: jnp.linalg.cholesky(even + some)
+        jnp.all(jnp.isfinite(plain)),
+        lambda: plain,
+        lambda: jnp.linalg.cholesky(even + rounding * one),
     )
     return lower.T * jnp.where(squares > 0, scale, 0 * squares)
 

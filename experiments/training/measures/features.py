@@ -93,7 +93,7 @@ def _of_any(rows: jax.Array, m: features.FeatureMoments, **used_for: Any) -> Num
         "richness": literal.value,
         "richness/centre_first": centred.value,
         "degenerate": literal.degenerate,
-        "undersampled": literal.undersampled,
+        "few_rows": literal.few_rows,
         "effective_dimension": features.effective_dimension(values),
         "participation": features.effective_dimension(values, kind="participation"),
         "top_share": values.top_share,
