@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_jax.features import cka, kernel_distance, layers, procrustes
+from spectral_jax.features import cca, cka, kernel_distance, layers, procrustes
 from spectral_jax.linalg import moments
 from tests.cases.similarity import biased, moved, rotated, unbiased
 
@@ -127,6 +127,19 @@ def test_numbers_of_float64_are_read_where_jax_has_none():
     np.testing.assert_allclose(cka(x, Y).value, unbiased(X, Y), atol=1e-6)
 
 
+def test_correlations_are_of_spans_and_weighted_by_what_directions_hold():
+    """Of x = (a, 10 b) and y, which spans b and c: b is shared, 10 of 11 of the lengths in x."""
+    a, b, c = np.linalg.qr(np.column_stack([np.ones(30), RNG.standard_normal((30, 3))]))[0].T[1:]
+    x, y = np.column_stack([a, 10 * b]), np.column_stack([b + 1e-4 * c, b])
+    found = cca(x, y + 5)
+    np.testing.assert_allclose(found.correlations, [1, 0], atol=1e-3)
+    assert found.weighted == pytest.approx(10 / 11, abs=1e-3)
+    assert found.mean == pytest.approx(0.5, abs=1e-3)
+    assert found.ranks.tolist() == [2, 2] and found.forced == 0
+    only_b = cca(layers.of([x, y]), keep=0.9)
+    assert only_b.ranks.tolist() == [1, 1] and only_b.mean == pytest.approx(1, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
@@ -136,6 +149,9 @@ def test_numbers_of_float64_are_read_where_jax_has_none():
         (lambda: cka(X, Y, weights=np.ones(9)), "pass one for each of 30 rows"),
         (lambda: cka(layers.of([X, Y]), Y), "x holds moments"),
         (lambda: cka({}), "sizes is empty"),
+        (lambda: cca(X), "pass the moments of two layers, or an array y"),
+        (lambda: cca(layers.of([X, Y]), Y), "y beside moments"),
+        (lambda: cca(X, Y, keep=0), "keep=0: choose above 0 and at most 1"),
         (lambda: layers.update(layers.zero({"a": 4}), {"b": X}), "the moments are of ['a']"),
         (lambda: layers.merge(layers.of([X]), layers.of([Y])), "merge what one zero(...) began"),
         (lambda: layers.zero({"a": 0}), "sizes['a']=0"),

@@ -106,6 +106,6 @@ def _kept(rows: Array, floor: Array, keep: float) -> SVD:
     """The directions of a layer that hold so much of its variance, above the floor; others 0."""
     basis = svd(rows)
     variance = basis.s**2
-    before = jnp.cumsum(variance) - variance
-    kept = (variance > 2 * floor) & (before < keep * jnp.sum(variance))
+    rest = jnp.cumsum(variance[::-1])[::-1]  # from here on: summed from the small end, or it is 0
+    kept = (variance > 2 * floor) & (rest > (1 - keep) * rest[0])
     return SVD(jnp.where(kept, basis.u, 0), jnp.where(kept, basis.s, 0), basis.vt)
