@@ -261,8 +261,9 @@ def _over_pairs(row: Callable[[Array, Array], Array], classes: Classes) -> tuple
         return middle, jnp.sum(off**2, axis=1) / others
 
     middles, variances = by_rows(of_row, len(classes.here))
-    middle = mm(classes.each, middles)
-    return middle, mm(classes.each, variances + (middles - middle) ** 2)
+    each = classes.each[:, None]
+    middle = jnp.sum(each * middles, axis=0)
+    return middle, jnp.sum(each * (variances + (middles - middle) ** 2), axis=0)
 
 
 def _duality(classes: Classes, means: Array, head: Head, row: Row) -> dict[str, Array]:

@@ -122,7 +122,7 @@ def _probed(states: tuple[FeatureMoments, FeatureMoments | None], shares: Array)
     degrees = 1 + jnp.sum(path.values / (path.values + path.penalties[:, None]), axis=1)
     if validation is None:
         left = 1 - degrees / effective_rows(m)
-        error = jnp.where(left > 0, training / jnp.where(left > 0, left, 1) ** 2, jnp.inf)
+        error = jnp.where(left <= 0, jnp.inf, training / jnp.where(left <= 0, 1, left) ** 2)
     else:
         error, variance = _error(validation, path), jnp.trace(gram(validation, "targets"))
     # Not by argmin: lowered outside of `exactly`, it has no int64 to count in.
