@@ -44,13 +44,14 @@ def classes_about(m: FeatureMoments, centre: Centre) -> Classes:
     weight, mean, spread, _ = class_sums(m)
     here = weight != 0
     one = here.astype(weight.dtype)
-    each = one / jnp.sum(one)
+    number = jnp.sum(one)
+    each = jnp.where(number > 0, one / number, jnp.nan)  # XLA may make 0 of 0 / 0
     total = jnp.sum(weight)
     share = each if centre == "classes" else weight / total
     return Classes(
         weight=weight,
         here=here,
-        number=jnp.sum(one),
+        number=number,
         single=here & (weight < 1.5 * total / effective_rows(m)),
         each=each,
         share=share,

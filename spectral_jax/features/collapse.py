@@ -261,7 +261,7 @@ def _over_pairs(row: Callable[[Array, Array], Array], classes: Classes) -> tuple
         return middle, jnp.sum(off**2, axis=1) / others
 
     middles, variances = by_rows(of_row, len(classes.here))
-    each = classes.each[:, None]
+    each = jnp.where(others > 0, classes.each, jnp.nan)[:, None]
     middle = jnp.sum(each * middles, axis=0)
     return middle, jnp.sum(each * (variances + (middles - middle) ** 2), axis=0)
 
