@@ -24,7 +24,6 @@ smaller than that between them it is.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
@@ -59,6 +58,7 @@ from spectral_jax.linalg._sums import (
     span,
     summed_rows,
 )
+from spectral_jax.linalg._wide import widened
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.values import eigvalsh, svdvals
 
@@ -85,7 +85,6 @@ __all__ = [
     "second",
     "unitless",
     "update",
-    "wide",
     "within",
     "zero",
 ]
@@ -206,11 +205,11 @@ def update(
     >>> second(update(zero(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))).tolist()
     [[5.0, 3.0], [3.0, 2.0]]
     """
-    with wide(state):
-        if _on_host(state, x, weights, labels):
+    if _on_host(state, x, weights, labels):
+        with jax.enable_x64(True):
             rows, w, own = _host_rows(state, x, weights, labels)
             return _added(state, host_sums(rows, w, own, _groups(state), state.parts))
-        return _updated(state, x, weights, labels)
+    return _of_state(_updated, state, x, weights, labels)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -224,8 +223,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     [2.0]
     """
     _check_alike(a, b)
-    with wide(a):
-        return _together(a, b)
+    return _of_state(_together, a, b)
 
 
 def psum(state: Moments, axis_name: str | tuple[str, ...]) -> Moments:
@@ -239,7 +237,8 @@ def psum(state: Moments, axis_name: str | tuple[str, ...]) -> Moments:
     >>> pooled.ravel().tolist()
     [2.5, 2.5, 2.5]
     """
-    with wide(state):
+    # Not sealed as the others are: it has to see the axis.
+    with contextlib.nullcontext() if state.low is None else jax.enable_x64(True):
         return _stored(pooled(_sums(state), axis_name, state.method, state.parts), state)
 
 
@@ -255,20 +254,7 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
     """
     if not isinstance(factor, jax.Array):
         check_number("choose between 0 and 1", lambda f: 0 <= f <= 1, factor=factor)
-    with wide(state):
-        sums = _sums(state)
-        f = jnp.asarray(factor).astype(sums.weight.dtype)
-        return _stored(decayed(sums, f, state.method), state)
-
-
-def wide(state: Moments) -> contextlib.AbstractContextManager[None]:
-    """``with wide(state):`` JAX has the dtype in which the state sums, whatever it is told to have.
-
-    >>> with wide(zero(1)):
-    ...     print(jnp.zeros(()).dtype)
-    float64
-    """
-    return contextlib.nullcontext() if state.low is None else jax.enable_x64(True)
+    return _of_state(_decayed, state, jnp.asarray(factor))
 
 
 def unitless(state: Moments) -> Moments:
@@ -306,9 +292,7 @@ def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
 
 def mean(state: Moments) -> Float[Array, " p"]:
     """``sum w x / sum w``; 0 without rows."""
-    with wide(state):
-        sums = _sums(state)
-        return _narrow(overall(sums)[1] * across(known(sums.unit), state.parts), state)
+    return _of_state(_mean, state)
 
 
 def second(state: Moments, *, centred: bool = False) -> Float[Array, "p p"]:
@@ -320,10 +304,7 @@ def second(state: Moments, *, centred: bool = False) -> Float[Array, "p p"]:
 
     Works under ``jit``, ``vmap`` and ``grad``.
     """
-    with wide(state):
-        sums = _sums(state)
-        about: About = "mean" if centred else "origin"
-        return _narrow(matrix(sums, state.method, about=about) * _squares(sums, state), state)
+    return _of_state(_second, state, about="mean" if centred else "origin")
 
 
 def within(state: Moments) -> Float[Array, "p p"]:
@@ -332,9 +313,7 @@ def within(state: Moments) -> Float[Array, "p p"]:
     Of a state without groups the same as ``second(centred=True)``, of which it otherwise is the
     part that is not the scatter of the means.
     """
-    with wide(state):
-        sums = _sums(state)
-        return _narrow(matrix(sums, state.method, about="groups") * _squares(sums, state), state)
+    return _of_state(_second, state, about="groups")
 
 
 def cross(state: Moments, i: int, j: int, *, centred: bool = False) -> Float[Array, "p_i p_j"]:
@@ -346,12 +325,8 @@ def cross(state: Moments, i: int, j: int, *, centred: bool = False) -> Float[Arr
     >>> cross(state, 0, 1).tolist()
     [[1.0, 2.0]]
     """
-    rows, columns = (span(_checked_part(state, k), state.parts) for k in (i, j))
-    with wide(state):
-        sums = _sums(state)
-        about: About = "mean" if centred else "origin"
-        block = matrix(sums, state.method, about=about, rows=rows, columns=columns)
-        return _narrow(block * _product(known(sums.unit)[i] * known(sums.unit)[j], state), state)
+    pair = _checked_part(state, i), _checked_part(state, j)
+    return _of_state(_cross, state, pair=pair, about="mean" if centred else "origin")
 
 
 def part(state: Moments, i: int) -> Moments:
@@ -374,13 +349,7 @@ def groups(state: Moments) -> Groups:
     """
     if state.high.spread is None:
         raise ValueError("the state has no groups: begin with zero(p, groups=...) and pass labels")
-    with wide(state):
-        sums = _sums(state)
-        unit = across(known(sums.unit), state.parts)
-        assert sums.spread is not None
-        variance = sums.spread / positive(sums.weight)[:, None] * _product(unit**2, state)
-        found = Groups(sums.weight, unit * sums.mean, variance)
-        return jax.tree.map(lambda x: _narrow(x, state), found)
+    return _of_state(_groups_of, state)
 
 
 def fourth(state: Moments, *, centred: bool = True) -> Fourth:
@@ -396,18 +365,7 @@ def fourth(state: Moments, *, centred: bool = True) -> Fourth:
     """
     if state.high.fourth is None:
         raise ValueError("the state has no fourth moments: begin with zero(p, fourth=True)")
-    with wide(state):
-        sums = _sums(state)
-        weight, middle, _ = overall(sums)
-        point = middle if centred else jnp.zeros_like(middle)
-        squares, rows = fourth_about(point, sums, state.method, state.parts)
-        unit = known(sums.unit)
-        square = _product(unit * unit, state)[:, None]
-        column = across(unit, state.parts)
-        found = Fourth(
-            squares * _product(square * square.T, state), rows * _product(square * column, state)
-        )
-        return jax.tree.map(lambda x: _narrow(x / positive(weight), state), found)
+    return _of_state(_fourth, state, centred=centred)
 
 
 def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
@@ -425,8 +383,7 @@ def eigenvalues(state: Moments, *, centred: bool = False) -> Eigenvalues:
     Works under ``jit`` and ``vmap``, and ``grad`` except for ``gram64`` in float32. Without rows
     all are 0. NaN in the rows is NaN in all values and in the floor.
     """
-    with wide(state):
-        return _eigenvalues(state, centred=centred)
+    return _of_state(_eigenvalues, state, centred=centred)
 
 
 def factor(state: Moments, *, centred: bool = False) -> Float[Array, "k p"]:
@@ -488,15 +445,21 @@ def exactly(function: Callable[..., Tree], *, static: Sequence[str] = ()) -> Cal
 
     @wraps(function)
     def call(states: Tree, *arrays: Tree, **options: Any) -> Tree:
-        context = jax.enable_x64(True) if _widens(_first(states)) else contextlib.nullcontext()
-        with context:
-            return compiled(states, *arrays, **options)
+        if _widens(_first(states)):
+            return widened(partial(compiled, **options), states, *arrays)
+        return compiled(states, *arrays, **options)
 
     return call
 
 
-# Everything below is arithmetic on `Sums` of one dtype. Under `wide` that is float64, also where
+# Everything below is arithmetic on `Sums` of one dtype. Under `widened` that is float64, also where
 # JAX is told to have none: what a user's program does outside is not touched.
+
+
+def _of_state(function: Callable[..., Tree], state: Moments, *arrays: Any, **options: Any) -> Tree:
+    """The compiled ``function`` in the dtype in which the state sums; ``options`` are static."""
+    function = partial(function, **options)
+    return function(state, *arrays) if state.low is None else widened(function, state, *arrays)
 
 
 def _sums(state: Moments) -> Sums:
@@ -550,7 +513,7 @@ def _from_float32(x: Array) -> Array:
 
 @_from_float32.defjvp
 def _no_derivative(primals, tangents):
-    """Reverse mode would run outside `wide`, where its products lose float64 unseen."""
+    """Reverse mode would run outside `widened`, where its products lose float64 unseen."""
     raise ValueError("no derivative of gram64 in float32: make the state by method='gram'")
 
 
@@ -574,6 +537,58 @@ def _added(state: Moments, batch: Sums) -> Moments:
 @jax.jit
 def _together(a: Moments, b: Moments) -> Moments:
     return _stored(merged(_sums(a), _sums(b), a.method, a.parts), a)
+
+
+@jax.jit
+def _decayed(state: Moments, factor: Array) -> Moments:
+    sums = _sums(state)
+    return _stored(decayed(sums, factor.astype(sums.weight.dtype), state.method), state)
+
+
+@jax.jit
+def _mean(state: Moments) -> Array:
+    sums = _sums(state)
+    return _narrow(overall(sums)[1] * across(known(sums.unit), state.parts), state)
+
+
+@partial(jax.jit, static_argnames="about")
+def _second(state: Moments, *, about: About) -> Array:
+    sums = _sums(state)
+    return _narrow(matrix(sums, state.method, about=about) * _squares(sums, state), state)
+
+
+@partial(jax.jit, static_argnames=("pair", "about"))
+def _cross(state: Moments, *, pair: tuple[int, int], about: About) -> Array:
+    sums = _sums(state)
+    rows, columns = (span(k, state.parts) for k in pair)
+    block = matrix(sums, state.method, about=about, rows=rows, columns=columns)
+    one, other = known(sums.unit)[jnp.array(pair)]
+    return _narrow(block * _product(one * other, state), state)
+
+
+@jax.jit
+def _groups_of(state: Moments) -> Groups:
+    sums = _sums(state)
+    unit = across(known(sums.unit), state.parts)
+    assert sums.spread is not None
+    variance = sums.spread / positive(sums.weight)[:, None] * _product(unit**2, state)
+    found = Groups(sums.weight, unit * sums.mean, variance)
+    return jax.tree.map(lambda x: _narrow(x, state), found)
+
+
+@partial(jax.jit, static_argnames="centred")
+def _fourth(state: Moments, *, centred: bool) -> Fourth:
+    sums = _sums(state)
+    weight, middle, _ = overall(sums)
+    point = middle if centred else jnp.zeros_like(middle)
+    squares, rows = fourth_about(point, sums, state.method, state.parts)
+    unit = known(sums.unit)
+    square = _product(unit * unit, state)[:, None]
+    column = across(unit, state.parts)
+    found = Fourth(
+        squares * _product(square * square.T, state), rows * _product(square * column, state)
+    )
+    return jax.tree.map(lambda x: _narrow(x / positive(weight), state), found)
 
 
 @partial(jax.jit, static_argnames="centred")
