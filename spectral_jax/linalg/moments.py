@@ -24,6 +24,7 @@ smaller than that between them it is.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
