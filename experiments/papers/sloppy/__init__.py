@@ -105,6 +105,7 @@ PAPER = Paper(
                           "points": tuple(range(1, 91)), "tried": 50, "draws": 5000},
             },
             of="networks",
+            hours={"small": 0.6},
         ),
         Study(
             "causal",
@@ -143,7 +144,7 @@ PAPER = Paper(
     ),
     costs={
         "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
-        "small": "about an hour on two CPU cores; MNIST, CIFAR-10, gene expression, text",
+        "small": "an hour and a half on two CPU cores; MNIST, CIFAR-10, gene expression, text",
         "paper": "an estimated day on a GPU",
     },
 )  # fmt: skip
