@@ -171,8 +171,8 @@ def test_the_jackknife_covers_the_truth_as_often_as_it_says():
     covered = {"top": 0, "decades": 0}
     for v, r in zip(values, without, strict=True):
         spectrum = model._replace(values=v, replicates=r)
-        top = capacity.jackknife(lambda s: s.values[0], spectrum)
-        ratio = capacity.jackknife(lambda s: np.log10(s.values[0] / s.values[1]), spectrum)
+        top = capacity.jackknife(spectrum, lambda s: s.values[0])
+        ratio = capacity.jackknife(spectrum, lambda s: np.log10(s.values[0] / s.values[1]))
         covered["top"] += top.low < 4 < top.high
         covered["decades"] += ratio.low < np.log10(4) < ratio.high
     assert all(0.91 < hits / 300 < 0.98 for hits in covered.values()), covered
@@ -180,7 +180,7 @@ def test_the_jackknife_covers_the_truth_as_often_as_it_says():
 
 def test_an_interval_needs_blocks():
     with pytest.raises(ValueError, match="the spectrum has no blocks"):
-        capacity.jackknife(lambda s: s.rank, capacity.input_spectrum(TABLE, blocks=0))
+        capacity.jackknife(capacity.input_spectrum(TABLE, blocks=0), lambda s: s.rank)
 
 
 def test_planted_directions_stand_above_noise_and_noise_does_not():

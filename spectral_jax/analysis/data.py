@@ -157,7 +157,7 @@ def _draw(path: Path, spectrum: InputSpectrum, fall: Sloppiness) -> None:
 def _lines(spectrum: InputSpectrum, fall: Sloppiness) -> list[Sequence[str]]:
     from spectral_jax.capacity import jackknife, sloppiness
 
-    slope = jackknife(lambda s: sloppiness(s).slope, spectrum)
+    slope = jackknife(spectrum, lambda s: sloppiness(s).slope)
     told = {
         "rows": str(spectrum.n),
         "columns": f"{spectrum.p}, of which {spectrum.constant} constant",

@@ -143,14 +143,14 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
     def determined(s):
         return effective_dimension(s, n=s.n, epsilon=2 * noise).value
 
-    counted = _whole(jackknife(determined, spectrum), spectrum.rank)
-    carried = _whole(jackknife(_ninety, spectrum), spectrum.rank)
+    counted = _whole(jackknife(spectrum, determined), spectrum.rank)
+    carried = _whole(jackknife(spectrum, _ninety), spectrum.rank)
     summary = sloppiness(spectrum)
     most = effective_dimension(spectrum, n=spectrum.n, epsilon=2 * noise).at_most
     low, high = sorted((round(carried.value), round(counted.value)))
     result = DataDimension(
         determined=counted,
-        spread=jackknife(lambda s: spread(s).participation, spectrum),
+        spread=jackknife(spectrum, lambda s: spread(s).participation),
         ninety=carried,
         n=spectrum.n,
         p=spectrum.p,

@@ -125,7 +125,7 @@ def input_spectrum(
 
 
 def jackknife(
-    function: Callable[[InputSpectrum], Any], spectrum: InputSpectrum, *, level: float = 0.95
+    spectrum: InputSpectrum, function: Callable[[InputSpectrum], Any], *, level: float = 0.95
 ) -> Interval:
     """Any number of a spectrum with a confidence interval, by leaving out blocks of rows.
 
@@ -134,7 +134,7 @@ def jackknife(
     Raises ``ValueError`` for a level outside (0, 1) or a spectrum with fewer than two blocks.
 
     >>> table = np.random.default_rng(0).normal(size=(2000, 3))
-    >>> found = jackknife(lambda s: s.values.sum(), input_spectrum(table))
+    >>> found = jackknife(input_spectrum(table), lambda s: s.values.sum())
     >>> found.low < 3 < found.high
     True
     """

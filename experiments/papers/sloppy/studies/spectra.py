@@ -60,7 +60,7 @@ def spectra(x: np.ndarray, blocks: int) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for kind, centred in KINDS.items():
         spectrum = capacity.input_spectrum(states, centred=centred)
-        error = capacity.jackknife(lambda s: capacity.sloppiness(s).decades, spectrum)
+        error = capacity.jackknife(spectrum, lambda s: capacity.sloppiness(s).decades)
         numbers = {
             **capacity.sloppiness(spectrum)._asdict(),
             "floor": spectrum.floor, "columns": x.shape[1], "top": spectrum.values[0],
