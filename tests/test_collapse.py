@@ -182,8 +182,10 @@ def test_means_at_right_angles_to_what_comes_from_elsewhere():
     x = np.eye(C, P)[LABELS]
     elsewhere = features.of(np.tile(np.float32([0, 0, 0, 0, 1]), (3, 1)))
     assert measure(x, ood=elsewhere).nc5 == 0
-    along = measure(x, ood=np.float32([1, 1, 1, 1, 0]))
+    nothing = Head(np.zeros((P, C), np.float32))  # has no direction
+    along = measure(x, ood=np.float32([1, 1, 1, 1, 0]), head=nothing)
     assert along.nc5 == pytest.approx(0.5)
+    assert np.isnan([along.nc3, along.nc3_difference, along.nc3_cosine, along.unc3]).all()
 
 
 def test_nc1_has_its_derivative_where_all_eigenvalues_are_alike():
@@ -256,8 +258,13 @@ def test_a_probe_is_chosen_by_the_error_on_a_row_that_is_left_out():
         expected = np.sum(residual**2) / N / (1 - np.trace(hat) / N) ** 2
         assert float(error) == pytest.approx(expected, rel=1e-5)
     assert int(found.best) == np.argmin(found.error)
-    few = features.ridge_probe(x[:3], targets=onehot[:3])  # as many degrees as rows
-    assert few.error[0] > 1e3 * few.error[-1] or np.isinf(few.error[0])
+    few, y = x[:4], x[:4, :1] ** 2  # as many degrees as rows: the limit of no penalty is finite
+    u, s, _ = np.linalg.svd((few - few.mean(axis=0)).astype(float), full_matrices=False)
+    found = features.ridge_probe(few, targets=y)
+    penalty = np.sum(s**2) / P * np.asarray(found.penalties, float)[:, None]
+    kept = penalty / (s[:3] ** 2 + penalty)
+    fitted = np.sum((kept * (u[:, :3].T @ (y - y.mean()).astype(float))[:, 0]) ** 2, axis=1)
+    np.testing.assert_allclose(found.error, fitted / 4 / (kept.sum(axis=1) / 4) ** 2, rtol=1e-5)
     assert np.isnan(features.ridge_probe(x, targets=onehot, penalties=[0.0]).error).all()
 
 
@@ -287,6 +294,11 @@ def test_what_does_not_fit_is_refused_by_name():
         "centre='median': choose": lambda: features.neural_collapse(m, centre="median"),
         "target='cube': choose": lambda: features.neural_collapse(m, target="cube"),
         r"target has shape \(2, 2\)": lambda: features.neural_collapse(m, target=np.eye(2)),
+        "head is a ndarray": lambda: features.neural_collapse(m, head=np.zeros((P, C))),
+        r"pass \[p, C\], \(5, 4\)": lambda: features.neural_collapse(
+            m, head=Head(np.zeros((P, 2)))
+        ),
+        r"ood has shape \(3, 5\)": lambda: features.neural_collapse(m, ood=np.zeros((3, P))),
         r"head.kernel has shape \(4, 5\): pass": lambda: features.neural_collapse(
             m, head=Head(np.zeros((C, P)))
         ),

@@ -24,7 +24,7 @@ class Classes(NamedTuple):
     number: Float[Array, ""]
     """How many have."""
     single: Bool[Array, " c"]
-    """Which weigh no more than one example does."""
+    """Which weigh no more than the average example does."""
     each: Float[Array, " c"]
     """``1 / number`` of a class that has examples: to take means over classes."""
     share: Float[Array, " c"]

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from spectral_jax.features._classes import Centre, Classes, classes_about
+from spectral_jax.features._sides import checked_head
 from spectral_jax.features.frames import Row, Target, by_rows, frame_error, root, target_rows
 from spectral_jax.features.moments import FeatureMoments, Head, as_moments, mean, pooled
 from spectral_jax.linalg.moments import exactly
@@ -29,7 +30,8 @@ class NeuralCollapse(NamedTuple):
     ``C`` counts the classes that are present and ``mu_c`` are their means, ``m_c = mu_c - centre``;
     ``v_c`` is the mean squared distance of a class to its mean, ``S_W`` the covariance of all
     examples about the mean of their class, ``S_B`` that of the ``m_c``, and ``w_c`` the head's
-    vector of a class. All numbers stay the same if the features are rotated or rescaled.
+    vector of a class. All numbers stay the same if the features are rotated or rescaled. Those that
+    ask for the direction of a vector are NaN where one of them is 0.
     """
 
     nc1: Float[Array, ""]
@@ -61,7 +63,9 @@ class NeuralCollapse(NamedTuple):
     missing: Int[Array, ""]
     """Classes without an example. They are left out of all numbers."""
     single: Int[Array, ""]
-    """Classes with one example: their variance is not 0 but unknown, and NC1 is too small."""
+    """Classes with one example: their variance is not 0 but unknown, and NC1 is too small. Told by
+    weight, of a class no more than that of the average example: count them yourself where weights
+    differ, as those do that balance classes."""
     imbalance: Float[Array, ""]
     """The weight of the largest class over that of the smallest present."""
     rank: Int[Array, ""]
@@ -134,8 +138,8 @@ def neural_collapse(
     (0.00045, True, 2)
     """
     state = as_moments(m, **arrays)
-    _check_head(state, head)
-    elsewhere = mean(ood) if isinstance(ood, FeatureMoments) else ood
+    head = None if head is None else _checked_head(state, head)
+    elsewhere = None if ood is None else _mean_elsewhere(state, ood)
     matrix = None if isinstance(target, str) else target
     name: Target = target if isinstance(target, str) else "etf"  # not read beside a matrix
     found = _measured(state, matrix, head, elsewhere, centre=centre, target=name)
@@ -170,7 +174,7 @@ def collapse_agreement(
     >>> round(float(collapse_agreement(as_moments(x, labels=labels), x, head=head).value), 6)
     0.666667
     """
-    _check_head(m, head)
+    head = _checked_head(m, head)
     x = working(features, "features")
     if x.ndim != 2 or x.shape[1] != m.sizes.features:
         raise ValueError(f"features have shape {x.shape}: pass rows [b, {m.sizes.features}]")
@@ -227,7 +231,7 @@ def _spacing(classes: Classes) -> dict[str, Array]:
     """CDNV, NC2 and GNC2: of the lengths of the class means, and of pairs of them."""
     simplex = 1 / (classes.number - 1)
     lengths = root(jnp.sum(classes.centred**2, axis=1))
-    units = classes.centred / jnp.where(lengths == 0, 1, lengths)[:, None]
+    units = _directions(classes.centred, classes.here)
     length = jnp.sum(classes.each * lengths)
 
     def row(i: Array, pair: Array) -> Array:
@@ -267,10 +271,10 @@ def _over_pairs(row: Callable[[Array, Array], Array], classes: Classes) -> tuple
 
 
 def _duality(classes: Classes, means: Array, head: Head, row: Row) -> dict[str, Array]:
-    vectors = working(head.kernel, "head.kernel").astype(means.dtype).T
+    vectors = head.kernel.astype(means.dtype).T
     vectors = jnp.where(classes.here[:, None], vectors, 0)
     vectors = vectors / unit_of(vectors)
-    cosines = jnp.sum(unit(vectors.T) * unit(means.T), axis=0)
+    cosines = jnp.sum(_directions(vectors, classes.here) * _directions(means, classes.here), axis=1)
     cosine = jnp.sum(classes.each * cosines)
     w, m = (x / root(jnp.sum(x**2)) for x in (vectors, means))
     return {
@@ -282,8 +286,15 @@ def _duality(classes: Classes, means: Array, head: Head, row: Row) -> dict[str, 
 
 
 def _overlap(classes: Classes, ood: Array) -> Array:
-    cosines = mm(unit(ood), unit(classes.mean.T))
+    elsewhere = _directions(ood[None], jnp.array([True]))[0]
+    cosines = mm(_directions(classes.mean, classes.here), elsewhere)
     return jnp.sum(classes.each * jnp.abs(cosines))
+
+
+def _directions(vectors: Array, here: Array) -> Array:
+    """Rows of length one: NaN for those of no length, and 0 for those of classes not here."""
+    lost = here & ~jnp.any(vectors, axis=1)
+    return jnp.where(lost[:, None], jnp.nan, unit(vectors.T).T)
 
 
 def _census(classes: Classes) -> dict[str, Array]:
@@ -340,14 +351,24 @@ def _means_of(m: FeatureMoments) -> tuple[Array, Array, Array]:
 
 
 def _outputs(x: Array, head: Head) -> Array:
-    kernel = working(head.kernel, "head.kernel").astype(x.dtype)
-    found = mm(x, kernel)
-    return found if head.bias is None else found + working(head.bias, "head.bias").astype(x.dtype)
+    found = mm(x, head.kernel.astype(x.dtype))
+    return found if head.bias is None else found + head.bias.astype(x.dtype)
 
 
-def _check_head(m: FeatureMoments, head: Head | None) -> None:
-    if head is not None and jnp.shape(head.kernel) != (m.sizes.features, m.classes):
+def _checked_head(m: FeatureMoments, head: Head) -> Head:
+    head = checked_head(head, m.sizes.features)
+    if head.kernel.shape[1] != m.classes:
         raise ValueError(
-            f"head.kernel has shape {jnp.shape(head.kernel)}: pass [p, C], "
+            f"head.kernel has shape {head.kernel.shape}: pass [p, C], "
             f"({m.sizes.features}, {m.classes}) for these moments"
         )
+    return head
+
+
+def _mean_elsewhere(m: FeatureMoments, ood: FeatureMoments | ArrayLike) -> Array:
+    found = mean(ood) if isinstance(ood, FeatureMoments) else working(ood, "ood")
+    if found.shape != (m.sizes.features,):
+        raise ValueError(
+            f"ood has shape {found.shape}: pass moments of {m.sizes.features} features, or a mean"
+        )
+    return found

@@ -35,7 +35,7 @@ class Lidar(NamedTuple):
     classes: Int[Array, ""]
     """``C``, the classes that are present."""
     single: Int[Array, ""]
-    """Classes with one example, which say nothing about ``S_W``."""
+    """Classes with one example, which say nothing about ``S_W``: see `NeuralCollapse`."""
 
 
 def lidar(

@@ -54,6 +54,7 @@ class _Path(NamedTuple):
     """The fits for all penalties, in the eigenbasis of the covariance."""
 
     values: Float[Array, " p"]
+    """0 where they are rounding: few rows leave directions that no row has."""
     vectors: Float[Array, "p p"]
     projections: Float[Array, "k p"]
     """Of the covariance of targets and features onto the eigenvectors."""
@@ -115,10 +116,7 @@ def _probed(states: tuple[FeatureMoments, FeatureMoments | None], shares: Array)
     shares = jnp.where(shares > 0, shares, jnp.nan)
     path = _path(m, shares)
     variance = jnp.trace(gram(m, "targets"))
-    shrink = (path.values + 2 * path.penalties[:, None]) / (
-        path.values + path.penalties[:, None]
-    ) ** 2
-    training = variance - mm(shrink, jnp.sum(path.projections**2, axis=0))
+    training = _training(path, variance, m.state.eps)
     degrees = 1 + jnp.sum(path.values / (path.values + path.penalties[:, None]), axis=1)
     if validation is None:
         left = 1 - degrees / effective_rows(m)
@@ -136,13 +134,30 @@ def _probed(states: tuple[FeatureMoments, FeatureMoments | None], shares: Array)
 
 def _path(m: FeatureMoments, shares: Array) -> _Path:
     values, vectors = eigh(covariance(m))
-    values = jnp.maximum(values, 0)
+    rounding = values <= len(values) * m.state.eps * values[-1]  # False for NaN
+    values = jnp.where(rounding, 0, values)
     penalties = shares * jnp.mean(values)
-    projections = mm(cross(m, "targets"), vectors)
+    projections = jnp.where(rounding, 0, mm(cross(m, "targets"), vectors))
     weights = projections / (values + penalties[:, None])[:, None]
     return _Path(
         values, vectors, projections, penalties, weights, mean(m), mean_beside(m, "targets")
     )
+
+
+def _training(path: _Path, variance: Array, eps: float) -> Array:
+    """What no fit explains, and what each penalty keeps from being explained.
+
+    The variance less what a fit explains would be rounding where that is nearly all, and cross-
+    validation divides it by the square of as small a number.
+    """
+    explains = path.values > 0
+    values = jnp.where(explains, path.values, 1)
+    parts = jnp.sum(path.projections**2, axis=0) / values
+    left = variance - jnp.sum(parts)
+    spread = jnp.max(path.values) / jnp.min(jnp.where(explains, path.values, jnp.inf))
+    noise = 2 * len(values) * eps * jnp.sqrt(spread) * variance
+    kept = path.penalties[:, None] / (path.values + path.penalties[:, None])
+    return jnp.where(left <= noise, 0, left) + mm(kept**2, parts)
 
 
 def _error(m: FeatureMoments, path: _Path) -> Array:
