@@ -33,13 +33,13 @@ def moving(net: Network, *, decay: float) -> Network:
 
     def tapped(params, state, x, *, points, train=False, **options):
         inner = {name: value for name, value in state.items() if name != MOMENTS}
-        points = (*points, last) if train else points
-        logits, inner, found = net.tapped(params, inner, x, points=points, train=train, **options)
+        wanted = (*points, last) if train else points
+        logits, inner, found = net.tapped(params, inner, x, points=wanted, train=train, **options)
         kept = state[MOMENTS]
         if train:
             kept = features.decay(kept, decay)
             kept = features.update(kept, jax.lax.stop_gradient(found[last]))
-        return logits, {**inner, MOMENTS: kept}, found
+        return logits, {**inner, MOMENTS: kept}, {point: found[point] for point in points}
 
     def apply(params, state, x, **options) -> tuple[Array, dict]:
         return tapped(params, state, x, points=(), **options)[:2]

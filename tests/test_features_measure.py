@@ -1,6 +1,7 @@
 """What a run says of its features is what NumPy makes of the network's own weights."""
 
 from functools import partial
+from itertools import product
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from experiments.errors import USAGE, UserError
 from experiments.training import representations
 from experiments.training.measures import MEASURES
+from experiments.training.measures import features as measure
 from experiments.training.program import Program
 from experiments.training.task import OBJECTIVES, Data, Task
 from models import moving, network
@@ -70,10 +72,10 @@ def dimension(features):
     return np.exp(-np.sum(share * np.log(share)))
 
 
-@pytest.mark.parametrize("place, rows", [("", slice(40)), ("unseen/", slice(40, 60))])
-def test_richness_and_dimension_are_those_of_the_layers(state, sets, place, rows):
+def test_richness_and_dimension_are_those_of_the_layers(state, sets):
     numbers, arrays = MEASURES["features"](CONFIG, NET)(state, sets)
-    for trial in range(2):
+    shown = ("", slice(40)), ("unseen/", slice(40, 60))
+    for (place, rows), trial in product(shown, range(2)):
         first, last, outputs, labels = by_numpy(state, trial, rows)
         told = {name: value[trial] for name, value in numbers.items()}
         close = dict(rel=1e-4)
@@ -99,6 +101,14 @@ def _check_spectrum(arrays, place, trial, features, labels):
     np.testing.assert_allclose(found[known], expected[known], rtol=1e-3)
 
 
+def test_of_a_diverged_network_nothing_is_known(state, sets):
+    params = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), state.params)
+    numbers, arrays = MEASURES["features"](CONFIG, NET)(state._replace(params=params), sets)
+    for name, (sound, diverged) in (numbers | arrays).items():
+        assert np.isnan(diverged).all(), name
+        assert not np.isnan(sound).all() or "corrected" in name, name
+
+
 def test_collapse_is_that_of_the_classes(state, sets):
     numbers, arrays = MEASURES["collapse"](CONFIG, NET)(state, sets)
     assert not arrays
@@ -118,21 +128,23 @@ def means_of(features, labels):
     return np.stack([features[labels == c].mean(0) for c in range(3)])
 
 
-def test_the_moments_that_training_batches_left_are_read(state, sets):
+def test_the_moments_that_training_batches_left_are_read(state, sets, monkeypatch):
+    monkeypatch.setattr(measure, "measured", lambda *_: ({}, {}))  # of those alone
     net = moving(NET, decay=0.5)
     first = jax.vmap(net.init)(jax.random.split(jax.random.key(0), 2))[1]
     assert np.isnan(batches(net, state._replace(model_state=first), sets)).all()
-    train = jax.vmap(partial(net.apply, train=True), in_axes=(0, 0, None))
+    train = jax.jit(jax.vmap(partial(net.apply, train=True), in_axes=(0, 0, None)))
     kept = train(state.params, first, jnp.asarray((X - 8) / 4, jnp.float32))[1]
     found = batches(net, state._replace(model_state=kept), sets)
     for trial in range(2):
         _, last, outputs, _ = by_numpy(state, trial, slice(None))
-        assert found[trial] == pytest.approx(richness(last, outputs), rel=1e-3)
+        assert found[0][trial] == pytest.approx(richness(last, outputs), rel=1e-3)
+        assert found[1][trial] == pytest.approx(dimension(last), rel=1e-3)
 
 
 def batches(net, state, sets):
     numbers, _ = MEASURES["features"](CONFIG, net)(state, sets)
-    return numbers["features/batches/richness"]
+    return numbers["features/batches/richness"], numbers["features/batches/effective_dimension"]
 
 
 @pytest.mark.parametrize("name", ["features", "collapse"])

@@ -14,6 +14,7 @@ from experiments.config import ExperimentConfig, ModelConfig, OptimizerConfig, P
 from experiments.errors import USAGE, UserError
 from experiments.training.optimisers import (
     CATALOGUE,
+    head_of,
     hyper_of,
     optimizer_of,
     penalty_of,
@@ -165,6 +166,7 @@ def test_training_the_head_leaves_what_lies_before_it():
     every, _ = descend(optimizer(), gradients(2))
     assert_close(ours["layers"]["0"], weights()["layers"]["0"], rtol=0)
     assert_close(ours["layers"]["1"], every["layers"]["1"])
+    assert head_of(NET._replace(blocks=None)) == "layers/1"  # of networks without a graph too
     text = models.network("gpt", input_shape=(6,), classes=10, width=16, depth=1, heads=2)
     with pytest.raises(UserError, match="optimizer.trained = 'head': .* set optimizer.trained=all"):
         optimizer_of(structure_of(config), text, 1)

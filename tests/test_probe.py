@@ -108,7 +108,7 @@ def test_the_network_of_a_tap_is_compared_with_its_outputs():
     layers = tap(net, {"last": "layers.1:input", "outputs": ""})
     by_outputs = probe(layers, x, at=(0,), measure=names)
     by_head = probe(tap(net, "layers.1:input"), x, at=(0,), measure=names, head=head)
-    found, expected = jax.jit(by_outputs.numbers)(params), jax.jit(by_head.numbers)(params)
+    found, expected = jax.jit(lambda p: (by_outputs.numbers(p), by_head.numbers(p)))(params)
     assert set(found) == {f"{name}/last" for name in names}
     for name in names:
         assert float(found[f"{name}/last"]) == pytest.approx(float(expected[name]), rel=1e-4)

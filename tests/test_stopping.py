@@ -25,6 +25,7 @@ def history(*values):
         ("a/b below 0.5", [[NAN, 0.4]], True),  # a diverged seed keeps nobody waiting
         ("a/b below 0.5", [[NAN, NAN]], False),
         ("a/b above 0", [[NAN, NAN]], False),
+        ("a/b above 0", [[np.inf, 1]], True),
     ],
 )
 def test_a_number_in_its_range_for_so_many_measurements_ends_training(text, values, ends):

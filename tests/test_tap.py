@@ -71,9 +71,9 @@ def test_seeds_are_mapped_and_gradients_pass():
     features = tap(nnx.Sequential(linear, nnx.Linear(3, 1, rngs=nnx.Rngs(1))), "layers.0")
     kernels = np.stack([linear.kernel[...], 0 * linear.kernel[...]])
     params = {"layers": {0: {"kernel": kernels}}}
-    both = jax.vmap(features, in_axes=(0, None))(params, rows)
+    both = jax.jit(jax.vmap(features, in_axes=(0, None)))(params, rows)
     np.testing.assert_allclose(both, rows @ kernels, atol=1e-6)
-    slope = jax.vmap(jax.grad(lambda p: features(p, rows).sum()))(params)
+    slope = jax.jit(jax.vmap(jax.grad(lambda p: features(p, rows).sum())))(params)
     expected = np.tile(rows.sum(0)[:, None], (2, 1, 3))
     np.testing.assert_allclose(slope["layers"][0]["kernel"], expected, rtol=1e-5)
 
@@ -108,12 +108,12 @@ TOKENS = np.arange(10).reshape(2, 5) % 7
 
 def test_methods_and_transformed_parts_are_tapped():
     network = Tied(nnx.Rngs(0), "remat")
-    found = tap(network, {"last": "embed.attend:input", "block": "block", "first": "embed"})(
-        network, TOKENS
-    )
+    points = {"last": "embed.attend:input", "block": "block", "first": "embed"}
+    found = jax.jit(tap(network, points))(from_nnx(network)[1], TOKENS)
     np.testing.assert_array_equal(found["last"], found["block"])
-    scanned = tap(Tied(nnx.Rngs(0), "scan"), {"in": "block:input", "out": "block:output"})
-    stack = scanned(Tied(nnx.Rngs(0), "scan"), TOKENS)
+    network = Tied(nnx.Rngs(0), "scan")
+    scanned = jax.jit(tap(network, {"in": "block:input", "out": "block:output"}))
+    stack = scanned(from_nnx(network)[1], TOKENS)
     assert stack["in"].shape == (4, 2, 3)
     np.testing.assert_allclose(stack["in"][1:], stack["out"][:-1], atol=1e-6)
 

@@ -189,17 +189,11 @@ def test_a_measure_is_a_function_and_a_line_and_its_nan_is_null_and_told(
     assert not any(name.startswith("spectra/") for name in run.summary)
 
 
-def counting(config, network):
-    """A toy measure: how far training is."""
-    return lambda state, data: ({"toy/step": state.step}, {})
-
-
-def test_a_measured_number_ends_training(whole, tmp_path, monkeypatch):
-    monkeypatch.setitem(MEASURES, "toy", counting)
-    stops = {"measures": ("toy",), "measure_every": "3 steps", "stop": "toy/step above 3 for 2"}
+def test_a_recorded_number_ends_training(whole, tmp_path):
+    stops = {"measures": (), "measure_every": "3 steps", "stop": "train/loss above 0 for 2"}
     run = go(tmp_path, change("train", epochs=9, **stops))
-    assert run.history()["toy/step"][0].tolist() == [0, 3, 6, 9]
-    assert run.summary["steps"] == 9 and run.history()["test/accuracy"][0][-1] == 9
+    assert run.history()["train/loss"][0].tolist() == [3, 6]  # none before the first batch
+    assert run.summary["steps"] == 6 and run.history()["test/accuracy"][0].tolist() == [0, 3, 6]
 
 
 @pytest.mark.parametrize("decay, kept", [(0.0, set()), (0.5, {"moments"})])

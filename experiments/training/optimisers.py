@@ -308,8 +308,13 @@ def zeros_stay() -> optax.GradientTransformation:
 
 
 def head_of(network: Network) -> str:
-    """The path of the layer that makes the outputs; ValueError where a network has no graph."""
-    return (network.layout[-1].path or "").rpartition("/")[0]
+    """The path of the layer that makes the outputs; ValueError where no layer does that alone."""
+    head = network.representations[-1].partition(":")[0] if network.representations else ""
+    params, _ = jax.eval_shape(network.init, jax.random.key(0))
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    if not any(_name(path).startswith(f"{head}/") for path in paths):
+        raise ValueError("the network has no layer that makes the outputs and does nothing else")
+    return head
 
 
 def only_head(network: Network) -> optax.GradientTransformation:
@@ -320,10 +325,13 @@ def only_head(network: Network) -> optax.GradientTransformation:
     head = head_of(network)
 
     def keep(path, update):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return update if name.startswith(f"{head}/") else jnp.zeros_like(update)
+        return update if _name(path).startswith(f"{head}/") else jnp.zeros_like(update)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(keep, updates))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def elastic_net(l1: jax.Array, l2: jax.Array) -> optax.GradientTransformation:

@@ -49,7 +49,7 @@ def measured(
     """The numbers and arrays that are found ``of`` each trial's network, below the ``name``.
 
     Those of unseen inputs are below ``<name>/unseen``; they are the validation set if there is one,
-    else the test set.
+    else the test set. Of a network that has diverged all are NaN, counts and flags included.
     """
     unseen = data.get("validation", data.get("test"))
     sets = {name: data["train"]} | ({} if unseen is None else {f"{name}/unseen": unseen})
@@ -61,11 +61,17 @@ def measured(
     numbers: Numbers = {}
     arrays: Numbers = {}
     for place, split in sets.items():
-        found = [of(seen(network, trial, split, rows=rows)) for trial in trials]
+        found = [_known(of, seen(network, trial, split, rows=rows)) for trial in trials]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
         for kept, new in zip((numbers, arrays), stacked, strict=True):
             kept |= {f"{place}/{metric}": value for metric, value in new.items()}
     return numbers, arrays
+
+
+def _known(of: Callable[[Seen], tuple[Numbers, Numbers]], seen: Seen) -> tuple[Numbers, Numbers]:
+    """What is found, or NaN: no unit of a network that has diverged is alive because none is 0."""
+    finite = jnp.isfinite(seen.outputs).all()
+    return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), of(seen))
 
 
 def seen(network: Network, trial: TrainState, data: Data, *, rows: int) -> Seen:

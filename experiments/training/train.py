@@ -232,7 +232,10 @@ class _Training:
         }
 
     def _reached(self, run: Run) -> bool:
-        return self.stop is not None and stopping.reached(self.stop, run.history())
+        # Of training batches nothing is known before the first.
+        if self.stop is None or (self.step == 0 and self.stop.name.startswith("train/")):
+            return False
+        return stopping.reached(self.stop, run.history())
 
     def _steps(self, key: str) -> tuple[int, ...]:
         every = when.parse(f"train.{key}", getattr(self.config.train, key))

@@ -72,13 +72,15 @@ class Stop(NamedTuple):
     """A number, and the range in which it ends training; see `when`."""
 
     name: str
-    below: float
-    above: float
+    below: float | None
+    above: float | None
     patience: int
 
     def holds(self, value: Any) -> Any:
-        """Whether the number is where it ends training; not if it is NaN."""
-        return (value < self.below) & (value > self.above)
+        """Whether the number is where it ends training: infinity may be, NaN is not."""
+        low = value == value if self.below is None else value < self.below
+        high = value == value if self.above is None else value > self.above
+        return low & high
 
 
 class ProbeLog(NamedTuple):
@@ -130,9 +132,10 @@ def when(
     """
     if below is None and above is None:
         raise ValueError(f"below=None, above=None: say where {name!r} ends training")
-    low, high = -np.inf if above is None else above, np.inf if below is None else below
-    check_number("choose a number that is not NaN", lambda x: x == x, above=low, below=high)
-    return Stop(name, high, low, count("patience", patience))
+    given = {"below": below, "above": above}
+    limits = {side: limit for side, limit in given.items() if limit is not None}
+    check_number("choose a number that is not NaN", lambda x: x == x, **limits)
+    return Stop(name, below, above, count("patience", patience))
 
 
 def probe(

@@ -33,15 +33,16 @@ def _both(network: Network, state: TrainState, data: Mapping[str, Data]):
 
 @jax.jit
 def _of_batches(m: features.FeatureMoments, head: features.Head) -> Numbers:
-    """Of the moments that training batches have left, for every trial."""
+    """Of the moments that training batches have left, for every trial; NaN before the first."""
 
     def one(trial: tuple[features.FeatureMoments, features.Head]) -> Numbers:
         m, head = trial
-        values = features.spectrum(m)
-        return {
+        numbers = {
             "richness": features.richness(m, head=head).value,
-            "effective_dimension": features.effective_dimension(values),
+            "effective_dimension": features.effective_dimension(m),
         }
+        some = features.effective_rows(m) > 0
+        return {name: jnp.where(some, value, jnp.nan) for name, value in numbers.items()}
 
     return jax.lax.map(one, (m, head))
 
