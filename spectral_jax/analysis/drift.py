@@ -63,12 +63,19 @@ def _batch(path: Path) -> Any:
     with path.open("rb") as file:
         plain = file.read(6) == b"\x93NUMPY"
     if plain:
-        return np.load(path, allow_pickle=False)
+        return _rows(path, np.load(path, allow_pickle=False))
     if is_zipfile(path):
         with np.load(path, allow_pickle=False) as archive:
             if len(archive.files) == 1:
-                return archive[archive.files[0]]
+                return _rows(path, archive[archive.files[0]])
     return features.load(path)
+
+
+def _rows(path: Path, x: np.ndarray) -> np.ndarray:
+    """In the byte order of this machine, the only one that JAX knows."""
+    if x.ndim != 2 or x.dtype.kind not in "fiub":
+        raise ValueError(f"{path} holds {x.dtype} of shape {x.shape}: save rows of numbers [n, p]")
+    return x.astype(x.dtype.newbyteorder("="), copy=False)
 
 
 def _lines(told: dict[str, Any], level: float) -> list[tuple[str, str]]:
