@@ -95,7 +95,7 @@ def test_rows_of_no_weight_are_not_read_and_the_scale_of_weights_is_nothing():
 def test_of_decayed_batches_the_last_ones_count():
     other = Z[:, [0, 1, 1]]
     state = layers.merge(layers.decay(layers.of([X, Y]), 1e-9), layers.of([X, other]))
-    np.testing.assert_allclose(kernel_distance(state)[0, 1], moved(X, other), atol=1e-6)
+    np.testing.assert_allclose(cka(state).value[0, 1], unbiased(X, other), atol=1e-6)
 
 
 def test_an_interval_of_blocks_holds_the_value_of_the_population():
@@ -111,8 +111,20 @@ def test_an_interval_of_blocks_holds_the_value_of_the_population():
 
 
 def test_layers_of_any_size_are_compared():
-    found = cka(1e-25 * X, 1e25 * Y)
-    np.testing.assert_allclose(found.value, unbiased(X, Y), atol=1e-6)
+    for size in (1e25, 3.4e38 / abs(Y).max()):  # the unit above the last is no float32
+        found = cka(1e-25 * X, (size * Y).astype(np.float32))
+        np.testing.assert_allclose(found.value, unbiased(X, Y), atol=1e-6)
+
+
+def test_rows_that_are_orthogonal_or_three_leave_no_signal_but_rounding():
+    rows = np.eye(30)
+    assert np.isnan(cka(rows, Y).value) and cka(rows, Y).signal[0] == 0
+    three = np.where(np.arange(30) < 3, 0.1, 0)  # whose (sum w)^2 / sum w^2 is rounded above 3
+    assert np.isnan(cka(rows[:, :4], Y, weights=three).value)
+
+
+def test_nan_is_not_even_like_itself():
+    assert jnp.isnan(jnp.diagonal(procrustes({"first": X, "lost": np.full((30, 3), np.nan)}))).any()
 
 
 def test_a_first_batch_that_is_constant_says_nothing_about_the_unit():

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from spectral_jax._options import check_number
-from spectral_jax.features.layers import LayerMoments, of, unitless
+from spectral_jax.features.layers import LayerMoments, of
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.decompositions import SVD, svd
 from spectral_jax.linalg.subspace import mm
@@ -31,7 +31,8 @@ class CCA(NamedTuple):
     """How many directions of ``x`` and of ``y`` were kept."""
     forced: Int[Array, ""]
     """How many correlations are 1 whatever the data, for there are too few rows: of ``n`` rows
-    about their mean ``max(0, rank_x + rank_y - n + 1)``. 0 is what you want."""
+    about their mean ``max(0, rank_x + rank_y - n + 1)``. 0 is what you want. Unequal weights amount
+    to fewer rows than there are: then at most so many."""
 
 
 def cca(
@@ -67,7 +68,7 @@ def cca(
     """
     check_number("choose above 0 and at most 1", lambda share: 0 < share <= 1, keep=keep)
     m = _pair(x, y, weights, method)
-    state = unitless(m.state)
+    state = moments.unitless(m.state)
     floors = [moments.eigenvalues(moments.part(state, i), centred=True).floor for i in (0, 1)]
     rows = moments.factor(state, centred=True)
     parts = rows[:, : state.parts[0]], rows[:, state.parts[0] :]

@@ -196,14 +196,6 @@ def jackknife(
     return interval(function(whole), without, level=level)
 
 
-def unitless(state: moments.Moments) -> moments.Moments:
-    """Of layers divided by their units: numbers that depend on the scale of no layer need no more,
-    and no square of them over- or underflows."""
-    unit = (state.high.unit > 0).astype(state.high.unit.dtype)
-    low = None if state.low is None else state.low._replace(unit=jnp.zeros_like(unit))
-    return dataclasses.replace(state, high=state.high._replace(unit=unit), low=low)
-
-
 def _named(layers: Any) -> dict[str, Any]:
     if isinstance(layers, Mapping):
         return {str(name): layers[name] for name in layers}

@@ -3,7 +3,8 @@
 Each takes what there is: two arrays ``[n, p]`` and ``[n, q]``, whose rows are the same ``n``
 inputs, and gives one number; or the layers of a network by name, ``{"block1": [n, p], ...}``, or
 the `layers.LayerMoments` that were streamed of them, and gives the map ``[layers, layers]``, in
-their order. For the map between two networks pass the layers of both, and take the block of a pair.
+their order (a dict that has passed through ``jit`` is sorted by name; `layers.of` of it has
+``names``). For the map between two networks pass the layers of both, and take the block of a pair.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from spectral_jax.features import layers
-from spectral_jax.features.layers import LayerMoments, Layers, unitless
+from spectral_jax.features.layers import LayerMoments, Layers
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.values import svdvals
@@ -163,7 +164,7 @@ class _Centred(NamedTuple):
 
 
 def _centred(state: moments.Moments) -> _Centred:
-    state = unitless(state)
+    state = moments.unitless(state)
     second, mean = moments.second(state, centred=True), moments.mean(state)
     owner = _owner(state)
     spread = mm(owner, jnp.diagonal(second))
@@ -200,7 +201,11 @@ def _cka(state: moments.Moments, *, unbiased: bool) -> CKA:
     n = moments.effective_rows(state)
     plain = _squares(state, second)
     hsic = plain - fourth / (n - 2) + 1 / ((n - 1) * (n - 2))
-    share = n / (n - 3) * jnp.diagonal(hsic) / jnp.where(varies, jnp.diagonal(plain), 1)
+    own, biased = jnp.diagonal(hsic), jnp.where(varies, jnp.diagonal(plain), 1)
+    # Where the terms cancel, as for orthogonal rows or just above three of them, what is left is
+    # rounding: none of it is signal.
+    rounding = 64 * state.eps * (biased + jnp.diagonal(fourth) / jnp.abs(n - 2))
+    share = jnp.where(jnp.abs(own) <= rounding, 0, n / (n - 3) * own / biased)
     signal = jnp.where(varies, jnp.where(n > 3, share, jnp.nan), 0)
     value = _aligned(hsic, signal > 0) if unbiased else _aligned(plain, varies)
     return CKA(value, signal, n)
@@ -211,7 +216,7 @@ def _kernel_distance(state: moments.Moments, *, centred: bool) -> Array:
     if centred:
         second, _, known = _centred(state)
     else:
-        second = moments.second(unitless(state))
+        second = moments.second(moments.unitless(state))
         known = ~(mm(_owner(state), jnp.diagonal(second)) <= 0)
     return jnp.maximum(1 - _aligned(_squares(state, second), known), 0)
 
@@ -225,7 +230,7 @@ def _procrustes(state: moments.Moments) -> Array:
         for j, columns in places[:i]:
             value = jnp.sum(svdvals(second[rows, columns]))
             shared = shared.at[np.array([i, j]), np.array([j, i])].set(value)
-    known = jnp.outer(varies, varies)
+    known = jnp.outer(varies, varies) & ~jnp.isnan(jnp.trace(second))
     return jnp.maximum(2 - 2 * jnp.where(known, shared, jnp.nan), 0)
 
 

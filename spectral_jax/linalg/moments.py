@@ -267,7 +267,9 @@ def unitless(state: Moments) -> Moments:
     True
     """
     unit = jnp.where(state.high.unit > 0, 1, state.high.unit)
-    return dataclasses.replace(state, high=state.high._replace(unit=unit))
+    # Of 2^128, which float32 rounds to infinity, the rounding is infinite too.
+    low = None if state.low is None else state.low._replace(unit=jnp.zeros_like(unit))
+    return dataclasses.replace(state, high=state.high._replace(unit=unit), low=low)
 
 
 def leave_one_out(states: Sequence[Moments]) -> list[Moments]:
