@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.papers.feature_map import dynamics
+from experiments.papers.feature_map import dynamics, figures_dynamics
 from experiments.papers.feature_map.claims_dynamics import CLAIMS, learned
 from experiments.papers.feature_map.studies import grokking, linear, modular, regulariser, tangent
 from experiments.papers.feature_map.subsets import subset
@@ -178,3 +178,23 @@ def test_settings_are_chosen_by_validation_and_keep_their_numbers():
 def test_smoke_measures_all_but_the_slow_studies():
     left_out = {study.name for study in dynamics.STUDIES if "smoke" not in study.options}
     assert left_out == {"modular", "tangent"}
+
+
+def test_choices_at_the_edge_of_a_grid_are_told():
+    assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 0) == {"ridge": 1.0, "ridge/at edge": 1.0}
+    assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 1)["ridge/at edge"] == 0
+    scores = {"none@1": 0.5, "none@2": 0.9, "none@3": 0.4, "decay@1": 0.1, "decay@2": 0.2}
+    tried = merge(
+        of_arrays("regulariser/true/tuning", arm, {"validation/accuracy": [score]})
+        for arm, score in scores.items()
+    )
+    assert figures_dynamics.edges(tried, "regulariser/true").endswith("outside: decay")
+    assert figures_dynamics.edges(tried, "regulariser/shuffled") == ""
+
+
+def test_numbers_of_a_step_are_measured_at_that_step_in_every_preset():
+    study = next(one for one in dynamics.STUDIES if one.name == "modular")
+    for options in study.options.values():
+        trained_on = round(options["share"] * options["prime"] ** 2)
+        steps = options["epochs"] * (trained_on // options["batch"])
+        assert steps == pytest.approx(3000, rel=2e-3)

@@ -324,3 +324,11 @@ def test_features_that_move_under_a_trained_head_are_a_miss(moved, verdict):
 def test_twice_as_many_directions_as_classes_are_too_many(beyond, verdict):
     arms = {"mnist-cnn": {"beyond minimal": beyond + np.array([-0.01, 0.0, 0.01])}}
     assert verdicts("regimes", arms)["minimal-mnist-cnn"] == verdict
+
+
+def test_sentences_say_nothing_of_what_was_not_run():
+    moved = {"mse": {f"moved/{RICHNESS}": LOW - HIGH}}
+    results = merge(of_arrays("endpoints", arm, metrics) for arm, metrics in moved.items())
+    told = claims.learned(None, judge_all(claims.CLAIMS, results, preset="small"))
+    assert any("moved it by -0.4" in line for line in told)
+    assert not any("say nothing of the image" in line for line in told)

@@ -11,6 +11,7 @@ from experiments.papers.feature_map.claims_dynamics import FURTHER, LEADERS
 from experiments.papers.paper import Outcome
 from experiments.report.page import Picture, Section
 from experiments.report.results import Results
+from experiments.report.selection import choose
 from experiments.report.tables import of_results
 from experiments.runs import Run
 from spectral_jax import plots
@@ -44,6 +45,10 @@ TANGENT = {
     "test accuracy (%)": ("test/accuracy", 100.0),
     "D_LR at start": ("start/richness", 1.0),
     "D_LR at end": ("end/richness", 1.0),
+    "learning rate": ("learning_rate", 1.0),
+    "ridge": ("ridge", 1.0),
+    "of seeds, rate at its grid's edge (%)": ("learning_rate/at edge", 100.0),
+    "ridge at its grid's edge (%)": ("ridge/at edge", 100.0),
     "distance of tangent kernels": ("distance/tangent", 1.0),
     "distance of feature kernels": ("distance/features", 1.0),
 }
@@ -147,7 +152,20 @@ def _regulariser(results: Results) -> Section:
         "True labels: every setting that was tried, a point for each tuning seed.",
     )
     tables = [
-        of_results(results, REGULARISER, protocols=[protocol], against="none")
+        of_results(results, REGULARISER, protocols=[protocol], against="none",
+                   caption=f"Mean and 95 % interval over seeds{edges(results, protocol)}")
         for protocol in protocols
-    ]
+    ]  # fmt: skip
     return Section("Richness as a regulariser", "regulariser", {"tried": picture}, tables)
+
+
+def edges(results: Results, protocol: str) -> str:
+    """Which methods were held to a setting at the edge of their grid; empty if none was tried."""
+    tried = f"{protocol}/tuning"
+    methods = dict.fromkeys(arm.partition("@")[0] for arm in results.arms(tried))
+    if not methods:
+        return ""
+    choices = (choose(results, tried, method=method) for method in methods)
+    found = [choice.method for choice in choices if choice and choice.at_edge]
+    told = ", ".join(found) or "none"
+    return f"; chosen at the edge of its grid, so that a better one may lie outside: {told}"

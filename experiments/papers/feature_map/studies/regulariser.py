@@ -23,8 +23,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from experiments.data.splits import corrupt_labels
 from experiments.papers.feature_map.subsets import Subset, subset
 from experiments.papers.feature_map.trained import columns, dense
+from experiments.papers.paper import FRESH
 from experiments.report.results import Results, merge, of_arrays
 from experiments.report.selection import choose
 from experiments.runs import Run
@@ -45,7 +47,6 @@ from spectral_jax import features
 
 Tree = Any
 Settings = Mapping[str, Mapping[str, float]]
-FRESH = 100  # seeds of the final runs begin here
 WRONG = {"true": 0.0, "noisy": 0.4}  # labels -> the share of wrong ones
 SHUFFLED = "shuffled"
 
@@ -155,12 +156,11 @@ def _scores(trainer: Trainer, state: TrainState) -> dict[str, float]:
 def mislabelled(found: Subset, labels: str, seed: int) -> Subset:
     """The examples with training labels of this kind; all others keep theirs."""
     train = found.data["train"]
-    rng, y = np.random.default_rng([seed, 2]), np.array(train.examples["y"])
+    y = np.array(train.examples["y"])
     if labels == SHUFFLED:
-        y = rng.permutation(y)
+        y = np.random.default_rng([seed, 2]).permutation(y)
     else:
-        wrong = rng.permutation(len(y))[: round(WRONG[labels] * len(y))]
-        y[wrong] = (y[wrong] + rng.integers(1, found.classes, len(wrong))) % found.classes
+        y = corrupt_labels(y, WRONG[labels], found.classes, seed)
     examples = {**train.examples, "y": jnp.asarray(y)}
     return found._replace(data={**found.data, "train": Data(examples, train.shared)})
 

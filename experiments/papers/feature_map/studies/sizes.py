@@ -1,7 +1,7 @@
 """Does richness depend on how wide the network is, how many classes there are, how many examples?
 
 Results: protocol ``sizes`` has arms ``width=<p>``, ``classes=<C>`` and ``examples=<n>``, in all of
-which nothing else is changed.
+which nothing else is changed; but fewer classes have fewer examples, too.
 """
 
 from __future__ import annotations

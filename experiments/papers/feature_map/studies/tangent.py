@@ -5,15 +5,15 @@ with that of the end, what the changed features are worth to it. Both are held a
 itself and its D_LR.
 
 Results: arms ``network``, ``kernel at start``, ``kernel at end`` of protocol ``tangent``, with
-their test accuracy; arm ``network`` also has D_LR before and after (``start/richness``,
-``end/richness``), and how far both kernels have moved on training inputs.
+their test accuracy, and the learning rate or ridge that was chosen (``<name>/at edge``: 1 where it
+is the least or the greatest of its grid); arm ``network`` also has D_LR before and after
+(``start/richness``, ``end/richness``), and how far both kernels have moved on training inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import jax
@@ -68,7 +68,9 @@ def measure(
         best = int(np.argmax(trainer.evaluate(ended, "unseen")["accuracy"]))
         data = {split: _examples(found.data[split], found.classes) for split in found.data}
         data["test"] = data["test"][0][:test], data["test"][1][:test]
-        rows.append(compared(net, each(state.params)[best], each(ended.params)[best], data))
+        row = compared(net, each(state.params)[best], each(ended.params)[best], data)
+        row["network"] |= _of_choice("learning_rate", learning_rates, best)
+        rows.append(row)
         run.log(f"tangent: seed {seed} is done")
     return merge(of_arrays("tangent", arm, columns([row[arm] for row in rows])) for arm in rows[0])
 
@@ -81,7 +83,7 @@ def compared(
     kernels, arms, network, layers = {}, {}, {}, {}
     for stage, params in (("start", start), ("end", end)):
         kernels[stage] = tangent_kernel(params, x, x)
-        arms[f"kernel at {stage}"] = {"test/accuracy": _regression(params, kernels[stage], data)}
+        arms[f"kernel at {stage}"] = _regression(params, kernels[stage], data)
         layers[stage], head = last_of(net, params, x)
         network[f"{stage}/richness"] = float(features.richness(layers[stage], head=head).value)
     network |= {
@@ -126,7 +128,7 @@ def _flow(params: Tree, x: Float[Array, "n d"]) -> list[tuple[Array, Array]]:
     return list(zip(inputs, derivatives, strict=True))
 
 
-def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> float:
+def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> dict[str, float]:
     """Test accuracy of kernel ridge regression; the ridge is chosen on unseen examples."""
     x, targets = data["train"]
     values, vectors = np.linalg.eigh(np.asarray(kernel, float))
@@ -141,7 +143,14 @@ def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> fl
         weights = within / (np.maximum(values, 0) + ridge * values.mean())[:, None]
         unseen, test = (_right(across[s] @ weights + mean, data[s][1]) for s in across)
         scores.append((unseen, test))
-    return max(scores, key=itemgetter(0))[1]
+    best = max(range(len(RIDGES)), key=lambda place: scores[place][0])
+    return {"test/accuracy": scores[best][1], **_of_choice("ridge", RIDGES, best)}
+
+
+def _of_choice(name: str, grid: Sequence[float], place: int) -> dict[str, float]:
+    """What was chosen, and whether a better one may lie outside of the grid."""
+    at_edge = len(grid) > 1 and grid[place] in (min(grid), max(grid))
+    return {name: grid[place], f"{name}/at edge": float(at_edge)}
 
 
 def _distance(one: Array, other: Array) -> float:
