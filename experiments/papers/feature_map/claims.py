@@ -238,7 +238,7 @@ def _of_pixels(found: Mapping[str, Judged]) -> list[str]:
     if not rich:
         return []
     return [
-        "Rich is not good: where the class was written into the pixels, training the whole network "
+        "Is rich good? Where the class was written into the pixels, training the whole network "
         f"instead of its last layer changed D_LR by {rich}, and the accuracy where the pixels lie "
         f"by {wrong}."
     ]
