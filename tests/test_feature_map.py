@@ -98,7 +98,7 @@ def test_a_collapsed_representation_is_as_rich_as_can_be(x):
 @pytest.mark.parametrize(
     "values, rank, expected",
     [
-        (np.ones(64), 9, 1 - np.sqrt(9 / 64)),
+        (np.ones(64), 5, 1 - np.sqrt(5 / 64)),
         (np.arange(1.0, 65) ** -1.5, 5, 0.281880),
     ],
     ids=["flat", "power law"],

@@ -7,19 +7,24 @@ others with the same ones: by ``q`` rows orthogonal to the constant function, an
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from spectral_jax._options import check_number
-from spectral_jax.features.moments import FeatureMoments, Head, class_sums, covariance, fourth
+from spectral_jax.features.moments import (
+    Beside,
+    FeatureMoments,
+    Head,
+    class_sums,
+    covariance,
+    fourth,
+)
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.precision import power_of_two, unit_of, working
 from spectral_jax.linalg.subspace import mm
-
-Beside = Literal["outputs", "targets"]
 
 
 class Rows(NamedTuple):

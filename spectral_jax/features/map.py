@@ -18,7 +18,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax.features._sides import (
-    Beside,
     Rows,
     check_tolerance,
     checked_head,
@@ -28,6 +27,7 @@ from spectral_jax.features._sides import (
 )
 from spectral_jax.features._spans import span, with_row
 from spectral_jax.features.moments import (
+    Beside,
     FeatureMoments,
     Head,
     as_moments,
