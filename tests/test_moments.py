@@ -105,6 +105,20 @@ def test_weights_amount_to_fewer_rows_and_negative_ones_to_none():
     assert np.isnan(moments.eigenvalues(negative).floor)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_labels_of_a_small_type_name_one_of_many_groups(kind):
+    labels = np.arange(40, dtype=np.int8)
+    state = moments.zero(P, groups=300)
+    state = moments.update(state, kind(GRADED), labels=kind(labels), weights=kind(np.ones(40)))
+    np.testing.assert_array_equal(moments.groups(state).weight, np.arange(300) < 40)
+
+
+def test_whole_numbers_that_float32_does_not_hold_keep_their_digits():
+    x = 10**9 + RNG.integers(0, 256, (40, P))
+    second = moments.second(of(x), centred=True)
+    np.testing.assert_allclose(second, np.cov(x.T, bias=True), rtol=1e-5, atol=1e-2)
+
+
 @pytest.mark.parametrize("low", [0, -128, 1000])
 def test_whole_numbers_are_exact(low):
     """uint8, int8 and numbers whose products float32 would round."""

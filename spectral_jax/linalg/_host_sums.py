@@ -65,7 +65,8 @@ def _by_block(x: np.ndarray, w: np.ndarray | None) -> Plan:
     if x.size and w is None:
         low, high = float(x.min()), float(x.max())
         reach = np.ceil((high - low) / 2)
-        if reach < EXACT_REACH and _whole(x):
+        held = max(-low, high) <= 2**24  # by float32, before the shift
+        if reach < EXACT_REACH and held and _whole(x):
             step = min(BLOCK, int(2**24 // max(reach, 1) ** 2))
             return Plan(
                 np.float32, step, np.full(x.shape[1], np.floor((high + low) / 2), np.float32)

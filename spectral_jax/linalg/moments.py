@@ -629,6 +629,8 @@ def _rows(state: Moments, x: Any, weights: Any, labels: Any) -> tuple[Array, Arr
     member = None
     if labels is not None:
         labels = jnp.asarray(labels)
+        if labels.dtype.itemsize < 4:  # may not hold the number of groups
+            labels = labels.astype(jnp.int32)
         w = jnp.where(labels < 0, 0, jnp.where(labels < _groups(state), w, jnp.nan))
         known = jnp.arange(_groups(state), dtype=labels.dtype)
         member = (labels[:, None] == known).astype(dtype)
@@ -712,7 +714,7 @@ def _host_rows(
     if labels is None:
         return x[w != 0], w[w != 0], None
     w = np.where(labels < 0, 0, np.where(labels < _groups(state), w, np.nan))
-    return x[w != 0], w[w != 0], np.minimum(labels, _groups(state) - 1)[w != 0]
+    return x[w != 0], w[w != 0], np.where(labels < _groups(state), labels, 0)[w != 0]
 
 
 def _check_alike(a: Moments, b: Moments) -> None:
