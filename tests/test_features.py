@@ -173,6 +173,23 @@ def test_masks_and_negative_labels_are_no_rows():
     assert np.isnan(features.covariance(unknown)).all()
 
 
+def test_float64_rows_keep_their_digits_beside_arrays_of_jax():
+    x = 1e7 + X
+    for m in (
+        features.update(features.zero(P, blocks=2), x, weights=jnp.ones(N)),
+        features.update(features.zero(P, outputs=1), x, outputs=jnp.ones((N, 1))),
+    ):
+        np.testing.assert_allclose(features.covariance(m), np.cov(X.T, bias=True), atol=1e-6)
+    assert features.update(features.zero(P, blocks=2), jnp.zeros((0, P))).turn == 0
+
+
+def test_renyi_is_continuous_at_the_entropy():
+    q = np.array([8.0, 2.0, 2.0, 1.0]) / 13
+    for order in (0.95, 1 - 1e-6, 1 + 1e-6, 1.2):
+        found = features.effective_dimension(q, kind="renyi", order=order)
+        np.testing.assert_allclose(found, np.sum(q**order) ** (1 / (1 - order)), rtol=2e-6)
+
+
 def test_what_does_not_fit_is_refused_by_name():
     m = features.zero(P, outputs=2, classes=C)
     y = np.zeros((N, 2))
@@ -187,6 +204,7 @@ def test_what_does_not_fit_is_refused_by_name():
         "weights beside moments": lambda: features.as_moments(m, weights=np.ones(N)),
         "merge what one zero": lambda: features.merge(m, features.of(X)),
         "pass classes=": lambda: jax.jit(lambda x: features.of(X, labels=x))(LABELS),
+        "weights beside eigenvalues": lambda: features.effective_dimension(X[0], weights=X[0]),
         "kind='rank': choose": lambda: features.effective_dimension(X, kind="rank"),
         "last=1: choose at least 2": lambda: features.alpha_req(X, first=2, last=1),
     }

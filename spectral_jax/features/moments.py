@@ -512,6 +512,7 @@ def side_by_side(state: moments.Moments, arrays: Mapping[str, Any]) -> Any:
     """Arrays of the same rows as one, NumPy's if all are: their digits are read as they are."""
     if len(arrays) == 1:
         return next(iter(arrays.values()))
+    arrays = _kept_wide(arrays)
     if state.method == "gram64" and all(isinstance(x, np.ndarray) for x in arrays.values()):
         return np.concatenate(list(arrays.values()), axis=1)
     found = [working(x, name) for name, x in arrays.items()]
@@ -520,10 +521,19 @@ def side_by_side(state: moments.Moments, arrays: Mapping[str, Any]) -> Any:
     return jnp.concatenate([x.astype(dtype) for x in found], axis=1)
 
 
+def _kept_wide(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Beside float64 of NumPy that JAX does not have, the others as NumPy's: it is not rounded."""
+    numpy = [x for x in arrays.values() if isinstance(x, np.ndarray)]
+    lost = any(x.dtype == np.float64 for x in numpy) and jnp.result_type(float) != jnp.float64
+    return {name: _on_host(x) if lost else x for name, x in arrays.items()}
+
+
 def _dealt(m: FeatureMoments, rows: Any, weights: Any, labels: Any) -> FeatureMoments:
     """Runs of consecutive rows to the blocks; from batch to batch others get the longer ones."""
     given = {"rows": rows, "weights": weights, "labels": labels}
-    arrays = {name: x for name, x in given.items() if x is not None}
+    arrays = _kept_wide({name: x for name, x in given.items() if x is not None})
+    if not len(rows):
+        return m
     runs = np.array_split(np.arange(len(rows)), m.blocks)
     by = _by_run if all(isinstance(x, np.ndarray) for x in arrays.values()) else _by_lane
     batch = jax.tree.map(lambda x: jnp.roll(x, m.turn, axis=0), by(m, runs, **arrays))

@@ -248,6 +248,8 @@ def _values(features: Any, *, centred: bool, weights: Any) -> tuple[Array, Array
     """Eigenvalues and floor, of whatever says them; of moments in a unit of their own."""
     if not isinstance(features, FeatureMoments):
         if isinstance(features, Resolved) or jnp.ndim(features) == 1:
+            if weights is not None:
+                raise ValueError("weights beside eigenvalues: they are of the rows of an array")
             return resolved(features, None)
     m = unitless(as_moments(features, weights=weights))
     found = eigenvalues(m, centred=centred)
@@ -289,6 +291,10 @@ def _rank_me(parts: Array, eps: float) -> Array:
 def _renyi(parts: Array, order: float) -> Array:
     total = jnp.sum(parts)
     shares = parts / jnp.where(total > 0, total, 1)
+    if abs(order - 1) < 0.1:  # the sum is nearly 1: only its distance from 1 has digits
+        logs = jnp.log(jnp.where(shares > 0, shares, 1))
+        apart = jnp.sum(shares * jnp.expm1((order - 1) * logs))
+        return jnp.where(total > 0, jnp.exp(jnp.log1p(apart) / (1 - order)), 0)
     # By logarithms: a power of a small share underflows, and its root with it.
     logs = jnp.where(shares > 0, order * jnp.log(jnp.where(shares > 0, shares, 1)), -jnp.inf)
     found = jnp.exp(jax.nn.logsumexp(logs) / (1 - order))

@@ -247,7 +247,7 @@ def decay(state: Moments, factor: ArrayLike) -> Moments:
     """All weights so far times ``factor``, between 0 and 1: an exponential moving average.
 
     Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for a Python number outside
-    [0, 1].
+    [0, 1]; an array outside gives NaN.
 
     >>> old = update(zero(1), jnp.array([[0.0]]))
     >>> round(float(mean(update(decay(old, 0.5), jnp.array([[3.0]])))[0]), 6)
@@ -545,6 +545,7 @@ def _together(a: Moments, b: Moments) -> Moments:
 @jax.jit
 def _decayed(state: Moments, factor: Array) -> Moments:
     sums = _sums(state)
+    factor = jnp.where((factor >= 0) & (factor <= 1), factor, jnp.nan)
     return _stored(decayed(sums, factor.astype(sums.weight.dtype), state.method), state)
 
 
