@@ -85,7 +85,7 @@ def _pair(x: Any, y: Any, weights: Any, method: moments.Method) -> LayerMoments:
 
 
 @jax.jit
-def _cca(parts: tuple[Array, Array], floors: list[Array], n: Array, keep: float) -> CCA:
+def _cca(parts: tuple[Array, Array], floors: list[Array], n: Array, keep: Array) -> CCA:
     x, y = (_kept(rows, floor, keep) for rows, floor in zip(parts, floors, strict=True))
     turn, correlations, _ = svd(mm(x.u.T, y.u))
     ranks = jnp.stack([jnp.sum(basis.s > 0) for basis in (x, y)])
@@ -103,7 +103,7 @@ def _cca(parts: tuple[Array, Array], floors: list[Array], n: Array, keep: float)
     )
 
 
-def _kept(rows: Array, floor: Array, keep: float) -> SVD:
+def _kept(rows: Array, floor: Array, keep: Array) -> SVD:
     """The directions of a layer that hold so much of its variance, above the floor; others 0."""
     basis = svd(rows)
     variance = basis.s**2

@@ -65,8 +65,9 @@ class FeatureMoments:
 
     state: moments.Moments
     """Of all columns; with a leading axis for the blocks if there are any."""
-    turn: Int[Array, ""]
-    """How many batches were dealt out to blocks, which take turns at the odd rows."""
+    turn: Any
+    """How many batches were dealt out to blocks, which take turns at the odd rows: an integer array
+    without axes, or what stands in its place as JAX maps over the tree."""
     sizes: Sizes = dataclasses.field(metadata={"static": True})
     blocks: int = dataclasses.field(metadata={"static": True})
 
