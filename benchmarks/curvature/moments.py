@@ -111,7 +111,11 @@ def _error_row(what: str, x: np.ndarray) -> tuple[str, ...]:
 def _second_in_float64(state: moments.Moments) -> np.ndarray:
     """`moments.second`, which rounds, before it does."""
     assert state.low is not None
-    unit, weight, _, mean, scatter = (
-        np.float64(high) + np.float64(low) for high, low in zip(state.high, state.low, strict=True)
+    names = ("unit", "weight", "mean", "scatter")
+    unit, weight, mean, scatter = (
+        np.float64(getattr(state.high, name)) + np.float64(getattr(state.low, name))
+        for name in names
     )
+    # Of one part and one group, whose axes are left out.
+    unit, weight, mean = unit[0], weight[0], mean[0]
     return (scatter / weight + np.outer(mean, mean)) * unit**2
