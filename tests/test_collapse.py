@@ -212,6 +212,14 @@ def test_a_pseudo_inverse_is_that_of_numpy_and_nan_where_its_matrix_is(shape):
         assert np.isnan(pseudo_inverse(jnp.full(shape, jnp.nan), jnp.asarray(0.0))).all()
 
 
+def test_what_a_target_says_of_a_missing_class_is_not_read():
+    target = np.eye(4) - 1 / 3
+    target[3], target[:, 3] = np.nan, np.nan
+    corners = np.eye(3) - 1 / 3
+    found = features.neural_collapse(corners, labels=np.arange(3), classes=4, target=target)
+    assert float(found.nc2) < 1e-6
+
+
 def test_lidar_is_the_papers_and_the_packages_number_on_demand():
     q, c = 4, 6
     labels = np.repeat(np.arange(c), q)

@@ -183,6 +183,11 @@ def test_float64_rows_keep_their_digits_beside_arrays_of_jax():
     assert features.update(features.zero(P, blocks=2), jnp.zeros((0, P))).turn == 0
 
 
+def test_a_unit_of_any_size_is_alive():
+    tiny = np.array([[1e-25, 1.0, 0.0], [0.0, 2.0, 0.0]], np.float32)
+    assert features.unit_activity(tiny).dead.tolist() == [False, False, True]
+
+
 def test_renyi_is_continuous_at_the_entropy():
     q = np.array([8.0, 2.0, 2.0, 1.0]) / 13
     for order in (0.95, 1 - 1e-6, 1 + 1e-6, 1.2):

@@ -27,6 +27,11 @@ def streamed(given, *, size):
     return state
 
 
+def test_layers_that_are_one_name_as_text_are_refused():
+    with pytest.raises(ValueError, match="two of these are one name"):
+        layers.zero({1: 2, "1": 3})
+
+
 def test_of_independent_features_only_the_unbiased_value_is_none():
     x, y = RNG.standard_normal((200, 512)), RNG.standard_normal((200, 256))
     state = layers.of([x, y])

@@ -39,7 +39,7 @@ def target_rows(
             raise ValueError(
                 f"target has shape {matrix.shape}: pass a Gram matrix of the {len(weight)} classes"
             )
-        both = _matrix_rows(jnp.outer(here, here) * matrix)
+        both = _matrix_rows(jnp.where(jnp.outer(here, here) > 0, matrix, 0))
         return both, both
     check_choice(TARGETS, target=target)
     if target == "seli":

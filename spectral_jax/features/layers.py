@@ -198,7 +198,10 @@ def jackknife(
 
 def _named(layers: Any) -> dict[str, Any]:
     if isinstance(layers, Mapping):
-        return {str(name): layers[name] for name in layers}
+        named = {str(name): layers[name] for name in layers}
+        if len(named) < len(layers):
+            raise ValueError(f"layers are {list(layers)}: two of these are one name as text")
+        return named
     return {str(place): layer for place, layer in enumerate(layers)}
 
 

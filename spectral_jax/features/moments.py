@@ -274,7 +274,10 @@ def jackknife(
     """Any number of moments with a confidence interval, by leaving out blocks of rows in turn.
 
     Args:
-      m: begun with ``blocks=16`` or so. NaN for an interval if a block is without rows.
+      m: begun with ``blocks=16`` or so, here or by ``of(rows, blocks=16)``. A block is a run of
+        consecutive rows of each batch: rows that belong together (by writer, by day) make the
+        interval as wide as that deserves, unless they are shuffled first. NaN for an interval if a
+        block is without rows.
       function: of moments without blocks, to a number, an array, or a tree of them (as the results
         of this room are), each of which gets its interval. It is called twice: once on all rows,
         once under ``vmap`` on what is left without each block.
@@ -288,7 +291,7 @@ def jackknife(
     True
     """
     if m.blocks < 2:
-        raise ValueError("the moments have no blocks: begin with zero(p, blocks=16)")
+        raise ValueError("the moments have no blocks: begin with zero or of(..., blocks=16)")
     without = jax.vmap(lambda state: function(_of_state(m, state)))(_without_each(m))
     complete = jnp.all(jnp.sum(m.state.high.weight, axis=-1) > 0)
     dtype = m.state.high.mean.dtype

@@ -238,7 +238,7 @@ def unit_activity(
     variance = jnp.diagonal(covariance(m))
     return UnitActivity(
         score=score,
-        dead=squares == 0,
+        dead=(squares == 0) & (mean(m) == 0),  # a square may underflow
         dormant=score <= threshold,
         constant=variance <= (CONSTANT * mean(m)) ** 2,
     )
