@@ -125,7 +125,6 @@ register(
     )
 )
 exempt("linalg.moments.zero", "begins the state of every case of linalg.moments")
-exempt("linalg.moments.wide", "a context, not a result: tests/test_moments.py")
 exempt("linalg.moments.mean", "in the case of linalg.moments.decay")
 exempt("linalg.moments.psum", "needs a mapped axis: tests/test_moments.py")
 exempt("linalg.moments.leave_one_out", "takes a list of states: tests/test_moments.py")
