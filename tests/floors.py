@@ -26,7 +26,9 @@ FLOORS = (
     ("experiments.runs",),
     ("experiments.training",),
     ("experiments.report",),
+    ("experiments.sweep",),
     ("experiments.papers",),
+    ("experiments.commands",),
     ("experiments.__main__",),
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,1 @@
+"""Many trials: a space, a search, blocks that run anywhere, and what they come to."""
