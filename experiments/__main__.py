@@ -11,7 +11,6 @@ if __name__ == "__main__":
     stop_on_signals()  # first: what follows takes a second or two to import
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -20,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
-from experiments.config import ExperimentConfig, apply_overrides, load_yaml
+from experiments.commands.choosing import COMMAND, CONFIG_FILES, DEFAULT_PRESET, choose, lookup
+from experiments.commands.printing import print_rows
 from experiments.data.files import cache
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
 from experiments.names import did_you_mean
@@ -29,9 +29,6 @@ from experiments.papers import load as load_paper
 from experiments.papers.paper import Paper, reproduce
 from experiments.papers.plan import Part
 
-COMMAND = "python -m experiments"
-DEFAULT_PRESET = "smoke"
-CONFIG_FILES = (".yaml", ".yml")
 SHOWN_ARMS = 6
 # What `run` shows of a summary, and as what; all the rest is in summary.json and with --json.
 COLUMNS = {
@@ -195,15 +192,18 @@ def list_command(options: argparse.Namespace) -> int:
         for preset, protocols in paper.protocols.items()
         for protocol, declared in protocols.items()
     ]
-    _print_rows(rows, as_json=options.json)
+    print_rows(rows, as_json=options.json)
     return DONE
 
 
 def run_command(options: argparse.Namespace) -> int:
     """Train the chosen arms in turn and print their summaries; 3 if a seed came to nothing."""
-    configs = _choose(options)
+    configs = choose(
+        options.experiment, preset=options.preset, arm=options.arm, settings=options.settings
+    )
     if not options.experiment.endswith(CONFIG_FILES):
-        _announce(load_paper(options.experiment.partition("/")[0]), _preset(options))
+        name = options.experiment.partition("/")[0]
+        _announce(load_paper(name), options.preset or DEFAULT_PRESET)
     if options.dry_run:
         from experiments.papers.plan import of_arms
 
@@ -223,7 +223,7 @@ def run_command(options: argparse.Namespace) -> int:
             {"arm": arm, **dict(_cells(run.summary)), "run": str(run.path)}
             for arm, run in runs.items()
         ]
-    _print_rows(rows, as_json=options.json)
+    print_rows(rows, as_json=options.json)
     lost = [line for arm, run in runs.items() for line in _lost_seeds(arm, run.summary)]
     if lost:
         print(f"warning: {'; '.join(lost)}; log.txt says what to change", file=sys.stderr)
@@ -236,9 +236,9 @@ def reproduce_command(options: argparse.Namespace) -> int:
     if options.paper and "=" in options.paper:
         settings, options.paper = [options.paper, *settings], None
     chosen = {name: load_paper(name) for name in ([options.paper] if options.paper else PAPERS)}
-    preset = _preset(options)
+    preset = options.preset or DEFAULT_PRESET
     for paper in chosen.values():
-        _lookup(paper.protocols, preset, "preset")
+        lookup(paper.protocols, preset, "preset")
         paper.arms(preset, settings)  # every setting for every arm, before the first one is trained
     codes = []
     for paper in chosen.values():
@@ -269,7 +269,7 @@ def data_command(options: argparse.Namespace) -> int:
             data.fetch(options.dataset)
         rows = data.verify(options.dataset)
         print(_verified(options.dataset, rows), file=sys.stderr)
-    _print_rows(rows, as_json=options.json)
+    print_rows(rows, as_json=options.json)
     return DONE
 
 
@@ -280,40 +280,6 @@ def _verified(dataset: str, rows: Sequence[Mapping[str, str]]) -> str:
     folders = ", ".join(sorted({os.path.dirname(row["path"]) for row in rows}))
     names = ", ".join(row["file"] for row in rows)
     return f"{dataset}: as published, by SHA-256: {names} in {folders}"
-
-
-def _choose(options: argparse.Namespace) -> Mapping[str, ExperimentConfig]:
-    """The arms that `run EXPERIMENT --preset --arm` means."""
-    if options.experiment.endswith(CONFIG_FILES):
-        if options.arm or options.preset:
-            raise UserError("a configuration file has no presets and arms: leave out the option")
-        config = apply_overrides(load_yaml(options.experiment), options.settings)
-        return {config.name: config}
-    name, _, protocol = options.experiment.partition("/")
-    paper, preset = load_paper(name), _preset(options)
-    protocols = _lookup(paper.protocols, preset, "preset")
-    if not protocol and len(protocols) > 1:
-        offered = ", ".join(f"{name}/{known}" for known in protocols)
-        raise UserError(f"{name} has several protocols in preset {preset}; choose one: {offered}")
-    protocol = protocol or next(iter(protocols))
-    elsewhere = [other for other, known in paper.protocols.items() if protocol in known]
-    if elsewhere and protocol not in protocols:
-        asked = " or ".join(f"--preset {other}" for other in elsewhere)
-        raise UserError(f"{name}/{protocol} is not in preset {preset}: pass {asked}")
-    _lookup(protocols, protocol, f"protocol in preset {preset} of {name}:")
-    arms = paper.arms(preset, options.settings)[protocol]
-    return {options.arm: _lookup(arms, options.arm, "arm")} if options.arm else arms
-
-
-def _preset(options: argparse.Namespace) -> str:
-    return options.preset or DEFAULT_PRESET
-
-
-def _lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-    if name not in table:
-        hint = did_you_mean(name, table) or f"; there are: {', '.join(table)}"
-        raise UserError(f"no {what} {name!r}{hint}")
-    return table[name]
 
 
 def _some(names: list[str]) -> str:
@@ -334,7 +300,7 @@ def _print_plan(parts: Sequence[Part], as_json: bool) -> None:
 
     told = [*parts, total(parts)]
     rows = [{**vars(part), "disk": part.disk} if as_json else part.row() for part in told]
-    _print_rows(rows, as_json=as_json)
+    print_rows(rows, as_json=as_json)
 
 
 def _cells(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -356,16 +322,6 @@ def _lost_seeds(arm: str, summary: Mapping[str, Any]) -> Iterator[str]:
         seeds = summary.get(f"{fate}_seeds")
         if seeds:
             yield f"{arm}: seeds {', '.join(map(str, seeds))} {fate}"
-
-
-def _print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Print rows on stdout: aligned columns, or one JSON array."""
-    from experiments.report.tables import Table
-
-    if as_json:
-        print(json.dumps(rows, indent=2))
-    elif rows:
-        print(Table("", rows).text(), end="")
 
 
 def _bug(error: Exception) -> str:
