@@ -85,6 +85,7 @@ def decomposing(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_seeds_are_trained_in_turn_where_a_penalty_could_hang(decomposing, tmp_path, capsys):
     run = train(decomposing, root=tmp_path, argv=[])
@@ -126,6 +127,7 @@ with interruption(), watchdog.watchdog():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="waits in glibc")
 @pytest.mark.parametrize(
     ("number", "code", "word"),
@@ -154,6 +156,7 @@ WORKING = STUCK.replace("    wait(lock)\n    wait(lock)", """
 """)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="waits in glibc")
 def test_a_process_that_works_is_left_to_save_its_state():
     done = subprocess.run(

@@ -15,6 +15,7 @@ from experiments.report.claims import check
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_of_a_page_prints_what_it_says(page):

@@ -41,7 +41,7 @@ from spectral_jax import checkpoints, plots, tails
 from spectral_jax.optim import ASSIGNMENTS, METRICS
 from spectral_jax.plots import farms as figures
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 WIDTHS = (24, 12, 12, 40)
 NET = models.network("mlp", input_shape=(24,), classes=40, hidden=(12, 12))

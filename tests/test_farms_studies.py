@@ -18,7 +18,7 @@ from experiments.report.results import merge
 from experiments.report.verdicts import judge_all
 from spectral_jax.plots.pruning import pruning_curves
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 STUDIES = {"pruning": pruning, "operators": operators}
 OPTIONS = {study.name: study.options for study in PAPER.studies}
 TUNED = {**OPTIONS["operators"]["smoke"], "rates": (2.5e-3, 5e-3), "tuning_seeds": 1}

@@ -14,7 +14,7 @@ from experiments.papers.feature_map.trained import dense
 from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640])
 
 

@@ -25,7 +25,7 @@ from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
 from experiments.training.blocks import Trial
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 NET = dense((3, 2), (5, 4), 3)
 
 

@@ -108,6 +108,7 @@ def test_in_turn_is_vmap(splits):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 6), (12, 6), (280, 140)])
 def test_threads_do_not_change_the_values(splits, shape):
     stack = jax.random.normal(jax.random.key(0), (3, *shape))

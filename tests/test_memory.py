@@ -35,6 +35,7 @@ NINE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("mode", ["penalty", "proximal"])
 def test_nine_arms_that_differ_in_numbers_compile_once(mode, compilations, tmp_path, monkeypatch):
@@ -69,6 +70,7 @@ print(first, tenth, max(hold(range(11, 31))))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory maps")
 def test_many_shapes_hold_no_more_than_their_share():
     done = subprocess.run(

@@ -14,7 +14,7 @@ from experiments.papers.sloppy.studies.pac_bayes import (
 )
 from spectral_jax.capacity import certify, data_free_prior, gaussian
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 NET = random_network(4, (3,), 2, 0.5)
 
 

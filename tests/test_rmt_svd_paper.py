@@ -32,7 +32,7 @@ from spectral_jax.compress import compress
 from spectral_jax.plots import bulks
 from spectral_jax.prune import surgery
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 OPTIONS = {
     "dataset": "digits", "train_limit": 320, "validation": 200, "batch_size": 32, "hidden": (24,),

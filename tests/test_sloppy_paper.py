@@ -23,7 +23,7 @@ from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
 from spectral_jax import capacity
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 
 RATES, EXAMPLES, CONTROLS_AT = (0.0, 0.001, 0.01, 0.02, 0.05), (1000, 5000, 50_000), 5000
 
