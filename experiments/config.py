@@ -20,6 +20,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -303,27 +304,60 @@ def load_yaml(path: str | Path) -> ExperimentConfig:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
-    return from_mapping(_parse_yaml(text, where=str(path)), where=str(path))
+    return from_mapping(parse_yaml(text, where=str(path)), where=str(path))
 
 
 def apply_overrides(
     config: ExperimentConfig, overrides: Sequence[str], *, where: str = "command line"
 ) -> ExperimentConfig:
     """Return `config` with `key=value` settings applied; values are YAML, keys are dotted."""
-    mapping = to_mapping(config)
-    known = list(_dotted_keys(ExperimentConfig))
+    settings = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{where}: {_shown(override)} is not a setting; write key=value")
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{_suggest_key(key, known)}")
+        require_key(key, where=where)
+        settings[key] = parse_yaml(text, where=f"{where}: {key}")
+    return apply_settings(config, settings, where=where)
+
+
+def apply_settings(
+    config: ExperimentConfig, settings: Mapping[str, Any], *, where: str
+) -> ExperimentConfig:
+    """Return `config` with other values at these dotted keys; `UserError` as in `from_mapping`."""
+    mapping = to_mapping(config)
+    for key, value in settings.items():
+        require_key(key, where=where)
         *parents, last = key.split(".")
         target = mapping
         for parent in parents:
             target = target[parent]
-        target[last] = _parse_yaml(text, where=f"{where}: {key}")
+        target[last] = value
     return from_mapping(mapping, where=where)
+
+
+def require_key(key: str, *, where: str) -> None:
+    """`UserError` (2), with the key that was meant, unless `key` is a dotted key of a config."""
+    known = dotted_keys()
+    if key not in known:
+        raise UserError(f"{where}: unknown key {key!r}{_suggest_key(key, known)}")
+
+
+@cache
+def dotted_keys() -> tuple[str, ...]:
+    """Every key of an experiment that can be set, as in ``penalty.strength``."""
+    return tuple(_dotted_keys(ExperimentConfig))
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """One YAML 1.2 value, exponents and all; `UserError` (2) that begins with `where`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{where}: not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def to_mapping(config: ExperimentConfig | StudyConfig) -> dict[str, Any]:
@@ -412,16 +446,7 @@ for _tag, _pattern, _first in (
         )
 
 
-def _parse_yaml(text: str, *, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(f"{where}: not valid YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
+@cache  # reading them takes most of the time of a config, and a sweep makes thousands
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -439,7 +464,7 @@ def _check_keys(mapping: Mapping[str, Any], cls: type, *, where: str, prefix: st
     for key, value in mapping.items():
         if key not in hints:
             close = did_you_mean(str(key), list(hints), prefix=prefix)
-            suggestion = close or _suggest_key(str(key), list(_dotted_keys(ExperimentConfig)))
+            suggestion = close or _suggest_key(str(key), dotted_keys())
             raise UserError(f"{where}: unknown key '{prefix}{key}'{suggestion}")
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
             nested = typing.cast(type, hints[key])
