@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config import ExperimentConfig, apply_overrides
 from experiments.errors import FAILED, MISSING, Diverged, UserError
+from experiments.report.selection import FRESH
 
 if TYPE_CHECKING:
     from experiments.report.page import Section
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from experiments.runs.run import Run
 
 Arms = Mapping[str, ExperimentConfig]
-
-# The final runs of a tuned protocol take this many seeds further on: none of them was tuned on.
-FRESH = 100
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ seeds, under ``<protocol>`` with the method's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ from experiments.report.results import Results
 
 TUNING = "/tuning"
 VALIDATION = "validation/"
+# Final runs take this many seeds further on: none of them was tuned on.
+FRESH = 100
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,15 @@ def require_fresh_seeds(results: Results) -> None:
                 f"protocol {protocol!r} was tuned on seed {min(shared)}, and its final numbers "
                 "hold that seed too: train the winners on fresh seeds"
             )
+
+
+def fresh_seed(tuned: Collection[int]) -> int:
+    """The first seed of the final runs of settings that were chosen on the ``tuned`` seeds.
+
+    >>> fresh_seed(range(8)), fresh_seed(range(200))
+    (100, 200)
+    """
+    return max(min(tuned) + FRESH, max(tuned) + 1)
 
 
 def _seeds(results: Results, protocol: str) -> set[int]:

@@ -110,7 +110,7 @@ class Table:
 
 def cell(values: Float[np.ndarray, " seeds"] | None, *, scale: float = 1.0) -> str:
     """Mean and half width of the 95 % interval; empty where there is no number."""
-    from experiments.report import statistics  # imports scipy.stats: a second
+    from experiments.report import statistics  # imports scipy, which a listing does without
 
     if values is None:
         return ""

@@ -52,7 +52,6 @@ WORDS = {
 }  # fmt: skip
 SMOKE = "smoke"
 NEGLIGIBLE = "negligible"
-LEVEL = 0.025  # one-sided, of a direction
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def judge_all(claims: Sequence[Claim], results: Results, *, preset: str) -> list
     require_fresh_seeds(results)
     estimates = {claim.id: _estimate(claim, results) for claim in claims}
     family = {
-        claim.id: _p_direction(found)
+        claim.id: statistics.p_direction(found)
         for claim in claims
         if (found := estimates[claim.id]) is not None and _in_family(claim, preset)
     }
@@ -175,11 +174,6 @@ def _estimate(claim: Claim, results: Results) -> Estimate | None:
 
 def _in_family(claim: Claim, preset: str) -> bool:
     return claim.type == "direction" and claim.family == "primary" and preset != SMOKE
-
-
-def _p_direction(found: Estimate) -> float:
-    """The smaller of the two one-sided p-values."""
-    return min(statistics.p_above(found), statistics.p_above(found._replace(mean=-found.mean)))
 
 
 def _judge(claim: Claim, found: Estimate, results: Results, *, preset: str, p: float) -> Judged:
@@ -232,7 +226,7 @@ def _of_direction(claim: Claim, found: Estimate, p: float) -> tuple[Verdict, str
     assert claim.smallest_effect is not None
     d = claim.smallest_effect
     low, high = statistics.interval(found, 0.95)
-    if p < LEVEL:
+    if p < statistics.LEVEL:
         verdict: Verdict = "SUPPORTED" if claim.direction * found.mean > 0 else "CONTRADICTED"
         return verdict, NEGLIGIBLE if -d < low and high < d else ""
     if statistics.within(found, d):

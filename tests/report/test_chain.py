@@ -101,11 +101,11 @@ FAULTS = {
         "report.statistics", "finite = samples[np.isfinite(samples)]",
         "finite = np.nan_to_num(samples)"),
     "an interval of the normal law": (
-        "report.statistics", "stats.t.ppf((1 + level) / 2, one.freedom)",
-        "stats.norm.ppf((1 + level) / 2)"),
+        "report.statistics", "special.stdtrit(one.freedom, (1 + level) / 2)",
+        "special.ndtri((1 + level) / 2)"),
     "a p-value of the normal law": (
-        "report.statistics", "stats.t.sf((one.mean - bound) / one.error, one.freedom)",
-        "stats.norm.sf((one.mean - bound) / one.error)"),
+        "report.statistics", "special.stdtr(one.freedom, (bound - one.mean) / one.error)",
+        "special.ndtr((bound - one.mean) / one.error)"),
     "the deviation instead of its error": (
         "report.statistics", "float(np.std(finite, ddof=1)) / math.sqrt(count)",
         "float(np.std(finite, ddof=1))"),
