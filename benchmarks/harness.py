@@ -24,6 +24,8 @@ PEERS = (
     "scikit-learn",
     "torch",
     "curvlinops-for-pytorch",
+    "PyHessian",
+    "hessian-eigenthings",
     "weightwatcher",
     "optht",
     "neural_collapse",

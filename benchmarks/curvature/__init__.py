@@ -12,6 +12,7 @@ def tables(smoke: bool) -> Iterator[Table]:
         (products, products.products),
         (spectra, spectra.complete),
         (spectra, spectra.largest),
+        (spectra, spectra.density),
         (watching, watching.watch_costs),
         (moments, moments.speed),
         (moments, moments.digits),

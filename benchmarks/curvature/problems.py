@@ -54,20 +54,28 @@ def gpt(n: int, context: int, width: int, depth: int) -> Problem:
     return _on_device(f"GPT, width {width}, depth {depth}", *from_nnx(network), inputs, 65)
 
 
-def torch_operator(problem: Problem, kind: str) -> Any:
-    """The same matrix by curvlinops; of the network of that shape, and of its weights for FC."""
-    import curvlinops
+def torch_network(problem: Problem) -> tuple[Any, Any, Any]:
+    """The network of that shape in PyTorch, with its weights for FC, and inputs and classes."""
     import torch
 
     torch.set_num_threads(1)
     network = _torch_dense(problem) if problem.name.startswith("FC") else _torch_lenet()
     inputs, classes = (torch.tensor(np.asarray(x)) for x in problem.data)
     inputs = inputs if problem.name.startswith("FC") else inputs.permute(0, 3, 1, 2)
+    return network, inputs, classes.long()
+
+
+def torch_operator(problem: Problem, kind: str) -> Any:
+    """The same matrix by curvlinops."""
+    import curvlinops
+    import torch
+
+    network, inputs, classes = torch_network(problem)
     return getattr(curvlinops, f"{kind}LinearOperator")(
         network,
         torch.nn.CrossEntropyLoss(),
         [p for p in network.parameters() if p.requires_grad],
-        [(inputs, classes.long())],
+        [(inputs, classes)],
         check_deterministic=False,
     )
 

@@ -1,8 +1,10 @@
-"""Whole spectra by the kernel route, and the largest pairs, beside curvlinops with SciPy."""
+"""Whole spectra by the kernel route, largest pairs and densities, beside PyTorch tools."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,7 @@ from scipy.sparse.linalg import eigsh as scipy_eigsh
 from benchmarks.curvature import problems
 from benchmarks.harness import NOTHING, Table, Target, one_core, row
 from spectral_jax.curvature import ggn_spectrum, hessian, objective, stored
-from spectral_jax.linalg import drive, eigsh
+from spectral_jax.linalg import drive, eigsh, spectral_density
 
 
 class Size(NamedTuple):
@@ -21,11 +23,30 @@ class Size(NamedTuple):
     width: int
     top: int
     krylov: Callable[[], problems.Problem]
+    dense: Callable[[], problems.Problem]
     pairs: int
+    steps: int
 
 
-FULL = Size(n=2000, width=600, top=100, krylov=partial(problems.lenet, n=500), pairs=10)
-SMOKE = Size(n=12, width=4, top=3, krylov=partial(problems.dense, n=6, width=4), pairs=2)
+FULL = Size(
+    n=2000,
+    width=600,
+    top=100,
+    krylov=partial(problems.lenet, n=500),
+    dense=partial(problems.dense, n=500, width=600),
+    pairs=10,
+    steps=50,
+)
+SMOKE = Size(
+    n=12,
+    width=4,
+    top=3,
+    krylov=partial(problems.dense, n=6, width=4),
+    dense=partial(problems.dense, n=5, width=3),
+    pairs=2,
+    steps=3,
+)
+PROBES = 2
 COMPLETE, PAIRS = Target(">=", 50), Target(">=", 3)
 TOLERANCE = 1e-3
 
@@ -49,7 +70,9 @@ def complete(size: Size) -> Table:
     with one_core():
         ours()  # compiles
         found = _timed(ours)
-        peer = _timed(lambda: _torch_values(problem, "GGN", size.top)) if problems.TORCH else None
+        peer = None
+        if problems.TORCH:
+            peer = _timed(partial(_torch_values, problem, kind="GGN", k=size.top))
     ratio = peer.seconds / found.seconds if peer else None
     rows = [
         row(
@@ -73,46 +96,147 @@ def complete(size: Size) -> Table:
 
 
 def largest(size: Size) -> Table:
-    """The largest Hessian pairs of a network at one accuracy."""
-    problem = size.krylov()
-    loss = objective(problem.model, problems.LOSS)
-
-    def ours() -> np.ndarray:
-        op = stored(hessian(loss, problem.params, problem.data))
-        result = drive(eigsh, op, size.pairs, which="LA", tol=TOLERANCE)
-        return np.asarray(jax.block_until_ready(result.values))
-
-    with one_core():
-        ours()  # compiles
-        found = _timed(ours)
-        peer = (
-            _timed(lambda: _torch_values(problem, "Hessian", size.pairs, which="LA", tol=TOLERANCE))
-            if problems.TORCH
-            else None
-        )
-    ratio = peer.seconds / found.seconds if peer else None
-    what = f"{problem.name}, {len(problem.data[1])} examples: {size.pairs} largest Hessian pairs"
-    told = f"{ratio:.1f}" if ratio else NOTHING
+    """The largest Hessian pairs of networks, by the tools people use for them."""
     note = (
-        f"float32, relative residual {TOLERANCE:g} on both sides. Ours is `drive(eigsh, "
-        "stored(op))`, for convolutions crawl in compiled loops; the peer is curvlinops' Hessian "
-        "in SciPy's `eigsh`. Networks of one shape with weights of their own; one run each, after "
-        "one that compiles ours."
+        f"float32, tolerance {TOLERANCE:g}. Ours is `drive(eigsh, stored(op))`, for convolutions "
+        "crawl in compiled loops. curvlinops is in SciPy's `eigsh`; hessian-eigenthings takes the "
+        "fewest Lanczos steps of 20, 40, 80, ... whose residuals pass; PyHessian's power iteration "
+        "knows the largest magnitudes, and tests the change of a value, not its residual. LeNets "
+        "of one shape with weights of their own; one run each, after one that compiles ours."
     )
-    rows = [row(what, found, peer or "not installed", told, PAIRS, ratio)]
+    peers = {
+        "curvlinops, SciPy": ("curvlinops", partial(_torch_values, kind="Hessian", which="LA")),
+        "hessian-eigenthings": ("hessian_eigenthings", _eigenthings),
+        "PyHessian": ("pyhessian", _pyhessian),
+    }
+    rows = [
+        line
+        for problem in (size.krylov(), size.dense())
+        for line in _beside(
+            f"{problem.name}, {len(problem.data[1])} examples: {size.pairs} largest Hessian pairs",
+            partial(_largest, objective(problem.model, problems.LOSS), problem, size.pairs),
+            {
+                name: partial(peer, problem, k=size.pairs, tol=TOLERANCE)
+                for name, (package, peer) in peers.items()
+                if _installed(package)
+            },
+        )
+    ]
     return Table("Largest Hessian pairs, one core", note, rows)
 
 
-def _torch_values(problem: problems.Problem, kind: str, k: int, **options: Any) -> np.ndarray:
-    import torch
+def density(size: Size) -> Table:
+    """The spectral density of a Hessian by as many Lanczos steps everywhere."""
+    problem = size.dense()
+    op = stored(hessian(objective(problem.model, problems.LOSS), problem.params, problem.data))
 
-    op = problems.torch_operator(problem, kind)
+    def ours() -> np.ndarray:
+        found = spectral_density(op, jax.random.key(0), probes=PROBES, steps=size.steps)
+        return np.asarray(found.nodes)
+
+    peers = {
+        "hessian-eigenthings": ("hessian_eigenthings", _eigenthings_density),
+        "curvlinops": ("curvlinops", _curvlinops_density),
+    }
+    note = (
+        f"float32, {PROBES} probes. hessian-eigenthings keeps its basis orthogonal by default up "
+        "to 50 steps, as ours does, and curvlinops never does, so its copies of converged nodes "
+        "are not worth as much. PyHessian's `density` calls `torch.eig`, which PyTorch no longer "
+        "has."
+    )
+    what = f"{problem.name}, {len(problem.data[1])} examples: density, {size.steps} steps"
+    timed = {
+        name: partial(peer, problem, size.steps)
+        for name, (package, peer) in peers.items()
+        if _installed(package)
+    }
+    return Table("Spectral density, one core", note, list(_beside(what, ours, timed)))
+
+
+def _beside(
+    what: str, ours: Callable[[], np.ndarray], peers: dict[str, Callable[[], np.ndarray]]
+) -> Iterator[tuple[str, ...]]:
+    """A row a peer; ours is timed once, after a run that compiles it."""
+    with one_core():
+        ours()
+        found = _timed(ours)
+        for name, peer in peers.items():
+            theirs = _timed(peer)
+            ratio = theirs.seconds / found.seconds
+            yield row(f"{what}; {name}", found, theirs, f"{ratio:.1f}", PAIRS, ratio)
+    if not peers:
+        yield row(what, found, "not installed")
+
+
+def _installed(package: str) -> bool:
+    """Whether the package is there; it is imported, so that no time counts that."""
+    found = find_spec(package) is not None
+    if found:
+        import_module(package)
+    return found
+
+
+def _largest(loss: Callable[..., Any], problem: problems.Problem, k: int) -> np.ndarray:
+    op = stored(hessian(loss, problem.params, problem.data))
+    found = drive(eigsh, op, k, which="LA", tol=TOLERANCE)
+    return np.asarray(jax.block_until_ready(found.values))
+
+
+def _eigenthings_operator(problem: problems.Problem) -> Any:
+    import torch
+    from hessian_eigenthings import HessianOperator, supervised_loss
+
+    network, *batch = problems.torch_network(problem)
+    return HessianOperator(network, [batch], supervised_loss(torch.nn.CrossEntropyLoss()))
+
+
+def _eigenthings(problem: problems.Problem, *, k: int, tol: float) -> np.ndarray:
+    from hessian_eigenthings import lanczos
+
+    op, steps = _eigenthings_operator(problem), 2 * k
+    while True:
+        options = dict(k=k, max_iter=steps, tol=tol, which="LA", reorthogonalize=True, seed=0)
+        found = lanczos(op, **options)
+        if bool(found.converged.all()):
+            return found.eigenvalues.numpy()
+        steps *= 2
+
+
+def _eigenthings_density(problem: problems.Problem, steps: int) -> np.ndarray:
+    from hessian_eigenthings import spectral_density as peer
+
+    found = peer(_eigenthings_operator(problem), num_runs=PROBES, lanczos_steps=steps, seed=0)
+    return found.density.numpy()
+
+
+def _curvlinops_density(problem: problems.Problem, steps: int) -> np.ndarray:
+    from curvlinops import lanczos_approximate_spectrum
+
+    op = problems.torch_operator(problem, "Hessian")
+    return lanczos_approximate_spectrum(op, steps, num_repeats=PROBES)[1]
+
+
+def _pyhessian(problem: problems.Problem, *, k: int, tol: float) -> np.ndarray:
+    import torch
+    from pyhessian import hessian as peer
+
+    network, *batch = problems.torch_network(problem)
+    found = peer(network, torch.nn.CrossEntropyLoss(), data=tuple(batch), cuda=False)
+    return np.asarray(found.eigenvalues(maxIter=1000, tol=tol, top_n=k)[0])
+
+
+def _torch_values(problem: problems.Problem, *, kind: str, k: int, **options: Any) -> np.ndarray:
+    operator = _numpy_operator(problems.torch_operator(problem, kind))
+    return np.sort(scipy_eigsh(operator, k, return_eigenvectors=False, **options))[::-1]
+
+
+def _numpy_operator(op: Any) -> LinearOperator:
+    import torch
 
     def product(x: np.ndarray) -> np.ndarray:
         return (op @ torch.tensor(x.ravel(), dtype=torch.float32)).numpy()
 
-    operator = LinearOperator(tuple(op.shape), matvec=product, dtype=np.float32)
-    return np.sort(scipy_eigsh(operator, k, return_eigenvectors=False, **options))[::-1]
+    return LinearOperator(tuple(op.shape), matvec=product, dtype=np.float32)
 
 
 def _timed(call: Callable[[], np.ndarray]) -> Run:
