@@ -9,8 +9,9 @@ import models
 from experiments.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig
 from experiments.data import load, prepare
 from experiments.training.blocks import Trial
+from experiments.training.loading import task_of
+from experiments.training.session import Session
 from experiments.training.task import OBJECTIVES, Data, Task
-from experiments.training.train import _Training
 from experiments.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -51,14 +52,14 @@ def test_a_configuration_says_whether_seeds_share_what_is_drawn(subsets, sets):
         model=ModelConfig(hidden=(4,)),
         train=TrainConfig(seeds=3, seed=5, measures=()),
     )
-    training = _Training(config)
-    data = training.task.data
+    session = Session(config, task_of(config))
+    data = session.task.data
     assert (data["train"].sets, data["train"].size) == (sets, 64)
     assert (data["validation"].sets, data["test"].sets) == (sets, 1)
     for place in range(3):
         seed = 5 + (place if subsets == "own" else 0)
         expected = prepare(load("digits"), **drawn, seed=seed)
-        hyper = {"set": np.float32(training.trials[place].hyper["set"])}
+        hyper = {"set": np.float32(session.trials[place].hyper["set"])}
         found = data["train"].rows(np.arange(64), hyper)
         np.testing.assert_array_equal(found["x"], expected.train_x)
         np.testing.assert_array_equal(found["y"], expected.train_y)

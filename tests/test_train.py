@@ -28,9 +28,10 @@ from experiments.data import load
 from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
 from experiments.runs import checkpoint, files
 from experiments.runs import run as runs
+from experiments.training import loading, session, trainer
 from experiments.training import train as training
-from experiments.training import trainer
 from experiments.training.measures import MEASURES
+from experiments.training.session import Session
 from experiments.training.train import train
 from experiments.training.trainer import Trainer, chunk_steps
 
@@ -52,7 +53,7 @@ def shared_programs():
     """Runs of one configuration share their program, and an epoch has two chunks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
-        patch.setattr(training, "SAVE_SECONDS", 0.0)  # a checkpoint every epoch
+        patch.setattr(session, "SAVE_SECONDS", 0.0)  # a checkpoint every epoch
         patch.setattr(runs, "code_hash", lambda code: "this code")  # whoever edits it meanwhile
         yield
 
@@ -102,13 +103,13 @@ def test_pixels_are_not_moved_where_there_are_none():
     config = change("data", augment="crop_flip")
     text = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros(99))
     with pytest.raises(UserError, match="data.augment = crop_flip moves pixels, but digits is no"):
-        training._refuse_what_cannot_train(config, None, text)
+        loading._refuse_what_cannot_train(config, None, text)
 
 
 def test_a_corpus_is_no_set_of_classes():
     corpus = SimpleNamespace(train_x=np.zeros((99, 5)), train_y=np.zeros((99, 5), int))
     with pytest.raises(UserError, match="has no class per example"):
-        training._refuse_what_cannot_train(CONFIG, None, corpus)
+        loading._refuse_what_cannot_train(CONFIG, None, corpus)
 
 
 @pytest.mark.parametrize("objective", ["relative_l2", "next_token"])
@@ -198,7 +199,7 @@ def test_a_recorded_number_ends_training(whole, tmp_path):
 
 @pytest.mark.parametrize("decay, kept", [(0.0, set()), (0.5, {"moments"})])
 def test_a_configuration_says_whether_moments_of_training_batches_are_kept(decay, kept):
-    net = training._network(change("train", features_decay=decay), load("digits"))
+    net = loading._network(change("train", features_decay=decay), load("digits"))
     assert jax.eval_shape(net.init, jax.random.key(0))[1].keys() == kept
 
 
@@ -309,13 +310,13 @@ def test_a_preempted_run_goes_on_in_the_middle_of_an_epoch(whole, tmp_path, monk
 def test_a_stop_while_the_last_numbers_are_written_is_heeded_after_them(
     whole, tmp_path, monkeypatch
 ):
-    finish = training._Training.finish
+    finish = Session.final
 
     def stopped(self, run):
         os.kill(os.getpid(), signal.SIGTERM)
         return finish(self, run)
 
-    monkeypatch.setattr(training._Training, "finish", stopped)
+    monkeypatch.setattr(Session, "final", stopped)
     with pytest.raises(UserError, match="preempted") as failure:
         go(tmp_path)
     assert failure.value.exit_code == PREEMPTED
@@ -327,13 +328,13 @@ def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monke
         raise KeyboardInterrupt
 
     config = change("train", seed_axis="auto")
-    monkeypatch.setattr(training, "_FASTER", {})
+    monkeypatch.setattr(session, "_FASTER", {})
     monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "map")
     monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path, config)
     monkeypatch.undo()
-    monkeypatch.setattr(training, "_FASTER", {})
+    monkeypatch.setattr(session, "_FASTER", {})
     monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "vmap")
     run = go(tmp_path, config)
     assert run.summary["seed_axis"] == run.provenance["seed_axis"] == "map"
@@ -347,7 +348,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training._Training, "record", foreign)
+        patch.setattr(Session, "record", foreign)
         go(tmp_path)
     with pytest.raises(UserError, match="belongs to another configuration: .* remove") as failure:
         go(tmp_path)
@@ -375,10 +376,10 @@ def test_a_full_disk_while_recording_keeps_the_state(whole, tmp_path, monkeypatc
 KILLED_IN_THE_THIRD_EPOCH = """
 import os, signal, sys
 from experiments import __main__ as cli
-from experiments.training import train
+from experiments.training import session
 from experiments.training.trainer import Trainer
 
-train.SAVE_SECONDS = 0
+session.SAVE_SECONDS = 0
 whole, cut, *words = sys.argv[1:]
 assert cli.main([*words, "--runs", whole]) == 0
 advance = Trainer.advance

@@ -21,8 +21,8 @@ from experiments.config import ExperimentConfig, load_yaml
 from experiments.data.base import Dataset
 from experiments.data.splits import Splits
 from experiments.runs import Run
+from experiments.training.loading import loaded
 from experiments.training.task import Data, Task, classification
-from experiments.training.train import loaded
 from models import Network, network, options
 
 Tree = Any

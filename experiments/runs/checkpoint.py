@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +44,12 @@ sys.unraisablehook = _quiet_about_a_closed_loop
 
 
 class Restored(NamedTuple):
-    """A checkpoint's step, its tree, and the note that was saved with it."""
+    """A checkpoint's step, its tree, the note that was saved with it, and where it was found."""
 
     step: int
     tree: Any
     note: bytes
+    directory: Path
 
 
 def save(directory: Path, step: int, tree: Any, *, note: bytes = b"") -> None:
@@ -83,8 +85,22 @@ def restore(directory: Path, like: Any) -> Restored | None:
     2 when the checkpoint holds another tree, 4 when there are checkpoints and none can be read.
     """
     _remove_unfinished(directory)
-    found = steps(directory)
-    for step in reversed(found):
+    found = newest([directory], like)
+    if found is None and steps(directory):
+        raise UserError(
+            f"no checkpoint in {directory} can be read; remove {directory.parent} to start again",
+            MISSING,
+        )
+    return found
+
+
+def newest(directories: Iterable[Path], like: Any) -> Restored | None:
+    """The newest sound checkpoint of several directories, in which others may be at work.
+
+    So nothing is removed there, and what vanishes meanwhile is passed over. As `restore` otherwise.
+    """
+    places = [(step, directory) for directory in directories for step in steps(directory)]
+    for step, directory in sorted(places, reverse=True):
         path = directory / str(step)
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -92,12 +108,7 @@ def restore(directory: Path, like: Any) -> Restored | None:
             arrays, note = _unsealed(stored)
         except Exception:  # whatever a damaged file makes Orbax say: the one before is tried
             continue
-        return Restored(step, _fill(like, arrays, path), note)
-    if found:
-        raise UserError(
-            f"no checkpoint in {directory} can be read; remove {directory.parent} to start again",
-            MISSING,
-        )
+        return Restored(step, _fill(like, arrays, path), note, directory)
     return None
 
 

@@ -2,8 +2,8 @@
 
 One after the other (``lax.map``), a trial's numbers do not depend on its company. Side by side
 (``vmap``) they depend on how many there are, since that decides the order of sums (jax#26795); so
-their number is rounded up to a multiple of ``LANES``. What fills it up repeats the last trial, and
-is cut off every result.
+their number is rounded up to a multiple of ``LANES``. What fills it up repeats the last trial, or
+is dead, and is cut off every result.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.training.program import Axis
+from experiments.training.program import Axis, TrainState
 
 LANES = 8
 Tree = Any
@@ -39,6 +39,20 @@ def padded(tree: Tree, width: int) -> Tree:
         return leaf[jnp.minimum(jnp.arange(width), len(leaf) - 1)]
 
     return jax.tree.map(pad, tree)
+
+
+@partial(jax.jit, static_argnums=1)
+def filled(state: TrainState, width: int) -> TrainState:
+    """The state with dead lanes up to ``width``: their weights are NaN, so they are not trained."""
+    count = len(state.key)
+
+    def dead(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        return leaf.at[count:].set(jnp.nan)
+
+    state = padded(state, width)
+    return state._replace(params=jax.tree.map(dead, state.params))
 
 
 @partial(jax.jit, static_argnums=1)

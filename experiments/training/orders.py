@@ -16,10 +16,14 @@ class Orders(NamedTuple):
     row_of: Int[Array, " trials"]
 
 
-def orders(keys: Key[Array, " trials"], epoch: int, size: int) -> Orders:
-    """How the trials of these keys order ``size`` examples in an epoch; equal keys share a row."""
+def orders(keys: Key[Array, " trials"], epoch: int, size: int, *, seeds: int = 1) -> Orders:
+    """How the trials of these keys order ``size`` examples in an epoch; equal keys share a row.
+
+    The last row is repeated up to ``seeds`` rows.
+    """
     words = np.asarray(jax.random.key_data(keys))
     _, first, row_of = np.unique(words, axis=0, return_index=True, return_inverse=True)
+    first = first[np.minimum(np.arange(max(seeds, len(first))), len(first) - 1)]
     distinct = np.ascontiguousarray(words[first])
     rows = _rows(distinct.tobytes(), distinct.shape, jax.random.key_impl(keys), epoch, size)
     return Orders(rows, jnp.asarray(row_of.reshape(-1), jnp.int32))

@@ -38,11 +38,14 @@ class Trainer:
 
     Trainers of equal structure and the same optimiser function share their programs. So an
     optimiser is written at the top of a module, or made by a function with a cache.
+
+    seeds: for how many different seeds at least programs are compiled.
     """
 
     task: Task
     optimizer: Optimizer
     axis: Axis = "map"
+    seeds: int = 1
 
     @property
     def program(self) -> Program:
@@ -150,7 +153,7 @@ class Trainer:
     def _orders(self, keys: jax.Array, epoch: int) -> Orders:
         if self.task.order == "replacement":
             return no_orders(keys)
-        return orders(keys, epoch, self.task.data["train"].size)
+        return orders(keys, epoch, self.task.data["train"].size, seeds=self.seeds)
 
     def _apply(self, function: Callable, state: TrainState, split: str, **options: Any) -> Any:
         count = len(state.key)
