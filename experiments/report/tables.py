@@ -7,7 +7,7 @@ import io
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -23,12 +23,14 @@ from experiments.report.results import Results
 class Table:
     """Rows of texts by column; a row may leave columns out.
 
-    ``styles`` says how a terminal shows a cell that holds just that text ("bold red").
+    ``styles`` says how a terminal shows a cell that holds just that text ("bold red"); ``bold``
+    has the cells, by place of their row and by column, that stand out in every form that can.
     """
 
     caption: str
     rows: Sequence[Mapping[str, str]]
     styles: Mapping[str, str] = field(default_factory=dict)
+    bold: Collection[tuple[int, str]] = ()
 
     @property
     def columns(self) -> list[str]:
@@ -37,7 +39,8 @@ class Table:
 
     def lines(self) -> list[list[str]]:
         """The cells, row by row, without the head."""
-        return [[str(row.get(column, "")) for column in self.columns] for row in self.rows]
+        columns = self.columns
+        return [[str(row.get(column, "")) for column in columns] for row in self.rows]
 
     def terminal(self) -> str:
         """Wrapped to the window for a person at a terminal, aligned text for a pipe."""
@@ -64,8 +67,9 @@ class Table:
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.lines()]
-        return "".join("| " + " | ".join(map(_markdown, line)) + " |\n" for line in lines)
+        head = [[*map(_markdown, self.columns)], ["---"] * len(self.columns)]
+        lines = [*head, *self._formed(_markdown, "**{}**")]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
     def csv(self) -> str:
         """Comma-separated values with a head."""
@@ -75,7 +79,8 @@ class Table:
 
     def latex(self) -> str:
         """A table of booktabs, ready for ``\\input``."""
-        lines = [" & ".join(map(_latex, line)) + r" \\" for line in [self.columns, *self.lines()]]
+        cells = [[*map(_latex, self.columns)], *self._formed(_latex, r"\textbf{{{}}}")]
+        lines = [" & ".join(line) + r" \\" for line in cells]
         return "\n".join(
             [
                 r"\begin{table}",
@@ -98,14 +103,26 @@ class Table:
             return ""
         from spectral_jax.plots import page  # imports matplotlib, which a listing does without
 
-        cells = [[escape(cell) for cell in line] for line in self.lines()]
+        cells = self._formed(escape, "<strong>{}</strong>")
         return page.table(self.caption, list(map(escape, self.columns)), cells)
 
-    def write(self, stem: str | Path) -> None:
+    def write(self, stem: str | Path, *, suffixes: Collection[str] = ("csv", "md", "tex")) -> None:
         """Write ``stem.csv``, ``stem.md`` and ``stem.tex``; nothing for no rows."""
         forms = {"csv": self.csv, "md": self.markdown, "tex": self.latex} if self.rows else {}
         for suffix, form in forms.items():
-            Path(f"{stem}.{suffix}").write_text(form(), encoding="utf-8", newline="")
+            if suffix in suffixes:
+                Path(f"{stem}.{suffix}").write_text(form(), encoding="utf-8", newline="")
+
+    def _formed(self, form: Callable[[str], str], bold: str) -> list[list[str]]:
+        """The cells as text of a form; ``bold`` is what it puts around those that stand out."""
+        columns = self.columns
+        return [
+            [
+                bold.format(form(cell)) if (place, column) in self.bold else form(cell)
+                for column, cell in zip(columns, line, strict=True)
+            ]
+            for place, line in enumerate(self.lines())
+        ]
 
 
 def cell(values: Float[np.ndarray, " seeds"] | None, *, scale: float = 1.0) -> str:

@@ -60,6 +60,14 @@ def test_html_escapes_markup():
     assert Table("none", []).html() == ""
 
 
+def test_what_stands_out_does_so_in_every_form_that_can():
+    table = Table("", [{"arm": "l1", "x": "1 ± 2"}, {"arm": "l2", "x": "1 ± 2"}], bold=[(1, "x")])
+    assert "| l1 | 1 ± 2 |\n| l2 | **1 ± 2** |" in table.markdown()
+    assert "l1 & 1 $\\pm$ 2 \\\\\nl2 & \\textbf{1 $\\pm$ 2} \\\\" in table.latex()
+    assert "<td>1 ± 2</td>" in table.html() and "<td><strong>1 ± 2</strong></td>" in table.html()
+    assert table.csv().count("1 ± 2") == table.text().count("1 ± 2") == 2
+
+
 def test_a_person_at_a_terminal_sees_it_wrapped_to_the_window(monkeypatch):
     monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "30")
