@@ -1,7 +1,14 @@
-"""A block of a sweep is trained as if nobody had disturbed it, and committed once."""
+"""A block of a sweep is trained as if nothing had disturbed it, and committed once."""
 
 import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.config import (
@@ -11,54 +18,331 @@ from experiments.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from experiments.sweep.block import blocks_of, result_of, run_block, write_block
+from experiments.errors import PREEMPTED, USAGE, UserError
+from experiments.sweep import width
+from experiments.sweep.attempts import run_block
+from experiments.sweep.block import Block, blocks_of, folder_of, read_block, result_of, write_block
+from experiments.sweep.width import layout
 from experiments.training import session, trainer
+from experiments.training.measures import MEASURES
+from experiments.training.program import Program
 from experiments.training.train import train
+from experiments.training.trainer import Trainer
 
-EPOCH = 8  # steps
+EPOCH = 4  # steps
 CONFIG = ExperimentConfig(
     "toy",
     data=DataConfig("digits", batch_size=10, train_limit=10 * EPOCH, validation=50),
     model=ModelConfig("mlp", hidden=(8,)),
     optimizer=OptimizerConfig("sgd", 0.1, 0.9, schedule="cosine"),
-    train=TrainConfig(epochs=4, seeds=2, seed=5, seed_axis="map", measures=("bulk",)),
+    train=TrainConfig(epochs=4, seeds=2, seed=5, seed_axis="map", measures=("toy",)),
 )
-RATES = {0: 0.1, 1: 0.05, 2: 0.2}
-SETTINGS = {number: {"optimizer.learning_rate": rate} for number, rate in RATES.items()}
+RATE = "optimizer.learning_rate"
+SETTINGS = {0: {RATE: 0.1}, 1: {RATE: 0.05}, 2: {RATE: 0.2}}
+DIVERGING = {RATE: 1e30}
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "often_saved")
+
+
+def norms(config, network):
+    """A toy measure: a number per trial to record, and an array to keep."""
+
+    def take(state, data):
+        kernel = state.params["layers"]["0"]["kernel"]
+        return {"toy/norm": jnp.abs(kernel).sum((1, 2))}, {"kernel": kernel}
+
+    return take
 
 
 @pytest.fixture(scope="module")
 def often_saved():
     """An epoch has two chunks, and every epoch a checkpoint."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MEASURES, "toy", norms)
         patch.setattr(trainer, "CHUNK_STEPS", EPOCH // 2)
         patch.setattr(session, "SAVE_SECONDS", 0.0)
         yield
 
 
-def run(directory, settings=SETTINGS, seeds=(5, 6), config=CONFIG, **options):
-    """Every trial's metrics, by number and seed."""
-    options = {"width": 8, "axis": "map", "end": config.train.epochs, **options}
+def blocks(settings=SETTINGS, seeds=(5, 6), config=CONFIG, **options):
+    options = {"width": 8, "axis": "map", "end": CONFIG.train.epochs, **options}
+    return blocks_of(config, settings, seeds, **options)
+
+
+def measured(directory, block):
+    """The metrics of each trial of a committed block, by number and seed."""
+    result = result_of(directory, block.id)
+    return {
+        trial: {name: values[place] for name, values in result.metrics.items()}
+        for place, trial in enumerate(result.trials)
+    }
+
+
+def trained(directory, *given):
     found = {}
-    for block in blocks_of(config, settings, seeds, **options):
+    for block in given:
         assert run_block(directory, write_block(directory, block))
-        result = result_of(directory, block.id)
-        for place, trial in enumerate(result.trials):
-            found[trial] = {name: values[place] for name, values in result.metrics.items()}
+        found |= measured(directory, block)
     return found
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, often_saved, quick_compilation):
     """All trials in one block that nothing disturbed."""
-    return run(tmp_path_factory.mktemp("whole"))
+    return trained(tmp_path_factory.mktemp("whole"), *blocks())
+
+
+# What a trial's numbers are
 
 
 def test_a_trial_of_a_block_is_the_seed_of_a_run(whole, tmp_path):
-    slower = dataclasses.replace(CONFIG.optimizer, learning_rate=RATES[1])
+    slower = dataclasses.replace(CONFIG.optimizer, learning_rate=0.05)
     alone = train(dataclasses.replace(CONFIG, optimizer=slower), root=tmp_path, argv=[]).summary
+    assert whole[1, 5].keys() == {name for name in alone if "/" in name}
     for place, seed in enumerate((5, 6)):
         for name, value in whole[1, seed].items():
             assert alone[name][place] == value, name
+
+
+def test_the_company_of_a_trial_is_of_no_matter(whole, tmp_path):
+    """Nor whether it diverges: that trial has no numbers, and the others those that they had."""
+    (block,) = blocks({0: SETTINGS[0], 1: DIVERGING, 2: SETTINGS[2]}, seeds=[6])
+    found = trained(tmp_path, block)
+    assert {trial: found[trial] for trial in ((0, 6), (2, 6))} == {
+        trial: whole[trial] for trial in ((0, 6), (2, 6))
+    }
+    assert all(map(math.isnan, found[1, 6].values()))
+    assert result_of(tmp_path, block.id).diverged == [False, True, False]
+
+
+def test_side_by_side_a_neighbour_that_diverges_is_of_no_matter_either(tmp_path):
+    healthy, ill = (
+        blocks({0: SETTINGS[0], 1: neighbour}, axis="vmap")
+        for neighbour in ({RATE: 0.3}, DIVERGING)
+    )
+    found = trained(tmp_path, *ill)
+    expected = trained(tmp_path, *healthy)
+    assert math.isnan(found[1, 5]["test/loss"]) and not math.isnan(expected[1, 5]["test/loss"])
+    assert found[0, 5] == expected[0, 5] and found[0, 6] == expected[0, 6]
+
+
+def test_a_block_of_which_all_diverge_has_a_result_like_any_other(tmp_path):
+    (block,) = blocks({0: DIVERGING})
+    trained(tmp_path, block)
+    assert result_of(tmp_path, block.id).diverged == [True, True]
+
+
+def test_rungs_train_as_one(whole, tmp_path):
+    """Whatever blocks the trials come from, and where schedules go is known from the start."""
+    below = [block for number in SETTINGS for block in blocks({number: SETTINGS[number]}, end=2)]
+    trained(tmp_path, *below)
+    parents = [block.id for block in below]
+    kept = {number: SETTINGS[number] for number in (0, 2)}
+    found = trained(tmp_path, *blocks(kept, start=2, parents=parents))
+    assert found == {trial: whole[trial] for trial in found} and len(found) == 4
+
+
+def test_all_blocks_of_a_structure_share_one_program(whole, tmp_path):
+    """However many of the lanes are dead, and of however few seeds the others are."""
+    compiled = Program._compiled._cache_size()
+    given = [*blocks({0: {RATE: 0.3}}), *blocks({1: {RATE: 0.4}}, seeds=[6])]
+    assert len(trained(tmp_path, *given)) == 3
+    assert Program._compiled._cache_size() == compiled
+
+
+# Attempts
+
+
+def killed_at(step, monkeypatch):
+    """The process dies when it has trained so far, and nothing of it is tidied up."""
+
+    class Killed(BaseException):
+        pass
+
+    advance = Trainer.advance
+
+    def until(self, state, most):
+        if state.step[0] == step:
+            raise Killed
+        return advance(self, state, most)
+
+    monkeypatch.setattr(Trainer, "advance", until)
+    return pytest.raises(Killed)
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A block whose first attempt died in its fourth epoch: checkpoints of the second and third."""
+    (block,) = blocks()
+    with monkeypatch.context() as patch, killed_at(3 * EPOCH + 2, patch):
+        run_block(tmp_path, write_block(tmp_path, block))
+    return block
+
+
+def checkpoints(directory, block):
+    found = folder_of(directory, block.id).glob("attempts/*/checkpoints/*")
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def truncate(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damaged, left", [(0, EPOCH), (1, 2 * EPOCH), (2, 4 * EPOCH)])
+def test_a_new_attempt_goes_on_from_the_newest_sound_state(
+    damaged, left, interrupted, whole, tmp_path, monkeypatch
+):
+    assert [int(path.name) for path in checkpoints(tmp_path, interrupted)] == [8, 12]
+    for path in checkpoints(tmp_path, interrupted)[2 - damaged :]:
+        truncate(path)
+    steps, advance = [], Trainer.advance
+
+    def counted(self, state, most):
+        found = advance(self, state, most)
+        steps.append(found[2])
+        return found
+
+    monkeypatch.setattr(Trainer, "advance", counted)
+    assert trained(tmp_path, interrupted) == whole
+    assert sum(steps) == left
+    (attempt,) = (folder_of(tmp_path, interrupted.id) / "attempts").iterdir()
+    assert result_of(tmp_path, interrupted.id).attempt == attempt.name
+    assert len(list(attempt.glob("arrays/vectors-*"))) == 5  # those of the first attempt as well
+    assert checkpoints(tmp_path, interrupted) == []
+
+
+def test_of_two_attempts_the_first_to_end_counts(interrupted, whole, tmp_path, monkeypatch):
+    """The other one notices, at the latest when the place is taken, and leaves nothing behind."""
+    final = session.Session.final
+
+    def overtaken(self, run):
+        monkeypatch.setattr(session.Session, "final", final)
+        assert run_block(tmp_path, interrupted.id)
+        return final(self, run)
+
+    monkeypatch.setattr(session.Session, "final", overtaken)
+    assert not run_block(tmp_path, interrupted.id)
+    assert not run_block(tmp_path, interrupted.id)
+    assert measured(tmp_path, interrupted) == whole
+    assert len(list((folder_of(tmp_path, interrupted.id) / "attempts").iterdir())) == 1
+
+
+def test_a_signal_saves_the_state_and_the_next_attempt_goes_on(whole, tmp_path, monkeypatch):
+    advance, (block,) = Trainer.advance, blocks()
+
+    def preempted(self, state, most):
+        if state.step[0] == EPOCH:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self, state, most)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="state of step 6") as stop:
+        patch.setattr(Trainer, "advance", preempted)
+        run_block(tmp_path, write_block(tmp_path, block))
+    assert stop.value.exit_code == PREEMPTED
+    assert trained(tmp_path, block) == whole
+
+
+def memory_for(lanes, monkeypatch):
+    advance = Trainer.advance
+
+    def small(self, state, most):
+        if len(state.key) > lanes:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating ...")
+        return advance(self, state, most)
+
+    monkeypatch.setattr(Trainer, "advance", small)
+
+
+def test_a_block_that_memory_does_not_hold_is_trained_in_halves(whole, tmp_path, monkeypatch):
+    """And in their halves; where they end, the rung above goes on."""
+    (below,) = blocks(end=2)
+    with monkeypatch.context() as patch:
+        memory_for(4, patch)
+        trained(tmp_path, below)
+    parts = [read_block(tmp_path, part) for part in result_of(tmp_path, below.id).parts]
+    assert [(part.width, len(part.trials)) for part in parts] == [(4, 3), (4, 3)]
+    assert trained(tmp_path, *blocks(start=2, parents=[below.id])) == whole
+
+
+def test_who_died_between_halves_goes_on_with_them(tmp_path, monkeypatch):
+    (block,) = blocks({0: {RATE: 0.3}})
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="RESOURCE_EXHAUSTED"):
+        memory_for(0, patch)
+        run_block(tmp_path, write_block(tmp_path, block))
+    trained(tmp_path, block)
+    (half,) = result_of(tmp_path, block.id).parts
+    assert read_block(tmp_path, half).width == 4
+
+
+# Which trials share a block
+
+
+def config(**sections):
+    changed = {
+        name: dataclasses.replace(getattr(CONFIG, name), **values)
+        for name, values in sections.items()
+    }
+    return dataclasses.replace(CONFIG, **changed)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "structures"),
+    [
+        (RATE, [0.1, 0.2], 1),
+        ("train.label_scale", [1.0, 10.0], 1),
+        ("paper_compat", [[], ["relu_logits"]], 1),
+        ("penalty.strength", [0.1, 0.2], 1),
+        ("penalty.strength", [0.0, 0.1, 0.2], 2),  # nothing is not computed
+        ("penalty.name", ["l1", "l2"], 2),
+        ("data.label_noise", [0.0, 0.1], 2),
+    ],
+)
+def test_trials_that_differ_in_numbers_share_a_block(key, values, structures):
+    settings = {number: {key: value} for number, value in enumerate(values)}
+    found = blocks(settings, config=config(penalty={"name": "l2", "strength": 1.0}))
+    assert len(found) == structures
+    assert sum(len(block.trials) for block in found) == 2 * len(values)
+
+
+def test_blocks_are_equal_parts_in_order_of_number():
+    settings = {number: SETTINGS[number % 3] for number in range(9, 0, -1)}
+    found = blocks(settings, seeds=range(5, 10), width=16)
+    assert [len(block.trials) for block in found] == [15, 15, 15]
+    assert [trial.number for block in found for trial in block.trials] == sorted(5 * [*settings])
+
+
+def test_a_block_is_told_by_what_it_trains(tmp_path):
+    (block,), (same,) = blocks(), blocks(config=config(optimizer={"weight_decay": 0}))
+    assert block.id == same.id  # 0 and 0.0
+    assert Block.from_json(json.loads(json.dumps(block.to_json()))) == block
+    (other,) = blocks(seeds=[5, 7])
+    path = folder_of(tmp_path, write_block(tmp_path, block)) / "block.json"
+    shutil.copy(folder_of(tmp_path, write_block(tmp_path, other)) / "block.json", path)
+    with pytest.raises(UserError, match="block.json is another block's; remove"):
+        run_block(tmp_path, block.id)
+
+
+def test_trials_do_not_end_each_others_training():
+    with pytest.raises(UserError, match="train.stop = 'train/loss below 1' ends all") as failure:
+        blocks(config=config(train={"stop": "train/loss below 1"}))
+    assert failure.value.exit_code == USAGE
+
+
+# How wide
+
+
+@pytest.mark.parametrize("trials, workers, expected", [(6, 1, 6), (6, 4, 2), (130, 1, 44)])
+def test_where_memory_is_ample_blocks_are_few_but_one_for_each_worker(trials, workers, expected):
+    settings = {number: SETTINGS[0] for number in range(trials // 2)}
+    found = layout(CONFIG, settings, (5, 6), workers=workers)
+    assert (found.axis, found.width) == ("map", expected)
+
+
+def test_a_block_is_no_wider_than_memory_allows(monkeypatch):
+    settings = {number: SETTINGS[0] for number in range(32)}
+    ample = layout(CONFIG, settings, (5, 6))
+    monkeypatch.setattr(width, "available_memory", lambda: ample.bytes // 2)
+    found = layout(CONFIG, settings, (5, 6))
+    assert 1 <= found.width < ample.width == 64 and found.bytes < ample.bytes

@@ -38,3 +38,8 @@ def _held() -> float:
     """The share of the memory maps granted to this process that it has."""
     with MAPS.open("rb") as maps:
         return sum(1 for _ in maps) / int(LIMIT.read_text())
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether an exception says that memory ran out, as Python or as XLA says it."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -14,7 +14,7 @@ from experiments.data.splits import Splits, stratified_order
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.training.augmentation import AUGMENTATIONS
-from experiments.training.optimisers import hyper_of, refuse_what_cannot_balance
+from experiments.training.optimisers import hyper_of
 from experiments.training.task import OBJECTIVES, Task, classification
 from models import Network, moving, network, options
 
@@ -119,7 +119,6 @@ def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) ->
     if objective not in OBJECTIVES:
         hint = did_you_mean(objective, OBJECTIVES) or f"; there are: {', '.join(OBJECTIVES)}"
         raise UserError(f"train.objective = {objective!r} is no objective{hint}")
-    refuse_what_cannot_balance(config, net)
 
 
 def _refuse_what_labels_do_not_give(config: ExperimentConfig, task: Task, classes: int) -> None:

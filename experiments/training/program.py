@@ -92,9 +92,9 @@ class Program:
             return self._stepwise(state, data, orders, steps)
         return self._compiled(state, data, orders, steps, axis)
 
-    def lower(self, state: TrainState, data: Data, orders: Orders, axis: Axis) -> Any:
-        """The program of such a chunk, not compiled yet; the chunk itself is not traced again."""
-        return Program._compiled.lower(self, state, data, orders, 1, axis)
+    def trace(self, state: TrainState, data: Data, orders: Orders, axis: Axis) -> jax.stages.Traced:
+        """The program of such a chunk, of shapes alone; the chunk itself is not traced again."""
+        return Program._compiled.trace(self, state, data, orders, 1, axis)
 
     @partial(jax.jit, static_argnums=(0, 5), donate_argnums=1)
     def _compiled(self, state: TrainState, data: Data, orders: Orders, steps: Array, axis: Axis):

@@ -25,7 +25,12 @@ from experiments.runs.lapack import PAGE, may_deadlock
 from experiments.training import blocks, stopping, when
 from experiments.training.blocks import Trial
 from experiments.training.measures import measures_of
-from experiments.training.optimisers import hyper_of, optimizer_of, structure_of
+from experiments.training.optimisers import (
+    hyper_of,
+    optimizer_of,
+    refuse_what_cannot_balance,
+    structure_of,
+)
 from experiments.training.program import Axis, TrainState, axis_here
 from experiments.training.task import Task
 from experiments.training.trainer import Metrics, Trainer
@@ -37,6 +42,13 @@ from spectral_jax.optim import Stop
 # A save that takes longer than SAVE_COST is made as much more rarely: saving takes 2 % at most.
 SAVE_SECONDS, SAVE_COST = 2.0, 0.04
 HANG = f"wait for ever for decompositions of batches: see {PAGE}"
+
+
+class Sizes(NamedTuple):
+    """What training takes: bytes of the state of all trials, and of the data."""
+
+    state: int
+    data: int
 
 
 class Final(NamedTuple):
@@ -74,6 +86,7 @@ class Session:
             for trial in trials or seeds_of(config)
         ]
         _refuse_what_memory_cannot_hold(config, task.net, len(self.trials))
+        refuse_what_cannot_balance(config, task.net)
         optimizer = optimizer_of(structure_of(config), task.net, task.steps_per_epoch)
         self.trainer = Trainer(task, optimizer)
         self.measure = measures_of(config, task.net)
@@ -220,6 +233,11 @@ class Session:
             if metric != "loss"
         }
 
+    def sizes(self) -> Sizes:
+        """What training takes, before anything is allocated for it."""
+        state = jax.eval_shape(lambda: self.trainer.start(self.trials))
+        return Sizes(_bytes(state._replace(key=())), _bytes(self.task.data))
+
     def choose_axis(self, log: Callable[[str], None]) -> Axis:
         """The one that is configured, or the faster one, if it cannot hang; what is odd is logged.
 
@@ -308,6 +326,10 @@ def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network, tria
             f"{config.model.name} need {needed / 2**30:,.0f} GiB to train, this machine has "
             f"{available / 2**30:,.0f}"
         )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _most_common(task: Task) -> float:

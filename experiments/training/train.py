@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from experiments.runs.interruption import interruption
 from experiments.runs.memory import make_room
 from experiments.runs.watchdog import watchdog
 from experiments.training.loading import task_of
-from experiments.training.session import Session
+from experiments.training.session import Session, Sizes
 from experiments.training.trainer import Metrics
 
 # Up to this many test examples, intervals count that another test set would differ.
@@ -52,22 +52,9 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
     return run
 
 
-class Sizes(NamedTuple):
-    """What training a configuration takes: bytes of the state of all trials, and of the data."""
-
-    state: int
-    data: int
-
-
 def sizes(config: ExperimentConfig) -> Sizes:
     """Sizes without training; `UserError` as in `train`, and nothing is written."""
-    session = Session(config, task_of(config))
-    state = jax.eval_shape(lambda: session.trainer.start(session.trials))
-    return Sizes(_bytes(state._replace(key=())), _bytes(session.task.data))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return Session(config, task_of(config)).sizes()
 
 
 def _finish(session: Session, run: Run) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class Trainer:
         """The program that ``advance`` runs, not compiled yet."""
         state = self._filled(state)
         data = self.task.data["train"]
-        return self.program.lower(state, data, self._orders(state.key, 0), self.axis)
+        return self.program.trace(state, data, self._orders(state.key, 0), self.axis).lower()
 
     def _filled(self, state: TrainState) -> TrainState:
         """The state with as many trials as the program is compiled for."""

@@ -1,0 +1,171 @@
+"""For how many trials a sweep's programs are compiled, and whether those run side by side.
+
+Both are chosen once per sweep, since the last digits of numbers depend on them (jax#26795).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from experiments.config import ExperimentConfig
+from experiments.sweep.attempts import Attempt, session_of
+from experiments.sweep.block import BlockTrial, grouped
+from experiments.training import blocks
+from experiments.training.orders import Orders
+from experiments.training.program import Axis, evaluate
+from experiments.training.session import Session
+from experiments.training.trainer import PROBE_STEPS
+
+# One after the other, more trials win nothing, and a signal waits longer to be heard.
+WIDEST: Mapping[Axis, int] = {"map": 64, "vmap": 1024, "stepwise": 16}
+# What a block may fill of the memory: data are copied, and the system and others want some too.
+SHARE = 0.5
+
+Settings = Mapping[int, Mapping[str, Any]]
+
+
+class Layout(NamedTuple):
+    """How blocks of a sweep are trained.
+
+    bytes: the state of the trials of one block, and the data.
+    """
+
+    axis: Axis
+    width: int
+    bytes: int
+
+
+def layout(
+    config: ExperimentConfig, settings: Settings, seeds: Sequence[int], *, workers: int = 1
+) -> Layout:
+    """The axis that is configured, or else the faster one, and as many trials as memory holds.
+
+    settings: by number, those that are trained first. Where they are of several structures, the one
+      with most trials decides on the axis, and the hungriest on the width.
+    workers: processes that share this machine's memory, and want a block each.
+    """
+    groups = _largest_first(config, settings, seeds)
+    memory, configured = SHARE * available_memory() / workers, config.train.seed_axis
+    # Side by side may turn out to be impossible.
+    # What is to be side by side may have to be in turn.
+    axes: tuple[Axis, ...] = (configured,) if configured == "stepwise" else ("map", "vmap")
+    fitting = [
+        _fitting(session_of(config, group[:1]), len(group), axes, memory) for group in groups
+    ]
+    trials, each = groups[0], math.ceil(workers / len(groups))
+
+    def width(axis: Axis) -> int:
+        parts = math.ceil(len(trials) / min(most[axis] for most in fitting))
+        return blocks.width(math.ceil(len(trials) / max(parts, each)), axis)
+
+    session = session_of(config, trials[: min(map(width, axes))])
+    axis = session.choose_axis(lambda line: print(line, file=sys.stderr))
+    state, data = session.sizes()
+    return Layout(axis, width(axis), math.ceil(width(axis) / len(session.trials) * state) + data)
+
+
+def pace(
+    config: ExperimentConfig, settings: Settings, seeds: Sequence[int], layout: Layout
+) -> float:
+    """Seconds that one trial takes from its beginning to its end, from a few steps of some.
+
+    Nothing is kept; evaluations and measures count, compilation does not.
+    """
+    trials = _largest_first(config, settings, seeds)[0]
+    session = session_of(config, trials[: blocks.width(1, layout.axis)])
+    with tempfile.TemporaryDirectory() as folder:
+        run = Attempt(Path(folder))
+        session.begin(run, axis=layout.axis)
+        count = min(PROBE_STEPS, session.task.steps_per_epoch)
+        record = _seconds(lambda: session.record(run, {}))
+        final = _seconds(lambda: session.final(run))
+        steps = _seconds(lambda: session.trainer.train(session.state, steps=count).step)
+    records = len({*session.evaluated, *session.measured})
+    whole = session.total / count * steps + records * record + final
+    return whole / len(session.trials)
+
+
+def available_memory() -> int:
+    """Bytes of memory where programs run: of the device, or of this machine."""
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _largest_first(
+    config: ExperimentConfig, settings: Settings, seeds: Sequence[int]
+) -> list[list[BlockTrial]]:
+    return sorted(grouped(config, settings, seeds).values(), key=len, reverse=True)
+
+
+def _fitting(session: Session, trials: int, axes: Sequence[Axis], memory: float) -> dict[Axis, int]:
+    """By axis, how many of so many trials fit into so much memory in one program.
+
+    What a program needs is linear in their number. It is asked of the compiler at two widths, but
+    only if all that is ever computed, as if nothing were forgotten, would not fit anyway.
+    """
+    found = {}
+    for axis in axes:
+        count, few = min(trials, WIDEST[axis]), blocks.width(1, axis)
+        traced = _traced(session, axis, blocks.width(count, axis))
+        if max(_ever_computed(program.jaxpr.jaxpr) for program in traced) < memory:
+            found[axis] = count
+            continue
+        once, twice = (
+            max(_held(program.lower().compile()) for program in _traced(session, axis, width))
+            for width in (few, 2 * few)
+        )
+        each = max(1.0, (twice - once) / few)
+        most = int((memory - once) / each) // few * few + few
+        found[axis] = min(count, max(few, most))
+    return found
+
+
+def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Traced]:
+    """The programs that train and evaluate so many trials, of shapes alone."""
+    trainer, data = session.trainer, session.task.data["train"]
+    state = jax.eval_shape(lambda: trainer.start(session.trials * width))
+    orders = jax.eval_shape(lambda: Orders(jnp.zeros((1, data.size), int), jnp.zeros(width, int)))
+    yield trainer.program.trace(state, data, orders, axis)
+    seen = state._replace(opt_state=None)
+    yield evaluate.trace(seen, data, task=session.task.structure, axis=axis)
+
+
+def _ever_computed(jaxpr: Any) -> int:
+    """Bytes of every value of a program, those inside loops once."""
+    own = sum(_bytes(value.aval) for value in jaxpr.invars)
+    for equation in jaxpr.eqns:
+        own += sum(_bytes(value.aval) for value in equation.outvars)
+        own += sum(_ever_computed(inner) for inner in jaxprs_in_params(equation.params))
+    return own
+
+
+def _held(compiled: Any) -> int:
+    """Bytes that a compiled program holds at once."""
+    found = compiled.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return found.argument_size_in_bytes + results + found.temp_size_in_bytes
+
+
+def _bytes(value: Any) -> int:
+    return math.prod(value.shape) * value.dtype.itemsize if hasattr(value, "shape") else 0
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """Of the second time; the first one compiles."""
+    work()
+    begun = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - begun
