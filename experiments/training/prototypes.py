@@ -171,11 +171,13 @@ def _refuse_neighbours(path: str, tree: ast.Module) -> None:
     if folder == REPOSITORY:
         return  # what is reached in the repository is followed
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        else:
             continue
-        plain = isinstance(node, ast.Import)
-        names = [alias.name for alias in node.names] if plain else [node.module or ""]
-        for top in filter(None, (name.partition(".")[0] for name in names)):
+        for top in {name.partition(".")[0] for name in names} - {""}:
             if (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file():
                 raise UserError(
                     f"{path}, line {node.lineno}: imports {top}, a file beside it, whose edits "
