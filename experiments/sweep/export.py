@@ -109,7 +109,9 @@ def _trials_of_sweep(directory: Path) -> list[_Trial]:
 
     found: dict[tuple[int, int], _Trial] = {}
     for path in directory.glob("blocks/*/result.json"):
-        block, result = (read(directory, path.parent.name) for read in (read_block, result_of))
+        block_id = path.parent.name
+        block, result = read_block(directory, block_id), result_of(directory, block_id)
+        assert result is not None, "a committed result is never removed"
         history = Run(path.parent / "attempts" / result.attempt).history()
         for place, (number, seed, setting) in enumerate(block.trials):
             final = {key: values[place] for key, values in result.metrics.items()}

@@ -81,8 +81,7 @@ def to_wandb(curves: Iterable[Curve], folder: Path) -> None:
     """An offline run per trial, under an id that stays the same: ``wandb sync`` sends it."""
     import wandb
 
-    # Without this machine's load, git state and packages: the trials were not trained by this
-    # process.
+    # Nothing of this process and its machine: the trials may have been trained on another one.
     settings = {
         "silent": True,
         "console": "off",
