@@ -19,16 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
-from experiments.commands import exporting
 from experiments.commands.choosing import COMMAND, CONFIG_FILES, DEFAULT_PRESET, choose, lookup
 from experiments.commands.printing import print_rows
-from experiments.data.files import cache
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
 from experiments.names import did_you_mean
 from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
 from experiments.papers.paper import Paper, reproduce
 from experiments.papers.plan import Part
+from experiments.runs.environment import set_defaults
 
 SHOWN_ARMS = 6
 # What `run` shows of a summary, and as what; all the rest is in summary.json and with --json.
@@ -79,12 +78,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a failure is one line on stderr."""
-    # Threads of OpenBLAS under those of XLA are slow, and on large hosts unsafe (jax#39292).
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Arms that differ in a number compile to the same program, and so does the next run.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache().parent / "xla"))
-    # JAX would keep only what took it a second: of a small network, next to nothing.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    set_defaults()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if sys.stdout is None:
@@ -174,8 +168,6 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     data.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "verify"))
     data.add_argument("dataset", nargs="?", help="the data set to fetch or check")
     data.set_defaults(command=data_command)
-
-    exporting.add(commands)
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="JSON on stdout")

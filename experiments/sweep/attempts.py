@@ -35,13 +35,13 @@ from experiments.runs.watchdog import watchdog
 from experiments.sweep.block import (
     Block,
     BlockTrial,
-    committed,
     equal_parts,
     folder_of,
     read_block,
     stored_result,
     write_block,
 )
+from experiments.sweep.committed import committed
 from experiments.sweep.space import configure
 from experiments.training import blocks
 from experiments.training.blocks import Trial

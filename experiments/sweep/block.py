@@ -173,11 +173,6 @@ def result_of(directory: Path, block_id: str) -> BlockResult | None:
     return BlockResult(**{**stored, "trials": trials, "metrics": metrics})
 
 
-def committed(directory: Path, block_id: str) -> bool:
-    """Whether the block has its result."""
-    return (folder_of(directory, block_id) / "result.json").exists()
-
-
 def _checked(config: ExperimentConfig) -> ExperimentConfig:
     """As it comes back from JSON: 1.0 where 1 was written for a number that is no count."""
     return from_mapping(to_mapping(config), where="the configuration of a sweep")

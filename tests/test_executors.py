@@ -1,0 +1,366 @@
+"""Where blocks run: whatever ends a worker, each block gets one result, and nobody waits for ever.
+
+The blocks here are toys without JAX: they count to a number, a file for each step.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import DONE, FAILED, MISSING, PREEMPTED, UserError
+from experiments.sweep.committed import committed
+from experiments.sweep.executors import parse, processes
+
+REPOSITORY = Path(__file__).parent.parent
+
+TOY = """
+import json, os, secrets, shutil, sys, time
+from pathlib import Path
+
+from experiments.errors import UserError
+from experiments.runs.interruption import interruption
+
+
+def run_block(directory, block_id, *, stop=None):
+    folder = Path(directory) / "blocks" / block_id
+    toy = json.loads((folder / "block.json").read_text())
+    steps = [int(path.name) for path in folder.glob("attempts/*/[0-9]*")]
+    attempt = folder / "attempts" / f"{os.getpid()}-{secrets.token_hex(4)}"
+    attempt.mkdir(parents=True)
+    (attempt / "from").write_text(str(max(steps, default=0)))
+    if "exits" in toy:
+        print("error: it broke again", file=sys.stderr)
+        os._exit(toy["exits"])
+    if "misses" in toy:
+        raise UserError("its data are missing", 4)
+    with interruption() as asked:
+        for step in range(max(steps, default=0), toy["steps"]):
+            time.sleep(0.05)
+            (attempt / str(step + 1)).touch()
+            if asked:
+                raise asked.error(step + 1)
+    (attempt / "result.json").write_text(json.dumps({"counted": toy["steps"]}))
+    try:
+        os.link(attempt / "result.json", folder / "result.json")
+        return True
+    except FileExistsError:
+        shutil.rmtree(attempt)
+        return False
+
+
+def worker_command(directory, name, share):
+    words = [str(directory), "--share", f"{share[0]}/{share[1]}", "--tied", name]
+    return [sys.executable, str(Path(__file__).with_name("worker.py")), *words]
+
+
+def read_plan(directory):
+    pass
+
+
+def refuse_other_code(plan, directory):
+    pass
+"""
+# Every process that has it on its search path runs toys.
+SITECUSTOMIZE = """
+import os, sys
+import toy
+from experiments.sweep.executors import processes, worker
+sys.modules["experiments.sweep.attempts"] = sys.modules["experiments.sweep.plan"] = toy
+processes.worker_command = toy.worker_command
+worker.STALLED = float(os.environ["TOY_STALLED"])
+"""
+# `python -m experiments sweep worker`, without what that imports.
+WORKER = """
+from experiments.runs.interruption import meaning, stop_on_signals
+stop_on_signals()
+import argparse, sys
+from experiments.errors import UserError
+from experiments.sweep.executors import worker
+parser = argparse.ArgumentParser()
+worker.add_options(parser)
+try:
+    sys.exit(worker.command(parser.parse_args()))
+except UserError as error:
+    print("error:", error.message, file=sys.stderr)
+    sys.exit(error.exit_code)
+except KeyboardInterrupt as error:
+    sys.exit(meaning(error)[1])
+"""
+
+
+class Toys:
+    """A sweep's directory of toys."""
+
+    def __init__(self, directory, count, **toy):
+        self.directory = directory
+        self.names = [f"block{number}" for number in range(count)]
+        for name in self.names:
+            (directory / "blocks" / name).mkdir(parents=True)
+            (directory / "blocks" / name / "block.json").write_text(json.dumps({"steps": 2, **toy}))
+
+    def attempts(self, name="block0"):
+        """Where each attempt began to count, the earliest attempt first."""
+        found = (self.directory / "blocks" / name / "attempts").glob("*/from")
+        return [int(path.read_text()) for path in sorted(found, key=os.path.getmtime)]
+
+    def at_work(self, name="block0"):
+        """Wait until somebody counts, and return his process."""
+        until(lambda: list(self.directory.glob(f"blocks/{name}/attempts/*/1")))
+        attempts = self.directory.glob(f"blocks/{name}/attempts/*")
+        return int(max(attempts, key=os.path.getmtime).name.partition("-")[0])
+
+    def check_finished(self):
+        results = [self.directory / "blocks" / name / "result.json" for name in self.names]
+        assert {json.loads(path.read_text())["counted"] for path in results}
+
+
+def until(happened, seconds=30):
+    latest = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < latest, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """Make toys, here and in all processes that are started."""
+    package = tmp_path / "package"
+    package.mkdir()
+    for name, text in {"toy": TOY, "sitecustomize": SITECUSTOMIZE, "worker": WORKER}.items():
+        (package / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", f"{package}{os.pathsep}{REPOSITORY}")
+    monkeypatch.setenv("TOY_STALLED", "60")
+    specification = spec_from_file_location("toy", package / "toy.py")
+    toy = module_from_spec(specification)
+    specification.loader.exec_module(toy)
+    for name in ("attempts", "plan"):
+        monkeypatch.setitem(sys.modules, f"experiments.sweep.{name}", toy)
+    monkeypatch.setattr(processes, "worker_command", toy.worker_command)
+    return lambda count, **toy: Toys(tmp_path / "sweep", count, **toy)
+
+
+def run(executor, toys):
+    """The blocks in the order in which they were there."""
+    with parse(executor) as place:
+        return list(place.run(toys.directory, toys.names))
+
+
+@contextlib.contextmanager
+def in_the_background(happens):
+    """Something that happens while the sweep runs."""
+    thread = threading.Thread(target=happens)
+    thread.start()
+    yield
+    thread.join()
+
+
+def by_hand(toys, *options):
+    """A worker that a person starts."""
+    command = processes.worker_command(toys.directory, "", (0, 1))
+    return subprocess.Popen([*command[: command.index("--share")], *options])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("proceses:2", "no executor 'proceses'; did you mean 'processes'?"),
+        ("kubernetes", "there are: local, processes, slurm, ray"),
+        ("processes:two", "write NAME, NAME:WORKERS or NAME:WORKERS,option=value"),
+        ("processes:0", "it needs a worker, as in processes:1"),
+        ("processes:2,threads=1", "takes a number alone"),
+        ("local:2", "for several, processes:2"),
+        ("slurm:4,partition=gpu", "there is no sbatch here; run this on a login node"),
+        ("slurm:1,cluster=here", "neither slurm nor local"),
+    ],
+)
+def test_what_is_no_executor_is_refused_in_a_line(text, says, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=re.escape(says)) as refused:
+        parse(text)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "says"),
+    [
+        ("ray:2", "ray", "pip install 'spectral-jax[ray]'"),
+        ("slurm:2,cluster=local", "submitit", "pip install 'spectral-jax[slurm]'"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_to_type(text, module, says, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=re.escape(says)):
+        parse(text)
+
+
+@pytest.mark.parametrize("executor", ["local", "processes:2", "slurm:2,cluster=local"])
+def test_every_block_is_run_once(executor, toys):
+    sweep = toys(5)
+    assert sorted(run(executor, sweep)) == sweep.names
+    sweep.check_finished()
+    assert [sweep.attempts(name) for name in sweep.names] == [[0]] * 5
+    assert run(executor, sweep) == sweep.names  # at once: nothing is left to do
+
+
+def test_workers_stay_for_the_blocks_that_come_later(toys):
+    sweep = toys(4)
+    with parse("processes:2") as executor:
+        assert sorted(executor.run(sweep.directory, sweep.names[:2])) == sweep.names[:2]
+        before = {worker._process.pid for worker in executor._running.values()}
+        assert sorted(executor.run(sweep.directory, sweep.names)) == sweep.names
+        assert {worker._process.pid for worker in executor._running.values()} == before
+    assert len(list(sweep.directory.glob("workers/*.log"))) == 2
+
+
+def test_a_killed_worker_is_replaced_and_its_block_goes_on_from_where_it_was(toys):
+    sweep = toys(1, steps=30)
+
+    def kill():
+        os.kill(sweep.at_work(), signal.SIGKILL)
+
+    with in_the_background(kill):
+        assert run("processes:1", sweep) == sweep.names
+    first, second = sweep.attempts()
+    assert first == 0 < second
+
+
+@pytest.mark.parametrize("executor", ["processes:2", "slurm:2,cluster=local"])
+def test_a_block_that_kills_three_workers_ends_the_sweep_with_the_log_named(
+    executor, toys, monkeypatch
+):
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)
+    sweep = toys(1, exits=70)
+    with pytest.raises(UserError, match="block block0 failed 3 times") as failed:
+        run(executor, sweep)
+    assert failed.value.exit_code == FAILED
+    said, _, log = failed.value.message.partition("the last time with: ")[2].partition(" (")
+    assert said == "it broke again"
+    assert said in Path(log.rstrip(")")).read_text()
+    assert sweep.attempts() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("executor", ["local", "processes:2", "slurm:1,cluster=local"])
+def test_what_no_other_attempt_can_mend_is_tried_once(executor, toys):
+    sweep = toys(1, misses=True)
+    with pytest.raises(UserError, match="its data are missing") as failed:
+        run(executor, sweep)
+    assert failed.value.exit_code == MISSING
+    assert sweep.attempts() == [0]
+
+
+def test_a_sweep_that_is_stopped_stops_its_workers_which_save(toys):
+    sweep = toys(2, steps=100)
+
+    def interrupt():
+        sweep.at_work("block0"), sweep.at_work("block1")
+        signal.raise_signal(signal.SIGINT)
+
+    with in_the_background(interrupt), pytest.raises(KeyboardInterrupt):
+        run("processes:2", sweep)
+    logs = [log.read_text() for log in sweep.directory.glob("workers/*.log")]
+    assert len(logs) == 2 and all("preempted; the state of step" in log for log in logs)
+    assert not any(committed(sweep.directory, name) for name in sweep.names)
+
+
+COORDINATOR = """
+import sys
+from pathlib import Path
+from experiments.runs.interruption import meaning, stop_on_signals
+from experiments.sweep.executors import parse
+stop_on_signals()
+try:
+    with parse(sys.argv[1]) as executor:
+        blocks = list(executor.run(Path(sys.argv[2]), sys.argv[3:]))
+    print(*blocks)
+except KeyboardInterrupt as error:
+    sys.exit(meaning(error)[1])
+"""
+
+
+def coordinate(executor, toys):
+    """A coordinator in a process of its own."""
+    words = [executor, str(toys.directory), *toys.names]
+    command = [sys.executable, "-c", COORDINATOR, *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_workers_whose_coordinator_is_killed_save_and_end(toys):
+    sweep = toys(1, steps=100)
+    with coordinate("processes:1", sweep) as coordinator:
+        process = sweep.at_work()
+        coordinator.kill()
+    until(lambda: not Path(f"/proc/{process}/fd").exists())
+    [log] = sweep.directory.glob("workers/*.log")
+    assert "preempted; the state of step" in log.read_text()
+
+
+def test_two_coordinators_share_the_blocks(toys):
+    sweep = toys(6, steps=10)
+    with coordinate("processes:2", sweep) as one, coordinate("local", sweep) as other:
+        assert sorted(one.communicate(timeout=60)[0].split()) == sweep.names
+        assert sorted(other.communicate(timeout=60)[0].split()) == sweep.names
+    assert [sweep.attempts(name) for name in sweep.names] == [[0]] * 6
+
+
+def test_a_block_whose_worker_is_stopped_is_given_away_and_the_worker_gives_way(toys, monkeypatch):
+    sweep = toys(1, steps=20)
+    monkeypatch.setenv("TOY_STALLED", "1")
+    with by_hand(sweep) as first:
+        sweep.at_work()
+        first.send_signal(signal.SIGSTOP)
+        assert run("processes:1", sweep) == sweep.names
+        result = (sweep.directory / "blocks/block0/result.json").stat()
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(30) == DONE
+    assert (sweep.directory / "blocks/block0/result.json").stat() == result
+    assert len(sweep.attempts()) == 1
+
+
+def test_a_worker_with_nothing_to_do_ends_well(toys):
+    with by_hand(toys(0)) as worker:
+        assert worker.wait(30) == DONE
+
+
+def test_a_worker_begins_with_its_share(toys):
+    sweep = toys(4, steps=10)
+    with by_hand(sweep, "--share", "1/2") as worker:
+        assert sweep.at_work("block2") == worker.pid
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == PREEMPTED
+    assert not any(committed(sweep.directory, name) for name in sweep.names)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_ray_runs_every_block_though_a_worker_is_killed(toys):
+    sweep = toys(3, steps=20)
+    with coordinate("ray:2", sweep) as coordinator:
+        os.kill(sweep.at_work("block1"), signal.SIGKILL)
+        assert sorted(coordinator.communicate(timeout=100)[0].split()) == sweep.names
+    assert coordinator.returncode == DONE
+    assert [sweep.attempts("block0"), sweep.attempts("block2")] == [[0], [0]]
+    first, second = sweep.attempts("block1")
+    assert first == 0 < second
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+def test_ray_lets_its_tasks_save_when_the_sweep_is_stopped(toys):
+    sweep = toys(1, steps=200)
+    with coordinate("ray:1", sweep) as coordinator:
+        sweep.at_work()
+        coordinator.terminate()
+        assert coordinator.wait(100) == PREEMPTED
+    assert "the state of step" in (sweep.directory / "workers/block0.log").read_text()
