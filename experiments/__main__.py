@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
+from experiments.commands import exporting
 from experiments.commands.choosing import COMMAND, CONFIG_FILES, DEFAULT_PRESET, choose, lookup
 from experiments.commands.printing import print_rows
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
@@ -168,6 +169,8 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     data.add_argument("action", nargs="?", default="list", choices=("list", "fetch", "verify"))
     data.add_argument("dataset", nargs="?", help="the data set to fetch or check")
     data.set_defaults(command=data_command)
+
+    exporting.add(commands)
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="JSON on stdout")

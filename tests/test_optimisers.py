@@ -115,7 +115,7 @@ def dense_solver(monkeypatch):
 
 
 @pytest.mark.usefixtures("dense_solver")
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", sorted(CATALOGUE.keys() - {"richness"}))  # that one needs a batch
 @pytest.mark.parametrize(("mode", "axis"), [("penalty", "map"), ("proximal", "vmap")])
 def test_every_penalty_pulls_in_both_modes_under_both_axes(name, mode, axis):
     transformation = optimizer(name, mode=mode)

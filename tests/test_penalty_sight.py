@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_jax.optim import PENALTIES, Penalty, spectral_penalty
+from spectral_jax.optim import PENALTIES, Penalty, regulariser, spectral_penalty
 from tests.test_optim import first_update, nothing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -99,9 +99,18 @@ def test_the_example_of_the_readme_adds_the_gradient_of_what_it_writes():
     )
 
 
+def test_a_spectral_norm_is_that_of_the_matrix_and_not_of_its_magnitudes():
+    """On |W|, with its mean of 0.8, one value would be 224: that of the mean."""
+    w = jax.random.normal(jax.random.key(0), (784, 100))
+    for penalty in (Penalty(spectral_norms), regulariser(lambda w: spectral_norms(w, ()))):
+        init, update = spectral_penalty(penalty, 1.0)
+        state = update({"kernel": w}, init({"kernel": w}), {"kernel": w})[1]
+        assert 36 < state.value < 39
+
+
 def test_only_penalties_on_graphs_and_elementwise_ones_see_magnitudes():
     others = {name for name in PENALTIES if PENALTIES[name]().sees != "magnitudes"}
-    assert others == {"richness"}
+    assert others == {"richness", "spectral_norm"}
     assert Penalty(spectral_norms).sees == "matrices"
     params = {"a": {"kernel": jnp.array([[3.0, -4.0]])}}
     seen = {}
@@ -154,6 +163,8 @@ def test_misuse_names_the_argument_and_the_fix():
         spectral_penalty(Penalty(spectral_norms), 1.0, mode="proximal", learning_rate=0.1)
     with pytest.raises(ValueError, match=r"Penalty\(sees='weights'\): choose one of"):
         spectral_penalty(Penalty(spectral_norms, sees="weights"), 1.0)
+    with pytest.raises(ValueError, match=r"Penalty\(prox=...\): one on magnitudes would ignore it"):
+        spectral_penalty(Penalty(spectral_norms, sees="magnitudes", prox=nuclear_prox), 1.0)
     with pytest.raises(ValueError, match="view: it shows the penalty nothing"):
         spectral_penalty(Penalty(spectral_norms), 1.0, view=lambda p: ()).init(network())
     with pytest.raises(ValueError, match="no leaf with two or more axes is a weight matrix"):

@@ -23,7 +23,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -60,6 +60,7 @@ def open_run(
     data_sha256: str,
     root: str | Path = "runs",
     argv: Sequence[str],
+    sources: Mapping[str, str] = MappingProxyType({}),
 ) -> Run:
     """Open the run of this config, code and data: finished, resumed, or new.
 
@@ -70,8 +71,10 @@ def open_run(
 
     `entry` is the function that computes the numbers; the code is what it reaches (`runs/code.py`).
     Where only that has changed since a finished run, a new one begins beside it and says so.
+    `sources` are digests of files that no import reaches: a penalty that the config names by its
+    file.
     """
-    code = executed(entry, words=set(_words(to_mapping(config))))
+    code = {**executed(entry, words=set(_words(to_mapping(config)))), **sources}
     hashes = {"config": config_hash(config), "code": code_hash(code), "data": data_sha256}
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     folder = Path(root) / config.name

@@ -17,12 +17,13 @@ import optax
 from experiments.config import ExperimentConfig, TrainConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
+from experiments.training import prototypes
 from experiments.training.program import Optimizer
 from experiments.training.task import Hyper
 from models import Network
 from spectral_jax import optim, tails, weights
 from spectral_jax.optim import Penalty, Refresh, SpectralPenaltyState
-from spectral_jax.optim.sight import View
+from spectral_jax.optim.sight import BatchView, View
 
 # Names of the arms; a new one is a line here (and, if it is a new function, one in PENALTIES).
 # `graph` penalties know the network's edges.
@@ -34,6 +35,8 @@ CATALOGUE: dict[str, tuple[str, dict[str, Any]]] = {
     "spectral_gap": ("fiedler", {"normalised": True, "sign": -1.0}),
     "cluster": ("fiedler", {"normalised": True, "k": 3}),
     "layer_quotient": ("layer_quotient", {}),
+    "spectral_norm": ("spectral_norm", {}),
+    "richness": ("richness", {}),
 }
 GRAPH = {"fiedler", "layer_quotient"}
 # Of `paper_compat`, what is a number of `hyper_of`.
@@ -41,13 +44,18 @@ TRACED_OPTIONS = ("half_gradient", "relu_logits")
 
 
 def penalty_of(config: ExperimentConfig, network: Network) -> Penalty | None:
-    """The configured penalty, or None; ``UserError`` (2) for an unknown name."""
+    """The configured penalty, or None; ``UserError`` (2) for an unknown name.
+
+    It may be of a file outside the package: see `experiments.training.prototypes`.
+    """
     name = config.penalty.name
     if name == "none":
         return None
+    if prototypes.is_file(name):
+        return prototypes.load(name).penalty
     if name not in CATALOGUE:
         known = ["none", *CATALOGUE]
-        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}, or a file.py"
         raise UserError(f"penalty.name = {name!r} is no penalty{hint}")
     entry, options = CATALOGUE[name]
     if entry in GRAPH:
@@ -101,15 +109,18 @@ def structure_of(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def view_of(config: ExperimentConfig, network: Network) -> View | None:
+def view_of(config: ExperimentConfig, network: Network) -> View | BatchView | None:
     """Which magnitudes the penalty sees: the graph's blocks, or, as released, every parameter.
 
     Batch-norm scales are left out: while training they change with every batch. A penalty on
-    matrices has no graph, and sees all of them.
+    matrices has no graph, and sees all of them; one on activations sees those that the head reads,
+    and the outputs. ``UserError`` (2) where there are none.
     """
     penalty = penalty_of(config, network)
-    if penalty is not None and penalty.sees == "matrices":
+    if penalty is not None and penalty.sees in ("matrices", "function"):
         return None
+    if penalty is not None and penalty.sees == "activations":
+        return _features_and_outputs(network)
     everything = {"l1": "l1_biases", "l2": "coupled_l2"}.get(config.penalty.name)
     if everything in config.paper_compat:
         return lambda params: tuple(jax.tree.leaves(params))
@@ -117,7 +128,18 @@ def view_of(config: ExperimentConfig, network: Network) -> View | None:
     return partial(weights.graph_weights, layout=blocks)
 
 
-@lru_cache
+def _features_and_outputs(network: Network) -> BatchView:
+    if not network.representations:
+        raise UserError("penalty.name: the network has no hidden layer whose features it could see")
+    point = network.representations[-1]
+
+    def view(params: Any, batch: Any) -> tuple[jax.Array, ...]:
+        outputs, _, parts = network.tapped(params, batch["state"], batch["x"], points=(point,))
+        return parts[point], outputs
+
+    return view
+
+
 def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch: int) -> Optimizer:
     """The optimiser of a structure: the same function for all arms, so the same programs.
 
@@ -125,6 +147,19 @@ def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch:
     the optimiser makes of the gradient, layer by layer. ``UserError`` (2) where the configuration
     names what does not exist or does not go together.
     """
+    # A file may have been edited since: its content is part of what is remembered.
+    files = tuple(prototypes.sources(structure).items())
+    return _optimizer_of(structure, network, steps_per_epoch, files)
+
+
+@lru_cache
+def _optimizer_of(
+    structure: ExperimentConfig,
+    network: Network,
+    steps_per_epoch: int,
+    files: tuple[tuple[str, str], ...],
+) -> Optimizer:
+    del files
     penalty = penalty_of(structure, network)
     if not structure.penalty.strength:
         penalty = None
@@ -135,7 +170,7 @@ def optimizer_of(structure: ExperimentConfig, network: Network, steps_per_epoch:
             f"model.name = {structure.model.name}"
         )
     if penalty is not None:
-        _refuse_proximal_schedule(structure)
+        _refuse_proximal(structure, penalty)
     if structure.optimizer.trained == "head":
         _refuse_without_head(network)
 
@@ -279,8 +314,15 @@ def _steady_rate(config: ExperimentConfig) -> float:
     return chosen.learning_rate / (1 - chosen.momentum)
 
 
-def _refuse_proximal_schedule(config: ExperimentConfig) -> None:
-    if config.penalty.mode == "proximal" and config.optimizer.schedule != "constant":
+def _refuse_proximal(config: ExperimentConfig, penalty: Penalty) -> None:
+    if config.penalty.mode != "proximal":
+        return
+    if penalty.sees != "magnitudes" and penalty.prox is None:
+        raise UserError(
+            f"penalty.mode = 'proximal': {config.penalty.name} has no proximal step; "
+            "set penalty.mode=penalty"
+        )
+    if config.optimizer.schedule != "constant":
         raise UserError(
             f"optimizer.schedule = {config.optimizer.schedule!r} with penalty.mode = 'proximal': "
             "the proximal step knows one rate only; set optimizer.schedule=constant"

@@ -151,8 +151,9 @@ class Program:
         (_, (model_state, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params
         )
-        optimizer = self.optimizer(state.hyper)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        optimizer = optax.with_extra_args_support(self.optimizer(state.hyper))
+        step = seen(self.task, state, raw, data.shared, jax.random.fold_in(key, 2))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **step)
         params = optax.apply_updates(state.params, updates)
         state = state._replace(
             params=params, opt_state=opt_state, model_state=model_state, step=state.step + 1
@@ -187,6 +188,22 @@ def outputs_of(task: Task, state: TrainState, raw: Tree, shared: Tree, **options
     if task.head is not None:
         outputs = task.head(outputs, state.hyper)
     return outputs, batch, kept
+
+
+def seen(task: Task, state: TrainState, raw: Tree, shared: Tree, key: Array) -> dict[str, Any]:
+    """What a penalty on activations or on the function may look at in a step, by name.
+
+    The network is the one of evaluation, without dropout and with running statistics: what it says
+    of an example does not depend on the others, so there is a Jacobian of each. ``batch`` holds its
+    ``state`` too. Where nothing looks at them, none of this is computed.
+    """
+
+    def apply(params: Tree, x: Array) -> Tree:
+        outputs, _ = task.net.apply(params, state.model_state, x)
+        return outputs if task.head is None else task.head(outputs, state.hyper)
+
+    batch = {**task.prepare(raw, shared), "hyper": state.hyper, "state": state.model_state}
+    return {"batch": batch, "key": key, "apply": apply}
 
 
 @partial(jax.jit, static_argnames=("task", "axis", "dropout"))

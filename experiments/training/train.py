@@ -17,6 +17,7 @@ from experiments.runs.interruption import interruption
 from experiments.runs.memory import make_room
 from experiments.runs.watchdog import watchdog
 from experiments.training.loading import task_of
+from experiments.training.prototypes import sources
 from experiments.training.session import Session, Sizes
 from experiments.training.trainer import Metrics
 
@@ -34,7 +35,14 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
     make_room()
     session = Session(config, task_of(config))
     with (
-        open_run(config, entry=train, data_sha256=session.task.sha256, root=root, argv=argv) as run,
+        open_run(
+            config,
+            entry=train,
+            data_sha256=session.task.sha256,
+            root=root,
+            argv=argv,
+            sources=sources(config),
+        ) as run,
         interruption() as stop,
         watchdog(),
     ):

@@ -12,8 +12,9 @@ from spectral_jax.optim.assignment import (
 )
 from spectral_jax.optim.metrics import metrics
 from spectral_jax.optim.ownership import owners
-from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty
+from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty, PowerState
 from spectral_jax.optim.probe import MEASURES, Layer, Probe, ProbeLog, Stop, log_spaced, probe, when
+from spectral_jax.optim.regulariser import regulariser
 from spectral_jax.optim.sparsity import Allocation, alpha_pruning, block_means, layer_sparsities
 from spectral_jax.optim.spectral_penalty import (
     Refresh,
@@ -40,6 +41,7 @@ __all__ = [
     "PENALTIES",
     "Penalty",
     "Policy",
+    "PowerState",
     "Probe",
     "ProbeLog",
     "Reading",
@@ -68,6 +70,7 @@ __all__ = [
     "probe",
     "prune_spectra",
     "recombine",
+    "regulariser",
     "shape_only",
     "spectral_penalty",
     "split",

@@ -16,6 +16,7 @@ from spectral_jax.optim.penalties import Penalty
 
 View: TypeAlias = Callable[[optax.Params], Sequence[Array]]
 BatchView: TypeAlias = Callable[[optax.Params, Any], Sequence[Array]]
+Apply: TypeAlias = Callable[[optax.Params, Any], Any]
 
 
 class Matrices(NamedTuple):
@@ -27,10 +28,13 @@ class Matrices(NamedTuple):
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
         return _seen((self.view or _all_matrices)(floats(params)))
 
+    def value(self, params: PyTree, kept: Any) -> Array:
+        return self.penalty.value(self.blocks(params), kept)
+
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength`` times the penalty's gradient."""
-        slope = jax.grad(lambda p: self.penalty.value(self.blocks(p), kept))(floats(params))
-        return changed(lambda u, p, c: u + strength.astype(c.dtype) * c, updates, params, slope)
+        slope = jax.grad(lambda p: self.value(p, kept))(floats(params))
+        return _plus(updates, params, strength, slope)
 
     def shrunk(self, updates: PyTree, params: PyTree, kept: Any, size: Array) -> PyTree:
         """The updates that lead to the proximal point of the weights after the given updates."""
@@ -51,6 +55,9 @@ class Magnitudes(NamedTuple):
 
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
         return self._read(jax.tree.map(jnp.abs, floats(params)))
+
+    def value(self, params: PyTree, kept: Any) -> Array:
+        return self.penalty.value(self.blocks(params), kept)
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength * c * sign(W)``, with ``c`` the slope in ``|W|``."""
@@ -97,44 +104,89 @@ class Activations(NamedTuple):
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
         return _seen(self.view(params, self.batch))
 
+    def value(self, params: PyTree, kept: Any) -> Array:
+        return self.penalty.value(self.blocks(params), kept)
+
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength`` times the penalty's gradient."""
-
-        def value(moved: PyTree) -> Array:
-            """The network is given all of its parameters, in its own dtypes."""
-            whole = jax.tree.map(
-                lambda own, given: given if own is None else own.astype(given.dtype),
-                moved,
-                params,
-                is_leaf=lambda x: x is None,
-            )
-            return self.penalty.value(self.blocks(whole), kept)
-
-        slope = jax.grad(value)(floats(params))
-        return changed(lambda u, p, c: u + strength.astype(c.dtype) * c, updates, params, slope)
+        slope = _slope_through_network(lambda whole: self.value(whole, kept), params)
+        return _plus(updates, params, strength, slope)
 
 
-Sight: TypeAlias = Matrices | Magnitudes | Activations
-SIGHTS = {"matrices": Matrices, "magnitudes": Magnitudes, "activations": Activations}
+class Function(NamedTuple):
+    """A penalty that sees the network as a function, to differentiate it."""
+
+    penalty: Penalty
+    apply: Apply | None
+    batch: PyTree = None
+    key: Array | None = None
+
+    def value(self, params: PyTree, kept: Any) -> Array:
+        del kept  # it keeps nothing
+        return self.penalty.value(self.apply, params, self.batch, self.key)
+
+    def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
+        """The updates plus ``strength`` times the penalty's gradient."""
+        slope = _slope_through_network(lambda whole: self.value(whole, kept), params)
+        return _plus(updates, params, strength, slope)
+
+
+Sight: TypeAlias = Matrices | Magnitudes | Activations | Function
+SIGHTS = {
+    "matrices": Matrices,
+    "magnitudes": Magnitudes,
+    "activations": Activations,
+    "function": Function,
+}
 
 
 def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
     """The dtype of the penalty's numbers, and its state before the first update."""
-    if isinstance(sight, Activations):  # there is no batch yet
+    if isinstance(sight, Activations | Function):  # there is no batch yet
         return jnp.result_type(*jax.tree.leaves(floats(params))), sight.penalty.init(())
     blocks = sight.blocks(params)
     return blocks[0].dtype, sight.penalty.init(blocks)
 
 
-def looking_at(sight: Sight, batch: PyTree) -> Sight:
-    """The sight with the batch, if it looks at one."""
-    if not isinstance(sight, Activations):
-        return sight
-    if batch is None:
-        raise ValueError(
-            "the penalty looks at a batch: call update(updates, state, params, batch=batch)"
+def looking_at(sight: Sight, *, batch: PyTree, key: Array | None, apply: Apply | None) -> Sight:
+    """The sight with what it looks at in this step, of what it looks at; ValueError without."""
+    if isinstance(sight, Activations):
+        if batch is None:
+            raise ValueError(
+                "the penalty looks at a batch: call update(updates, state, params, batch=batch)"
+            )
+        return sight._replace(batch=batch)
+    if isinstance(sight, Function):
+        given = {"apply": sight.apply if apply is None else apply, "batch": batch, "key": key}
+        missing = ", ".join(f"{name}={name}" for name, value in given.items() if value is None)
+        if missing:
+            raise ValueError(
+                "the penalty differentiates the network: call update(updates, state, params, "
+                f"{missing}); apply may be an option of spectral_penalty as well"
+            )
+        if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
+            raise ValueError(f"key={key!r} is no random key: pass jax.random.key(seed)")
+        return sight._replace(**given)
+    return sight
+
+
+def _plus(updates: PyTree, params: PyTree, strength: Array, slope: PyTree) -> PyTree:
+    return changed(lambda u, p, c: u + strength.astype(c.dtype) * c, updates, params, slope)
+
+
+def _slope_through_network(value: Callable[[PyTree], Array], params: PyTree) -> PyTree:
+    """The gradient in the floating leaves of what is given all leaves, in their own dtypes."""
+
+    def of_floats(moved: PyTree) -> Array:
+        whole = jax.tree.map(
+            lambda own, given: given if own is None else own.astype(given.dtype),
+            moved,
+            params,
+            is_leaf=lambda x: x is None,
         )
-    return sight._replace(batch=batch)
+        return value(whole)
+
+    return jax.grad(of_floats)(floats(params))
 
 
 def _seen(shown: Sequence[Array]) -> tuple[Array, ...]:

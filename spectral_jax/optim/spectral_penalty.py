@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,7 +29,16 @@ from spectral_jax._transforms.leaves import finite
 from spectral_jax._transforms.members import where_needed
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
 from spectral_jax.optim.penalties import PENALTIES, Penalty
-from spectral_jax.optim.sight import SIGHTS, BatchView, View, looking_at, started
+from spectral_jax.optim.sight import (
+    SIGHTS,
+    Apply,
+    BatchView,
+    Function,
+    Sight,
+    View,
+    looking_at,
+    started,
+)
 
 Mode = Literal["penalty", "proximal"]
 
@@ -106,6 +114,7 @@ def spectral_penalty(
     mode: Mode = "penalty",
     learning_rate: Strength | None = None,
     view: View | BatchView | None = None,
+    apply: Apply | None = None,
     refresh: Refresh | None = None,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -121,7 +130,9 @@ def spectral_penalty(
 
     A penalty on activations (``"richness"``) looks at what the network computes of a batch: pass a
     ``view`` that computes it, and the batch of the step, ``tx.update(grads, state, params,
-    batch=batch)``. Its gradient is that of the whole network; the proximal mode is not for it.
+    batch=batch)``. One on the function differentiates the network itself: it needs ``apply``, the
+    batch and a random key of the step, ``tx.update(grads, state, params, batch=batch, key=key)``.
+    Their gradients are those of the whole network; the proximal mode is not for them.
 
     For a penalty on magnitudes, with the slope ``c = d penalty / d|W|``, the gradient is
     ``c * sign(W)``. The proximal step makes each magnitude smaller by
@@ -145,6 +156,8 @@ def spectral_penalty(
         norm over kernel positions). In proximal mode a view of matrices may only select and
         rearrange entries. Of a penalty on activations it is ``(params, batch) -> arrays``, those
         that the penalty names, and is given the parameters as they are.
+      apply: ``(params, x) -> outputs``, for a penalty on the function. A network with a state, such
+        as running statistics, has another one in every step: then it is passed to ``update``.
       refresh: when to solve for eigenvectors again (`every`, `on_residual`,
         `epoch_start_and_every_100`); the default is ``on_residual()``.
       options: those of the named penalty, as in ``spectral_penalty("fiedler", 0.1, k=2)``.
@@ -153,8 +166,9 @@ def spectral_penalty(
     of arrays. Under ``vmap`` (over seeds, for instance) a refresh is computed for all members when
     one needs it, and taken by those that do: no member's course depends on the others'.
     Raises ``ValueError`` for an unknown name or mode, a strength that is negative or not finite,
-    ``mode="proximal"`` with a penalty on matrices that has no ``prox``, and a missing
-    ``learning_rate`` or ``params``; ``TypeError`` for an option that nothing reads.
+    ``mode="proximal"`` with a penalty on matrices that has no ``prox``, a ``prox``, a state, a view
+    or an ``apply`` that the penalty's kind does not use, and a missing ``learning_rate``,
+    ``params``, ``batch``, ``key`` or ``apply``; ``TypeError`` for an option that nothing reads.
     Source: arXiv 2003.00992; proximal mode on magnitudes: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -165,8 +179,8 @@ def spectral_penalty(
     """
     penalty = _penalty(name, options)
     _check(penalty, mode, strength, learning_rate)
-    _check_view(penalty, view)
-    sight = SIGHTS[penalty.sees](penalty, view)
+    _check_kind(penalty, view, apply)
+    sight = SIGHTS[penalty.sees](penalty, apply if penalty.sees == "function" else view)
     refresh = on_residual() if refresh is None else refresh
 
     def init(params):
@@ -175,14 +189,12 @@ def spectral_penalty(
         unseen, fresh = jnp.full_like(factor, jnp.nan), jnp.zeros_like(factor)
         return SpectralPenaltyState(step, factor, kept, unseen, fresh, no_crossings(params))
 
-    def update(updates, state, params=None, *, batch=None, **extra):
+    def update(updates, state, params=None, *, batch=None, key=None, apply=None, **extra):
         del extra
         if params is None:
             raise ValueError("spectral_penalty needs params: call update(updates, state, params)")
-        looking = looking_at(sight, batch)
-        # A function, so that the branch that needs them reads the weights, and no other step does.
-        blocks = partial(looking.blocks, jax.lax.stop_gradient(params))
-        kept, value, staleness = _looked(penalty, refresh, blocks, state)
+        looking = looking_at(sight, batch=batch, key=key, apply=apply)
+        kept, value, staleness = _looked(looking, refresh, jax.lax.stop_gradient(params), state)
         factor = jnp.asarray(strength_at(strength, state.step), state.strength.dtype)
         signs = crossings(params, state.crossings)
         # Always true, but XLA does not know that. If nothing waited for the read of the weights in
@@ -256,7 +268,7 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
             "mode='proximal' needs learning_rate: pass the step size the shrinkage goes with"
         )
     check_strength("learning_rate", rate)
-    if penalty.sees == "activations":
+    if penalty.sees in ("activations", "function"):
         raise ValueError("mode='proximal' is of penalties on weights: choose mode='penalty'")
     if penalty.sees == "matrices" and penalty.prox is None:
         raise ValueError(
@@ -265,25 +277,38 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
         )
 
 
-def _check_view(penalty: Penalty, view: View | BatchView | None) -> None:
-    if penalty.sees == "activations" and view is None:
+def _check_kind(penalty: Penalty, view: View | BatchView | None, apply: Apply | None) -> None:
+    """Raise ``ValueError`` for what a penalty of this kind needs, and for what it would ignore."""
+    sees = penalty.sees
+    if sees == "activations" and view is None:
         raise ValueError(
             "view=None: a penalty on activations needs view=lambda params, batch: (arrays it sees)"
+        )
+    if sees == "function" and view is not None:
+        raise ValueError("view: a penalty on the function has none; pass apply=(params, x) -> y")
+    if sees != "function" and apply is not None:
+        raise ValueError(f"apply: a penalty on {sees} does not call it; leave it out")
+    if sees == "function" and (penalty.refresh or penalty.staleness):
+        raise ValueError("Penalty(refresh=..., staleness=...): one on the function keeps no state")
+    if sees != "matrices" and penalty.prox is not None:
+        raise ValueError(
+            f"Penalty(prox=...): one on {sees} would ignore it; write the value on matrices"
         )
 
 
 def _looked(
-    penalty: Penalty,
-    refresh: Refresh,
-    blocks: Callable[[], tuple[Array, ...]],
-    state: SpectralPenaltyState,
+    sight: Sight, refresh: Refresh, params: optax.Params, state: SpectralPenaltyState
 ) -> tuple[Any, Array, Array]:
-    """The penalty's state, value and staleness: the last ones, or new ones if a look is due."""
+    """The penalty's state, value and staleness: the last ones, or new ones if a look is due.
+
+    The weights are read in the branch that needs them, and in no other step.
+    """
+    penalty = sight.penalty
     first = state.step == 0
     due = refresh.due(state.step) | first
 
     def valued(kept: Any) -> tuple[Any, Array]:
-        return kept, jnp.asarray(penalty.value(blocks(), kept), state.value.dtype)
+        return kept, jnp.asarray(sight.value(params, kept), state.value.dtype)
 
     def look() -> tuple[Any, Array, Array]:
         solve = penalty.refresh
@@ -291,14 +316,16 @@ def _looked(
             return *valued(state.penalty), state.staleness
         # Weights that are not finite have no eigenvectors: solving would only keep the other
         # members of a vmap waiting. Value and staleness become NaN and say so.
-        needed, staleness = finite(blocks()), state.staleness
+        assert not isinstance(sight, Function)
+        blocks = sight.blocks(params)
+        needed, staleness = finite(blocks), state.staleness
         last = state.penalty, jnp.where(needed, state.value, jnp.nan)
         if penalty.staleness is not None:
-            seen = jnp.asarray(penalty.staleness(blocks(), state.penalty), staleness.dtype)
+            seen = jnp.asarray(penalty.staleness(blocks, state.penalty), staleness.dtype)
             staleness = jnp.where(first, 0, seen)
             if refresh.tolerance is not None:
                 needed &= ~(seen <= refresh.tolerance) | first
-        fresh = where_needed(due & needed, lambda: valued(solve(blocks(), state.penalty)), last)
+        fresh = where_needed(due & needed, lambda: valued(solve(blocks, state.penalty)), last)
         return *fresh, staleness
 
     return where_needed(due, look, (state.penalty, state.value, state.staleness))

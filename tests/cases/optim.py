@@ -48,6 +48,14 @@ def expected_penalty(params, updates):
     )
 
 
+def expected_spectral_norm(params, updates):
+    def slope(w):
+        u, s, vt = np.linalg.svd(w)
+        return s[0] * np.outer(u[:, 0], vt[0])
+
+    return jax.tree.map(lambda p, u: u + STRENGTH * slope(p), params, updates)
+
+
 def expected_proximal(params, updates):
     def shrink(p, u):
         return np.sign(p + u) * np.maximum(np.abs(p + u) - RATE * STRENGTH, 0) - p
@@ -93,6 +101,24 @@ register(
     )
 )
 
+register(
+    Case(
+        name="optim.spectral_penalty: spectral_norm",
+        function=added_by(
+            spectral_penalty("spectral_norm", STRENGTH, tol=1e-12, max_iterations=500)
+        ),
+        make_inputs=network,
+        oracle=expected_spectral_norm,
+        # A singular vector is right to the residual of s_1^2 over its gap, 0.4 of it at least here.
+        tolerance={"float32": 1e-5, "float64": 1e-10},
+        differentiable=False,
+        degree=1,
+        exact_dtype=HALVES,
+        degenerate={"no weights": Degenerate(ZEROS, untouched)},
+    )
+)
+
+exempt("optim.regulariser", "makes a penalty of a function; tests/test_prototypes.py")
 for schedule in ("every", "on_residual", "epoch_start_and_every_100"):
     exempt(f"optim.{schedule}", "returns a schedule, no arrays; tests/test_optim.py")
 exempt("optim.metrics", "reads the states of optimisers; tests/test_optim_metrics.py")

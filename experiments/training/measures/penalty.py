@@ -9,11 +9,11 @@ import optax
 
 from experiments.config import ExperimentConfig
 from experiments.training.optimisers import penalty_of, penalty_state, structure_of, view_of
-from experiments.training.program import TrainState, axis_here, forward, over_trials
+from experiments.training.program import TrainState, axis_here, forward, over_trials, seen
 from experiments.training.task import OBJECTIVES, Data, Task, relu_switch
 from models import Network
 from spectral_jax.optim import SpectralPenaltyState
-from spectral_jax.optim.sight import SIGHTS
+from spectral_jax.optim.sight import SIGHTS, looking_at
 
 # The pull of the penalty is compared with the pull of the loss on this many training examples.
 PROBE_EXAMPLES = 1000
@@ -53,13 +53,15 @@ def pulls(
     def one(trial: tuple[TrainState, SpectralPenaltyState]) -> dict[str, jax.Array]:
         state, kept = trial
         first = data.rows(probed, state.hyper)
+        key = jax.random.fold_in(state.key, state.step)
+        looking = looking_at(sight, **seen(task, state, first, data.shared, key))
 
         def loss(params):
             values, _ = forward(task, state._replace(params=params), first, data.shared)
             return values["loss"].mean()
 
         def pull(params):
-            return kept.strength * penalty.value(sight.blocks(params), kept.penalty)
+            return kept.strength * looking.value(params, kept.penalty)
 
         loss_value, loss_grad = jax.value_and_grad(loss)(state.params)
         value, grad = jax.value_and_grad(pull)(state.params)

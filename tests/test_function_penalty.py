@@ -1,0 +1,123 @@
+"""A penalty on the network as a function: the gradient of its derivatives, and what it asks for."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from spectral_jax.optim import Penalty, metrics, spectral_penalty
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["first"]) @ params["second"]
+
+
+def jacobian(apply, params, batch, key):
+    """One projection of every example's Jacobian, squared (arXiv 1908.02729)."""
+    outputs, pullback = jax.vjp(partial(apply, params), batch["x"])
+    (g,) = pullback(jax.random.normal(key, outputs.shape, outputs.dtype))
+    return jnp.sum(g**2) / len(g) / 2
+
+
+JACOBIAN = Penalty(jacobian, sees="function")
+KEY = jax.random.key(3)
+
+
+def network(seed=0, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    shapes = {"first": (3, 4), "second": (4, 2)}
+    drawn = {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
+    return {**drawn, "steps": jnp.zeros((), jnp.int32)}
+
+
+def examples(dtype="float64"):
+    return {"x": jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)), dtype)}
+
+
+def by_hand(params):
+    """With the Jacobian of a tanh layer written out, ``B^T diag(1 - tanh^2) A^T`` of each example.
+
+    The projections are those of the key."""
+    a, b, x = (np.asarray(part) for part in (params["first"], params["second"], examples()["x"]))
+    v = np.asarray(jax.random.normal(KEY, (5, 2)))
+    slopes = 1 - np.tanh(x @ a) ** 2
+    return sum(np.sum((a @ (s * (b @ each))) ** 2) for s, each in zip(slopes, v, strict=True)) / 10
+
+
+def pulled(params, batch=None, **extra):
+    tx = spectral_penalty(JACOBIAN, 0.5, apply=apply)
+    batch = examples() if batch is None else batch
+    return tx.update(
+        jax.tree.map(jnp.zeros_like, params), tx.init(params), params, batch=batch, key=KEY, **extra
+    )
+
+
+def test_it_adds_the_gradient_in_all_floating_leaves_and_only_in_these():
+    params = network()
+    updates, state = jax.jit(pulled)(params)
+    assert state.value == pytest.approx(by_hand(params), rel=1e-12)
+    rng, step = np.random.default_rng(2), 1e-5
+    for _ in range(3):
+        way = {name: rng.normal(size=params[name].shape) for name in ("first", "second")}
+        ahead, behind = (
+            by_hand({**params, **{name: params[name] + s * w for name, w in way.items()}})  # noqa: B023
+            for s in (step, -step)
+        )
+        slope = sum(np.vdot(updates[name], w) for name, w in way.items())
+        assert slope == pytest.approx(0.5 * (ahead - behind) / (2 * step), rel=1e-6)
+    assert updates["steps"] == 0 and updates["steps"].dtype == jnp.int32
+
+
+def test_a_network_that_changes_with_every_step_is_passed_with_the_step():
+    params = network()
+    doubled, _ = pulled(params, apply=lambda params, x: 2 * apply(params, x))
+    plain, _ = pulled(params)
+    np.testing.assert_allclose(doubled["first"], 4 * plain["first"], rtol=1e-12)
+
+
+def test_members_of_a_vmap_are_as_alone_and_halves_stay_halves():
+    members = [network(seed) for seed in range(2)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    together, _ = jax.jit(jax.vmap(pulled))(stacked)
+    for k, member in enumerate(members):
+        alone, _ = jax.jit(pulled)(member)
+        np.testing.assert_allclose(together["first"][k], alone["first"], rtol=1e-12)
+    updates, state = jax.eval_shape(pulled, network(dtype="bfloat16"), examples("bfloat16"))
+    assert updates["first"].dtype == "bfloat16" and state.value.dtype == "float32"
+
+
+def test_it_stands_in_a_chain():
+    tx = optax.chain(spectral_penalty(JACOBIAN, 0.5, apply=apply), optax.sgd(1.0))
+    params = network()
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, state = tx.update(still, tx.init(params), params, batch=examples(), key=KEY)
+    np.testing.assert_allclose(updates["first"], -pulled(params)[0]["first"], rtol=1e-12)
+    assert metrics(state)["penalty/strength"] == 0.5
+
+
+def test_what_it_needs_is_asked_for_and_what_it_would_ignore_is_refused():
+    params = network()
+    tx = spectral_penalty(JACOBIAN, 0.5)
+    with pytest.raises(ValueError, match=r"params, apply=apply, key=key\); apply may be an option"):
+        tx.update(params, tx.init(params), params, batch=examples())
+    with pytest.raises(ValueError, match=r"no random key: pass jax.random.key\(seed\)"):
+        tx.update(params, tx.init(params), params, batch=examples(), key=jnp.ones(2), apply=apply)
+    with pytest.raises(ValueError, match="of penalties on weights: choose mode='penalty'"):
+        spectral_penalty(JACOBIAN, 0.5, mode="proximal", learning_rate=0.1)
+    with pytest.raises(ValueError, match="one on the function keeps no state"):
+        spectral_penalty(JACOBIAN._replace(refresh=lambda w, state: state), 0.5)
+    with pytest.raises(ValueError, match=r"has none; pass apply=\(params, x\) -> y"):
+        spectral_penalty(JACOBIAN, 0.5, view=lambda params: ())
+    with pytest.raises(ValueError, match="a penalty on magnitudes does not call it"):
+        spectral_penalty("l1", 0.5, apply=apply)
