@@ -13,7 +13,7 @@ from experiments.config import ExperimentConfig, TrainConfig, dump_yaml
 from experiments.errors import MISSING, USAGE, UserError
 from experiments.runs import Run
 from experiments.runs.files import write_json
-from experiments.sweep.block import blocks_of, write_block
+from experiments.sweep.block import BlockResult, blocks_of, write_block
 from experiments.sweep.export import export
 from tests.sweep import viewers
 
@@ -40,34 +40,39 @@ SEED_6 = {0: {"test/loss": 2.25}, 10: {"rate": 0.1, "diverged": 1.0, "collapsed"
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two settings for an epoch, and the better one for another."""
+    """Two settings for an epoch, and the better one for another.
+
+    Memory did not hold the two together, so each was trained in a block of its own.
+    """
     directory = tmp_path / "0123456789ab"
     settings = {0: {"penalty.strength": 0.5}, 3: {"penalty.strength": 0.25}}
-    layout = {"width": 2, "axis": "map"}
-    first = blocks_of(CONFIG, settings, [5], end=1, **layout)
-    second = blocks_of(CONFIG, {3: settings[3]}, [5], start=1, end=2, parents=["x"], **layout)
-    _commit(directory, second, 20, [[0.5]], [0.5])
-    _commit(directory, first, 10, [[4.0, 3.0], [2.0, 1.0]], [2.0, 1.0])
+    (both,) = blocks_of(CONFIG, settings, [5], end=1, width=2, axis="map")
+    halves = blocks_of(CONFIG, settings, [5], end=1, width=1, axis="map")
+    more = blocks_of(CONFIG, {3: settings[3]}, [5], start=1, end=2, width=2, axis="map")
+    _commit(directory, more[0], {20: [0.5]}, [0.5])
+    _commit(directory, both, {}, [2.0, 1.0], parts=[half.id for half in halves])
+    _commit(directory, halves[0], {0: [4.0], 10: [2.0]}, [2.0])
+    _commit(directory, halves[1], {0: [3.0], 10: [1.0]}, [1.0])
     return directory
 
 
-def _commit(directory, blocks, end, losses, final):
-    (block,) = blocks
+def _commit(directory, block, losses, final, *, parts=()):
     folder = directory / "blocks" / write_block(directory, block)
     attempt = Run(folder / "attempts" / "mine")
     attempt.path.mkdir(parents=True)
-    for step, values in zip((end - 10, end)[-len(losses) :], losses, strict=True):
+    for step, values in losses.items():
         attempt.record(step, step / 10, {"validation/loss": values})
-    result = {
-        "trials": [trial[:2] for trial in block.trials],
-        "metrics": {"validation/loss": final, "test/loss": final},
-        "diverged": [False] * len(final),
-        "collapsed": [False] * len(final),
-        "steps": end,
-        "seconds": 1.0,
-        "attempt": "mine",
-    }
-    write_json(folder / "result.json", result)
+    result = BlockResult(
+        trials=[trial[:2] for trial in block.trials],
+        metrics={"validation/loss": final, "test/loss": final},
+        diverged=[False] * len(final),
+        collapsed=[False] * len(final),
+        steps=10 * block.end,
+        seconds=1.0,
+        parts=list(parts),
+        attempt="mine",
+    )
+    write_json(folder / "result.json", result._asdict())
 
 
 TRIAL_0 = {0: {"validation/loss": 4.0},
