@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from experiments.errors import PREEMPTED, USAGE, UserError
 from experiments.sweep import width
 from experiments.sweep.attempts import run_block
 from experiments.sweep.block import Block, blocks_of, folder_of, read_block, result_of, write_block
-from experiments.sweep.width import layout
+from experiments.sweep.width import Layout, layout, pace
 from experiments.training import session, trainer
 from experiments.training.measures import MEASURES
 from experiments.training.program import Program
@@ -134,19 +135,19 @@ def test_a_block_of_which_all_diverge_has_a_result_like_any_other(tmp_path):
 
 def test_rungs_train_as_one(whole, tmp_path):
     """Whatever blocks the trials come from, and where schedules go is known from the start."""
-    below = [block for number in SETTINGS for block in blocks({number: SETTINGS[number]}, end=2)]
+    below = [*blocks(seeds=[5], end=2), *blocks(seeds=[6], end=2)]
     trained(tmp_path, *below)
     parents = [block.id for block in below]
-    kept = {number: SETTINGS[number] for number in (0, 2)}
-    found = trained(tmp_path, *blocks(kept, start=2, parents=parents))
-    assert found == {trial: whole[trial] for trial in found} and len(found) == 4
+    assert trained(tmp_path, *blocks({1: SETTINGS[1]}, start=2, parents=parents)) == {
+        trial: whole[trial] for trial in ((1, 5), (1, 6))
+    }
 
 
 def test_all_blocks_of_a_structure_share_one_program(whole, tmp_path):
     """However many of the lanes are dead, and of however few seeds the others are."""
     compiled = Program._compiled._cache_size()
-    given = [*blocks({0: {RATE: 0.3}}), *blocks({1: {RATE: 0.4}}, seeds=[6])]
-    assert len(trained(tmp_path, *given)) == 3
+    given = [*blocks({0: {RATE: 0.3}}), *blocks({1: {RATE: 0.4}, 2: {RATE: 0.5}}, seeds=[6])]
+    assert len(trained(tmp_path, *given)) == 4
     assert Program._compiled._cache_size() == compiled
 
 
@@ -266,14 +267,21 @@ def test_a_block_that_memory_does_not_hold_is_trained_in_halves(whole, tmp_path,
     assert trained(tmp_path, *blocks(start=2, parents=[below.id])) == whole
 
 
-def test_who_died_between_halves_goes_on_with_them(tmp_path, monkeypatch):
+def test_who_died_in_a_half_goes_on_with_it(tmp_path, monkeypatch):
     (block,) = blocks({0: {RATE: 0.3}})
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="RESOURCE_EXHAUSTED"):
-        memory_for(0, patch)
-        run_block(tmp_path, write_block(tmp_path, block))
+    with monkeypatch.context() as patch:
+        memory_for(4, patch)
+        with killed_at(2, patch):
+            run_block(tmp_path, write_block(tmp_path, block))
     trained(tmp_path, block)
     (half,) = result_of(tmp_path, block.id).parts
     assert read_block(tmp_path, half).width == 4
+
+
+def test_a_single_trial_that_memory_does_not_hold_is_an_error(tmp_path, monkeypatch):
+    memory_for(0, monkeypatch)
+    with pytest.raises(UserError, match="the run failed: JaxRuntimeError: RESOURCE_EXHAUSTED"):
+        trained(tmp_path, *blocks({0: SETTINGS[0]}, seeds=[5], width=1))
 
 
 # Which trials share a block
@@ -308,7 +316,7 @@ def test_trials_that_differ_in_numbers_share_a_block(key, values, structures):
 
 def test_blocks_are_equal_parts_in_order_of_number():
     settings = {number: SETTINGS[number % 3] for number in range(9, 0, -1)}
-    found = blocks(settings, seeds=range(5, 10), width=16)
+    found = blocks(settings, seeds=range(5), width=16, config=config(train={"seed": 0, "seeds": 5}))
     assert [len(block.trials) for block in found] == [15, 15, 15]
     assert [trial.number for block in found for trial in block.trials] == sorted(5 * [*settings])
 
@@ -317,7 +325,7 @@ def test_a_block_is_told_by_what_it_trains(tmp_path):
     (block,), (same,) = blocks(), blocks(config=config(optimizer={"weight_decay": 0}))
     assert block.id == same.id  # 0 and 0.0
     assert Block.from_json(json.loads(json.dumps(block.to_json()))) == block
-    (other,) = blocks(seeds=[5, 7])
+    (other,) = blocks(seeds=[5])
     path = folder_of(tmp_path, write_block(tmp_path, block)) / "block.json"
     shutil.copy(folder_of(tmp_path, write_block(tmp_path, other)) / "block.json", path)
     with pytest.raises(UserError, match="block.json is another block's; remove"):
@@ -330,19 +338,46 @@ def test_trials_do_not_end_each_others_training():
     assert failure.value.exit_code == USAGE
 
 
+@pytest.mark.parametrize("seeds", [[5, 7], [5, 5]])
+def test_a_seed_whose_data_are_not_loaded_is_refused(seeds):
+    with pytest.raises(ValueError, match="give each of 5 to 6, those of config, once at most"):
+        blocks(seeds=seeds)
+
+
 # How wide
 
 
-@pytest.mark.parametrize("trials, workers, expected", [(6, 1, 6), (6, 4, 2), (130, 1, 44)])
+@pytest.mark.parametrize("trials, workers, expected", [(6, 4, 2), (130, 1, 44)])
 def test_where_memory_is_ample_blocks_are_few_but_one_for_each_worker(trials, workers, expected):
     settings = {number: SETTINGS[0] for number in range(trials // 2)}
     found = layout(CONFIG, settings, (5, 6), workers=workers)
     assert (found.axis, found.width) == ("map", expected)
 
 
-def test_a_block_is_no_wider_than_memory_allows(monkeypatch):
-    settings = {number: SETTINGS[0] for number in range(32)}
-    ample = layout(CONFIG, settings, (5, 6))
-    monkeypatch.setattr(width, "available_memory", lambda: ample.bytes // 2)
-    found = layout(CONFIG, settings, (5, 6))
-    assert 1 <= found.width < ample.width == 64 and found.bytes < ample.bytes
+@pytest.mark.parametrize("axis, expected", [("map", 40), ("vmap", 40)])
+def test_a_block_is_no_wider_than_memory_allows(axis, expected, monkeypatch):
+    """What two programs need is a line, which may fill its share of the memory."""
+
+    def program(session, axis, width):
+        yield SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: 100 + 10 * width))
+
+    monkeypatch.setattr(width, "_traced", program)
+    monkeypatch.setattr(width, "_all_values", lambda program: 10**9)
+    monkeypatch.setattr(width, "_held", lambda needed: needed)
+    monkeypatch.setattr(width, "available_memory", lambda: (100 + 10 * 43) / width.SHARE)
+    settings = {number: SETTINGS[0] for number in range(60)}
+    found = layout(config(train={"seed_axis": axis}), settings, (5, 6))
+    assert found.width == expected  # of 120 trials; of 43 that would fit side by side, fives of 8
+
+
+def test_the_compiler_says_what_a_program_needs():
+    traced = jax.jit(lambda x: x @ x).trace(jnp.zeros((100, 100)))
+    assert 8e4 <= width._held(traced.lower().compile()) <= width._all_values(traced) + 1e5
+
+
+def test_an_estimate_counts_every_step_and_record(monkeypatch):
+    """Of one trial: an epoch's four steps are timed at once, the start is recorded as well."""
+    monkeypatch.setattr(width, "_seconds", lambda work: 1.0)
+    wanted = config(train={"evaluate_every": 2, "measure_every": 4})
+    steps, records, end = 4, len({0, 2, 4}), 1
+    assert pace(wanted, SETTINGS, (5, 6), Layout("map", 8, 0)) == steps + records + end

@@ -110,8 +110,16 @@ def blocks_of(
 ) -> list[Block]:
     """The trials of all ``settings`` (by number) and ``seeds``, by structure, in equal parts.
 
-    Raises ``UserError`` (2) where ``config.train.stop`` ends trials by what others measure.
+    Raises:
+        ValueError: for a seed that comes twice, or is not of ``config``, whose data are loaded.
+        UserError: (2) where ``config.train.stop`` ends trials by what others measure.
     """
+    first, count = config.train.seed, config.train.seeds
+    if not set(seeds) <= set(range(first, first + count)) or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"seeds={list(seeds)}: give each of {first} to {first + count - 1}, those of config, "
+            "once at most; or change config.train"
+        )
     if config.train.stop is not None:
         raise UserError(
             f"train.stop = {config.train.stop!r} ends all trials of a program together: leave it "

@@ -57,8 +57,7 @@ def layout(
     """
     groups = _largest_first(config, settings, seeds)
     memory, configured = SHARE * available_memory() / workers, config.train.seed_axis
-    # Side by side may turn out to be impossible.
-    # What is to be side by side may have to be in turn.
+    # What is to run side by side may have to run in turn, or it could hang.
     axes: tuple[Axis, ...] = (configured,) if configured == "stepwise" else ("map", "vmap")
     fitting = [
         _fitting(session_of(config, group[:1]), len(group), axes, memory) for group in groups
@@ -85,7 +84,7 @@ def pace(
     trials = _largest_first(config, settings, seeds)[0]
     session = session_of(config, trials[: blocks.width(1, layout.axis)])
     with tempfile.TemporaryDirectory() as folder:
-        run = Attempt(Path(folder))
+        run = Attempt(Path(folder, "attempt"))
         session.begin(run, axis=layout.axis)
         count = min(PROBE_STEPS, session.task.steps_per_epoch)
         record = _seconds(lambda: session.record(run, {}))
@@ -120,7 +119,7 @@ def _fitting(session: Session, trials: int, axes: Sequence[Axis], memory: float)
     for axis in axes:
         count, few = min(trials, WIDEST[axis]), blocks.width(1, axis)
         traced = _traced(session, axis, blocks.width(count, axis))
-        if max(_ever_computed(program.jaxpr.jaxpr) for program in traced) < memory:
+        if max(map(_all_values, traced)) < memory:
             found[axis] = count
             continue
         once, twice = (
@@ -143,13 +142,17 @@ def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Tra
     yield evaluate.trace(seen, data, task=session.task.structure, axis=axis)
 
 
-def _ever_computed(jaxpr: Any) -> int:
-    """Bytes of every value of a program, those inside loops once."""
-    own = sum(_bytes(value.aval) for value in jaxpr.invars)
-    for equation in jaxpr.eqns:
-        own += sum(_bytes(value.aval) for value in equation.outvars)
-        own += sum(_ever_computed(inner) for inner in jaxprs_in_params(equation.params))
-    return own
+def _all_values(traced: jax.stages.Traced) -> int:
+    """Bytes of everything that a program computes or is given, what is in loops once."""
+
+    def of(jaxpr: Any) -> int:
+        total = sum(_bytes(value.aval) for value in jaxpr.invars)
+        for equation in jaxpr.eqns:
+            total += sum(_bytes(value.aval) for value in equation.outvars)
+            total += sum(map(of, jaxprs_in_params(equation.params)))
+        return total
+
+    return of(traced.jaxpr.jaxpr)
 
 
 def _held(compiled: Any) -> int:
