@@ -10,7 +10,6 @@ told, so a sweep that was killed goes on as if it had not been. The log of trial
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import re
 import warnings
@@ -184,7 +183,7 @@ def _refuse_what_is_no_sample(text: str, space: Space, count: int) -> None:
 
 
 def _study(space: Space, told: Sequence[Told], *, seed: int) -> Any:
-    """A study of Optuna in memory that knows what was told, and forgets nothing it was not."""
+    """A study of Optuna, in memory, of the settings that were told and no others."""
     import optuna
 
     sampler = optuna.samplers.TPESampler(
@@ -233,14 +232,13 @@ def _indices(values: Choice) -> dict[str, int]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Optuna logs and warns of: that a study was made, and what is experimental."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            import optuna
+        from optuna import logging
 
-            optuna.logging.set_verbosity(optuna.logging.WARNING)
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.WARNING)
+        try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.set_verbosity(level)
