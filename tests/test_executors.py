@@ -364,3 +364,88 @@ def test_ray_lets_its_tasks_save_when_the_sweep_is_stopped(toys):
         coordinator.terminate()
         assert coordinator.wait(100) == PREEMPTED
     assert "the state of step" in (sweep.directory / "workers/block0.log").read_text()
+
+
+# What submitit calls of Slurm; a job is a process group here.
+SLURM = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+folder, (name, *words) = Path(__file__).parent, sys.argv
+if name.endswith("sbatch"):
+    script = Path(words[-1]).read_text()
+    if "--partition=none" in script:
+        sys.exit("sbatch: error: invalid partition specified: none")
+    number = str(1000 + len(list(folder.glob("*.script"))))
+    (folder / f"{number}.script").write_text(script)
+    told = {"JOB_ID": number, "PROCID": 0, "NTASKS": 1, "LOCALID": 0, "NODEID": 0}
+    environment = {**os.environ, **{f"SLURM_{key}": str(value) for key, value in told.items()}}
+    with (folder / f"{number}.log").open("w") as log:
+        job = subprocess.Popen(
+            ["bash", folder / f"{number}.script"],
+            env=environment, stdout=log, stderr=log, start_new_session=True,
+        )
+    (folder / f"{number}.job").write_text(str(job.pid))
+    print("Submitted batch job", number)
+elif name.endswith("srun"):
+    output = words[words.index("--output") + 1]
+    log = open(output.replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0"), "a")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    os.execvp(sys.executable, words[words.index(sys.executable) :])
+elif name.endswith("scancel"):
+    os.killpg(int((folder / f"{words[0]}.job").read_text()), signal.SIGTERM)
+elif name.endswith("sacct"):
+    print("JobID|State|NodeList")
+    for job in folder.glob("*.job"):
+        stat = Path("/proc", job.read_text(), "stat")
+        runs = stat.exists() and ") Z" not in stat.read_text()
+        print(f"{job.stem}|{'RUNNING' if runs else 'COMPLETED'}|here")
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """The commands of Slurm on the path, and a folder that keeps the jobs' scripts."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("sbatch", "srun", "scancel", "sacct"):
+        (folder / name).write_text(f"#!{sys.executable}{SLURM}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+def test_slurm_jobs_ask_for_what_was_typed_and_are_cancelled_at_the_end(toys, cluster):
+    sweep = toys(3)
+    assert sorted(run("slurm:2,partition=gpu,gpus=1,timeout_min=7", sweep)) == sweep.names
+    first, second = (script.read_text() for script in cluster.glob("*.script"))
+    for asked in ("--partition=gpu", "--gpus-per-node=1", "--time=7", "--nodes=1"):
+        assert asked in first and asked in second
+    assert "preempted" in "".join(log.read_text() for log in sweep.directory.glob("workers/*.out"))
+
+
+def test_a_job_that_slurm_stops_saves_and_another_takes_its_place(toys, cluster):
+    sweep = toys(1, steps=30)
+
+    def warn():  # as before the time is up
+        os.kill(sweep.at_work(), signal.SIGUSR2)
+
+    with in_the_background(warn):
+        assert run("slurm:1", sweep) == sweep.names
+    first, second = sweep.attempts()
+    assert first == 0 < second
+    assert len(list(cluster.glob("*.script"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("partition=none", "invalid partition specified: none"),
+        ("partitions=gpu", "Unknown argument 'partitions'"),
+        ("timeout_min=soon", "timeout_min"),
+    ],
+)
+def test_what_slurm_refuses_is_said_in_its_words(option, says, toys, cluster):
+    with pytest.raises(UserError, match=says):
+        run(f"slurm:1,{option}", toys(1))

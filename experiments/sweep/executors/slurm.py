@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class Job(Worker):
     ) -> None:
         from submitit import AutoExecutor
         from submitit.core.utils import environment_variables
+        from submitit.helpers import clean_env
 
         self.name = name
         self._stopped = False
@@ -68,10 +70,12 @@ class Job(Worker):
         try:
             executor = AutoExecutor(directory.absolute() / "workers", cluster)
             executor.update_parameters(**{**DEFAULTS, **parameters})
-            with environment_variables(**passed_on()):
+            # What a job that submits others has from its own Slurm is not for theirs.
+            clean = clean_env() if "SLURM_JOB_ID" in os.environ else nullcontext()
+            with clean, environment_variables(**passed_on()):
                 self._job = executor.submit(_work, directory.absolute(), name, share)
         except (AssertionError, NameError, ValueError, RuntimeError) as error:
-            raise UserError(f"--executor slurm: {error}") from error
+            raise UserError(f"--executor slurm: {str(error).splitlines()[0]}") from error
         self.log = self._job.paths.stdout
         self._local = cluster == "local"
 
