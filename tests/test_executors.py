@@ -83,10 +83,11 @@ worker.STALLED = float(os.environ["TOY_STALLED"])
 WORKER = """
 from experiments.runs.interruption import meaning, stop_on_signals
 stop_on_signals()
-import argparse, sys
+import argparse, pathlib, sys
 from experiments.errors import UserError
 from experiments.sweep.executors import worker
 parser = argparse.ArgumentParser()
+parser.add_argument("directory", type=pathlib.Path)
 worker.add_options(parser)
 try:
     sys.exit(worker.command(parser.parse_args()))

@@ -30,8 +30,7 @@ STALLED = 60.0  # seconds without a new file of a block before somebody idle beg
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What `sweep worker` takes."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    """What `sweep worker` takes beside a sweep's directory."""
     parser.add_argument(
         "--share", type=_share, default=(0, 1), metavar="I/N", help="begin at part I of N (from 0)"
     )
