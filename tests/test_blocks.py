@@ -114,6 +114,7 @@ def test_the_company_of_a_trial_is_of_no_matter(whole, tmp_path):
     }
     assert all(map(math.isnan, found[1, 6].values()))
     assert result_of(tmp_path, block.id).diverged == [False, True, False]
+    assert trained(tmp_path, *blocks({2: SETTINGS[2]}, seeds=[5])) == {(2, 5): whole[2, 5]}
 
 
 def test_side_by_side_a_neighbour_that_diverges_is_of_no_matter_either(tmp_path):
@@ -281,7 +282,7 @@ def test_who_died_in_a_half_goes_on_with_it(tmp_path, monkeypatch):
 def test_a_single_trial_that_memory_does_not_hold_is_an_error(tmp_path, monkeypatch):
     memory_for(0, monkeypatch)
     with pytest.raises(UserError, match="the run failed: JaxRuntimeError: RESOURCE_EXHAUSTED"):
-        trained(tmp_path, *blocks({0: SETTINGS[0]}, seeds=[5], width=1))
+        trained(tmp_path, *blocks({0: SETTINGS[0]}, seeds=[5], width=2))
 
 
 # Which trials share a block

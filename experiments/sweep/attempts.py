@@ -171,8 +171,9 @@ def _attempt(directory: Path, block: Block, stop: Interruption) -> bool | None:
 
 def _halves(block: Block) -> list[Block]:
     """The block in parts of half its width; none if it cannot be narrower."""
-    narrower = block.width // 2
-    if narrower < 1 or blocks.width(narrower, block.axis) > narrower:
+    fewest = blocks.FEWEST[block.axis]
+    narrower = block.width // 2 // fewest * fewest
+    if not narrower:
         return []
     parts = equal_parts(block.trials, most=narrower)
     return [replace(block, trials=part, width=narrower) for part in parts]

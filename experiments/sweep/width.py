@@ -66,7 +66,8 @@ def layout(
 
     def width(axis: Axis) -> int:
         parts = math.ceil(len(trials) / min(most[axis] for most in fitting))
-        return blocks.width(math.ceil(len(trials) / max(parts, each)), axis)
+        lanes = blocks.width(math.ceil(len(trials) / max(parts, each)), axis)
+        return max(lanes, blocks.FEWEST[axis])
 
     session = session_of(config, trials[: min(map(width, axes))])
     axis = session.choose_axis(lambda line: print(line, file=sys.stderr))

@@ -1,9 +1,9 @@
 """Trials that share a program, and how many of them it is compiled for.
 
-One after the other (``lax.map``), a trial's numbers do not depend on its company. Side by side
-(``vmap``) they depend on how many there are, since that decides the order of sums (jax#26795); so
-their number is rounded up to a multiple of ``LANES``. What fills it up repeats the last trial, or
-is dead, and is cut off every result.
+One after the other (``lax.map``), a trial's numbers do not depend on its company, if it has any.
+Side by side (``vmap``) they depend on how many there are, since that decides the order of sums
+(jax#26795); so their number is rounded up to a multiple of ``LANES``. What fills it up repeats the
+last trial, or is dead, and is cut off every result.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from experiments.training.program import Axis, TrainState
 
 LANES = 8
+# In a program of several blocks: XLA removes a loop of one turn, and then fuses in other ways.
+FEWEST: dict[Axis, int] = {"map": 2, "vmap": LANES, "stepwise": 1}
 Tree = Any
 
 

@@ -120,8 +120,7 @@ class Session:
     @property
     def live(self) -> TrainState:
         """The state of the trials, without the lanes that fill the width."""
-        full = len(self.trials) == len(self.state.key)
-        return self.state if full else blocks.cut(self.state, len(self.trials))
+        return self._first(len(self.trials))
 
     def begin(
         self,
@@ -286,7 +285,12 @@ class Session:
 
     def _lanes(self, axis: Axis) -> TrainState:
         """What is measured: side by side the width decides the last digits, so all of it."""
-        return self.state if axis == "vmap" else self.live
+        if axis == "vmap":
+            return self.state
+        return self._first(max(len(self.trials), blocks.FEWEST["map"]))
+
+    def _first(self, lanes: int) -> TrainState:
+        return self.state if lanes >= len(self.state.key) else blocks.cut(self.state, lanes)
 
     def _of_trials(self, tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf[: len(self.trials)], tree)
