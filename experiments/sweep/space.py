@@ -31,7 +31,7 @@ from experiments.errors import UserError
 from experiments.names import did_you_mean
 
 MOST_VALUES = 10**5  # of one key: a grid of more is a mistake, and would fill the memory
-LARGEST = 1e300  # of a size: twice the largest number of all is no number
+LARGEST = 1e300  # size of a number: between larger ones one cannot compute
 
 NOT_SEARCHED = {
     "name": "it names the folder and decides no number",
@@ -94,11 +94,11 @@ class _Range:
             raise ValueError(f"{self} has no count, which a grid needs; write {FORMS[self._name]}")
         _refuse_too_many(self, self.count)
         places = (place / (self.count - 1) for place in range(1, self.count - 1))
-        # To 15 digits: 0.1 and not 0.09999999999999999.
-        inside = (self._clipped(float(f"{self.at(place):.15g}")) for place in places)
+        # To 12 digits: a default of 0.001 is to be among them, and not 0.000999999999999999.
+        inside = (self._clipped(float(f"{self.at(place):.12g}")) for place in places)
         found = [self.low, *inside, self.high]
         if len(set(found)) < len(found):
-            raise ValueError(f"{self}: so many different numbers do not lie between the ends")
+            raise ValueError(f"{self}: so many numbers of 12 digits do not lie between the ends")
         return found
 
     def at(self, u: float) -> float:
@@ -136,8 +136,8 @@ class Log(_Range):
 
     def at(self, u: float) -> float:
         """``low (high / low)^u``."""
-        # By logarithms of base 10: high / low may overflow, and powers of ten come out exactly.
-        return self._clipped(10 ** ((1 - u) * math.log10(self.low) + u * math.log10(self.high)))
+        low, high = math.log10(self.low), math.log10(self.high)  # high / low might overflow
+        return self._clipped(10 ** (low + u * (high - low)))
 
 
 class Lin(_Range):

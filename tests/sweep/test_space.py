@@ -14,6 +14,7 @@ from experiments.sweep.space import (
     Int,
     Lin,
     Log,
+    as_text,
     check,
     configure,
     divide,
@@ -39,19 +40,10 @@ def ranges(draw, kind, numbers):
 logs = ranges(Log, sizes)
 lins = ranges(Lin, st.floats(-1e30, 1e30))
 ints = ranges(Int, st.integers(-(10**9), 10**9))
-values = st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300) | st.text()
-choices = st.lists(values, min_size=1, max_size=5).map(
-    lambda found: _choice([v for v in found if not isinstance(v, str) or v.isprintable()])
-)
+values = st.none() | st.booleans() | st.integers() | st.floats(-1e300, 1e300)
+values |= st.text().filter(str.isprintable)
+choices = st.lists(values, min_size=1, max_size=5, unique_by=as_text).map(Choice)
 spaces = logs | lins | ints | choices
-
-
-def _choice(found):
-    kept = []
-    for value in found:
-        if not any(value == other for other in kept):
-            kept.append(value)
-    return Choice(kept or [1])
 
 
 @settings(max_examples=200)
@@ -77,10 +69,16 @@ def test_a_grid_holds_both_ends_and_ascends(space):
         grid = space.grid()
     except ValueError as error:  # ends too close for so many numbers
         assert "between the ends" in str(error)
-        assert space.high - space.low <= 1e-13 * max(abs(space.low), abs(space.high))
+        assert space.high - space.low <= 1e-9 * max(abs(space.low), abs(space.high))
         return
     assert (grid[0], grid[-1], len(grid)) == (space.low, space.high, space.count)
     assert grid == sorted(grid)
+
+
+@given(st.integers(-30, 30), st.integers(1, 20))
+def test_a_grid_over_decades_holds_the_powers_of_ten(low, decades):
+    powers = [float(f"1e{low + place}") for place in range(decades + 1)]
+    assert Log(powers[0], powers[-1], decades + 1).grid() == powers
 
 
 def test_grids_are_the_numbers_a_person_would_write():
