@@ -38,6 +38,7 @@ NOT_SEARCHED = {
     "train.seed": "all settings are trained with the same seeds, so that they can be compared",
     "train.seeds": "all settings are trained with the same seeds, so that they can be compared",
     "train.seed_axis": "it decides how numbers are computed, not which",
+    "train.shard": "it decides how numbers are computed, not which",
 }
 
 
