@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
-from experiments.commands import exporting
+from experiments.commands import exporting, sweep
 from experiments.commands.choosing import COMMAND, CONFIG_FILES, DEFAULT_PRESET, choose, lookup
 from experiments.commands.printing import print_rows
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
@@ -49,6 +49,7 @@ examples:
   {COMMAND} reproduce fiedler --preset small        the real data set, under an hour on two cores
   {COMMAND} run fiedler/mnist --preset small --arm none train.epochs=3
   {COMMAND} run my-experiment.yaml penalty.strength=1e-2
+  {COMMAND} sweep my-experiment.yaml 'penalty.strength=log(1e-5,1e-1,8)'
   {COMMAND} data fetch mnist                        download and check a data set
 
 A run that was stopped goes on where it was when the same command is given again.
@@ -171,6 +172,7 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     data.set_defaults(command=data_command)
 
     exporting.add(commands)
+    sweep.add(commands)
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="JSON on stdout")

@@ -11,15 +11,17 @@ from typing import Protocol
 class Advance(Protocol):
     """Move the bar on by `steps` and show a short `note` beside it."""
 
-    def __call__(self, steps: int = 1, note: str = "") -> None:
+    def __call__(self, steps: float = 1, note: str = "") -> None:
         """Move on."""
 
 
 @contextmanager
 def progress(
-    total: int, description: str, *, done: int = 0, show: bool = True
+    total: float, description: str, *, done: float = 0, show: bool = True
 ) -> Iterator[Advance]:
     """Show a bar with an estimate of the time left on stderr; `done` is where a resumption starts.
+
+    Shown are whole steps: a step that is done in parts moves the bar on all the same.
 
     `show=False` is for work that is over before anyone has read a bar.
 
@@ -41,5 +43,5 @@ def progress(
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, completed=done, note="")
+        task = bar.add_task(description, total=total, completed=int(done), note="")
         yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)

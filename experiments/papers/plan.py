@@ -52,9 +52,9 @@ class Part:
             "arms": f"{self.arms or ''}",
             "trials": f"{self.trials or ''}",
             "compilations": f"{self.compilations or ''}",
-            "state": _size(self.state),
-            "data": _size(self.data),
-            "disk": _size(self.disk),
+            "state": size(self.state),
+            "data": size(self.data),
+            "disk": size(self.disk),
             "hours": f"{hours} ({source})" if hours else "",
             "missing": self.missing,
         }
@@ -145,7 +145,7 @@ def _hours(config: ExperimentConfig, root: str | Path) -> float | None:
     return None
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
     """Bytes for a person."""
     if not count:
         return ""

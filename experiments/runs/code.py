@@ -29,7 +29,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ def code_hash(files: Mapping[str, str]) -> str:
 def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """The files in which what is reached differs."""
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def words_of(value: Any) -> Iterator[str]:
+    """Every string of a configuration; the names of its keys are not among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from words_of(list(value.values()))
+    elif isinstance(value, list):
+        for item in value:
+            yield from words_of(item)
 
 
 class Closure:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,6 +142,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     body = plain(content)
     text = json.dumps({**body, CHECKSUM: _checksum(body)}, indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def write_json_once(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_json`, unless the file is there: of several processes, the first one's stays."""
+    mine = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
+    try:
+        write_json(mine, content)
+        os.link(mine, path)
+        sync_directory(path.parent)
+    except FileExistsError:
+        pass
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str | None:

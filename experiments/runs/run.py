@@ -21,7 +21,7 @@ import platform
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import IO, Any
@@ -30,7 +30,7 @@ import numpy as np
 
 from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml, to_mapping
 from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
-from experiments.runs.code import changed_files, code_hash, executed
+from experiments.runs.code import changed_files, code_hash, executed, words_of
 from experiments.runs.files import (
     append_line,
     cannot_write_is_one_line,
@@ -74,7 +74,7 @@ def open_run(
     `sources` are digests of files that no import reaches: a penalty that the config names by its
     file.
     """
-    code = {**executed(entry, words=set(_words(to_mapping(config)))), **sources}
+    code = {**executed(entry, words=set(words_of(to_mapping(config)))), **sources}
     hashes = {"config": config_hash(config), "code": code_hash(code), "data": data_sha256}
     key = hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12]
     folder = Path(root) / config.name
@@ -310,17 +310,6 @@ def _say_what_code_changed(run: Run, hashes: Mapping[str, str], code: Mapping[st
             named = ", ".join(files[:SHOWN_FILES]) + more
             run.log(f"code changed since {path}, which is kept: {named}")
             return
-
-
-def _words(value: Any) -> Iterator[str]:
-    """Every string of a configuration; the names of its keys are not among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _words(list(value.values()))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _words(item)
 
 
 def _latest(folder: Path, key: str) -> Path | None:

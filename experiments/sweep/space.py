@@ -334,6 +334,15 @@ def as_text(value: Any) -> str:
     return json.dumps(float(value) if number else value)
 
 
+def shown(value: Any) -> str:
+    """A value as a command line takes it; of a number all digits.
+
+    >>> shown(1e-3), shown("l2"), shown([64, 64]), shown(None)
+    ('0.001', 'l2', '[64, 64]', 'null')
+    """
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _values_of(key: str, text: str) -> Values:
     call = re.fullmatch(r"(\w+)\((.*)\)", text)
     name = call[1] if call else ""

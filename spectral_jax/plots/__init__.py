@@ -9,7 +9,7 @@ time from what a run stored. ``save`` and ``to_svg`` write the same bytes for th
 
 from spectral_jax.plots.animation import animated_spectra
 from spectral_jax.plots.capacity import data_spectrum
-from spectral_jax.plots.comparison import paired_differences, strength_sweep
+from spectral_jax.plots.comparison import paired_differences, score_by_setting, strength_sweep
 from spectral_jax.plots.density import density_by_decade
 from spectral_jax.plots.farms import (
     rank_agreement,
@@ -50,6 +50,7 @@ __all__ = [
     "rank_agreement",
     "richness_against_accuracy",
     "save",
+    "score_by_setting",
     "shape_bias",
     "spectral_evolution",
     "spectrum_map",

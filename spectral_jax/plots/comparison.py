@@ -1,4 +1,4 @@
-"""Arms against each other: accuracy over penalty strength, and paired differences by seed."""
+"""Arms against each other: scores over a number of theirs, and paired differences by seed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -63,15 +63,70 @@ def strength_sweep(
     return figure
 
 
+@style.styled
+def score_by_setting(
+    values: Num[np.ndarray, " n"],
+    scores: Float[np.ndarray, "n s"],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+) -> Figure:
+    """Every trial as a point, and the mean over seeds; a line joins them where each value is one
+    configuration.
+
+    Where other numbers vary, too, several configurations share a value: their means are apart, and
+    how far they scatter is what the value alone does not decide. What collapsed far below (or
+    above) the rest is left out of sight, and counted.
+
+    Args:
+        values: [n], the number of each configuration.
+        scores: [n, s], one per seed; NaN for a seed that has none.
+        xlabel: what ``values`` are, ``ylabel`` what ``scores`` are, with units.
+        log: a logarithmic axis; a value of 0 gets a place of its own.
+
+    Raises:
+        ValueError: there is not one row of scores per value.
+    """
+    values, scores = np.asarray(values, dtype=float), np.asarray(scores, dtype=float)
+    if scores.ndim != 2 or len(scores) != len(values):
+        raise ValueError(
+            f"scores has shape {scores.shape} for {len(values)} values: give [n, s], a row each"
+        )
+    figure = Figure(figsize=(style.COLUMN, 3.1), layout="constrained")
+    ax = figure.subplots()
+    if log:
+        style.log_scale(ax, "x", values)
+    order = np.argsort(values, kind="stable")
+    values, scores = values[order], scores[order]
+    means = t_interval(scores).mean
+    alone = len(set(values.tolist())) == len(values)
+    ax.plot(np.repeat(values, scores.shape[1]), scores.ravel(), "o", color=style.OKABE_ITO[1],
+            markersize=3, alpha=0.45, markeredgewidth=0, label="trial")  # fmt: skip
+    ax.plot(values, means, "D-" if alone else "D", color=style.OKABE_ITO[0], markersize=4,
+            linewidth=1.0, label="mean over seeds")  # fmt: skip
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    rows = scores[np.isfinite(scores).any(axis=1)]
+    if len(rows):
+        low, high = style.focus(np.nanmin(rows, axis=1), np.nanmax(rows, axis=1))
+        _cut_off(ax, rows.ravel(), low, high, least=0.02 * float(np.nanmax(np.abs(rows))))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
 def _focus_on_most(ax: Axes, samples: Sequence[np.ndarray]) -> None:
     """Cut off what collapsed: its place on the axis would be taken from all that did not."""
     means = np.concatenate([np.atleast_1d(t_interval(_by_row(each)).mean) for each in samples])
-    low, high = style.focus(means, means)
-    known = means[np.isfinite(means)]
+    _cut_off(ax, means, *style.focus(means, means), least=0.5)
+
+
+def _cut_off(ax: Axes, values: np.ndarray, low: float, high: float, *, least: float) -> None:
+    """Show values from low to high, and say how many are not among them; nothing if all are."""
+    known = values[np.isfinite(values)]
     sides = {"below": known[known < low], "above": known[known > high]}
     told = [f"{len(cut)} {side}, at {_span(cut)}" for side, cut in sides.items() if len(cut)]
     if told:
-        room = max(0.4 * (high - low), 0.5)
+        room = max(0.4 * (high - low), least)
         ax.set_ylim(low - room, high + room)
         ax.annotate(f"not shown: {'; '.join(told)}", (0.01, 0.02), xycoords="axes fraction",
                     fontsize=7.5, color="#444444")  # fmt: skip

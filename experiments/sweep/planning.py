@@ -1,0 +1,99 @@
+"""From what is asked for to a plan; what cannot be swept is refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from experiments.config import ExperimentConfig
+from experiments.errors import UserError
+from experiments.names import did_you_mean
+from experiments.report.selection import VALIDATION
+from experiments.sweep import halving
+from experiments.sweep.outcome import higher_is_better
+from experiments.sweep.plan import Plan, code_of, data_of
+from experiments.sweep.search import search as search_of
+from experiments.sweep.space import Space, check, configure
+from experiments.training.task import OBJECTIVES
+
+
+def plan_of(
+    config: ExperimentConfig,
+    *,
+    over: Space,
+    search: str,
+    settings: Sequence[Mapping[str, Any]] = (),
+    seeds: int | None = None,
+    halve: str | None = None,
+    objective: str,
+    higher: bool | None = None,
+) -> Plan:
+    """The plan of `sweep.sweep`'s arguments, or of ``settings`` that are written out."""
+    if not over and not settings:
+        raise UserError(
+            "there is nothing to sweep: give a key a range or a list, as in "
+            "penalty.strength=log(1e-5,1e-1,8) or penalty.name=[l1,l2]"
+        )
+    config = _with_seeds(config, seeds)
+    check(over, config)
+    _refuse_no_validation(config, over)
+    _refuse_unknown_objective(config, over, objective)
+    if halve:
+        halving.check(config, over, objective)
+        halving.parse(halve, epochs=config.train.epochs)
+    for setting in settings:
+        configure(config, setting)
+    return Plan(
+        config,
+        space=dict(over),
+        search=search,
+        count=search_of(search, over, seed=config.train.seed, settings=settings).count,
+        objective=objective,
+        higher=higher_is_better(objective) if higher is None else higher,
+        data=data_of(config, over, settings),
+        code=code_of(config, over, settings),
+        settings=tuple(dict(setting) for setting in settings),
+        halve=halve or "",
+    )
+
+
+def _with_seeds(config: ExperimentConfig, seeds: int | None) -> ExperimentConfig:
+    if seeds is None:
+        return config
+    try:
+        return replace(config, train=replace(config.train, seeds=seeds))
+    except ValueError as error:
+        raise UserError(f"seeds: {error}") from None
+
+
+def _refuse_no_validation(config: ExperimentConfig, space: Space) -> None:
+    held_out = [config.data.validation]
+    if "data.validation" in space:
+        held_out = [*space["data.validation"].ends]
+    if min(held_out) < 1:
+        raise UserError(
+            "a sweep compares settings on validation data, and data.validation is 0: hold some of "
+            "the training examples out, as in data.validation=200"
+        )
+
+
+def _refuse_unknown_objective(config: ExperimentConfig, space: Space, objective: str) -> None:
+    trained = space["train.objective"].ends if "train.objective" in space else ()
+    names = [name for name in (*trained, config.train.objective) if name in OBJECTIVES]
+    recorded = [f"{VALIDATION}{name}" for name in _measured(names)]
+    if objective in recorded:
+        return
+    if objective.startswith("test/"):
+        raise UserError(
+            f"objective = {objective!r}: what is chosen by the test set says nothing about other "
+            f"data; there are: {', '.join(recorded)}"
+        )
+    hint = did_you_mean(objective, recorded) or f"; there are: {', '.join(recorded)}"
+    raise UserError(f"objective = {objective!r} is not recorded on validation data{hint}")
+
+
+def _measured(objectives: Sequence[str]) -> list[str]:
+    """The names that all of these objectives report."""
+    found = [["loss", *(name for name, _ in OBJECTIVES[one].metrics)] for one in objectives]
+    return [name for name in found[0] if all(name in others for others in found)] if found else []
