@@ -10,6 +10,7 @@ from spectral_jax.optim.assignment import (
     step_map,
     tb_sigmoid,
 )
+from spectral_jax.optim.contract import Held, check_penalty
 from spectral_jax.optim.metrics import metrics
 from spectral_jax.optim.ownership import owners
 from spectral_jax.optim.penalties import PENALTIES, EigenState, Penalty, PowerState
@@ -35,6 +36,7 @@ __all__ = [
     "ASSIGNMENTS",
     "Allocation",
     "EigenState",
+    "Held",
     "Layer",
     "MEASURES",
     "METRICS",
@@ -53,6 +55,7 @@ __all__ = [
     "alpha_decay",
     "alpha_pruning",
     "block_means",
+    "check_penalty",
     "debiased",
     "epoch_start_and_every_100",
     "every",

@@ -118,6 +118,7 @@ register(
     )
 )
 
+exempt("optim.check_penalty", "runs programs of its own, on the host; tests/test_trying.py")
 exempt("optim.regulariser", "makes a penalty of a function; tests/test_prototypes.py")
 for schedule in ("every", "on_residual", "epoch_start_and_every_100"):
     exempt(f"optim.{schedule}", "returns a schedule, no arrays; tests/test_optim.py")
