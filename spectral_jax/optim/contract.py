@@ -92,7 +92,7 @@ class _Case:
     """A penalty on a small network: its value as a function of the parameters, compiled once."""
 
     name: str
-    sight: Sight
+    penalty: Penalty
     shapes: PyTree
     generic: bool  # matrices of one column may have nothing to penalise
 
@@ -102,22 +102,26 @@ class _Case:
         drawn = jax.tree.map(rng.standard_normal, self.shapes, is_leaf=is_shape)
         return jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn)
 
+    def by_hand(self, params: PyTree, kept: Any) -> Array:
+        """The value, not compiled."""
+        return _sight(self.penalty, params).value(params, kept)
+
+    @cached_property
+    def value(self) -> Callable[[PyTree, Any], Array]:
+        return jax.jit(self.by_hand)
+
     @cached_property
     def kept(self) -> Callable[[PyTree], Any]:
         """The penalty's state for parameters."""
 
         def kept(params):
-            start = started(self.sight, params)[1]
-            refresh = self.sight.penalty.refresh
-            if refresh is None or isinstance(self.sight, Function):
+            sight = _sight(self.penalty, params)
+            start = started(sight, params)[1]
+            if self.penalty.refresh is None or isinstance(sight, Function):
                 return start
-            return refresh(self.sight.blocks(params), start)
+            return self.penalty.refresh(sight.blocks(params), start)
 
         return jax.jit(kept)
-
-    @cached_property
-    def value(self) -> Callable[[PyTree, Any], Array]:
-        return jax.jit(self.sight.value)
 
     @cached_property
     def pull(self) -> Callable[[PyTree, Any], PyTree]:
@@ -125,30 +129,32 @@ class _Case:
 
         def pull(params, kept):
             nothing = jax.tree.map(jnp.zeros_like, params)
-            return self.sight.pulled(nothing, params, kept, jnp.ones((), jnp.float32))
+            sight = _sight(self.penalty, params)
+            return sight.pulled(nothing, params, kept, jnp.ones((), jnp.float32))
 
         return jax.jit(pull)
 
 
 def _cases(penalty: Penalty) -> Iterator[_Case]:
-    sight = _sight(penalty)
-    yield _Case("dense layers 5 x 4 and 4 x 3", sight, _layers((5, 4), (4, 3)), True)
-    yield _Case("dense layers 5 x 1 and 1 x 3", sight, _layers((5, 1), (1, 3)), False)
+    yield _Case("dense layers 5 x 4 and 4 x 3", penalty, _layers((5, 4), (4, 3)), True)
+    yield _Case("dense layers 5 x 1 and 1 x 3", penalty, _layers((5, 1), (1, 3)), False)
     if penalty.sees == "matrices":
         shapes = _layers((3, 3, 2, 4))
-        yield _Case("a convolution 3 x 3 of 2 to 4 channels", sight, shapes, True)
+        yield _Case("a convolution 3 x 3 of 2 to 4 channels", penalty, shapes, True)
 
 
 def _layers(*shapes: tuple[int, ...]) -> PyTree:
     return {str(i): {"kernel": shape, "bias": shape[-1:]} for i, shape in enumerate(shapes)}
 
 
-def _sight(penalty: Penalty) -> Sight:
-    batch = {"x": np.random.default_rng(1).normal(size=(EXAMPLES, 5))}
+def _sight(penalty: Penalty, params: PyTree) -> Sight:
+    """What the penalty sees of these parameters, and of a batch in their dtype."""
+    dtype = params["0"]["kernel"].dtype
+    batch = {"x": jax.random.normal(jax.random.key(1), (EXAMPLES, 5), dtype)}
     if penalty.sees == "activations":
         return Activations(penalty, lambda params, batch: _network(params, batch["x"]), batch)
     if penalty.sees == "function":
-        key = jax.random.key(0)
+        key = jax.random.key(2)
         return Function(penalty, lambda params, x: _network(params, x)[1], batch, key)
     return SIGHTS[penalty.sees](penalty, None)
 
@@ -156,14 +162,13 @@ def _sight(penalty: Penalty) -> Sight:
 def _network(params: PyTree, x: Array) -> tuple[Array, Array]:
     """The hidden layer and the outputs."""
     first, second = params["0"], params["1"]
-    x = jnp.asarray(x).astype(first["kernel"].dtype)
     features = jnp.tanh(x @ first["kernel"] + first["bias"])
     return features, features @ second["kernel"] + second["bias"]
 
 
 def _shape(case: _Case) -> None:
     params = case.params("float32")
-    found = jax.eval_shape(case.sight.value, params, jax.eval_shape(case.kept, params))
+    found = jax.eval_shape(case.by_hand, params, jax.eval_shape(case.kept, params))
     if not isinstance(found, jax.ShapeDtypeStruct):
         raise _Broken(f"the value is a {type(found).__name__}: return one number, a JAX array")
     if found.shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
@@ -189,7 +194,7 @@ def _gradient(case: _Case) -> None:
                 "have none"
             )
         wrong = _difference(case, lambda p: case.value(p, kept), params, pull, *FINE)
-        if wrong and case.sight.penalty.refresh is not None:
+        if wrong and case.penalty.refresh is not None:
             # What the value reads of the state may be what its gradient is right to leave out.
             wrong = _difference(case, lambda p: case.value(p, case.kept(p)), params, pull, *COARSE)
         if wrong:
@@ -222,7 +227,7 @@ def _jit(case: _Case) -> None:
     with jax.enable_x64(True):
         params = case.params("float64")
         kept = case.kept(params)
-        _refuse_other("compiled", case.value(params, kept), case.sight.value(params, kept))
+        _refuse_other("compiled", case.value(params, kept), case.by_hand(params, kept))
 
 
 def _vmap(case: _Case) -> None:
@@ -231,7 +236,7 @@ def _vmap(case: _Case) -> None:
         kept = [case.kept(params) for params in members]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
         states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
-        together = jax.jit(jax.vmap(case.sight.value))(stacked, states)
+        together = jax.jit(jax.vmap(case.by_hand))(stacked, states)
         alone = jnp.stack([case.value(*each) for each in zip(members, kept, strict=True)])
         _refuse_other("under vmap", together, alone)
 
@@ -265,9 +270,10 @@ def _zeros(case: _Case) -> None:
 def _prox(case: _Case) -> None:
     """Look for a better point: on the way back, and down from both ends of it."""
     with jax.enable_x64(True):
-        params, penalty = case.params("float64"), case.sight.penalty
-        assert not isinstance(case.sight, Function) and penalty.prox is not None
-        before, kept = case.sight.blocks(params), case.kept(params)
+        params, penalty = case.params("float64"), case.penalty
+        sight, kept = _sight(penalty, params), case.kept(params)
+        assert not isinstance(sight, Function) and penalty.prox is not None
+        before = sight.blocks(params)
         after = tuple(penalty.prox(before, jnp.asarray(PROX_STEP), kept))
         if [x.shape for x in after] != [x.shape for x in before]:
             raise _Broken("it returns other shapes than it is given")
