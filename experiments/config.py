@@ -14,13 +14,14 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import re
 import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -363,6 +364,16 @@ def parse_yaml(text: str, *, where: str) -> Any:
 def to_mapping(config: ExperimentConfig | StudyConfig) -> dict[str, Any]:
     """The config as nested dicts and lists, every default written out."""
     return msgspec.json.decode(msgspec.json.encode(config))
+
+
+def values_of(config: ExperimentConfig) -> dict[str, Any]:
+    """Every value by its dotted key: what `apply_settings` would make the same config of.
+
+    >>> values_of(ExperimentConfig("a"))["penalty.strength"]
+    0.0
+    """
+    mapping = to_mapping(config)
+    return {key: reduce(operator.getitem, key.split("."), mapping) for key in dotted_keys()}
 
 
 def dump_yaml(config: ExperimentConfig | StudyConfig) -> str:

@@ -103,10 +103,8 @@ def write_report(report: Report, folder: str | Path, *, as_json: bool = False) -
     (folder / "report.html").write_text(render(report), encoding="utf-8")
     Table("Claims", [one.row() for one in report.judged]).write(folder / "claims")
     report.results.write(folder / "results")
+    save_figures(report.sections, folder / "figures")
     for section in report.sections:
-        for name, picture in section.figures.items():
-            stem = folder / "figures" / f"{section.stem}-{name}"
-            plots.save(picture.figure, stem, drawn=picture.svg)
         for title, html in section.pages.items():
             (folder / section.file_of(title)).write_text(html, encoding="utf-8")
     print(_json(report) if as_json else claims_table(report.judged).terminal(), end="")
@@ -154,11 +152,32 @@ def render(report: Report) -> str:
         lead,
         *_claims(report.judged),
         *_changes(report.declaration),
-        *(_section(section) for section in report.sections),
+        *(as_html(section) for section in report.sections),
         "<h2>Provenance</h2>",
         page.definitions(facts),
     ]
     return page.page(report.title, [part for part in parts if part], style=_BADGES)
+
+
+def as_html(section: Section) -> str:
+    """A section with its figures, links and tables."""
+    parts = [f"<h2>{escape(section.heading)}</h2>"]
+    parts += [
+        page.picture(picture.svg, picture.caption, name=f"{section.stem}-{name}")
+        for name, picture in section.figures.items()
+    ]
+    parts += [
+        f"<p><a href='{section.file_of(title)}'>{escape(title)}</a></p>" for title in section.pages
+    ]
+    parts += [table.html() for table in section.tables]
+    return "\n".join(parts)
+
+
+def save_figures(sections: Sequence[Section], folder: Path) -> None:
+    """Write every figure as ``<stem>-<name>.svg``, ``.pdf`` and ``.png``."""
+    for section in sections:
+        for name, picture in section.figures.items():
+            plots.save(picture.figure, folder / f"{section.stem}-{name}", drawn=picture.svg)
 
 
 def _claims(judged: Sequence[Judged]) -> list[str]:
@@ -231,19 +250,6 @@ def _changes(declaration: Declaration) -> list[str]:
     items = "".join(f"<li>{escape(line)}</li>" for line in declaration.changes)
     summary = f"<summary>changed since the first run: {len(declaration.changes)}</summary>"
     return [f"<details>{summary}<ul>{items}</ul></details>"]
-
-
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.heading)}</h2>"]
-    parts += [
-        page.picture(picture.svg, picture.caption, name=f"{section.stem}-{name}")
-        for name, picture in section.figures.items()
-    ]
-    parts += [
-        f"<p><a href='{section.file_of(title)}'>{escape(title)}</a></p>" for title in section.pages
-    ]
-    parts += [table.html() for table in section.tables]
-    return "\n".join(parts)
 
 
 def _json(report: Report) -> str:

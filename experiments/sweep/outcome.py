@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from experiments.report.tables import Table, cell
 from experiments.sweep.log import Entry, TrialLog
 from experiments.sweep.plan import Plan, read_plan
 from experiments.sweep.space import as_text, configure, shown
+
+if TYPE_CHECKING:
+    from experiments.sweep.comparison import Comparison
 
 State = Literal["finished", "halved", "diverged", "waiting"]
 
@@ -137,6 +140,12 @@ class Sweep:
     def best(self) -> Best | None:
         """The best configuration; None if no trial has a number."""
         return best_of(self.trials, self.plan)
+
+    def compare(self, *, by: str, baseline: str, **options: Any) -> Comparison:
+        """Groups of its trials against a baseline; what else there is to say: `compare.compare`."""
+        from experiments.sweep.compare import compare
+
+        return compare([self], by=by, baseline=baseline, **options)
 
 
 def read(directory: str | Path) -> Sweep:

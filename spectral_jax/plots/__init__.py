@@ -31,6 +31,7 @@ from spectral_jax.plots.intervals import Interval, t_interval
 from spectral_jax.plots.pruning import pruning_curves
 from spectral_jax.plots.spectra import Tail, alphas_by_layer, tails
 from spectral_jax.plots.style import save, to_svg
+from spectral_jax.plots.sweeps import performance_profiles, setting_effects
 from spectral_jax.plots.training import training_curves
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "feature_spectra",
     "fiedler_by_layer",
     "paired_differences",
+    "performance_profiles",
     "pruning_curves",
     "quality_by_eigenvalue",
     "rank_agreement",
     "richness_against_accuracy",
     "save",
     "score_by_setting",
+    "setting_effects",
     "shape_bias",
     "spectral_evolution",
     "spectrum_map",

@@ -86,6 +86,13 @@ def test_worse_is_told_as_such_and_equal_as_nothing():
     assert found["t", "same"].improves.value == 0.5
 
 
+@pytest.mark.parametrize("n, verdict", [(3, "not separated"), (8, "better")])
+def test_a_few_pairs_that_agree_exactly_prove_nothing(n, verdict):
+    # Accuracies on a few test items do: their standard error of 0 would make any p-value 0.
+    found = against_baseline({("t", "a"): np.full(n, 0.25)})["t", "a"]
+    assert found.p == 0.5**n and found.verdict == verdict
+
+
 def test_nothing_is_claimed_where_runs_were_lost():
     found = against_baseline({("t", "a"): np.append(PAIRS, -np.inf)})["t", "a"]
     assert found.p < 0.025 and found.verdict == "not separated"

@@ -1,0 +1,195 @@
+"""Groups of trials against a baseline: chosen on validation data, compared on fresh seeds.
+
+    found = compare([read("runs/a/sweeps/0123456789ab")], by="penalty.name", baseline="l2")
+    print(found.table.text())
+    found.page("comparison")
+
+A group is a value of a key, a task the data it was trained on. Every group is held to the setting
+that is best on validation data over the tuning seeds; those scores flatter it, so the settings are
+trained again on seeds that nobody has looked at, and only these numbers are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.errors import UserError
+from experiments.names import did_you_mean
+from experiments.report.selection import VALIDATION, fresh_seed, require_validation
+from experiments.sweep.comparison import Comparison
+from experiments.sweep.groups import (
+    Group,
+    Tasks,
+    budgets,
+    differing,
+    grouped,
+    other_code,
+    refuse_incomparable,
+    refuse_unequal,
+    refuse_unfinished,
+    winners,
+)
+from experiments.sweep.outcome import Sweep, TrialRow, higher_is_better
+
+if TYPE_CHECKING:
+    from experiments.sweep.executors import Executor
+
+FINALS = 8
+Trials = Mapping[str, Sequence[TrialRow]]  # by group
+
+
+def compare(
+    sweeps: Sequence[Sweep],
+    *,
+    by: str,
+    baseline: str,
+    objective: str | None = None,
+    finals: int = FINALS,
+    unequal: bool = False,
+    executor: str | Executor = "local",
+    root: str | Path = "runs",
+) -> Comparison:
+    """Compare the values of a key, each in the setting that validation data choose for it.
+
+    Args:
+        sweeps: finished ones (`read`); those on different data are different tasks.
+        by: the key, or ``name``: every sweep is a group, called by the last part of its name.
+        baseline: the value that the others are compared with.
+        objective: what is compared; None takes the test metric that corresponds to the validation
+            metric of the sweeps. What chooses the settings is the latter in any case.
+        finals: fresh seeds on which the chosen settings are trained again; 0 trains nothing, shows
+            the scores of the tuning seeds, and claims nothing.
+        unequal: compare groups although they had different numbers of trials.
+        executor, root: where the finals are trained, and the folder of all runs.
+
+    Raises:
+        UserError: (2) a sweep has not ended, no key, baseline or metric is called so, groups were
+            not tuned alike, or they share no seed; and what `run_settings` raises.
+    """
+    if not sweeps:
+        raise UserError("there is no sweep to compare: give one or more")
+    if finals == 1 or finals < 0:
+        raise UserError(f"finals = {finals}: of one pair nothing can be said; give 0, or 2 or more")
+    refuse_unfinished(sweeps)
+    tasks = grouped(sweeps, by=by)
+    refuse_incomparable(tasks, by=by, baseline=baseline)
+    if not unequal:
+        refuse_unequal(tasks)
+    chosen_by, higher = _chosen_by(sweeps)
+    metric = objective or (chosen_by.replace(VALIDATION, "test/", 1) if finals else chosen_by)
+    _refuse_unrecorded(sweeps, metric)
+    if metric.partition("/")[2] != chosen_by.partition("/")[2]:
+        higher = higher_is_better(metric)
+    if finals:
+        first = fresh_seed([seed for sweep in sweeps for seed in sweep.plan.seeds])
+        seeds = range(first, first + finals)
+        again = partial(_again, baseline=baseline, seeds=seeds, executor=executor, root=root)
+        runs = {task: again(groups) for task, groups in tasks.items()}
+    else:
+        runs = {task: _tuned(groups) for task, groups in tasks.items()}
+    pairs = {task: _common_seeds(one.trials, task) for task, one in runs.items()}
+    scores = {
+        task: {group: _scores(rows, pairs[task], metric) for group, rows in one.trials.items()}
+        for task, one in runs.items()
+    }
+    directories = {task: one.directory for task, one in runs.items() if one.directory}
+    notes = tuple(_notes(tasks, by=by))
+    return Comparison(by, baseline, metric, higher, tasks, scores, pairs, directories, notes)
+
+
+def _chosen_by(sweeps: Sequence[Sweep]) -> tuple[str, bool]:
+    """The validation metric by which all of the sweeps choose, and whether more is better."""
+    rules = {(sweep.plan.objective, sweep.plan.higher): sweep.directory for sweep in sweeps}
+    if len(rules) > 1:
+        told = "; ".join(f"{directory}: {name}" for (name, _), directory in rules.items())
+        raise UserError(f"the sweeps choose by different metrics: {told}: compare those that agree")
+    ((metric, higher),) = rules
+    require_validation(metric)
+    return metric, higher
+
+
+def _refuse_unrecorded(sweeps: Sequence[Sweep], metric: str) -> None:
+    recorded = set.intersection(*({*trial.metrics} for one in sweeps for trial in one.trials[:1]))
+    if metric not in recorded:
+        hint = did_you_mean(metric, recorded) or f"; there are: {', '.join(sorted(recorded))}"
+        raise UserError(f"objective = {metric!r} was not recorded by every sweep{hint}")
+
+
+class _Runs(NamedTuple):
+    """What is compared on a task: trials by group, and of finals the directory of their sweep."""
+
+    trials: Trials
+    directory: Path | None = None
+
+
+def _again(
+    groups: Mapping[str, Group],
+    *,
+    baseline: str,
+    seeds: range,
+    executor: str | Executor,
+    root: str | Path,
+) -> _Runs:
+    """Train what is best of each group on these seeds, or find it trained."""
+    from experiments.sweep.sweep import run_settings  # imports jax: a table of scores does without
+
+    config, settings = winners(groups, baseline=baseline)
+    plan = groups[baseline].sweep.plan
+    found = run_settings(
+        config, list(settings.values()), seeds=len(seeds), seed=seeds.start, executor=executor,
+        objective=plan.objective, higher=plan.higher, root=root,
+    )  # fmt: skip
+    trials = dict(zip(settings, found.configurations.values(), strict=True))
+    return _Runs(trials, found.directory)
+
+
+def _tuned(groups: Mapping[str, Group]) -> _Runs:
+    """The trials that have chosen each group's setting."""
+    chosen = {name: group.best.number for name, group in groups.items() if group.best}
+    trials = {
+        name: [trial for trial in groups[name].trials if trial.number == number]
+        for name, number in chosen.items()
+    }
+    return _Runs(trials)
+
+
+def _common_seeds(trials: Trials, task: str) -> list[int]:
+    """The seeds that every group has: runs with the same one are a pair."""
+    common = set.intersection(*({trial.seed for trial in rows} for rows in trials.values()))
+    if not common:
+        told = "; ".join(f"{group}: {_range(rows)}" for group, rows in trials.items())
+        raise UserError(
+            f"the groups on {task} have no seed in common ({told}), so there are no pairs: train "
+            "the winners again on the same seeds, with --finals 8"
+        )
+    return sorted(common)
+
+
+def _range(rows: Sequence[TrialRow]) -> str:
+    seeds = [trial.seed for trial in rows]
+    return f"{min(seeds)} to {max(seeds)}"
+
+
+def _scores(rows: Sequence[TrialRow], seeds: Sequence[int], metric: str) -> np.ndarray:
+    by_seed = {trial.seed: trial.metrics.get(metric, np.nan) for trial in rows}
+    return np.array([by_seed[seed] for seed in seeds], float)
+
+
+def _notes(tasks: Tasks, *, by: str) -> Iterator[str]:
+    """What makes a comparison less fair than it looks."""
+    for task, groups in tasks.items():
+        if len({group.budget for group in groups.values()}) > 1:
+            yield f"on {task} the groups were not tuned alike: {budgets(groups)}"
+        if keys := differing(groups, by=by):
+            yield f"on {task} the sweeps differ in {', '.join(keys)} as well, which nothing chose"
+        if files := other_code(groups):
+            yield f"on {task} the sweeps were trained by other versions of {', '.join(files)}"
+        edges = [f"{g.name} ({', '.join(g.best.at_edge)})" for g in groups.values()
+                 if g.best and g.best.at_edge]  # fmt: skip
+        if edges:
+            yield f"on {task} the best is at the edge of what was tried for {', '.join(edges)}"
