@@ -149,7 +149,7 @@ def _report(sweep: Sweep, options: Namespace) -> int:
     best = sweep.best()
     if options.json:
         print(json.dumps(_as_json(sweep, best), indent=2))
-    else:
+    elif sweep.trials:
         print(sweep.top(SHOWN).terminal(), end="")
     for line in _told(sweep, best):
         print(line, file=sys.stderr)
@@ -166,7 +166,9 @@ def _told(sweep: Sweep, best: Best | None) -> Iterator[str]:
         words = " ".join(f"{key}={shown(value)}" for key, value in best.setting.items())
         yield f"best: number {best.number}, {words} ({plan.objective} {best.score:.4g})"
         if best.tied:
-            yield f"within a standard error of it: {', '.join(map(str, best.tied))}"
+            more = f" and {len(best.tied) - SHOWN} more" if len(best.tied) > SHOWN else ""
+            told = ", ".join(map(str, best.tied[:SHOWN]))
+            yield f"within a standard error of it: {told}{more}"
         for key in best.at_edge:
             yield f"warning: {key} is at the edge of what was tried: a better one may lie outside"
     elif sweep.finished:

@@ -105,7 +105,7 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-_encode = msgspec.json.Encoder(order="deterministic").encode
+_encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(Entry)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ def search_for(plan: Plan) -> Search:
     return search_of(plan.search, plan.space, seed=plan.config.train.seed, settings=plan.settings)
 
 
-def train(directory: Path, plan: Plan, log: TrialLog, executor: Executor) -> Iterator[list[Entry]]:
-    """Train all rounds, and log them; yields what each block has completed."""
+def train(directory: Path, plan: Plan, log: TrialLog, executor: Executor) -> None:
+    """Train all rounds, and log each configuration as soon as it is complete."""
     told: list[Told] = []
     for place in range(plan.count):  # at most: a round has one setting or more
         proposed = _proposed(directory, plan, place, told)
         if not proposed:
             return
         this = Round(place, dict(enumerate(proposed, len(told))), directory, plan, log)
-        yield from this.train(executor)
+        this.train(executor)
         told += [Told(setting, this.score(number)) for number, setting in this.alive[0].items()]
 
 
@@ -67,12 +67,12 @@ class Round:
         self.place, self.directory, self.plan, self.log = place, directory, plan, log
         self.alive = [settings]  # those that are trained in each rung
 
-    def train(self, executor: Executor) -> Iterator[list[Entry]]:
+    def train(self, executor: Executor) -> None:
         """Train what the log does not hold, rung by rung."""
         for rung in range(len(self.plan.rungs)):
             missing = {n for n in self.alive[rung] if (rung, n) not in self.log.entries}
             if missing:
-                yield from self._train(rung, missing, executor)
+                self._train(rung, missing, executor)
             if rung + 1 < len(self.plan.rungs):
                 self.alive.append(self._survivors(rung))
 
@@ -82,7 +82,7 @@ class Round:
         mean = float(np.mean(self._scores(last, number)))
         return mean if self.plan.higher else -mean
 
-    def _train(self, rung: int, missing: set[int], executor: Executor) -> Iterator[list[Entry]]:
+    def _train(self, rung: int, missing: set[int], executor: Executor) -> None:
         blocks = {
             block.id: block
             for block in self._blocks(rung)
@@ -95,11 +95,9 @@ class Round:
         trained = executor.run(self.directory, others) if others else ()
         gathered = Gathered(self.place, rung, self.plan, self.alive[rung])
         for name in chain(ended, trained):
-            block, found = blocks[name], result_of(self.directory, name)
+            found = result_of(self.directory, name)
             assert found is not None, f"{name} is said to be committed"
-            entries = gathered.add(block, found)
-            self.log.add(entries)
-            yield entries
+            self.log.add(gathered.add(blocks[name], found))
 
     def _blocks(self, rung: int) -> list[Block]:
         """The blocks of a rung; those of the rung before hold the states that they begin with."""

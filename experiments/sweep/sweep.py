@@ -23,7 +23,8 @@ from experiments.runs.code import changed_files
 from experiments.runs.interruption import meaning
 from experiments.sweep.executors import Executor
 from experiments.sweep.executors import parse as executor_of
-from experiments.sweep.log import Entry, TrialLog
+from experiments.sweep.log import TrialLog
+from experiments.sweep.meter import metered
 from experiments.sweep.outcome import Best, Sweep, TrialRow, best_of, read, sweep_of
 from experiments.sweep.plan import (
     FILE,
@@ -40,7 +41,6 @@ from experiments.sweep.rounds import search_for, train
 from experiments.sweep.space import Space
 from experiments.sweep.width import layout
 from experiments.sweep.writing import write_files
-from spectral_jax._progress import progress
 
 __all__ = ["Best", "Sweep", "TrialRow", "best_of", "read", "resume", "run_settings", "sweep"]
 
@@ -152,24 +152,16 @@ def _train(directory: Path, plan: Plan, executor: Executor) -> Sweep:
     log = TrialLog(directory)
     log.settle()
     if not sweep_of(plan, log).finished:
-        done = sum(_worth(plan, entry) for entry in log.entries.values())
         with (
             _saying_how_to_go_on(directory, plan, log),
             executor as placed,
-            progress(plan.work, plan.config.name, done=done) as advance,
+            metered(directory, plan, log),
         ):
-            for entries in train(directory, plan, log, placed):
-                advance(sum(_worth(plan, entry) for entry in entries))
-        log.settle()
+            train(directory, plan, log, placed)
+    log.settle()
     found = sweep_of(plan, log)
     write_files(found)
     return found
-
-
-def _worth(plan: Plan, entry: Entry) -> float:
-    """How many whole trainings an entry stands for: where there are rungs, it is a part of one."""
-    start, _ = plan.rungs[entry.rung]
-    return len(entry.seeds) * (entry.epochs - start) / plan.config.train.epochs
 
 
 @contextmanager
