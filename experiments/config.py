@@ -288,7 +288,7 @@ def from_mapping(mapping: Mapping[str, Any], *, where: str) -> ExperimentConfig:
         raise UserError(f"{where}: expected a mapping of keys, got {type(mapping).__name__}")
     _check_keys(mapping, ExperimentConfig, where=where)
     try:
-        return msgspec.convert(mapping, ExperimentConfig, strict=True)
+        return _complete(msgspec.convert(mapping, ExperimentConfig, strict=True))
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_explain(str(error), mapping)}") from None
 
@@ -468,6 +468,17 @@ def _dotted_keys(cls: type, prefix: str = "") -> Iterator[str]:
             yield from _dotted_keys(typing.cast(type, hint), f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def _complete(config: Any) -> Any:
+    """With its defaults stored: msgspec leaves them in the class, and encodes what is stored.
+
+    Else a configuration file that does not say a default would have another hash than one that
+    does, and a run's config.yaml would not hold it.
+    """
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    sections = {name: _complete(v) for name, v in values.items() if dataclasses.is_dataclass(v)}
+    return dataclasses.replace(config, **sections)
 
 
 def _check_keys(mapping: Mapping[str, Any], cls: type, *, where: str, prefix: str = "") -> None:

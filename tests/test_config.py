@@ -47,7 +47,10 @@ def test_yaml_round_trip_gives_an_equal_config(read):
 
 def test_a_file_needs_only_a_name_and_what_differs_from_the_defaults(read):
     config = read("name: short\ntrain:\n  epochs: 3\n")
-    assert config == ExperimentConfig("short", train=TrainConfig(epochs=3))
+    same = ExperimentConfig("short", train=TrainConfig(epochs=3))
+    assert config == same
+    assert to_mapping(config) == to_mapping(same)  # what a run keeps of it has the defaults
+    assert config_hash(config) == config_hash(same)
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.e-3", "+1.0e-3", "0.001"])
