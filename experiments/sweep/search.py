@@ -136,7 +136,7 @@ def grid(space: Space) -> list[Setting]:
         try:
             columns.append(values.grid())
         except ValueError as error:
-            raise UserError(f"search='grid': {key}: {error}") from None
+            raise UserError(f"search='grid': {key}: {error}; or search=random:64") from None
     count = math.prod(map(len, columns))
     if count > MOST:
         raise UserError(
