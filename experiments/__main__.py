@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
-from experiments.commands import compare, exporting, sweep
+from experiments.commands import compare, exporting, sweep, trying
 from experiments.commands.choosing import COMMAND, CONFIG_FILES, DEFAULT_PRESET, choose, lookup
 from experiments.commands.printing import print_rows
 from experiments.errors import CHECK_FAILED, DONE, FAILED, UserError, one_line
@@ -174,6 +174,7 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     exporting.add(commands)
     sweep.add(commands)
     compare.add(commands)
+    trying.add(commands)
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="JSON on stdout")

@@ -65,6 +65,14 @@ def penalty_of(config: ExperimentConfig, network: Network) -> Penalty | None:
     return optim.PENALTIES[entry](**options)
 
 
+def strengths_of(name: str) -> tuple[float, float]:
+    """The least and the largest strength that are worth a try, of a file's or a known penalty."""
+    if prototypes.is_file(name):
+        return prototypes.load(name).penalty.strengths
+    entry, options = CATALOGUE[name]
+    return optim.PENALTIES[entry](**options).strengths
+
+
 def hyper_of(config: ExperimentConfig) -> dict[str, float]:
     """The numbers of a configuration that are traced: arms that differ in them share programs."""
     chosen, penalty, balance = config.optimizer, config.penalty, config.balance
