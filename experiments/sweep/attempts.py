@@ -27,7 +27,13 @@ import numpy as np
 from experiments.config import ExperimentConfig, TrainConfig
 from experiments.errors import MISSING, UserError
 from experiments.runs import Run
-from experiments.runs.files import make_directory, replacing, sync_directory, write_json
+from experiments.runs.files import (
+    cannot_write_is_one_line,
+    make_directory,
+    replacing,
+    sync_directory,
+    write_json,
+)
 from experiments.runs.interruption import Interruption, interruption
 from experiments.runs.memory import make_room, ran_out
 from experiments.runs.provenance import now
@@ -66,7 +72,11 @@ def run_block(directory: Path, block_id: str, *, stop: Interruption | None = Non
         return False
     block = read_block(directory, block_id)
     make_room()
-    with nullcontext(stop) if stop is not None else interruption() as stop, watchdog():
+    with (
+        cannot_write_is_one_line(folder_of(directory, block_id)),
+        nullcontext(stop) if stop is not None else interruption() as stop,
+        watchdog(),
+    ):
         halves = _halves(block)
         ours = None if _begun(directory, halves) else _attempt(directory, block, stop)
         if ours is None:  # it did not fit into memory: what the attempt held is free by now

@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 
 from experiments.config import ExperimentConfig, from_mapping, to_mapping
 from experiments.errors import MISSING, UserError
-from experiments.runs.files import make_directory, plain, read_json, write_json
+from experiments.runs.files import (
+    cannot_write_is_one_line,
+    make_directory,
+    plain,
+    read_json,
+    write_json,
+)
 from experiments.sweep.space import configure
 from experiments.training.optimisers import structure_of
 from experiments.training.program import Axis
@@ -149,9 +155,10 @@ def grouped(
 def write_block(directory: Path, block: Block) -> str:
     """Put a block into a sweep's directory, if it is not there, and return its id."""
     path = folder_of(directory, block.id) / "block.json"
-    if not path.exists():
+    with cannot_write_is_one_line(path.parent):
         make_directory(path.parent)
-        write_json(path, block.to_json())
+        if not path.exists():
+            write_json(path, block.to_json())
     return block.id
 
 
