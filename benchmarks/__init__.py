@@ -11,5 +11,6 @@ SUITES = {
     "linalg": "Spectral kernels: values, low rank, eigenpairs, densities, traces",
     "revisions": "What a change costs: this tree against an earlier revision",
     "rmt": "Marchenko-Pastur fits: noise, spikes, ranks; refits, pruning, factored networks",
+    "sweep": "Trials together against one at a time, ten thousand of them, and how soon they start",
     "training": "A training step of many trials in one program, beside bare Optax steps",
 }
