@@ -90,10 +90,23 @@ def _dry_run(config: ExperimentConfig, asked: Mapping[str, Any], options: Namesp
     found = estimate(plan_of(config, **asked), workers=parse(options.executor).workers)
     row = found._asdict()
     if not options.json:
-        sizes = {name: size(row[name]) for name in ("memory", "disk")}
-        row |= {**sizes, "hours": f"{found.hours:.2g}"}
-    print_rows([row if options.json else {k: str(v) for k, v in row.items()}], as_json=options.json)
+        told = {
+            "memory": size(found.memory),
+            "disk": size(found.disk),
+            "time": _time(row.pop("hours")),
+        }
+        row = {name: str(value) for name, value in (row | told).items()}
+    print_rows([row], as_json=options.json)
     return DONE
+
+
+def _time(hours: float) -> str:
+    """For a person.
+
+    >>> _time(0.012), _time(2.34)
+    ('1 min', '2.3 h')
+    """
+    return f"{max(60 * hours, 1):.0f} min" if hours < 0.1 else f"{hours:.1f} h"
 
 
 def status(directory: Path, options: Namespace) -> int:
@@ -150,7 +163,9 @@ def _report(sweep: Sweep, options: Namespace) -> int:
     if options.json:
         print(json.dumps(_as_json(sweep, best), indent=2))
     elif sweep.trials:
-        print(sweep.top(SHOWN).terminal(), end="")
+        table = sweep.top(SHOWN)
+        print(table.caption, file=sys.stderr)
+        print(table.terminal(), end="")
     for line in _told(sweep, best):
         print(line, file=sys.stderr)
     return FAILED if sweep.finished and best is None else DONE

@@ -18,7 +18,7 @@ from experiments.report.statistics import Estimate, interval
 from experiments.report.tables import Table, cell, number
 from experiments.runs.files import cannot_write_is_one_line, make_directory, plain
 from experiments.sweep.groups import Group, Tasks
-from experiments.sweep.outcome import short
+from experiments.sweep.space import short
 
 TOLD = 0.75  # a probability of improvement that is worth having, and takes many pairs to be seen
 FORMATS = ("csv", "md", "tex", "html")

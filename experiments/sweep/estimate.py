@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import NamedTuple
 
 from experiments.sweep.attempts import session_of
@@ -21,7 +22,7 @@ class Estimate(NamedTuple):
         compilations: programs that train; every worker compiles those that it meets.
         memory: bytes that a worker holds: the state of a block's trials, and the data.
         disk: bytes of checkpoints at the end, when they are most.
-        hours: of all workers together working side by side; compiling comes on top.
+        hours: until the end, with all workers side by side, and what each of them compiles.
     """
 
     configurations: int
@@ -45,7 +46,9 @@ def estimate(plan: Plan, *, workers: int) -> Estimate:
     groups = list(grouped(plan.config, first, plan.seeds).values())
     state, _ = session_of(plan.config, groups[0][:1]).sizes()
     *earlier, _ = plan.sizes  # the states at the end of a rung stay, for the next one
+    begun = time.perf_counter()
     seconds = pace(plan.config, first, plan.seeds, laid)
+    compiling = len(groups) * (time.perf_counter() - begun)  # next to that, its few steps are none
     return Estimate(
         configurations=plan.count,
         trials=plan.trials,
@@ -55,5 +58,5 @@ def estimate(plan: Plan, *, workers: int) -> Estimate:
         compilations=len(groups),
         memory=laid.bytes,
         disk=CHECKPOINTS * state * (laid.width * workers + sum(earlier)),
-        hours=plan.work * seconds / workers / 3600,
+        hours=(plan.work * seconds / workers + compiling) / 3600,
     )

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.config import ExperimentConfig, to_mapping
+from experiments.config import ExperimentConfig, values_of
 from experiments.report import selection
 from experiments.report.results import Results, Row
-from experiments.report.tables import Table, cell
+from experiments.report.tables import Table
+from experiments.sweep import tables
 from experiments.sweep.log import Entry, TrialLog
 from experiments.sweep.plan import Plan, read_plan
-from experiments.sweep.space import as_text, configure, shown
+from experiments.sweep.space import as_text, configure
 
 if TYPE_CHECKING:
     from experiments.sweep.comparison import Comparison
@@ -109,25 +110,12 @@ class Sweep:
 
     def top(self, count: int) -> Table:
         """The first rows of the table."""
-        caption = f"Best first by {self.plan.objective}: mean and 95 % interval over seeds"
-        rows = [_row(self.plan, self.configurations[n]) for n in self.ranking[:count]]
-        return Table(caption, rows)
+        return tables.of_configurations(self.plan, self.ranked[:count])
 
     @property
-    def trials_table(self) -> Table:
-        """A row per trial, with every metric and all digits."""
-        rows = [
-            {
-                "number": str(trial.number),
-                "seed": str(trial.seed),
-                **{key: shown(value) for key, value in trial.setting.items()},
-                "epochs": str(trial.epochs),
-                "state": trial.state,
-                **{name: repr(value) for name, value in trial.metrics.items()},
-            }
-            for trial in self.trials
-        ]
-        return Table("Trials", rows)
+    def ranked(self) -> list[tuple[TrialRow, ...]]:
+        """The trials of each configuration, best first."""
+        return [self.configurations[number] for number in self.ranking]
 
     @property
     def results(self) -> Results:
@@ -199,27 +187,6 @@ def higher_is_better(metric: str) -> bool:
     return not any(word in metric for word in ("loss", "error"))
 
 
-def _row(plan: Plan, trials: Sequence[TrialRow]) -> dict[str, str]:
-    """A configuration in the table: its numbers short, those of its validation over seeds."""
-    first = trials[0]
-    names = [name for name in first.metrics if name.startswith(selection.VALIDATION)]
-    metrics = sorted(names, key=lambda name: name != plan.objective)
-    lost = sum(trial.state == "diverged" for trial in trials)
-    return {
-        "number": str(first.number),
-        **{key: short(value) for key, value in first.setting.items()},
-        **{name: cell(np.array([trial.metrics[name] for trial in trials])) for name in metrics},
-        "seeds": f"{len(trials) - lost} of {len(trials)}" if lost else str(len(trials)),
-        "epochs": str(first.epochs),
-        "state": next((t.state for t in trials if t.state != "diverged"), "diverged"),
-    }
-
-
-def short(value: Any) -> str:
-    """A value of a setting in a table."""
-    return f"{value:.4g}" if isinstance(value, float) else shown(value)
-
-
 def _states(plan: Plan, log: TrialLog) -> dict[int, State]:
     """How far each configuration has come, whatever its seeds."""
     reached = Counter((entry.round, entry.rung) for entry in log.entries.values())
@@ -244,14 +211,8 @@ def _trials(entry: Entry, state: State) -> Iterator[TrialRow]:
 
 def _is_default(config: ExperimentConfig, setting: Mapping[str, Any]) -> bool:
     """Whether the configuration has these values already."""
-    values = to_mapping(config)
-    return all(as_text(value) == as_text(_at(values, key)) for key, value in setting.items())
-
-
-def _at(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values[part]
-    return values
+    values = values_of(config)
+    return all(as_text(value) == as_text(values[key]) for key, value in setting.items())
 
 
 def _at_edge(setting: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -343,6 +343,11 @@ def shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def short(value: Any) -> str:
+    """A value in a table for a person: a number to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else shown(value)
+
+
 def _values_of(key: str, text: str) -> Values:
     call = re.fullmatch(r"(\w+)\((.*)\)", text)
     name = call[1] if call else ""

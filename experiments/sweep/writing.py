@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.runs.files import write_text
+from experiments.sweep import tables
 from experiments.sweep.outcome import Sweep, is_number
 from experiments.sweep.space import Log
 
@@ -12,17 +13,17 @@ SPREAD = 50  # from the least to the greatest: on a linear axis most would lie o
 
 
 def write_files(sweep: Sweep) -> None:
-    """Write ``figures/``, `trials.csv`, `table.md` and `table.csv`, unless they are there.
+    """Write the figures, `trials.csv`, `table.md` and `table.csv`, unless they are there.
 
-    The last one is written last: if it is as it would be, so are the others.
+    The last one is written last: where it is what it would be, so are the others.
     """
-    table, path = sweep.table, sweep.directory / "table.csv"
-    text = table.csv()
+    path = sweep.directory / "table.csv"
+    text = tables.in_numbers(sweep.plan, sweep.ranked).csv()
     if path.exists() and path.read_bytes() == text.encode():
         return
     _draw(sweep)
-    write_text(sweep.directory / "trials.csv", sweep.trials_table.csv())
-    write_text(sweep.directory / "table.md", table.markdown())
+    write_text(sweep.directory / "trials.csv", tables.of_trials(sweep.trials).csv())
+    write_text(sweep.directory / "table.md", f"{sweep.table.caption}.\n\n{sweep.table.markdown()}")
     write_text(path, text)
 
 
