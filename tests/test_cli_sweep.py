@@ -64,7 +64,7 @@ def test_a_sweep_is_told_and_found_again(door, tmp_path):
     assert "best: number" in err and str(directory.relative_to(tmp_path)) in err
     assert (directory / "table.csv").read_text().count("\n") == 4
     assert (directory / "trials.csv").read_text().count("finished") == 6
-    assert (directory / "figures" / "penalty.strength.png").is_file()
+    assert (directory / "figures" / "penalty.strength.svg").is_file()
     for again in (words, ("status", str(directory)), ("resume", str(directory))):
         assert door(*again)[:2] == (DONE, out)
     told = json.loads(door("status", str(directory), "--json")[1])

@@ -78,7 +78,8 @@ def sweep_command(options: Namespace) -> int:
     from experiments.sweep.sweep import sweep
 
     placed = {"executor": options.executor, "root": options.runs}
-    return _report(sweep(config, **asked, **placed, accept_code=options.accept_code), options)
+    found = sweep(config, **asked, **placed, accept_code=options.accept_code)
+    return _finish(found, options)
 
 
 def _dry_run(config: ExperimentConfig, asked: Mapping[str, Any], options: Namespace) -> int:
@@ -121,7 +122,7 @@ def resume(directory: Path, options: Namespace) -> int:
     from experiments.sweep.sweep import resume as go_on
 
     found = go_on(directory, executor=options.executor, accept_code=options.accept_code)
-    return _report(found, options)
+    return _finish(found, options)
 
 
 def worker(directory: Path, options: Namespace) -> int:
@@ -155,6 +156,16 @@ def _config(options: Namespace, settings: list[str]) -> ExperimentConfig:
             f"{', '.join(arms)}"
         )
     return next(iter(arms.values()))
+
+
+def _finish(sweep: Sweep, options: Namespace) -> int:
+    """The table first: figures take a while to draw."""
+    from experiments.sweep.writing import draw
+
+    code = _report(sweep, options)
+    sys.stdout.flush()
+    draw(sweep)
+    return code
 
 
 def _report(sweep: Sweep, options: Namespace) -> int:

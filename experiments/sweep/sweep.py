@@ -40,7 +40,7 @@ from experiments.sweep.planning import plan_of
 from experiments.sweep.rounds import search_for, train
 from experiments.sweep.space import Space
 from experiments.sweep.width import layout
-from experiments.sweep.writing import write_files
+from experiments.sweep.writing import write_tables
 
 __all__ = ["Best", "Sweep", "TrialRow", "best_of", "read", "resume", "run_settings", "sweep"]
 
@@ -148,7 +148,7 @@ def _executor(executor: str | Executor) -> Executor:
 
 
 def _train(directory: Path, plan: Plan, executor: Executor) -> Sweep:
-    """Train what is missing, then write the table and the figures of all."""
+    """Train what is missing, then write the tables of all."""
     log = TrialLog(directory)
     log.settle()
     if not sweep_of(plan, log).finished:
@@ -160,7 +160,7 @@ def _train(directory: Path, plan: Plan, executor: Executor) -> Sweep:
             train(directory, plan, log, placed)
     log.settle()
     found = sweep_of(plan, log)
-    write_files(found)
+    write_tables(found)
     return found
 
 
