@@ -22,6 +22,9 @@ def figures():
         "strength_sweep": plots.strength_sweep(
             np.array([0.0, 0.1, 1.0]), {"l1": rng.normal(size=(3, 4))}, baseline=rng.normal(size=4)
         ),
+        "score_by_setting": plots.score_by_setting(
+            np.array([1e-3, 0.0, 0.1]), rng.normal(size=(3, 4)), xlabel="a", ylabel="b", log=True
+        ),
         "alphas_by_layer": plots.alphas_by_layer(
             ["a", "b"],
             np.array([2.0, 3.0]),
@@ -50,6 +53,18 @@ def figures():
         ),
         "paired_differences": plots.paired_differences({"l1": rng.normal(size=4)}),
     }
+
+
+def test_a_score_is_shown_for_every_trial_and_what_collapsed_is_counted():
+    scores = np.array([[0.9, 0.8], [0.7, np.nan], [0.8, 0.9], [0.1, 0.1], [np.nan, np.nan]])
+    values = np.array([1.0, 3.0, 2.0, 4.0, 5.0])
+    ax = plots.score_by_setting(values, scores, xlabel="a", ylabel="b").axes[0]
+    trials, means = ax.lines
+    assert list(trials.get_xdata()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    np.testing.assert_allclose(means.get_ydata(), [0.85, 0.85, 0.7, 0.1, np.nan])
+    assert means.get_linestyle() == "-" and ax.texts[0].get_text() == "not shown: 2 below, at 0.1"
+    with pytest.raises(ValueError, match="a row each"):
+        plots.score_by_setting(values, scores.T, xlabel="a", ylabel="b")
 
 
 @pytest.mark.parametrize("name", list(figures()))
