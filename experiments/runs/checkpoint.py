@@ -2,6 +2,9 @@
 
 All that knows Orbax is here. Orbax finds few damaged bytes by itself (of 300 flipped bits, 26), so
 a digest of every array is stored with them, and a checkpoint that does not match is not used.
+
+Of several processes that train as one the first writes and reads, and tells the others. So what is
+stored does not depend on how many processes or devices there were.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from experiments.errors import FAILED, MISSING, UserError
 from experiments.runs.files import out_of_space, sync_directory, sync_tree
+from experiments.runs.processes import by_first, gathered, is_key, put
 
 KEEP = 2
 # Names beside those of the leaves, which begin with a dot or a bracket.
@@ -52,6 +56,15 @@ class Restored(NamedTuple):
     directory: Path
 
 
+class _Found(NamedTuple):
+    """What is stored, before anyone has said what it should look like."""
+
+    step: int
+    directory: Path
+    arrays: dict[str, np.ndarray]
+    note: bytes
+
+
 def save(directory: Path, step: int, tree: Any, *, note: bytes = b"") -> None:
     """Write `tree` as the checkpoint of `step`; it and the newest step before it stay.
 
@@ -59,11 +72,39 @@ def save(directory: Path, step: int, tree: Any, *, note: bytes = b"") -> None:
     whole, so a process killed here leaves the earlier steps as they were; the same step is
     replaced, for it may be a damaged one. Raises `UserError` (1) when the disk is full.
     """
-    _remove_unfinished(directory)
     stored = _sealed(tree, note)
+    by_first(lambda: _write(directory, step, stored))
+
+
+def restore(directory: Path, like: Any) -> Restored | None:
+    """Read the newest checkpoint that is as it was saved into the structure of `like`, or None.
+
+    Leaves come back with the dtype, PRNG implementation and sharding of `like`. Raises `UserError`:
+    2 when the checkpoint holds another tree, 4 when there are checkpoints and none can be read.
+    """
+    return _filled(like, by_first(lambda: _kept(directory)))
+
+
+def newest(directories: Iterable[Path], like: Any) -> Restored | None:
+    """The newest sound checkpoint of several directories, in which others may be at work.
+
+    So nothing is removed there, and what vanishes meanwhile is passed over. As `restore` otherwise.
+    """
+    return _filled(like, by_first(lambda: _newest(directories)))
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps that have a checkpoint, oldest first."""
+    if not directory.exists():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def _write(directory: Path, step: int, stored: dict[str, np.ndarray]) -> None:
+    _remove_unfinished(directory)
     path = directory.absolute() / str(step)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(stored), force=True)
         sync_tree(path)
         sync_directory(directory)
@@ -78,14 +119,10 @@ def save(directory: Path, step: int, tree: Any, *, note: bytes = b"") -> None:
         shutil.rmtree(directory / str(other), ignore_errors=True)
 
 
-def restore(directory: Path, like: Any) -> Restored | None:
-    """Read the newest checkpoint that is as it was saved into the structure of `like`, or None.
-
-    Leaves come back with the dtype, PRNG implementation and sharding of `like`. Raises `UserError`:
-    2 when the checkpoint holds another tree, 4 when there are checkpoints and none can be read.
-    """
+def _kept(directory: Path) -> _Found | None:
+    """The newest of a directory of one's own; `UserError` (4) if it has some, and none is sound."""
     _remove_unfinished(directory)
-    found = newest([directory], like)
+    found = _newest([directory])
     if found is None and steps(directory):
         raise UserError(
             f"no checkpoint in {directory} can be read; remove {directory.parent} to start again",
@@ -94,29 +131,33 @@ def restore(directory: Path, like: Any) -> Restored | None:
     return found
 
 
-def newest(directories: Iterable[Path], like: Any) -> Restored | None:
-    """The newest sound checkpoint of several directories, in which others may be at work.
-
-    So nothing is removed there, and what vanishes meanwhile is passed over. As `restore` otherwise.
-    """
+def _newest(directories: Iterable[Path]) -> _Found | None:
     places = [(step, directory) for directory in directories for step in steps(directory)]
     for step, directory in sorted(places, reverse=True):
-        path = directory / str(step)
+        path = directory.absolute() / str(step)
         try:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                stored = checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore())
-            arrays, note = _unsealed(stored)
+            with _checkpointer() as checkpointer:
+                stored = checkpointer.restore(path, args=ocp.args.PyTreeRestore())
+            return _Found(step, directory, *_unsealed(stored))
         except Exception:  # whatever a damaged file makes Orbax say: the one before is tried
             continue
-        return Restored(step, _fill(like, arrays, path), note, directory)
     return None
 
 
-def steps(directory: Path) -> list[int]:
-    """The steps that have a checkpoint, oldest first."""
-    if not directory.exists():
-        return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+def _filled(like: Any, found: _Found | None) -> Restored | None:
+    if found is None:
+        return None
+    step, directory, arrays, note = found
+    return Restored(step, _fill(like, arrays, directory / str(step)), note, directory)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Orbax, told not to wait for other processes: the first one writes, by itself."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _remove_unfinished(directory: Path) -> None:
@@ -135,7 +176,7 @@ def _disk_full(directory: Path, step: int) -> str:
 
 def _sealed(tree: Any, note: bytes) -> dict[str, np.ndarray]:
     """The leaves that are not empty (Orbax refuses those), the note, and the digests of it all."""
-    arrays = {name: _to_numpy(leaf) for name, leaf in _named_leaves(tree).items()}
+    arrays = gathered(_named_leaves(tree))
     arrays[NOTE] = np.frombuffer(note, np.uint8)
     stored = {name: array for name, array in arrays.items() if array.size}
     digests = {name: _digest(array) for name, array in stored.items()}
@@ -163,19 +204,17 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
-def _is_key(leaf: Any) -> bool:
-    dtype = getattr(leaf, "dtype", None)
-    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _to_numpy(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _shape(leaf: Any) -> Any:
+    """Shape and dtype as they are stored; a leaf that other processes hold need not be gathered."""
+    if is_key(leaf):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
 
 
 def _fill(like: Any, stored: dict[str, np.ndarray], path: Path) -> Any:
     """Put the stored arrays where `like` has leaves of the same name, shape and dtype."""
     named = _named_leaves(like)
-    wanted = {name: _to_numpy(leaf) for name, leaf in named.items()}
+    wanted = {name: _shape(leaf) for name, leaf in named.items()}
     for name in [*wanted, *stored]:
         there, here = _describe(stored.get(name)), _describe(wanted.get(name))
         if there != here and not (name in wanted and wanted[name].size == 0):
@@ -183,7 +222,8 @@ def _fill(like: Any, stored: dict[str, np.ndarray], path: Path) -> Any:
                 f"{path} belongs to another configuration: {name} is {there} there and {here} "
                 f"here; remove {path.parent.parent} to start again"
             )
-    filled = [_like(stored.get(name, wanted[name]), leaf) for name, leaf in named.items()]
+    empty = {name: np.zeros(w.shape, w.dtype) for name, w in wanted.items() if w.size == 0}
+    filled = [_like({**empty, **stored}[name], leaf) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), filled)
 
 
@@ -192,10 +232,11 @@ def _describe(array: np.ndarray | None) -> str:
 
 
 def _like(array: np.ndarray, leaf: Any) -> Any:
-    if _is_key(leaf):
+    if not isinstance(leaf, jax.Array):
+        return array if isinstance(leaf, np.ndarray) else array.item()
+    # Bound to its devices only if `leaf` is: programs compiled for the one fit the other.
+    sharding = leaf.sharding if leaf.committed else None
+    if is_key(leaf):
         keys = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(leaf))
-        return jax.device_put(keys, leaf.sharding if leaf.committed else None)
-    if isinstance(leaf, jax.Array):
-        # Bound to its devices only if `leaf` is: programs compiled for the one fit the other.
-        return jax.device_put(array, leaf.sharding if leaf.committed else None)
-    return array if isinstance(leaf, np.ndarray) else array.item()
+        return put(keys, sharding)
+    return put(array, sharding)

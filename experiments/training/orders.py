@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from experiments.runs.processes import gathered
+
 
 class Orders(NamedTuple):
     """The orders of an epoch: one row per seed, and the row of each trial."""
@@ -21,7 +23,7 @@ def orders(keys: Key[Array, " trials"], epoch: int, size: int, *, seeds: int = 1
 
     The last row is repeated up to ``seeds`` rows.
     """
-    words = np.asarray(jax.random.key_data(keys))
+    words = gathered(keys)
     _, first, row_of = np.unique(words, axis=0, return_index=True, return_inverse=True)
     first = first[np.minimum(np.arange(max(seeds, len(first))), len(first) - 1)]
     distinct = np.ascontiguousarray(words[first])

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
 from experiments.training.orders import Orders
@@ -77,7 +78,13 @@ class Program:
         return jax.vmap(one)(state)
 
     def chunk(
-        self, state: TrainState, data: Data, orders: Orders, steps: int, axis: Axis
+        self,
+        state: TrainState,
+        data: Data,
+        orders: Orders,
+        steps: int,
+        axis: Axis,
+        mesh: Mesh | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
         """``steps`` optimiser steps of every trial; the chunk's mean loss and metrics per trial.
 
@@ -87,21 +94,33 @@ class Program:
 
         ``stepwise`` compiles one step of one trial and repeats it from Python. XLA's CPU backend is
         15 times slower at a convolution inside a loop (ResNet-8: 70 against 1070 images a second).
+
+        ``mesh``: its devices share the trials, as `over_trials` has it; not for ``stepwise``.
         """
         if axis == "stepwise":
             return self._stepwise(state, data, orders, steps)
-        return self._compiled(state, data, orders, steps, axis)
+        return self._compiled(state, data, orders, steps, axis, mesh)
 
-    def trace(self, state: TrainState, data: Data, orders: Orders, axis: Axis) -> jax.stages.Traced:
+    def trace(
+        self, state: TrainState, data: Data, orders: Orders, axis: Axis, mesh: Mesh | None = None
+    ) -> jax.stages.Traced:
         """The program of such a chunk, of shapes alone; the chunk itself is not traced again."""
-        return Program._compiled.trace(self, state, data, orders, 1, axis)
+        return Program._compiled.trace(self, state, data, orders, 1, axis, mesh)
 
-    @partial(jax.jit, static_argnums=(0, 5), donate_argnums=1)
-    def _compiled(self, state: TrainState, data: Data, orders: Orders, steps: Array, axis: Axis):
-        one = partial(self._loop, data, orders.rows, steps, axis)
-        return over_trials(one, axis)((state, orders.row_of))
+    @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=1)
+    def _compiled(
+        self,
+        state: TrainState,
+        data: Data,
+        orders: Orders,
+        steps: Array,
+        axis: Axis,
+        mesh: Mesh | None,
+    ):
+        trials = over_trials(partial(self._loop, axis), axis, mesh)
+        return trials((state, orders.row_of), data, orders.rows, steps)
 
-    def _loop(self, data: Data, rows: Array, steps: Array, axis: Axis, trial: Tree):
+    def _loop(self, axis: Axis, trial: Tree, data: Data, rows: Array, steps: Array):
         state, row = trial
         alive = _finite(state.params)
         keys = jax.random.split(state.key)
@@ -206,9 +225,15 @@ def seen(task: Task, state: TrainState, raw: Tree, shared: Tree, key: Array) -> 
     return {"batch": batch, "key": key, "apply": apply}
 
 
-@partial(jax.jit, static_argnames=("task", "axis", "dropout"))
+@partial(jax.jit, static_argnames=("task", "axis", "dropout", "mesh"))
 def evaluate(
-    state: TrainState, data: Data, *, task: Task, axis: Axis, dropout: bool = False
+    state: TrainState,
+    data: Data,
+    *,
+    task: Task,
+    axis: Axis,
+    dropout: bool = False,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Mean loss and metrics of every trial on all of ``data``; ``dropout`` leaves dropout on.
 
@@ -221,7 +246,7 @@ def evaluate(
     batch = min(size, EVALUATION_BATCH)
     places = jnp.arange(-(-size // batch) * batch).reshape(-1, batch)
 
-    def one_trial(state):
+    def one_trial(state, data):
         def one_batch(rows):
             inside = rows < size
             rows = jnp.minimum(rows, size - 1)
@@ -234,23 +259,42 @@ def evaluate(
         means = jax.tree.map(lambda parts: parts.sum() / size, sums)
         return means, jax.tree.map(lambda parts: parts.reshape(-1)[:size], values)
 
-    return over_trials(one_trial, axis)(state)
+    return over_trials(one_trial, axis, mesh)(state, data)
 
 
-@partial(jax.jit, static_argnames=("task", "axis"))
-def predict(state: TrainState, data: Data, *, task: Task, axis: Axis) -> Tree:
+@partial(jax.jit, static_argnames=("task", "axis", "mesh"))
+def predict(
+    state: TrainState, data: Data, *, task: Task, axis: Axis, mesh: Mesh | None = None
+) -> Tree:
     """What the objective sees of every example of ``data``, ``[trials, n, ...]``."""
 
-    def one_trial(state):
+    def one_trial(state, data):
         raw = data.rows(jnp.arange(data.size), state.hyper)
         return outputs_of(task, state, raw, data.shared)[0]
 
-    return over_trials(one_trial, axis)(state)
+    return over_trials(one_trial, axis, mesh)(state, data)
 
 
-def over_trials(function: Callable, axis: Axis) -> Callable:
-    """``function`` of every trial: side by side (``vmap``) or one after the other (the others)."""
-    return jax.vmap(function) if axis == "vmap" else partial(jax.lax.map, function)
+def over_trials(function: Callable, axis: Axis, mesh: Mesh | None = None) -> Callable:
+    """``function(trial, *shared)`` of every trial, given ``(trials, *shared)``.
+
+    Side by side (``vmap``), or one after the other (the others). Each device of ``mesh`` does so
+    with its own part of the trials, and none waits for another; left to itself, XLA has every
+    device run a ``lax.map`` of all of them.
+    """
+
+    def these(trials: Tree, shared: tuple) -> Tree:
+        def one(trial):
+            return function(trial, *shared)
+
+        return jax.vmap(one)(trials) if axis == "vmap" else jax.lax.map(one, trials)
+
+    if mesh is not None:
+        lanes, whole = PartitionSpec(*mesh.axis_names), PartitionSpec()
+        these = jax.shard_map(
+            these, mesh=mesh, in_specs=(lanes, whole), out_specs=lanes, check_vma=False
+        )
+    return lambda trials, *shared: these(trials, shared)
 
 
 def axis_here() -> Axis:

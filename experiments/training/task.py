@@ -17,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from experiments.data.base import Dataset
@@ -40,11 +41,13 @@ class Data:
     shared: what all examples share: a shift and a scale, the text that windows are cut from.
     sets: the examples are so many sets of equal size, one after the other; a trial knows those of
       the set that its number ``hyper["set"]`` names.
+    spread: over which devices the rows of a batch are, if over several.
     """
 
     examples: Tree
     shared: Tree = ()
     sets: int = field(default=1, metadata={"static": True})
+    spread: jax.sharding.Sharding | None = field(default=None, metadata={"static": True})
 
     @property
     def size(self) -> int:
@@ -55,7 +58,8 @@ class Data:
         """Examples of a trial's set, by their place in it."""
         if self.sets > 1:
             rows = rows + hyper["set"].astype(rows.dtype) * self.size
-        return jax.tree.map(lambda leaf: leaf[rows], self.examples)
+        found = jax.tree.map(lambda leaf: leaf[rows], self.examples)
+        return found if self.spread is None else lax.with_sharding_constraint(found, self.spread)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from experiments.runs.processes import gathered
 from experiments.training import blocks
 from experiments.training.blocks import Trial
+from experiments.training.devices import Devices
 from experiments.training.orders import Orders, no_orders, orders
 from experiments.training.program import Axis, Optimizer, Program, TrainState, evaluate, predict
 from experiments.training.task import Task, Tree
@@ -46,10 +49,17 @@ class Trainer:
     optimizer: Optimizer
     axis: Axis = "map"
     seeds: int = 1
+    devices: Devices | None = None
 
     @property
     def program(self) -> Program:
         return Program(self.task.structure, self.optimizer)
+
+    def over(self, devices: Devices | None) -> Trainer:
+        """The trainer with its data and its states on these devices; None: as it is."""
+        if devices is None:
+            return self
+        return replace(self, task=devices.task(self.task), devices=devices)
 
     def start(self, trials: Sequence[Trial]) -> TrainState:
         """Every trial as its seed draws it; all have numbers of the same names."""
@@ -64,7 +74,7 @@ class Trainer:
         hyper = {
             name: jnp.array([trial.hyper[name] for trial in trials], jnp.float32) for name in names
         }
-        return self.program.init(keys, hyper)
+        return self._placed(self.program.init(keys, hyper))
 
     def restart(self, state: TrainState) -> TrainState:
         """The same weights and step with an optimiser that remembers nothing."""
@@ -102,15 +112,15 @@ class Trainer:
         # Batches that are drawn with replacement know no epoch.
         endless = self.task.order == "replacement"
         epoch = CHUNK_STEPS if endless else self.task.steps_per_epoch
-        step = int(state.step[0])
+        step = int(gathered(state.step)[0])
         steps = min(chunk_steps(epoch), epoch - step % epoch, most)
         count = len(state.key)
         state = self._filled(state)
         arguments = self.task.data["train"], self._orders(state.key, step // epoch), steps
-        state, metrics = self.program.chunk(state, *arguments, self.axis)
+        state, metrics = self.program.chunk(state, *arguments, self.axis, self._mesh)
         if len(state.key) > count:
-            state, metrics = blocks.cut((state, metrics), count)
-        return state, jax.tree.map(np.asarray, metrics), steps
+            state, metrics = self._placed(blocks.cut((state, metrics), count))
+        return state, gathered(metrics), steps
 
     def evaluate(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
         """Mean loss and metrics per trial; ``dropout`` leaves dropout on."""
@@ -143,25 +153,38 @@ class Trainer:
         """The program that ``advance`` runs, not compiled yet."""
         state = self._filled(state)
         data = self.task.data["train"]
-        return self.program.trace(state, data, self._orders(state.key, 0), self.axis).lower()
+        orders = self._orders(state.key, 0)
+        return self.program.trace(state, data, orders, self.axis, self._mesh).lower()
 
     def _filled(self, state: TrainState) -> TrainState:
         """The state with as many trials as the program is compiled for."""
         width = blocks.width(len(state.key), self.axis)
-        return state if width == len(state.key) else blocks.padded(state, width)
+        if self._mesh is not None:
+            width = -(-width // self._mesh.size) * self._mesh.size
+        return state if width == len(state.key) else self._placed(blocks.padded(state, width))
+
+    def _placed(self, tree: Tree) -> Tree:
+        return tree if self.devices is None else self.devices.state(tree)
+
+    @property
+    def _mesh(self) -> Mesh | None:
+        """The devices that share the trials."""
+        return self.devices.mesh if self.devices and self.devices.share == "trials" else None
 
     def _orders(self, keys: jax.Array, epoch: int) -> Orders:
         if self.task.order == "replacement":
-            return no_orders(keys)
-        return orders(keys, epoch, self.task.data["train"].size, seeds=self.seeds)
+            found = no_orders(keys)
+        else:
+            found = orders(keys, epoch, self.task.data["train"].size, seeds=self.seeds)
+        return found if self.devices is None else self.devices.orders(found)
 
     def _apply(self, function: Callable, state: TrainState, split: str, **options: Any) -> Any:
         count = len(state.key)
         # Without the optimiser's state, so that arms of other optimisers share the program.
         state = self._filled(state._replace(opt_state=None))
-        shared = {"task": self.task.structure, "axis": self.axis}
+        shared = {"task": self.task.structure, "axis": self.axis, "mesh": self._mesh}
         found = function(state, self.task.data[split], **shared, **options)
-        return jax.tree.map(lambda leaf: np.asarray(leaf[:count]), found)
+        return jax.tree.map(lambda leaf: leaf[:count], gathered(found))
 
 
 def chunk_steps(steps_per_epoch: int) -> int:

@@ -1,0 +1,184 @@
+"""Several processes that train as one: the first writes, and all know what it knows.
+
+    with joined("10.0.0.1:1234,2,0", "runs") as root:     # on the other machine: ",2,1"
+        train(config, root=root, argv=argv)
+
+All run the same program in step, each with its own devices. What depends on a clock, a signal or a
+disk differs between them, so it is settled between them (`by_first`, `agreed`). For a process that
+is alone nothing is sent or compiled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from experiments.errors import FAILED, UserError
+
+Value = TypeVar("Value")
+# A process that ends for a reason of its own waits so long for the others, which wait for it.
+LEAVE_SECONDS = 10
+EXPECTED = "ADDRESS,COUNT,INDEX, as in 10.0.0.1:1234,2,0, or auto on Slurm, Open MPI and TPU pods"
+
+
+@contextlib.contextmanager
+def joined(where: str | None, root: str | Path) -> Iterator[Path]:
+    """Be one of the processes that ``--distributed`` names; yields the folder for this one's runs.
+
+    It is ``root`` in the first. The others write to a folder that is gone afterwards, and say
+    nothing, for it would be said twice. None: this process is alone, and nothing is started.
+
+    Raises ``UserError``: 2 for what cannot be read, 1 when the others do not come.
+    """
+    if where is None:
+        yield Path(root)
+        return
+    _start(where)
+    try:
+        if is_first():
+            yield Path(root)
+        else:
+            with tempfile.TemporaryDirectory() as folder, _silence():
+                yield Path(folder)
+    finally:
+        _leave()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def by_first(function: Callable[[], Value]) -> Value:
+    """What the function gives in the first process, which alone calls it, in all of them.
+
+    None goes on before the first is done. A `UserError` that it raises is raised in all.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome: Any = None
+    if is_first():
+        try:
+            outcome = function()
+        except UserError as error:
+            outcome = error
+    outcome = pickle.loads(_told(pickle.dumps(outcome)))
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def agreed(*numbers: int) -> np.ndarray:
+    """The numbers of every process, ``[processes, numbers]``, the same in all of them."""
+    mine = np.array(numbers, np.int32)
+    if jax.process_count() == 1:
+        return mine[None]
+    return np.asarray(multihost_utils.process_allgather(mine))
+
+
+def gathered(tree: Any) -> Any:
+    """The tree's arrays as NumPy's, whole, though other processes hold parts; keys as words."""
+    return jax.tree.map(_whole, tree)
+
+
+def put(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Arrays and typed keys, spread as ``sharding`` says.
+
+    Either every process has all of them whole, or they are spread over the processes by now.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    leaves = jax.tree.leaves(tree)
+    if all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return jax.tree.map(partial(_dealt, sharding=sharding), tree)
+    return _moved(tree, sharding)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether it is an array of typed PRNG keys."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if is_key(leaf):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def _dealt(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    whole = _whole(leaf)
+    # Not device_put: it would send the array to every process, to see whether all have the same.
+    dealt = jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+    return (
+        jax.random.wrap_key_data(dealt, impl=jax.random.key_impl(leaf)) if is_key(leaf) else dealt
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _moved(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.lax.with_sharding_constraint(tree, sharding)
+
+
+def _told(message: bytes) -> bytes:
+    """The first process's message. As words of integers: a sum of floats would lose -0 and NaN."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    words = np.zeros(-(-length // 4), np.uint32)
+    if is_first():
+        words.view(np.uint8)[:length] = np.frombuffer(message, np.uint8)
+    return multihost_utils.broadcast_one_to_all(words).tobytes()[:length]
+
+
+def _start(where: str) -> None:
+    place = _place(where)
+    # XLA's own handler of SIGTERM would take the place of the one that saves the state.
+    jax.config.update("jax_enable_preemption_service", False)
+    # Only the CPU needs to be told how processes talk to each other.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(**place, shutdown_timeout_seconds=LEAVE_SECONDS)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--distributed {where}: {error}", FAILED) from error
+
+
+def _place(where: str) -> dict[str, Any]:
+    if where == "auto":
+        return {}
+    found = re.fullmatch(r"(?P<address>[^,]+:\d+),(?P<count>\d+),(?P<index>\d+)", where)
+    if found is None or int(found["index"]) >= int(found["count"]):
+        raise UserError(f"--distributed {where}: expected {EXPECTED}, with INDEX below COUNT")
+    return {
+        "coordinator_address": found["address"],
+        "num_processes": int(found["count"]),
+        "process_id": int(found["index"]),
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _leave() -> None:
+    # Where another process has died, there is nobody to take leave of.
+    with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
