@@ -28,6 +28,7 @@ from experiments.papers import PAPERS
 from experiments.papers import load as load_paper
 from experiments.papers.paper import Paper, reproduce
 from experiments.papers.plan import Part
+from experiments.runs import Run
 from experiments.runs.environment import set_defaults
 
 SHOWN_ARMS = 6
@@ -150,6 +151,10 @@ def _parsers() -> tuple[_Parser, Mapping[str, argparse.ArgumentParser]]:
     run.add_argument("experiment", help="PAPER, PAPER/PROTOCOL or a YAML file")
     run.add_argument("settings", nargs="*", default=[], help="changes, as in train.epochs=3")
     run.add_argument("--arm", help="one arm of the protocol (default: all, in turn)")
+    run.add_argument(
+        "--distributed", metavar="PLACE",
+        help="be one of several processes: ADDRESS,COUNT,INDEX, or auto (docs/several-devices.md)",
+    )  # fmt: skip
     run.set_defaults(command=run_command)
 
     reproduce = commands.add_parser(
@@ -211,10 +216,16 @@ def run_command(options: argparse.Namespace) -> int:
 
         _print_plan([of_arms(options.experiment, configs, root=options.runs)], options.json)
         return DONE
+    from experiments.runs.processes import by_first, joined
     from experiments.training.train import train
 
     argv = [*COMMAND.split(), *options.arguments]
-    runs = {arm: train(config, root=options.runs, argv=argv) for arm, config in configs.items()}
+    with joined(options.distributed, options.runs) as root:
+        runs = {arm: train(config, root=root, argv=argv) for arm, config in configs.items()}
+        return by_first(lambda: _print_runs(runs, options))
+
+
+def _print_runs(runs: Mapping[str, Run], options: argparse.Namespace) -> int:
     if options.json:
         rows: list[dict[str, Any]] = [
             {"arm": arm, "run": str(run.path), "summary": run.summary} for arm, run in runs.items()

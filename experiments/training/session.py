@@ -22,8 +22,10 @@ from experiments.errors import UserError
 from experiments.runs import Run
 from experiments.runs.interruption import Interruption
 from experiments.runs.lapack import PAGE, may_deadlock
+from experiments.runs.processes import agreed, by_first
 from experiments.training import blocks, stopping, when
 from experiments.training.blocks import Trial
+from experiments.training.devices import devices_of
 from experiments.training.measures import measures_of
 from experiments.training.optimisers import (
     hyper_of,
@@ -88,7 +90,7 @@ class Session:
         _refuse_what_memory_cannot_hold(config, task.net, len(self.trials))
         refuse_what_cannot_balance(config, task.net)
         optimizer = optimizer_of(structure_of(config), task.net, task.steps_per_epoch)
-        self.trainer = Trainer(task, optimizer)
+        self.trainer = Trainer(task, optimizer).over(devices_of(config.train.shard))
         self.measure = measures_of(config, task.net)
         self.step = start * task.steps_per_epoch
         self.total = (config.train.epochs if end is None else end) * task.steps_per_epoch
@@ -137,9 +139,9 @@ class Session:
           is not the one that the seeds draw.
         """
         count = len(self.trials)
-        width = max(width, blocks.width(count, axis)) if axis != "stepwise" else count
-        seeds = min(width, self.config.train.seeds)
-        self.trainer = replace(self.trainer, axis=axis, seeds=seeds)
+        self.trainer = replace(self.trainer, axis=axis)
+        width = self.trainer.width(max(width, count)) if axis != "stepwise" else count
+        self.trainer = replace(self.trainer, seeds=min(width, self.config.train.seeds))
         lanes = [*self.trials, *self.trials[-1:] * (width - count)]
         drawn = blocks.cut(self.trainer.start(lanes), count)
         found = run.restore_checkpoint(drawn)
@@ -147,7 +149,7 @@ class Session:
             self.step, state = found
         else:
             state = drawn if inherited is None else inherited(drawn)
-        self.state = blocks.filled(state, width)
+        self.state = self.trainer.placed(blocks.filled(state, width))
         if found is not None:
             self.stopped = self._reached(run)
         elif inherited is None:
@@ -171,11 +173,20 @@ class Session:
                 on_chunk(metrics)
                 if self.due:
                     self.record(run, metrics)
-                if self.unsaved or stop:
+                unsaved, asked = self._settled(stop)
+                if unsaved or asked:
                     self.save(run)
-                if stop:
+                if asked:
                     raise stop.error(self.step)
                 advance(self.step - before, note=_note(metrics))
+
+    def _settled(self, stop: Interruption) -> tuple[bool, bool]:
+        """Whether to save, and whether to stop: of several processes all do, or none."""
+        answers = agreed(self.unsaved, stop.number or 0)
+        asked = int(answers[:, 1].max())
+        if asked:
+            stop.number = stop.number or asked
+        return bool(answers[0, 0]), bool(asked)
 
     def advance(self) -> Metrics:
         """Train to the next chunk's end, or to the next record."""
@@ -200,7 +211,7 @@ class Session:
                 if split in self.task.data:
                     metrics |= self._evaluate(split)
         if self.step in self.measured:
-            taken = self.measure(self._lanes(axis_here()), self.task.data)
+            taken = self.measure(self.trainer.whole(self._lanes(axis_here())), self.task.data)
             scalars, arrays = self._of_trials(taken)
             metrics |= scalars
             if arrays:
@@ -253,7 +264,8 @@ class Session:
 
     def _may_deadlock(self, axis: Axis) -> bool:
         trainer = replace(self.trainer, axis=axis)
-        return may_deadlock(lambda: trainer.lower(trainer.start(self.trials)))
+        answer = may_deadlock(lambda: trainer.lower(trainer.start(self.trials)))
+        return by_first(lambda: answer)
 
     def _faster_axis(self) -> Axis:
         """Time a few steps of both; arms of the same shape share the answer."""
@@ -263,7 +275,7 @@ class Session:
         key = (config.data, config.model, config.optimizer.name, len(self.trials))
         if key not in _FASTER:
             _FASTER[key] = self.trainer.faster_axis(self.trials)
-        return _FASTER[key]
+        return by_first(lambda: _FASTER[key])
 
     def _reached(self, run: Run) -> bool:
         # Of training batches nothing is known before the first.

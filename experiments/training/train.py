@@ -15,6 +15,7 @@ from experiments.errors import Diverged
 from experiments.runs import Run, open_run
 from experiments.runs.interruption import interruption
 from experiments.runs.memory import make_room
+from experiments.runs.processes import by_first, gathered
 from experiments.runs.watchdog import watchdog
 from experiments.training.loading import task_of
 from experiments.training.prototypes import sources
@@ -46,9 +47,10 @@ def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) ->
         interruption() as stop,
         watchdog(),
     ):
-        if run.complete:
+        complete, axis = by_first(lambda: (run.complete, run.provenance.get("seed_axis")))
+        if complete:
             return run
-        axis = run.provenance.get("seed_axis") or session.choose_axis(run.log)
+        axis = axis or session.choose_axis(run.log)
         session.begin(run, axis=axis)
         run.annotate(seed_axis=axis, width=len(session.state.key))
         session.train(
@@ -69,7 +71,7 @@ def _finish(session: Session, run: Run) -> dict[str, Any]:
     """Keep the weights, and say in numbers how it ended."""
     flat, _ = jax.tree_util.tree_flatten_with_path(session.live.params)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-    run.save_array("parameters", **named)
+    run.save_array("parameters", **gathered(named))
     summary = _summary(session, run)
     for line in _complaints(session.config, summary):
         run.log(f"warning: {line}")

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from experiments.runs.processes import gathered
 from experiments.training import blocks
 from experiments.training.blocks import Trial
-from experiments.training.devices import Devices
+from experiments.training.devices import Devices, here
 from experiments.training.orders import Orders, no_orders, orders
 from experiments.training.program import Axis, Optimizer, Program, TrainState, evaluate, predict
 from experiments.training.task import Task, Tree
@@ -74,7 +74,7 @@ class Trainer:
         hyper = {
             name: jnp.array([trial.hyper[name] for trial in trials], jnp.float32) for name in names
         }
-        return self._placed(self.program.init(keys, hyper))
+        return self.placed(self.program.init(keys, hyper))
 
     def restart(self, state: TrainState) -> TrainState:
         """The same weights and step with an optimiser that remembers nothing."""
@@ -119,7 +119,7 @@ class Trainer:
         arguments = self.task.data["train"], self._orders(state.key, step // epoch), steps
         state, metrics = self.program.chunk(state, *arguments, self.axis, self._mesh)
         if len(state.key) > count:
-            state, metrics = self._placed(blocks.cut((state, metrics), count))
+            state, metrics = self.placed(blocks.cut((state, metrics), count))
         return state, gathered(metrics), steps
 
     def evaluate(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
@@ -156,15 +156,23 @@ class Trainer:
         orders = self._orders(state.key, 0)
         return self.program.trace(state, data, orders, self.axis, self._mesh).lower()
 
+    def width(self, trials: int) -> int:
+        """For how many trials a program is compiled that trains so many."""
+        lanes, devices = blocks.width(trials, self.axis), self._mesh.size if self._mesh else 1
+        return -(-lanes // devices) * devices
+
+    def placed(self, state: Tree) -> Tree:
+        """A state, or numbers of trials, on the devices that are to have it."""
+        return state if self.devices is None else self.devices.state(state)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state on one device, for what is not written for several."""
+        return state if self.devices is None else here(state)
+
     def _filled(self, state: TrainState) -> TrainState:
         """The state with as many trials as the program is compiled for."""
-        width = blocks.width(len(state.key), self.axis)
-        if self._mesh is not None:
-            width = -(-width // self._mesh.size) * self._mesh.size
-        return state if width == len(state.key) else self._placed(blocks.padded(state, width))
-
-    def _placed(self, tree: Tree) -> Tree:
-        return tree if self.devices is None else self.devices.state(tree)
+        width = self.width(len(state.key))
+        return state if width == len(state.key) else self.placed(blocks.padded(state, width))
 
     @property
     def _mesh(self) -> Mesh | None:
