@@ -10,11 +10,14 @@ is alone nothing is sent or compiled.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickle
 import re
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,10 +28,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments.errors import FAILED, UserError
+from experiments.runs.interruption import meaning
 
 Value = TypeVar("Value")
-# A process that ends for a reason of its own waits so long for the others, which wait for it.
-LEAVE_SECONDS = 10
+# What the others need, when all end, to have gone before the first.
+LAST_SECONDS = 2.0
 EXPECTED = "ADDRESS,COUNT,INDEX, as in 10.0.0.1:1234,2,0, or auto on Slurm, Open MPI and TPU pods"
 
 
@@ -51,8 +55,10 @@ def joined(where: str | None, root: str | Path) -> Iterator[Path]:
         else:
             with tempfile.TemporaryDirectory() as folder, _silence():
                 yield Path(folder)
-    finally:
-        _leave()
+    except BaseException as error:
+        atexit.register(_leave_others, _exit_code(error))
+        raise
+    jax.distributed.shutdown()
 
 
 def is_first() -> bool:
@@ -149,7 +155,7 @@ def _start(where: str) -> None:
     # Only the CPU needs to be told how processes talk to each other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(**place, shutdown_timeout_seconds=LEAVE_SECONDS)
+        jax.distributed.initialize(**place)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--distributed {where}: {error}", FAILED) from error
 
@@ -168,10 +174,22 @@ def _place(where: str) -> dict[str, Any]:
     }
 
 
-def _leave() -> None:
-    # Where another process has died, there is nobody to take leave of.
-    with contextlib.suppress(RuntimeError):
-        jax.distributed.shutdown()
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return meaning(error)[1]
+    return error.exit_code if isinstance(error, UserError) else FAILED
+
+
+def _leave_others(code: int) -> None:
+    """End this process, when all is said, without JAX's way out: it waits until all have come.
+
+    They may never, and then JAX aborts, code and all. The first keeps them together: it goes last.
+    """
+    if is_first():
+        time.sleep(LAST_SECONDS)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager

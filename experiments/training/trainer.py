@@ -158,8 +158,12 @@ class Trainer:
 
     def width(self, trials: int) -> int:
         """For how many trials a program is compiled that trains so many."""
-        lanes, devices = blocks.width(trials, self.axis), self._mesh.size if self._mesh else 1
-        return -(-lanes // devices) * devices
+        lanes = blocks.width(trials, self.axis)
+        if self._mesh is None:
+            return lanes
+        # A loop of one turn is no loop to XLA, whose sums then have other last digits.
+        each = max(-(-lanes // self._mesh.size), 2 if self.axis == "map" else 1)
+        return each * self._mesh.size
 
     def placed(self, state: Tree) -> Tree:
         """A state, or numbers of trials, on the devices that are to have it."""
@@ -172,7 +176,10 @@ class Trainer:
     def _filled(self, state: TrainState) -> TrainState:
         """The state with as many trials as the program is compiled for."""
         width = self.width(len(state.key))
-        return state if width == len(state.key) else self.placed(blocks.padded(state, width))
+        if width == len(state.key):
+            return state
+        fill = blocks.padded if self._mesh is None else blocks.filled
+        return self.placed(fill(state, width))
 
     @property
     def _mesh(self) -> Mesh | None:
