@@ -204,14 +204,14 @@ def test_two_processes_are_stopped_and_one_goes_on(tmp_path, quick_environment, 
         command(tmp_path, *settings), env=environment, timeout=240, capture_output=True, text=True
     )
     assert resumed.returncode == 0 and "going on from step" in resumed.stderr, resumed.stderr
-    (run,) = tmp_path.glob("runs/*/*")
+    (run,) = tmp_path.glob("runs/*/*Z-*")
     stopped = np.load(run / "arrays/parameters.npz")
 
     tmp_path.joinpath("runs").rename(tmp_path / "stopped")
     whole = Pair(tmp_path, environment, *settings).end()
     assert [code for code, *_ in whole] == [0, 0], whole
     assert whole[0][1] and not whole[1][1]  # the first alone prints the table
-    (run,) = tmp_path.glob("runs/*/*")
+    (run,) = tmp_path.glob("runs/*/*Z-*")
     undisturbed = np.load(run / "arrays/parameters.npz")
     for name in undisturbed:
         if share == "trials":

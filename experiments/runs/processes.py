@@ -31,6 +31,7 @@ from experiments.errors import FAILED, UserError
 from experiments.runs.interruption import meaning
 
 Value = TypeVar("Value")
+STDOUT, STDERR = 1, 2
 # What the others need, when all end, to have gone before the first.
 LAST_SECONDS = 2.0
 EXPECTED = "ADDRESS,COUNT,INDEX, as in 10.0.0.1:1234,2,0, or auto on Slurm, Open MPI and TPU pods"
@@ -50,11 +51,12 @@ def joined(where: str | None, root: str | Path) -> Iterator[Path]:
         return
     _start(where)
     try:
-        if is_first():
-            yield Path(root)
-        else:
-            with tempfile.TemporaryDirectory() as folder, _silence():
-                yield Path(folder)
+        with _stdout_for_data():
+            if is_first():
+                yield Path(root)
+            else:
+                with tempfile.TemporaryDirectory() as folder, _silence():
+                    yield Path(folder)
     except BaseException as error:
         atexit.register(_leave_others, _exit_code(error))
         raise
@@ -190,6 +192,20 @@ def _leave_others(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def _stdout_for_data() -> Iterator[None]:
+    """Gloo greets on stdout, from C++, whenever processes connect: send that to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        with open(kept, "w", closefd=False) as stream, contextlib.redirect_stdout(stream):
+            yield
+    finally:
+        os.dup2(kept, STDOUT)
+        os.close(kept)
 
 
 @contextlib.contextmanager
