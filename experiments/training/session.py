@@ -272,7 +272,8 @@ class Session:
         if len(self.trials) == 1:
             return "map"
         config = self.config
-        key = (config.data, config.model, config.optimizer.name, len(self.trials))
+        shape = config.data, config.model, config.optimizer.name, config.train.shard
+        key = *shape, len(self.trials)
         if key not in _FASTER:
             _FASTER[key] = self.trainer.faster_axis(self.trials)
         return by_first(lambda: _FASTER[key])

@@ -161,9 +161,8 @@ class Trainer:
         lanes = blocks.width(trials, self.axis)
         if self._mesh is None:
             return lanes
-        # A loop of one turn is no loop to XLA, whose sums then have other last digits.
-        each = max(-(-lanes // self._mesh.size), 2 if self.axis == "map" else 1)
-        return each * self._mesh.size
+        fewest = blocks.FEWEST["map"] if self.axis == "map" else 1
+        return max(fewest, -(-lanes // self._mesh.size)) * self._mesh.size
 
     def placed(self, state: Tree) -> Tree:
         """A state, or numbers of trials, on the devices that are to have it."""
