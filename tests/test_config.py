@@ -249,7 +249,7 @@ def test_every_key_changes_the_hash():
         "penalty.residual_tolerance=0.7", "train.epochs=7", "train.seeds=7", "train.seed=7",
         "train.evaluate_every=7", "train.measure_every=7", "train.seed_axis=map",
         "train.objective=mse", "train.label_scale=7", "train.features_decay=0.7",
-        "train.stop=test below 7",
+        "train.stop=test below 7", "train.shard=batch",
         "paper_compat=[half_gradient]",
     ]  # fmt: skip
     default = ExperimentConfig("x")

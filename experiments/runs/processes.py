@@ -38,7 +38,7 @@ EXPECTED = "ADDRESS,COUNT,INDEX, as in 10.0.0.1:1234,2,0, or auto on Slurm, Open
 
 
 @contextlib.contextmanager
-def joined(where: str | None, root: str | Path) -> Iterator[Path]:
+def joined(where: str | None, root: str | Path) -> Iterator[str | Path]:
     """Be one of the processes that ``--distributed`` names; yields the folder for this one's runs.
 
     It is ``root`` in the first. The others write to a folder that is gone afterwards, and say
@@ -47,16 +47,16 @@ def joined(where: str | None, root: str | Path) -> Iterator[Path]:
     Raises ``UserError``: 2 for what cannot be read, 1 when the others do not come.
     """
     if where is None:
-        yield Path(root)
+        yield root
         return
     _start(where)
     try:
         with _stdout_for_data():
             if is_first():
-                yield Path(root)
+                yield root
             else:
                 with tempfile.TemporaryDirectory() as folder, _silence():
-                    yield Path(folder)
+                    yield folder
     except BaseException as error:
         atexit.register(_leave_others, _exit_code(error))
         raise
