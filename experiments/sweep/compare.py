@@ -11,6 +11,7 @@ trained again on seeds that nobody has looked at, and only these numbers are com
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION, fresh_seed, require_validation
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.groups import (
+    NAME,
     Group,
     Tasks,
     budgets,
@@ -32,7 +34,6 @@ from experiments.sweep.groups import (
     refuse_incomparable,
     refuse_unequal,
     refuse_unfinished,
-    winners,
 )
 from experiments.sweep.outcome import Sweep, TrialRow, higher_is_better
 
@@ -88,7 +89,7 @@ def compare(
     if finals:
         first = fresh_seed([seed for sweep in sweeps for seed in sweep.plan.seeds])
         seeds = range(first, first + finals)
-        again = partial(_again, baseline=baseline, seeds=seeds, executor=executor, root=root)
+        again = partial(_again, seeds=seeds, executor=executor, root=root)
         runs = {task: again(groups) for task, groups in tasks.items()}
     else:
         runs = {task: _tuned(groups) for task, groups in tasks.items()}
@@ -97,7 +98,7 @@ def compare(
         task: {group: _scores(rows, pairs[task], metric) for group, rows in one.trials.items()}
         for task, one in runs.items()
     }
-    directories = {task: one.directory for task, one in runs.items() if one.directory}
+    directories = {task: one.directories for task, one in runs.items() if one.directories}
     notes = tuple(_notes(tasks, by=by))
     return Comparison(by, baseline, metric, higher, tasks, scores, pairs, directories, notes)
 
@@ -121,31 +122,38 @@ def _refuse_unrecorded(sweeps: Sequence[Sweep], metric: str) -> None:
 
 
 class _Runs(NamedTuple):
-    """What is compared on a task: trials by group, and of finals the directory of their sweep."""
+    """What is compared on a task: trials by group, and where finals were trained."""
 
     trials: Trials
-    directory: Path | None = None
+    directories: tuple[Path, ...] = ()
 
 
 def _again(
-    groups: Mapping[str, Group],
-    *,
-    baseline: str,
-    seeds: range,
-    executor: str | Executor,
-    root: str | Path,
+    groups: Mapping[str, Group], *, seeds: range, executor: str | Executor, root: str | Path
 ) -> _Runs:
-    """Train what is best of each group on these seeds, or find it trained."""
+    """Train what is best of each group on these seeds, or find it trained.
+
+    Those of one sweep together, and apart from those of another: where the code of one has changed
+    (a penalty of a file), the others are still found.
+    """
     from experiments.sweep.sweep import run_settings  # imports jax: a table of scores does without
 
-    config, settings = winners(groups, baseline=baseline)
-    plan = groups[baseline].sweep.plan
-    found = run_settings(
-        config, list(settings.values()), seeds=len(seeds), seed=seeds.start, executor=executor,
-        objective=plan.objective, higher=plan.higher, root=root,
-    )  # fmt: skip
-    trials = dict(zip(settings, found.configurations.values(), strict=True))
-    return _Runs(trials, found.directory)
+    together: dict[Path, dict[str, Group]] = defaultdict(dict)
+    for name, group in groups.items():
+        if group.best:
+            together[group.sweep.directory][name] = group
+    trials: dict[str, Sequence[TrialRow]] = {}
+    directories = []
+    for winners in together.values():
+        plan = next(iter(winners.values())).sweep.plan
+        settings = [group.best.setting for group in winners.values() if group.best]
+        found = run_settings(
+            plan.config, settings, seeds=len(seeds), seed=seeds.start, executor=executor,
+            objective=plan.objective, higher=plan.higher, root=root,
+        )  # fmt: skip
+        trials |= zip(winners, found.configurations.values(), strict=True)
+        directories.append(found.directory)
+    return _Runs({name: trials[name] for name in groups if name in trials}, tuple(directories))
 
 
 def _tuned(groups: Mapping[str, Group]) -> _Runs:
@@ -187,7 +195,8 @@ def _notes(tasks: Tasks, *, by: str) -> Iterator[str]:
             yield f"on {task} the groups were not tuned alike: {budgets(groups)}"
         if keys := differing(groups, by=by):
             yield f"on {task} the sweeps differ in {', '.join(keys)} as well, which nothing chose"
-        if files := other_code(groups):
+        # Of sweeps that are arms, each reaches other parts of the same files.
+        if by != NAME and (files := other_code(groups)):
             yield f"on {task} the sweeps were trained by other versions of {', '.join(files)}"
         edges = [f"{g.name} ({', '.join(g.best.at_edge)})" for g in groups.values()
                  if g.best and g.best.at_edge]  # fmt: skip

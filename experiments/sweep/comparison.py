@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,7 @@ class Comparison:
     tasks: Tasks
     scores: Mapping[str, Mapping[str, Scores]]
     seeds: Mapping[str, list[int]]
-    finals: Mapping[str, Path]
+    finals: Mapping[str, Sequence[Path]]
     notes: tuple[str, ...] = ()
 
     @property

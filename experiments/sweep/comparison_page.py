@@ -63,9 +63,9 @@ def _facts(comparison: Comparison) -> dict[str, str]:
     groups = [group for groups in comparison.tasks.values() for group in groups.values()]
     sweeps = dict.fromkeys(str(group.sweep.directory) for group in groups)
     facts = {"sweeps": ", ".join(sweeps), "chosen by": groups[0].sweep.plan.objective}
-    for task, directory in comparison.finals.items():
-        seeds = comparison.seeds[task]
-        facts[f"finals on {task}"] = f"{directory}, seeds {seeds[0]} to {seeds[-1]}"
+    for task, directories in comparison.finals.items():
+        seeds, told = comparison.seeds[task], ", ".join(map(str, directories))
+        facts[f"finals on {task}"] = f"{told}, seeds {seeds[0]} to {seeds[-1]}"
     return facts
 
 

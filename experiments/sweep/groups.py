@@ -9,14 +9,13 @@ A *task* is a data set as it is configured; a group's trials on one task are of 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from experiments.config import ExperimentConfig, require_key, values_of
+from experiments.config import require_key, values_of
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.sweep.outcome import Best, Sweep, TrialRow, best_of
@@ -166,14 +165,20 @@ def budgets(groups: Mapping[str, Group]) -> str:
 
 
 def differing(groups: Mapping[str, Group], *, by: str) -> list[str]:
-    """Keys in which the sweeps of a task differ although no search chose their values."""
+    """Keys in which the sweeps of a task differ although no search chose their values.
+
+    Sweeps that are compared by their names differ in the penalty by declaration.
+    """
     plans = [group.sweep.plan for group in groups.values()]
     searched = {by, *NOT_SEARCHED}.union(*(plan.keys for plan in plans))
     first, *others = (values_of(plan.config) for plan in plans)
+    declared = "penalty." if by == NAME else by
     return [
         key
         for key, value in first.items()
-        if key not in searched and any(other[key] != value for other in others)
+        if key not in searched
+        and not key.startswith(declared)
+        and any(other[key] != value for other in others)
     ]
 
 
@@ -185,22 +190,3 @@ def other_code(groups: Mapping[str, Group]) -> list[str]:
         for file, digest in code.items():
             versions[file].add(digest)
     return sorted(file for file, digests in versions.items() if len(digests) > 1)
-
-
-def winners(
-    groups: Mapping[str, Group], *, baseline: str
-) -> tuple[ExperimentConfig, dict[str, dict[str, Any]]]:
-    """One configuration, and the chosen one of each group as a setting of it.
-
-    A group whose every trial was lost is left out. The configuration is the baseline's, and is
-    called by what the names of all sweeps begin with.
-    """
-    base = groups[baseline].sweep.plan.config
-    name = os.path.commonpath([group.sweep.plan.config.name for group in groups.values()])
-    own = values_of(base)
-    chosen = {name: group.best.config for name, group in groups.items() if group.best}
-    settings = {
-        group: {k: v for k, v in values_of(config).items() if v != own[k] and k not in NOT_SEARCHED}
-        for group, config in chosen.items()
-    }
-    return replace(base, name=name or base.name), settings

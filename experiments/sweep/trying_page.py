@@ -72,8 +72,8 @@ def _facts(tried: Tried) -> Iterator[tuple[str, str]]:
     for arm, sweep in zip(tried.arms, tried.sweeps, strict=True):
         space = ", ".join(f"{key} in {values}" for key, values in arm.space.items())
         yield arm.name, f"{space}: {sweep.directory}"
-    for task, directory in tried.comparison.finals.items():
-        yield f"finals on {task}", str(directory)
+    for directories in tried.comparison.finals.values():
+        yield "fresh seeds", ", ".join(map(str, directories))
 
 
 def _list(sentences: Sequence[str], style: str = "") -> str:
