@@ -22,6 +22,7 @@ from experiments.sweep.committed import committed
 from experiments.sweep.executors import parse, processes
 
 REPOSITORY = Path(__file__).parent.parent
+NEEDS_RAY = pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is missing")
 
 TOY = """
 import json, os, secrets, shutil, sys, time
@@ -343,8 +344,38 @@ def test_a_worker_begins_with_its_share(toys):
     assert not any(committed(sweep.directory, name) for name in sweep.names)
 
 
+EXPERIMENT = """
+name: toy
+data: {name: digits, batch_size: 20, train_limit: 100, test_limit: 50, validation: 40}
+model: {name: mlp, hidden: [4]}
+penalty: {name: l2}
+train: {epochs: 2, seeds: 2, measures: [], seed_axis: map}
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+@pytest.mark.parametrize(
+    "executor",
+    ["processes:2", "slurm:2,cluster=local", pytest.param("ray:2", marks=NEEDS_RAY)],
+)
+def test_a_real_sweep_has_the_same_files_wherever_it_ran(executor, tmp_path, quick_environment):
+    (tmp_path / "toy.yaml").write_text(EXPERIMENT)
+
+    def files(executor):
+        command = [sys.executable, "-m", "experiments", "sweep", "toy.yaml", "--halve", "2@1"]
+        space, runs = "penalty.strength=log(1e-3,1e-1,3)", executor.partition(":")[0]
+        subprocess.run(
+            [*command, space, "--executor", executor, "--runs", runs],
+            cwd=tmp_path, env={**quick_environment, "PYTHONPATH": str(REPOSITORY)}, check=True,
+        )  # fmt: skip
+        [directory] = (tmp_path / runs / "toy/sweeps").iterdir()
+        return {name: (directory / name).read_bytes() for name in ("table.csv", "trials.jsonl")}
+
+    assert files(executor) == files("local")
+
+
+@pytest.mark.slow
+@NEEDS_RAY
 def test_ray_runs_every_block_though_a_worker_is_killed(toys):
     sweep = toys(3, steps=20)
     with coordinate("ray:2", sweep) as coordinator:
@@ -357,7 +388,7 @@ def test_ray_runs_every_block_though_a_worker_is_killed(toys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
+@NEEDS_RAY
 def test_ray_lets_its_tasks_save_when_the_sweep_is_stopped(toys):
     sweep = toys(1, steps=200)
     with coordinate("ray:1", sweep) as coordinator:

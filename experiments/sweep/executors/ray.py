@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import (
@@ -102,7 +103,9 @@ class Ray(AbstractContextManager["Ray"]):
         here = {"num_cpus": places, "include_dashboard": False, "object_store_memory": STORE}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
         try:
-            with _our_handler_of_sigterm():
+            with _our_handler_of_sigterm(), warnings.catch_warnings():
+                # JAX warns of forks. Ray's become other programs at once, and touch no lock of JAX.
+                warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(
                     log_to_driver=False, logging_level=logging.ERROR, **({} if address else here)
                 )
