@@ -134,10 +134,11 @@ def _fitting(session: Session, trials: int, axes: Sequence[Axis], memory: float)
 
 
 def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Traced]:
-    """The programs that train and evaluate so many trials, of shapes alone."""
+    """The programs that train and evaluate so many trials, of shapes alone, as they will be."""
     trainer, data = session.trainer, session.task.data["train"]
+    seeds = min(width, session.config.train.seeds)
     state = jax.eval_shape(lambda: trainer.start(session.trials * width))
-    orders = jax.eval_shape(lambda: Orders(jnp.zeros((1, data.size), int), jnp.zeros(width, int)))
+    orders = jax.eval_shape(lambda: Orders(jnp.zeros((seeds, data.size), int), jnp.zeros(width, int)))
     yield trainer.program.trace(state, data, orders, axis)
     seen = state._replace(opt_state=None)
     yield evaluate.trace(seen, data, task=session.task.structure, axis=axis)
