@@ -79,3 +79,26 @@ def test_many_shapes_hold_no_more_than_their_share():
     )  # fmt: skip
     first, tenth, most_of_twenty_more = map(int, done.stdout.split())
     assert first + 9 < tenth < most_of_twenty_more < tenth + (tenth - first) / 2
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "text", "expected"),
+    [
+        ("0::/job/step", "job/memory.max", "4096", 4096),  # of the group above
+        ("0::/job/step", "job/step/memory.max", "max", None),
+        ("4:memory:/job", "memory/job/memory.limit_in_bytes", "8192", 8192),
+        ("3:cpu:/job", "memory/job/memory.limit_in_bytes", "8192", None),
+        ("0::/", "memory.max", "512", 512),
+    ],
+)
+def test_a_job_has_the_memory_of_its_control_group(
+    line, file, text, expected, tmp_path, monkeypatch
+):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{text}\n")
+    (tmp_path / "groups").write_text(f"{line}\n")
+    monkeypatch.setattr(memory, "LIMITS", tmp_path)
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "nothing")
+    machine = memory.granted()
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "groups")
+    assert memory.granted() == (expected or machine)

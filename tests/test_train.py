@@ -342,6 +342,17 @@ def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monke
     assert numbers(run) == numbers(whole)
 
 
+@pytest.mark.parametrize("seconds, pause", [(0.01, 2.0), (0.04, 2.0), (3.0, 150.0)])
+def test_saving_takes_two_percent_of_the_time_at_most(seconds, pause, monkeypatch):
+    clock = iter([0.0, seconds])
+    monkeypatch.setattr(session, "SAVE_SECONDS", 2.0)
+    training_now = SimpleNamespace(step=EPOCH, live={})
+    with monkeypatch.context() as patch:
+        patch.setattr(session.time, "monotonic", lambda: next(clock))
+        Session.save(training_now, SimpleNamespace(save_checkpoint=lambda step, state: None))
+    assert training_now.pause == pytest.approx(pause) and training_now.saved == seconds
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path, monkeypatch):
     def foreign(self, run, metrics):
         checkpoint.save(run.path / "checkpoints", 3, self.state._replace(step=jnp.zeros(())))

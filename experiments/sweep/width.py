@@ -6,7 +6,6 @@ Both are chosen once per sweep, since the last digits of numbers depend on them 
 from __future__ import annotations
 
 import math
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from experiments.config import ExperimentConfig
+from experiments.runs.memory import granted
 from experiments.sweep.attempts import Attempt, session_of
 from experiments.sweep.block import BlockTrial, grouped
 from experiments.training import blocks
@@ -97,11 +97,11 @@ def pace(
 
 
 def available_memory() -> int:
-    """Bytes of memory where programs run: of the device, or of this machine."""
+    """Bytes of memory where programs run: of the device, or what this process may have."""
     stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return granted()
 
 
 def _largest_first(
@@ -138,7 +138,9 @@ def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Tra
     trainer, data = session.trainer, session.task.data["train"]
     seeds = min(width, session.config.train.seeds)
     state = jax.eval_shape(lambda: trainer.start(session.trials * width))
-    orders = jax.eval_shape(lambda: Orders(jnp.zeros((seeds, data.size), int), jnp.zeros(width, int)))
+    orders = jax.eval_shape(
+        lambda: Orders(jnp.zeros((seeds, data.size), int), jnp.zeros(width, int))
+    )
     yield trainer.program.trace(state, data, orders, axis)
     seen = state._replace(opt_state=None)
     yield evaluate.trace(seen, data, task=session.task.structure, axis=axis)

@@ -8,7 +8,6 @@ numbers = session.final(run)  # one per trial
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from experiments.errors import UserError
 from experiments.runs import Run
 from experiments.runs.interruption import Interruption
 from experiments.runs.lapack import PAGE, may_deadlock
+from experiments.runs.memory import granted
 from experiments.runs.processes import agreed, by_first
 from experiments.training import blocks, stopping, when
 from experiments.training.blocks import Trial
@@ -333,10 +333,10 @@ def _stop_of(config: ExperimentConfig) -> Stop | None:
 
 
 def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network, trials: int) -> None:
-    """Parameters, gradients and momentum of all trials, against this machine's memory."""
+    """Parameters, gradients and momentum of all trials, against the memory of this process."""
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
     needed = 3 * trials * sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = granted()
     if needed > available:
         raise UserError(
             f"model.hidden, model.width or train.seeds: {trials} networks of "
