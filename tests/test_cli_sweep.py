@@ -34,6 +34,13 @@ PLAN = plan_of(
 )
 
 
+def test_the_code_of_a_sweep_is_what_trains_it():
+    """And nothing that only reads its results."""
+    files = PLAN.code
+    assert {"experiments/training/trainer.py", "experiments/sweep/attempts.py"} <= files.keys()
+    assert not {"experiments/sweep/outcome.py", "experiments/report/tables.py"} & files.keys()
+
+
 @pytest.fixture
 def door(tmp_path, monkeypatch, capsys):
     """The command in a directory of its own: its code, what it printed, what it said."""
@@ -82,6 +89,7 @@ def test_a_sweep_is_told_and_found_again(door, tmp_path):
         (["small.yaml", "penalty.strenght=log(1,2,3)"], "did you mean 'penalty.strength'"),
         (["small.yaml", "penalty.strength=log(1e-3,1)"], "has no count"),
         (["small.yaml", "data.validation=0", "penalty.strength=[0, 1]"], "data.validation=200"),
+        (["small.yaml", "penalty.strength=[0, 1]", "train.stop=a below 1"], "stop bad trials with"),
         (["small.yaml", "penalty.strength=[0, 1]", "--executor", "sge"], "no executor 'sge'"),
         (["fiedler/digits", "penalty.strength=[0, 1]"], "choose the one to sweep with --arm"),
         (["status"], "takes the directory of one sweep"),

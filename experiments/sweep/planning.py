@@ -11,8 +11,10 @@ from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION
 from experiments.sweep import halving
+from experiments.sweep.block import blocks_of
 from experiments.sweep.outcome import higher_is_better
 from experiments.sweep.plan import Plan, code_of, data_of
+from experiments.sweep.search import Setting
 from experiments.sweep.search import search as search_of
 from experiments.sweep.space import Space, check, configure
 from experiments.training.task import OBJECTIVES
@@ -42,13 +44,13 @@ def plan_of(
     if halve:
         halving.check(config, over, objective)
         halving.parse(halve, epochs=config.train.epochs)
-    for setting in settings:
-        configure(config, setting)
+    found = search_of(search, over, seed=config.train.seed, settings=settings)
+    _refuse_what_is_no_block(config, found.propose([]))
     return Plan(
         config,
         space=dict(over),
         search=search,
-        count=search_of(search, over, seed=config.train.seed, settings=settings).count,
+        count=found.count,
         objective=objective,
         higher=higher_is_better(objective) if higher is None else higher,
         data=data_of(config, over, settings),
@@ -97,3 +99,10 @@ def _measured(objectives: Sequence[str]) -> list[str]:
     """The names that all of these objectives report."""
     found = [["loss", *(name for name, _ in OBJECTIVES[one].metrics)] for one in objectives]
     return [name for name in found[0] if all(name in others for others in found)] if found else []
+
+
+def _refuse_what_is_no_block(config: ExperimentConfig, settings: Sequence[Setting]) -> None:
+    """Values that do not go together, and what blocks cannot train, whatever is set."""
+    for setting in settings:
+        configure(config, setting)
+    blocks_of(config, {0: settings[0]}, [config.train.seed], width=1, axis="map", end=1)
