@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from experiments.report import comparison as statistics
 from experiments.report.comparison import Across, Against, Ranged
-from experiments.report.statistics import Estimate, interval
+from experiments.report.statistics import Estimate, estimate, interval
 from experiments.report.tables import Table, cell, number
 from experiments.runs.files import cannot_write_is_one_line, make_directory, plain
 from experiments.sweep.groups import Group, Tasks
@@ -187,7 +187,10 @@ class Comparison:
         return [*self.notes, *([pairs] if few < needed else [])]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table's numbers, for programs; signs as in the metric, null where there is none."""
+        """The table's numbers for programs, as they were measured: an accuracy is at most 1.
+
+        None where there is no number. ``scores`` are by ``seeds``.
+        """
         return [plain(self._numbers(task, group)) for task, group in self._places()]
 
     def turned(self, better: Any) -> Any:
@@ -197,12 +200,14 @@ class Comparison:
     def page(self, folder: str | Path, *, formats: Collection[str] = FORMATS) -> Path:
         """Write ``table.csv``, and as asked ``table.md``, ``table.tex``, ``page.html`` and figures.
 
-        Returns the folder.
+        The table of the first is one of numbers (`rows`), of the others one to be read. Returns the
+        folder.
         """
         folder = Path(folder)
         with cannot_write_is_one_line(folder):
             make_directory(folder)
-            self.table.write(folder / "table", suffixes={"csv", *formats})
+            self.table.write(folder / "table", suffixes={*formats} - {"csv"})
+            (folder / "table.csv").write_text(self._csv(), encoding="utf-8", newline="")
             if "html" in formats:
                 from experiments.sweep import comparison_page  # imports matplotlib: a second
 
@@ -236,24 +241,33 @@ class Comparison:
         return {**row, "seeds": str(total) if known == total else f"{known} of {total}"}
 
     def _numbers(self, task: str, group: str) -> dict[str, Any]:
-        found = self.against.get((task, group))
-        best = self.tasks[task][group].best
-        numbers: dict[str, Any] = {
+        scores, found = self.scores[task].get(group), self.against.get((task, group))
+        own = estimate(np.full(1, np.nan) if scores is None else scores)
+        numbers = {
             "task": task,
             self.by: group,
-            "setting": dict(best.setting) if best else None,
+            "setting": _setting(self.tasks[task][group], self.by),
             "seeds": self.seeds[task],
-            self.metric: self.scores[task].get(group),
+            "scores": scores,
+            **_spread(self.metric, own.mean, *interval(own, 0.95)),
         }
-        if found is None:
-            return numbers
-        turned = self._turned(found.difference)
-        low, high = interval(turned, 0.95)
-        numbers |= {"difference": turned.mean, "low": low, "high": high}
-        if self.finals:
-            numbers |= {"p": min(1.0, 2 * found.p), "improves": found.improves._asdict()}
+        if found is not None:
+            turned = self._turned(found.difference)
+            ends = (each / self.scale for each in (turned.mean, *interval(turned, 0.95)))
+            numbers |= _spread("difference", *ends)
+        if found is not None and self.finals:
+            numbers |= {"p": min(1.0, 2 * found.p), **_spread("P(better)", *found.improves)}
             numbers["verdict"] = found.verdict
         return numbers
+
+    def _csv(self) -> str:
+        """The numbers, one a cell; those of single seeds are left out."""
+        rows = [
+            {name: "" if value is None else str(value) for name, value in row.items()
+             if not isinstance(value, list)}
+            for row in self.rows()
+        ]  # fmt: skip
+        return Table("", rows).csv()
 
     def _turned(self, difference: Estimate) -> Estimate:
         """With the metric's sign, in which less may be better."""
@@ -303,6 +317,10 @@ def _setting(group: Group, by: str) -> str:
     return " ".join(
         f"{key}={short(value)}" for key, value in group.best.setting.items() if key != by
     )
+
+
+def _spread(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: value, f"{name} low": low, f"{name} high": high}
 
 
 def _bracketed(found: Ranged) -> str:

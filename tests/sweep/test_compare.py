@@ -97,8 +97,8 @@ def test_of_a_loss_less_is_better(asked):
     found = compare([sweep], by="penalty.name", baseline="none")
     assert found.metric == "test/loss" and verdicts(found)["l2"] == "better"
     (row,) = (row for row in found.rows() if row["penalty.name"] == "l2")
-    assert row["difference"] == pytest.approx(-0.01, abs=2e-3) and row["high"] < 0
-    assert row["improves"]["value"] == 1.0
+    assert row["difference"] == pytest.approx(-0.01, abs=2e-3) and row["difference high"] < 0
+    assert row["P(better)"] == 1.0
     assert found.table.rows[1]["minus none"].startswith("-0.0")
 
 
@@ -301,6 +301,8 @@ def test_the_page_and_its_tables(asked, tmp_path, monkeypatch):
     assert found.learned()[0] in html and html.count("<svg") == 5
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [row["verdict"] for row in rows[:4]] == ["", "better", "worse", "not separated"]
+    first, second = (float(row["test/accuracy"]) for row in rows[:2])
+    assert float(rows[1]["difference"]) == pytest.approx(second - first)
     bold = [line for line in (folder / "table.tex").read_text().splitlines() if "textbf" in line]
     assert len(bold) == 2 and all(" l2 & " in line for line in bold)
 
@@ -337,7 +339,8 @@ def test_the_command_gives_numbers_as_json(on_disk, capsys):
     assert main(["compare", str(on_disk), *COMPARE, "--json", "--finals", "0"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["penalty.name"] for row in rows] == [*SPACE["penalty.name"]]
-    assert len(rows[1]["validation/accuracy"]) == 4
+    assert rows[1]["validation/accuracy"] == pytest.approx(np.mean(rows[1]["scores"]))
+    assert len(rows[1]["scores"]) == 4 and rows[0]["setting"].startswith("penalty.strength=")
 
 
 @pytest.mark.parametrize("words, told", [
