@@ -52,6 +52,18 @@ def figures():
             resolved=np.arange(7) > 2,
         ),
         "paired_differences": plots.paired_differences({"l1": rng.normal(size=4)}),
+        "setting_effects": plots.setting_effects(
+            {
+                "rate": {"l1": (list(np.logspace(-3, 0, 20)), rng.normal(size=20))},
+                "name": {"l1": (["a", "b"], rng.normal(size=2)), "l2": (["a"], np.array([np.nan]))},
+            },
+            ylabel="accuracy (%)",
+        ),
+        "performance_profiles": plots.performance_profiles(
+            np.arange(3.0),
+            {"l1": np.array([[1, 0.9, 1], [0.5, 0.2, 0.8], [0, 0, 0.1]])},
+            xlabel="deviations",
+        ),
     }
 
 
@@ -158,3 +170,32 @@ def test_what_a_density_does_not_resolve_is_shaded_and_nothing_below_its_floor_d
     (shade,) = ax.patches
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == pytest.approx((1e-6, 1e-3))
     assert np.isnan(ax.lines[0].get_ydata()[0]) and ax.get_xscale() == "log"
+
+
+def drawn(ax):
+    """Of every line the places of its points."""
+    return [np.asarray(line.get_xydata()) for line in ax.get_lines()]
+
+
+def test_the_line_of_a_setting_is_the_median_at_its_values():
+    rates, scores = [0.1, 0.2, 0.1, 0.2, 0.1], np.array([1.0, 5.0, 3.0, np.nan, 2.0])
+    figure = plots.setting_effects({"rate": {"l1": (rates, scores)}}, ylabel="score")
+    points, line = drawn(figure.axes[0])
+    np.testing.assert_allclose(line, [[0.1, 2.0], [0.2, 5.0]])
+    assert len(points) == 4 and figure.legends[0].get_texts()[0].get_text() == "l1 (4 of 5)"
+
+
+def test_settings_far_below_the_rest_are_counted_and_not_drawn():
+    scores = np.append(np.random.default_rng(0).normal(size=30), -1e3)
+    figure = plots.setting_effects({"x": {"l1": (list(range(31)), scores)}}, ylabel="score")
+    (ax,) = figure.axes
+    assert ax.get_ylim()[0] > -100 and ax.texts[0].get_text() == "1 out of sight"
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="2 values and 1 scores"):
+        plots.setting_effects({"x": {"l1": ([1, 2], np.zeros(1))}}, ylabel="score")
+    with pytest.raises(ValueError, match="panels is empty"):
+        plots.setting_effects({}, ylabel="score")
+    with pytest.raises(ValueError, match="three numbers per threshold"):
+        plots.performance_profiles(np.zeros(2), {"a": np.zeros((2, 2))}, xlabel="x")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from experiments.config import parse_yaml
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION, fresh_seed, require_validation
@@ -36,6 +37,7 @@ from experiments.sweep.groups import (
     refuse_unfinished,
 )
 from experiments.sweep.outcome import Sweep, TrialRow, higher_is_better
+from experiments.sweep.space import shown
 
 if TYPE_CHECKING:
     from experiments.sweep.executors import Executor
@@ -78,6 +80,7 @@ def compare(
         raise UserError(f"finals = {finals}: of one pair nothing can be said; give 0, or 2 or more")
     refuse_unfinished(sweeps)
     tasks = grouped(sweeps, by=by)
+    baseline = shown(parse_yaml(baseline, where="baseline"))  # 1e-3 is called 0.001
     refuse_incomparable(tasks, by=by, baseline=baseline)
     if not unequal:
         refuse_unequal(tasks)

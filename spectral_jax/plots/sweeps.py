@@ -53,7 +53,6 @@ def setting_effects(
     limits = _limits(np.concatenate(scores))
     for ax, points in zip(grid, panels.values(), strict=False):
         _cut(ax, [each for _, each in points.values()], limits)
-    for ax in grid[::columns]:
         ax.set_ylabel(ylabel)
     for ax in grid[len(panels) :]:
         ax.remove()

@@ -4,17 +4,15 @@ And the other way round: each of the faults below, planted in a copy of the code
 the synthetic paper is told. One that does not is a fault that nobody would notice in a real one.
 """
 
-import importlib
-import importlib.machinery
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-import experiments
 from experiments.errors import UserError
+from tests.planting import planted
 from tests.report import chain
+
+ROOMS = ("experiments.report", "experiments.papers")
 
 EXPECTED = {
     "better": "SUPPORTED: 1.000, n=5",
@@ -132,7 +130,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_does_not_go_unnoticed(fault):
     module, old, new = FAULTS[fault]
-    with edited(f"experiments.{module}", old, new):
+    with planted(f"experiments.{module}", old, new, rooms=ROOMS):
         try:
             told = chain.outcome()
         except UserError:
@@ -141,47 +139,6 @@ def test_a_planted_fault_does_not_go_unnoticed(fault):
 
 
 def test_a_harmless_edit_changes_nothing():
-    with edited("experiments.report.evidence", "other: one - other", "other: -(other - one)"):
+    harmless = "other: one - other", "other: -(other - one)"
+    with planted("experiments.report.evidence", *harmless, rooms=ROOMS):
         assert chain.outcome() == EXPECTED
-
-
-ROOMS = ("experiments.report", "experiments.papers")
-
-
-@contextmanager
-def edited(module, old, new):
-    """Both rooms imported anew, one of their modules with other words in it."""
-    rooms = {name: found for name, found in sys.modules.items() if name.startswith(ROOMS)}
-    packages = {name: vars(experiments).get(name) for name in ("report", "papers")}
-    for name in rooms:
-        del sys.modules[name]
-    finder = Editor(module, old, new)
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.startswith(ROOMS)]:
-            del sys.modules[name]
-        sys.modules.update(rooms)
-        vars(experiments).update({name: found for name, found in packages.items() if found})
-
-
-class Editor(importlib.machinery.SourceFileLoader):
-    """Finds one module, and loads it with ``new`` in the one place where ``old`` stands."""
-
-    def __init__(self, module, old, new):
-        path = Path(experiments.__file__).parent.parent / f"{module.replace('.', '/')}.py"
-        super().__init__(module, str(path))
-        self.old, self.new = old, new
-
-    def find_spec(self, name, path=None, target=None):
-        if name == self.name:
-            return importlib.machinery.ModuleSpec(name, self, origin=self.path)
-        return None
-
-    def get_code(self, name):
-        source = Path(self.path).read_text()
-        times = source.count(self.old)
-        assert times == 1, f"{self.old!r} stands {times} times in {self.path}: update FAULTS"
-        return compile(source.replace(self.old, self.new), self.path, "exec")

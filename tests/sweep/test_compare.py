@@ -287,6 +287,14 @@ def test_a_group_is_called_as_one_types_it():
     assert [*grouped([sweep], by="model.hidden")["digits"]] == ["[64]", "[32, 32]"]
 
 
+def test_the_baseline_is_a_value_however_it_is_written(asked):
+    options = {"by": "penalty.strength", "finals": 0}
+    sweep = swept(truth_of, {"penalty.strength": STRENGTHS})
+    assert compare([sweep], **options, baseline="1e-2").baseline == "0.01"
+    with pytest.raises(UserError, match=r"no trial on digits has penalty.strength=2"):
+        compare([sweep], **options, baseline="2")
+
+
 def test_the_page_and_its_tables(asked, tmp_path, monkeypatch):
     svg_alone = lambda figure, stem, *, drawn: Path(f"{stem}.svg").write_text(drawn)  # noqa: E731
     monkeypatch.setattr("spectral_jax.plots.save", svg_alone)
