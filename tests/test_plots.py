@@ -172,6 +172,14 @@ def test_what_a_density_does_not_resolve_is_shaded_and_nothing_below_its_floor_d
     assert np.isnan(ax.lines[0].get_ydata()[0]) and ax.get_xscale() == "log"
 
 
+@pytest.mark.parametrize(
+    "scale, told", [(1.0, "+2.00 ± 2.48"), (1e-3, "+0.0020 ± 0.0025"), (0.0, "+0.00 ± 0.00")]
+)
+def test_a_difference_is_told_with_the_digits_that_it_is_worth(scale, told):
+    figure = plots.paired_differences({"l1": scale * np.array([1.0, 2.0, 3.0])})
+    assert figure.axes[0].texts[0].get_text() == f"{told},  n = 3"
+
+
 def drawn(ax):
     """Of every line the places of its points."""
     return [np.asarray(line.get_xydata()) for line in ax.get_lines()]

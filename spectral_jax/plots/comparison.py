@@ -211,9 +211,11 @@ def _draw_difference(ax: Axes, row: int, values: np.ndarray) -> None:
         ax.errorbar(mean, row, xerr=np.nan_to_num(half_width), fmt="D", color="black", capsize=3,
                     markerfacecolor="black" if clear else "white")  # fmt: skip
     text = f"n = {count}" if count == values.size else f"n = {count} of {values.size}"
+    size = half_width if half_width > 0 else abs(mean)
+    digits = int(max(2, 1 - np.floor(np.log10(size)))) if size > 0 else 2  # two of the interval's
     if count > 1:
-        text = f"{mean:+.2f} ± {half_width:.2f},  {text}"
+        text = f"{mean:+.{digits}f} ± {half_width:.{digits}f},  {text}"
     elif count:
-        text = f"{mean:+.2f},  {text}"
+        text = f"{mean:+.{digits}f},  {text}"
     ax.annotate(text, (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
                 textcoords="offset points", va="center", fontsize=8)  # fmt: skip
