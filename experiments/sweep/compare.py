@@ -25,13 +25,11 @@ from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION, fresh_seed, require_validation
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.groups import (
-    NAME,
     Group,
     Tasks,
     budgets,
     differing,
     grouped,
-    other_code,
     refuse_incomparable,
     refuse_unequal,
     refuse_unfinished,
@@ -136,8 +134,8 @@ def _again(
 ) -> _Runs:
     """Train what is best of each group on these seeds, or find it trained.
 
-    Those of one sweep together, and apart from those of another: where the code of one has changed
-    (a penalty of a file), the others are still found.
+    All by the code of today, whatever code has tuned them. Those of one sweep together, and apart
+    from those of another: where a penalty of a file has changed, the others are still found.
     """
     from experiments.sweep.sweep import run_settings  # imports jax: a table of scores does without
 
@@ -198,9 +196,6 @@ def _notes(tasks: Tasks, *, by: str) -> Iterator[str]:
             yield f"on {task} the groups were not tuned alike: {budgets(groups)}"
         if keys := differing(groups, by=by):
             yield f"on {task} the sweeps differ in {', '.join(keys)} as well, which nothing chose"
-        # Of sweeps that are arms, each reaches other parts of the same files.
-        if by != NAME and (files := other_code(groups)):
-            yield f"on {task} the sweeps were trained by other versions of {', '.join(files)}"
         edges = [f"{g.name} ({', '.join(g.best.at_edge)})" for g in groups.values()
                  if g.best and g.best.at_edge]  # fmt: skip
         if edges:

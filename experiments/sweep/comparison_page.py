@@ -30,7 +30,7 @@ def sections(comparison: Comparison) -> list[Section]:
     several = len(comparison.tasks) > 1
     found = [
         Section(
-            f"{comparison.by} against {comparison.baseline}" + (f" on {task}" if several else ""),
+            f"Against {comparison.baseline}" + (f" on {task}" if several else ""),
             _stem(task),
             figures=_differences(comparison, task) | _effects(comparison, task),
         )

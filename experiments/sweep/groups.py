@@ -180,13 +180,3 @@ def differing(groups: Mapping[str, Group], *, by: str) -> list[str]:
         and not key.startswith(declared)
         and any(other[key] != value for other in others)
     ]
-
-
-def other_code(groups: Mapping[str, Group]) -> list[str]:
-    """Files that several sweeps of a task execute, and not in the same version."""
-    codes = [group.sweep.plan.code for group in groups.values()]
-    versions: dict[str, set[str]] = defaultdict(set)
-    for code in codes:
-        for file, digest in code.items():
-            versions[file].add(digest)
-    return sorted(file for file, digests in versions.items() if len(digests) > 1)

@@ -233,14 +233,6 @@ def test_epochs_and_seeds_are_part_of_the_budget(train):
         compare(sweeps, by="penalty.name", baseline="none")
 
 
-def test_code_that_differs_is_told(asked):
-    parts = [{"penalty.name": (name,), "penalty.strength": STRENGTHS} for name in ("none", "l2")]
-    codes = [{"a.py": "1", "b.py": "2"}, {"a.py": "1", "b.py": "3", "my.py": "4"}]
-    sweeps = [swept(truth_of, part, code=code) for part, code in zip(parts, codes, strict=True)]
-    found = compare(sweeps, by="penalty.name", baseline="none")
-    assert "on digits the sweeps were trained by other versions of b.py" in found.caveats()
-
-
 OPTIONS = {"by": "penalty.name", "baseline": "none"}
 
 

@@ -54,11 +54,11 @@ FAULTS = {
     "finals on the tuning seeds": ("sweep.compare", "first = fresh_seed(", "first = min("),
     "tuning scores told as final ones": (
         "sweep.compare", "task: again(groups) for",
-        "task: _tuned(groups)._replace(directory=again(groups).directory) for"),
+        "task: _tuned(groups)._replace(directories=again(groups).directories) for"),
     "the metric that chose is compared": (
         "sweep.compare", 'replace(VALIDATION, "test/", 1)', "replace(VALIDATION, VALIDATION, 1)"),
     "the runs of another group": (
-        "sweep.compare", "zip(settings, found", "zip(list(settings)[::-1], found"),
+        "sweep.compare", "zip(winners, found", "zip([*winners][::-1], found"),
     "pairs of different seeds": (
         "sweep.comparison", "(values, scores[self.baseline])",
         "(values, scores[self.baseline][::-1])"),
