@@ -4,6 +4,8 @@ The blocks here are toys without JAX: they count to a number, a file for each st
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import threading
 import time
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -251,6 +254,40 @@ def test_a_block_that_kills_three_workers_ends_the_sweep_with_the_log_named(
     assert said == "it broke again"
     assert said in Path(log.rstrip(")")).read_text()
     assert sweep.attempts() == [0, 0, 0]
+
+
+def test_workers_that_never_begin_end_the_sweep_with_their_last_words(toys, monkeypatch):
+    broken = [sys.executable, "-c", "raise SystemExit('no module named experiments')"]
+    monkeypatch.setattr(processes, "worker_command", lambda *_: broken)
+    says = r"a worker \(blocks left: 1\) failed 3 times, .*: no module named experiments"
+    with pytest.raises(UserError, match=says):
+        run("processes:1", toys(1))
+
+
+def test_without_file_locks_the_blocks_are_run_all_the_same(toys, monkeypatch):
+    def lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    sweep = toys(2)
+    assert run("local", sweep) == sweep.names
+
+
+@pytest.mark.parametrize(
+    ("visible", "workers", "given"), [("4,5", 3, ["4", "5", "4"]), ("4", 2, ["4", "4"])]
+)
+def test_each_worker_process_is_given_one_of_several_gpus(
+    visible, workers, given, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    started = []
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, *, env, **_: started.append(env) or Mock()
+    )
+    (tmp_path / "workers").mkdir()
+    for part in range(workers):
+        processes.Process(tmp_path, f"worker{part}", (part, workers))
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == given
 
 
 @pytest.mark.parametrize("executor", ["local", "processes:2", "slurm:1,cluster=local"])

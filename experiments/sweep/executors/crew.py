@@ -78,7 +78,7 @@ class Crew(AbstractContextManager["Crew"]):
     def _judge(self, worker: Worker, code: int, left: list[str]) -> None:
         block = next((b for b in left if at_block(self._directory, b, worker.name)), None)
         # Of those at no block three are too many, unless blocks were finished in between.
-        what = f"block {block}" if block else f"a worker, with {len(left)} blocks to do,"
+        what = f"block {block}" if block else f"a worker (blocks left: {len(left)})"
         how = signal.Signals(-code).name if code < 0 else _last_words(worker.log)
         self._tries.ended(what, code, f"{how} ({worker.log})")
 
