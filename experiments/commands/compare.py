@@ -74,7 +74,11 @@ def compare_command(options: argparse.Namespace) -> int:
         print(found.table.terminal(), end="")
         if found.across:
             print(f"\n{found.across_table.terminal()}", end="")
-    for line in [*found.learned(), *(f"note: {caveat}" for caveat in found.caveats())]:
+    for line in [
+        found.table.caption,
+        *found.learned(),
+        *(f"note: {caveat}" for caveat in found.caveats()),
+    ]:
         print(line, file=sys.stderr)
     print(f"comparison: {folder}", file=sys.stderr)
     return DONE

@@ -144,7 +144,7 @@ def number(mean: float, half: float) -> str:
         return f"{mean:.0f}" if mean == round(mean) else f"{mean:.4g}"
     decimals = int(1 - math.floor(math.log10(half)))
     if 0 <= decimals <= 6:
-        return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+        return f"{round(mean, decimals) + 0.0:.{decimals}f} ± {half:.{decimals}f}"  # no -0.0
     return f"{mean:.4g} ± {half:.2g}"
 
 

@@ -298,7 +298,7 @@ class Comparison:
         if not self.finals:
             return (
                 f"Tuning scores: {self.metric} on the seeds that chose the settings, which "
-                "flatters them. Nothing is claimed."
+                "flatters them: mean and 95 % interval (Student's t). Nothing is claimed."
             )
         return (
             f"{self.metric} of the chosen settings, trained again on fresh seeds: mean and 95 % "
