@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spectral_jax.optim import PENALTIES, Penalty, regulariser, spectral_penalty
+from spectral_jax.optim import PENALTIES, Penalty, every, regulariser, spectral_penalty
 from tests.test_optim import first_update, nothing
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -130,6 +130,30 @@ def test_the_proximal_step_on_matrices_is_the_prox_of_where_the_updates_led():
         np.testing.assert_allclose(after[name], thresholded(matrix, 1.0), atol=1e-12)
     np.testing.assert_array_equal(total["dense"]["bias"], updates["dense"]["bias"])
     np.testing.assert_array_equal(total["norm"]["scale"], updates["norm"]["scale"])
+
+
+@pytest.mark.parametrize("step", [0.3, 3.0])
+def test_the_proximal_step_of_the_spectral_norm_is_the_best_of_all_caps(step):
+    """The minimiser has the singular vectors of the matrix, and its values cut at some cap."""
+    matrices = np.random.default_rng(0).normal(size=(2, 6, 4))
+    (after,) = PENALTIES["spectral_norm"]().prox((jnp.asarray(matrices),), step, ())
+    for before, found in zip(matrices, after, strict=True):
+        u, s, vt = np.linalg.svd(before, full_matrices=False)
+        caps = np.linspace(0, s[0], 100_001)
+        cut = np.minimum(s, caps[:, None])
+        best = np.argmin(step * cut[:, 0] ** 2 / 2 + np.sum((s - cut) ** 2, axis=1) / 2)
+        np.testing.assert_allclose(found, u * cut[best] @ vt, atol=1e-4)
+
+
+def test_the_spectral_norm_follows_a_value_that_overtakes_the_kept_one():
+    """The kept vector stays an eigenvector, so its residual would not tell."""
+    before, after = ({"kernel": jnp.diag(jnp.array(s))} for s in ([2.0, 1.0], [2.0, 3.0]))
+    init, update = spectral_penalty("spectral_norm", 1.0, refresh=every(1))
+    _, state = update(before, init(before), before)
+    assert state.value == pytest.approx(2.0, rel=1e-3)
+    for _ in range(3):
+        _, state = update(after, state, after)
+    assert state.value == pytest.approx(4.5, rel=1e-3)
 
 
 def test_a_view_says_which_matrices_are_seen():

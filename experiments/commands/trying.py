@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.commands.choosing import COMMAND, choose
 from experiments.config import ExperimentConfig
-from experiments.errors import DONE, UserError
+from experiments.errors import DONE, INTERRUPTED, PREEMPTED, UserError
 
 AGAINST = "none,l2,dropout,spectral_norm"
 EXPERIMENT = "fiedler/digits"
@@ -63,16 +63,22 @@ def try_command(options: Namespace) -> int:
         return DONE
     if options.trials < 2:
         raise UserError(f"--trials {options.trials}: give at least 2 settings per arm")
-    tried = try_regulariser(
-        options.file,
-        _experiment(options),
-        against=[word.strip() for word in options.against.split(",") if word.strip()],
-        trials=options.trials,
-        seeds=options.seeds,
-        finals=options.finals,
-        executor=options.executor,
-        root=options.runs,
-    )
+    try:
+        tried = try_regulariser(
+            options.file,
+            _experiment(options),
+            against=[word.strip() for word in options.against.split(",") if word.strip()],
+            trials=options.trials,
+            seeds=options.seeds,
+            finals=options.finals,
+            executor=options.executor,
+            root=options.runs,
+        )
+    except UserError as error:
+        if error.exit_code not in (PREEMPTED, INTERRUPTED):
+            raise
+        further = f"{error.message}; this command goes on with all arms"
+        raise UserError(further, error.exit_code) from None
     page = tried.page(options.out or Path(options.runs) / "tried" / tried.name)
     if options.json:
         print(json.dumps(tried.comparison.rows(), indent=2))
