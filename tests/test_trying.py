@@ -109,7 +109,7 @@ def test_a_session_ends_with_a_page_and_an_edit_trains_its_own_arm_only(write, t
     words += ["--trials", "2", "--finals", "2", "--json"]
     assert cli.main(words) == DONE
     said = capsys.readouterr()
-    assert [row["name"] for row in json.loads(said.out)] == ["none", "fourth"]
+    assert [row["name"] for row in json.loads(said.out)] == ["fourth", "none"]
     page = (tmp_path / "runs/tried/fourth/page.html").read_text()
     assert "Every arm was tuned with 2 settings of 2 seeds" in page and "def fourth" in page
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/try/toy/*/sweeps/*/b*")}

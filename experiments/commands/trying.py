@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     )
     trying.add_argument("file", help="my_reg.py, or my_reg.py:name where it has several")
     trying.add_argument("settings", nargs="*", default=[], help="changes, as in train.epochs=3")
-    trying.add_argument("--against", default=AGAINST, help="the first one is the baseline")
+    trying.add_argument("--against", default=AGAINST, help="default: %(default)s")
     trying.add_argument("--trials", type=int, default=16, help="settings per arm (default 16)")
     trying.add_argument("--seeds", type=int, help="of every setting (default: train.seeds)")
     trying.add_argument("--finals", type=int, default=8, help="fresh seeds at the end (default 8)")

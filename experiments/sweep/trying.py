@@ -91,8 +91,7 @@ def try_regulariser(
     Args:
         file: ``my_reg.py`` or ``my_reg.py:name`` (`experiments.training.prototypes`).
         config: the experiment; its penalty and its dropout are those of the arms.
-        against: ``none``, ``dropout``, names of penalties, files; the first one is the baseline of
-            all differences.
+        against: ``none``, ``dropout``, names of penalties, files.
         trials: settings per arm: of none the rate is searched, of the others the rate and the
             strength (or the dropout rate), on a Sobol sequence.
         seeds: of every setting; None takes ``config.train.seeds``.
@@ -111,7 +110,8 @@ def try_regulariser(
         sweep(arm.config, over=arm.space, search=f"random:{trials}", seeds=seeds, **place)
         for arm in arms
     )
-    comparison = compare(sweeps, by="name", baseline=arms[0].name, finals=finals, **place)
+    # Of one family: each method against the regulariser, which is what is asked.
+    comparison = compare(sweeps, by="name", baseline=name, finals=finals, **place)
     source = Path(file.partition(":")[0]).read_text(encoding="utf-8")
     return Tried(name, arms, sweeps, held, source, comparison)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 from experiments.report.page import as_html, save_figures
 from experiments.runs.files import cannot_write_is_one_line, make_directory
 from experiments.sweep import comparison_page
-from experiments.sweep.comparison import Comparison
 from spectral_jax.plots import page
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ def write(tried: Tried, folder: Path) -> None:
     parts = [
         _list(learned(tried), "lead"),
         tried.comparison.table.html(),
-        beside(tried).table.html(),
         _list(tried.comparison.caveats()),
         *map(as_html, sections),
         "<h2>The regulariser</h2>",
@@ -47,15 +44,9 @@ def learned(tried: Tried) -> list[str]:
     plan = first.plan
     return [
         *tried.comparison.learned(),
-        *beside(tried).learned(),
         f"Every arm was tuned with {plan.count} settings of {len(plan.seeds)} seeds, by "
         f"{plan.objective}; what was best was trained again on fresh seeds, and only these count.",
     ]
-
-
-def beside(tried: Tried) -> Comparison:
-    """The same runs, each method against the regulariser."""
-    return replace(tried.comparison, baseline=tried.name)
 
 
 def _names(tried: Tried) -> str:
