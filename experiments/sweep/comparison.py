@@ -292,7 +292,7 @@ class Comparison:
             told = f"Not told apart from {self.baseline}{place}: {', '.join(rest)}"
             visible = max(one.visible for one in rest.values())
             reach = f"; so many seeds mostly tell differences from {visible:.2g}{self.unit} on"
-            yield f"{told}{reach if math.isfinite(visible) else ''}."
+            yield f"{told}{reach if 0 < visible < math.inf else ''}."
 
     def _caption(self) -> str:
         if not self.finals:
@@ -311,11 +311,12 @@ class Comparison:
 
 
 def _setting(group: Group, by: str) -> str:
-    """The chosen values, as a command line takes them."""
-    if group.best is None:
-        return ""
+    """The chosen values, as a command line takes them; those of the data are the task's."""
+    chosen = group.best.setting.items() if group.best else ()
     return " ".join(
-        f"{key}={short(value)}" for key, value in group.best.setting.items() if key != by
+        f"{key}={short(value)}"
+        for key, value in chosen
+        if key != by and not key.startswith("data.")
     )
 
 

@@ -16,6 +16,7 @@ from experiments.sweep.compare import compare
 from experiments.sweep.groups import grouped
 from tests.sweep.made_up import BASE, Truth, swept, training
 
+OPTIONS = {"by": "penalty.name", "baseline": "none"}
 STRENGTHS = (0.01, 0.1, 1.0)
 SPACE = {"penalty.name": ("none", "l2", "l1", "fiedler"), "penalty.strength": STRENGTHS}
 EFFECTS = {
@@ -179,6 +180,7 @@ def test_data_may_be_swept_too(asked):
     found = compare([swept(truth_of, space)], by="penalty.name", baseline="none")
     assert list(found.tasks) == ["digits label_noise=0.0", "digits label_noise=0.2"]
     assert [setting.get("data.label_noise", 0.0) for setting in asked[1][1]] == [0.2] * 4
+    assert not any("data." in row["setting"] for row in found.table.rows)
 
 
 def test_arms_may_be_sweeps_of_their_own(asked):
@@ -195,6 +197,12 @@ def test_arms_may_be_sweeps_of_their_own(asked):
     arms[1] = replace(arms[1], plan=replace(arms[1].plan, config=faster))
     told = "on digits the sweeps differ in optimizer.momentum as well, which nothing chose"
     assert told in compare(arms, by="name", baseline="none").caveats()
+
+
+def test_groups_that_agree_exactly_are_told_without_a_reach(monkeypatch):
+    train_by(lambda config: Truth(noise=0.0), monkeypatch)
+    found = compare([swept(truth_of, SPACE)], **OPTIONS)
+    assert found.learned() == ["Not told apart from none: l2, l1, fiedler."]
 
 
 def test_what_limits_it_is_told(asked):
@@ -231,9 +239,6 @@ def test_epochs_and_seeds_are_part_of_the_budget(train):
     sweeps = [swept(truth_of, parts["none"]), swept(truth_of, parts["l2"], config=other)]
     with pytest.raises(UserError, match="were not tuned alike"):
         compare(sweeps, by="penalty.name", baseline="none")
-
-
-OPTIONS = {"by": "penalty.name", "baseline": "none"}
 
 
 @pytest.mark.parametrize(
