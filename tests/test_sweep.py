@@ -8,7 +8,7 @@ import pytest
 
 from experiments.config import DataConfig, ExperimentConfig, PenaltyConfig, TrainConfig
 from experiments.errors import INTERRUPTED, USAGE, UserError
-from experiments.runs.files import read_json, write_json_once
+from experiments.runs.files import read_json, write_json, write_json_once
 from experiments.sweep import planning, rounds
 from experiments.sweep import sweep as sweeps
 from experiments.sweep.block import BlockResult, read_block
@@ -321,4 +321,8 @@ def test_a_directory_that_is_no_sweep_is_refused(run, tmp_path):
     directory = run(executor=Toy()).directory
     with pytest.raises(UserError, match="did you mean"):
         read(directory.with_name(directory.name[:-1] + "x"))
-    assert read_json(directory / "sweep.json", remedy="")["objective"] == "validation/accuracy"
+    plan = read_json(directory / "sweep.json", remedy="")
+    assert plan["objective"] == "validation/accuracy"
+    write_json(directory / "sweep.json", {**plan, "leases": 3})
+    with pytest.raises(UserError, match="another version of this program .*leases"):
+        read(directory)

@@ -164,7 +164,13 @@ def read_plan(directory: str | Path) -> Plan:
             f"; give a directory such as runs/NAME/sweeps/KEY that holds {FILE}"
         )
         raise UserError(f"{directory} is no sweep{hint}")
-    return from_json(stored, where=str(path))
+    try:
+        return from_json(stored, where=str(path))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is of another version of this program ({error}): give the sweep's command "
+            "again, which begins a new one beside it"
+        ) from None
 
 
 def write_plan(directory: Path, plan: Plan) -> Plan:
