@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from experiments.report import comparison as statistics
-from experiments.report.comparison import Across, Against, Ranged
+from experiments.report.comparison import (
+    Across,
+    Against,
+    Ranged,
+    across_tasks,
+    against_baseline,
+    differences,
+    in_deviations,
+    pairs_needed,
+)
 from experiments.report.statistics import Estimate, estimate, interval
 from experiments.report.tables import Table, cell, number
 from experiments.runs.files import cannot_write_is_one_line, make_directory, plain
@@ -72,9 +80,7 @@ class Comparison:
     def pairs(self) -> dict[tuple[str, str], Scores]:
         """By task and group the differences to the baseline, more is better, in the unit."""
         return {
-            (task, group): statistics.differences(
-                *map(self._signed, (values, scores[self.baseline]))
-            )
+            (task, group): differences(*map(self._signed, (values, scores[self.baseline])))
             for task, scores in self.scores.items()
             for group, values in scores.items()
             if group != self.baseline
@@ -83,17 +89,17 @@ class Comparison:
     @cached_property
     def against(self) -> dict[tuple[str, str], Against]:
         """By task and group how it compares to the baseline."""
-        return statistics.against_baseline(self.pairs)
+        return against_baseline(self.pairs)
 
     @cached_property
     def scaled(self) -> dict[str, dict[str, Scores]]:
-        """By group and task the runs on the scale of all tasks (`statistics.in_deviations`).
+        """By group and task the runs on the scale of all tasks (`in_deviations`).
 
         Of groups that all tasks have. A task on which nothing varies has no scale: it is left out.
         """
         shared = set.intersection(*(set(scores) for scores in self.scores.values()))
         groups = [group for group in self.ordered(next(iter(self.tasks))) if group in shared]
-        scaled = statistics.in_deviations(
+        scaled = in_deviations(
             {g: [self._signed(scores[g]) for scores in self.scores.values()] for g in groups},
             baseline=self.baseline,
         )
@@ -112,7 +118,7 @@ class Comparison:
         scores = {group: [*tasks.values()] for group, tasks in self.scaled.items()}
         if len(scores[self.baseline]) < 2 or min(map(len, self.seeds.values())) < 2:
             return {}
-        return statistics.across_tasks(scores, baseline=self.baseline)
+        return across_tasks(scores, baseline=self.baseline)
 
     @cached_property
     def table(self) -> Table:
@@ -179,7 +185,7 @@ class Comparison:
     def caveats(self) -> list[str]:
         """What limits it, in sentences."""
         few = min(map(len, self.seeds.values()))
-        needed = statistics.pairs_needed(TOLD)
+        needed = pairs_needed(TOLD)
         pairs = (
             f"{few} pairs: it takes {needed} to tell a probability of improvement of {TOLD:g} "
             "from a half at a power of 80 %"
