@@ -250,6 +250,7 @@ def test_what_a_search_proposed_is_kept(run, monkeypatch):
         ({"objective": "spectra/lambda_2"}, "not recorded on validation data"),
         ({"halve": "2@8"}, "nothing would be left to save"),
         ({"seeds": 0}, "seeds = 0: expected an integer >= 1"),
+        ({"over": {"penalty.name": Choice(["none"]), **STRENGTHS}}, "penalty.name = none has none"),
         ({"search": "sobol:4"}, "write grid, random:64 or tpe:64"),
         ({"executor": "cloud"}, "cloud"),
     ],
@@ -257,6 +258,14 @@ def test_what_a_search_proposed_is_kept(run, monkeypatch):
 def test_what_cannot_be_swept_is_refused_before_anything_is_written(run, tmp_path, changes, said):
     with pytest.raises(UserError, match=said) as refused:
         run(**changes)
+    assert refused.value.exit_code == USAGE and not list(tmp_path.iterdir())
+
+
+def test_penalties_are_not_compared_without_a_strength(tmp_path):
+    """They would all be the same as none, and a table would say that they do nothing."""
+    weak, names = replace(CONFIG, penalty=PenaltyConfig()), Choice(["none", "l1", "l2"])
+    with pytest.raises(UserError, match="the strength of l1, l2 is 0") as refused:
+        sweeps.sweep(weak, over={"penalty.name": names}, root=tmp_path, executor=Toy())
     assert refused.value.exit_code == USAGE and not list(tmp_path.iterdir())
 
 

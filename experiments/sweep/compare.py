@@ -33,6 +33,7 @@ from experiments.sweep.groups import (
     refuse_incomparable,
     refuse_unequal,
     refuse_unfinished,
+    settled,
 )
 from experiments.sweep.outcome import Sweep, TrialRow, higher_is_better
 from experiments.sweep.space import shown
@@ -78,7 +79,7 @@ def compare(
         raise UserError(f"finals = {finals}: of one pair nothing can be said; give 0, or 2 or more")
     refuse_unfinished(sweeps)
     tasks = grouped(sweeps, by=by)
-    baseline = shown(parse_yaml(baseline, where="baseline"))  # 1e-3 is called 0.001
+    baseline = shown(settled(parse_yaml(baseline, where="baseline")))  # 1e-3 is called 0.001
     refuse_incomparable(tasks, by=by, baseline=baseline)
     if not unequal:
         refuse_unequal(tasks)

@@ -23,6 +23,7 @@ from experiments.sweep.space import NOT_SEARCHED, shown
 
 NAME = "name"  # the key that is not searched: arms that are sweeps of their own are called by it
 COMMAND = "python -m experiments"
+EXACT = 2.0**53  # from there on floats are integers that do not say which
 
 Tasks = Mapping[str, Mapping[str, "Group"]]
 
@@ -94,15 +95,21 @@ def grouped(sweeps: Sequence[Sweep], *, by: str) -> dict[str, dict[str, Group]]:
 
 def _parts(sweep: Sweep, by: str) -> dict[tuple[str, str], list[TrialRow]]:
     """Trials by the data, as JSON, and by the value of the key."""
-    values = values_of(sweep.plan.config)
+    values = {key: settled(value) for key, value in values_of(sweep.plan.config).items()}
     data = {key: value for key, value in values.items() if key.startswith("data.") and key != by}
     parts: dict[tuple[str, str], list[TrialRow]] = defaultdict(list)
     for rows in sweep.configurations.values():
-        setting = rows[0].setting
+        setting = {key: settled(value) for key, value in rows[0].setting.items()}
         task = json.dumps({**data, **{k: v for k, v in setting.items() if k in data}})
         value = shown(setting.get(by, values[by]))
         parts[task, value.rpartition("/")[2] if by == NAME else value] += rows
     return parts
+
+
+def settled(value: Any) -> Any:
+    """An integer for a float that is one: 0 and 0.0 are the same value of a key."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < EXACT
+    return int(value) if whole else value
 
 
 def _task_names(tasks: Sequence[str]) -> dict[str, str]:

@@ -53,7 +53,7 @@ class Best(NamedTuple):
     Attributes:
         score: the mean of the objective over seeds.
         at_edge: the keys whose value is the least or the greatest that was tried: a better one may
-            lie outside.
+            lie outside. Not those that change nothing, as the strength of no penalty.
         tied: numbers of the others that are within a standard error of the best, paired by seed.
     """
 
@@ -173,7 +173,9 @@ def best_of(trials: Sequence[TrialRow], plan: Plan) -> Best | None:
         settings[number],
         configure(plan.config, settings[number]),
         _mean(trial.metrics[plan.objective] for trial in rivals if trial.number == number),
-        at_edge=_at_edge(settings[number], [trial.setting for trial in trials]),
+        at_edge=_at_edge(
+            settings[number], [trial.setting for trial in trials], _alike(rivals, number)
+        ),
         tied=tuple(other for other in (first, *tied) if other != number),
     )
 
@@ -215,8 +217,26 @@ def _is_default(config: ExperimentConfig, setting: Mapping[str, Any]) -> bool:
     return all(as_text(value) == as_text(values[key]) for key, value in setting.items())
 
 
-def _at_edge(setting: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The keys whose number is the least or the greatest of those that were tried."""
+def _alike(trials: Sequence[TrialRow], number: int) -> list[Mapping[str, Any]]:
+    """The settings that measured the same on validation data as that one, in every digit."""
+    settings = {trial.number: trial.setting for trial in trials}
+    measured: dict[int, dict[tuple[int, str], float]] = defaultdict(dict)
+    for trial in trials:
+        for name, value in trial.metrics.items():
+            if name.startswith(selection.VALIDATION):
+                measured[trial.number][trial.seed, name] = value
+    return [settings[other] for other in measured if measured[other] == measured[number]]
+
+
+def _at_edge(
+    setting: Mapping[str, Any],
+    tried: Iterable[Mapping[str, Any]],
+    alike: Sequence[Mapping[str, Any]],
+) -> tuple[str, ...]:
+    """The keys whose number is the least or the greatest of those that were tried.
+
+    Where others are ``alike``, they agree on it: else another value does the same.
+    """
     numbers: dict[str, set[float]] = defaultdict(set)
     for other in tried:
         for key, value in other.items():
@@ -225,7 +245,9 @@ def _at_edge(setting: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> 
     return tuple(
         key
         for key, value in setting.items()
-        if len(numbers[key]) > 1 and value in (min(numbers[key]), max(numbers[key]))
+        if len(numbers[key]) > 1
+        and value in (min(numbers[key]), max(numbers[key]))
+        and all(other.get(key) == value for other in alike)
     )
 
 

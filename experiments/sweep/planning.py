@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,7 +46,10 @@ def plan_of(
         halving.check(config, over, objective)
         halving.parse(halve, epochs=config.train.epochs)
     found = search_of(search, over, seed=config.train.seed, settings=settings)
-    _refuse_what_is_no_block(config, found.propose([]))
+    proposed = found.propose([])
+    _refuse_what_is_no_block(config, proposed)
+    if over:
+        _refuse_what_changes_nothing(config, proposed)
     return Plan(
         config,
         space=dict(over),
@@ -66,7 +70,7 @@ def _with_seeds(config: ExperimentConfig, seeds: int | None) -> ExperimentConfig
     try:
         return replace(config, train=replace(config.train, seeds=seeds))
     except ValueError as error:
-        raise UserError(f"seeds: {error}") from None
+        raise UserError(str(error)) from None
 
 
 def _refuse_no_validation(config: ExperimentConfig, space: Space) -> None:
@@ -106,3 +110,22 @@ def _refuse_what_is_no_block(config: ExperimentConfig, settings: Sequence[Settin
     for setting in settings:
         configure(config, setting)
     blocks_of(config, {0: settings[0]}, [config.train.seed], width=1, axis="map", end=1)
+
+
+def _refuse_what_changes_nothing(config: ExperimentConfig, settings: Sequence[Setting]) -> None:
+    """A penalty without a strength, and the strength of no penalty: all trials are the same."""
+    strengths: dict[str, set[float]] = defaultdict(set)
+    for setting in settings:
+        penalty = configure(config, setting).penalty
+        strengths[penalty.name].add(penalty.strength)
+    if {*strengths} == {"none"} and "penalty.strength" in settings[0]:
+        raise UserError(
+            "penalty.strength is searched, and penalty.name = none has none: set or search "
+            "penalty.name, as in penalty.name=l2"
+        )
+    idle = [name for name, known in strengths.items() if name != "none" and known == {0.0}]
+    if idle and "penalty.name" in settings[0]:
+        raise UserError(
+            f"penalty.name is searched, and the strength of {', '.join(idle)} is 0: set or search "
+            "penalty.strength, as in penalty.strength=log(1e-5,1e-1,8)"
+        )

@@ -92,7 +92,8 @@ class _Range:
     def grid(self) -> list[float]:
         """``count`` values, the first and the last exactly ``low`` and ``high``."""
         if self.count is None:
-            raise ValueError(f"{self} has no count, which a grid needs; write {FORMS[self._name]}")
+            counted = f"{str(self)[:-1]},8)"
+            raise ValueError(f"{self} has no count, which a grid needs; write {counted}")
         _refuse_too_many(self, self.count)
         places = (place / (self.count - 1) for place in range(1, self.count - 1))
         # To 12 digits: a default of 0.001 is to be among them, and not 0.000999999999999999.

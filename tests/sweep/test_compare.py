@@ -178,7 +178,7 @@ def test_sweeps_on_other_data_are_other_tasks(asked):
 def test_data_may_be_swept_too(asked):
     space = {**SPACE, "data.label_noise": (0.0, 0.2)}
     found = compare([swept(truth_of, space)], by="penalty.name", baseline="none")
-    assert list(found.tasks) == ["digits label_noise=0.0", "digits label_noise=0.2"]
+    assert list(found.tasks) == ["digits label_noise=0", "digits label_noise=0.2"]
     assert [setting.get("data.label_noise", 0.0) for setting in asked[1][1]] == [0.2] * 4
     assert not any("data." in row["setting"] for row in found.table.rows)
 
@@ -215,6 +215,29 @@ def test_what_limits_it_is_told(asked):
     more = compare([swept(truth_of, SPACE)], by="penalty.name", baseline="none", finals=29)
     (edges,) = more.caveats()
     assert edges.startswith("on digits the best is at the edge of what was tried for ")
+
+
+def test_a_key_that_changes_nothing_is_not_at_the_edge():
+    def inert(config):
+        name = config.penalty.name
+        return Truth(noise=0.0) if name == "none" else Truth(config.penalty.strength)
+
+    (found,) = grouped([swept(inert, SPACE)], by="penalty.name").values()
+    assert found["none"].best.at_edge == ()
+    assert found["l2"].best.at_edge == ("penalty.strength",)
+
+
+def test_a_value_is_the_same_whether_it_is_searched_or_configured():
+    searched = {"optimizer.momentum": (0, 0.9), "data.label_noise": (0,)}
+    still = replace(BASE, optimizer=replace(BASE.optimizer, momentum=0.0))
+    sweeps = [
+        swept(lambda config: Truth(), searched, directory="searched"),
+        swept(lambda config: Truth(), {"penalty.strength": STRENGTHS}, config=still),
+    ]
+    with pytest.raises(UserError, match="momentum=0 stands in searched and in sweep"):
+        grouped(sweeps, by="optimizer.momentum")
+    found = compare(sweeps[:1], by="optimizer.momentum", baseline="0.0", finals=0)
+    assert found.baseline == "0" and [*found.tasks["digits"]] == ["0", "0.9"]
 
 
 def unequal():
@@ -280,7 +303,7 @@ def test_without_common_seeds_there_are_no_pairs():
 def test_a_group_is_called_as_one_types_it():
     space = {"model.dropout": (0.0, 0.5), "model.hidden": ([64], [32, 32])}
     sweep = swept(lambda config: Truth(), space)
-    assert [*grouped([sweep], by="model.dropout")["digits"]] == ["0.0", "0.5"]
+    assert [*grouped([sweep], by="model.dropout")["digits"]] == ["0", "0.5"]
     assert [*grouped([sweep], by="model.hidden")["digits"]] == ["[64]", "[32, 32]"]
 
 
