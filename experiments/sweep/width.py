@@ -58,7 +58,9 @@ def layout(
     groups = _largest_first(config, settings, seeds)
     memory, configured = SHARE * available_memory() / workers, config.train.seed_axis
     # What is to run side by side may have to run in turn, or it could hang.
-    axes: tuple[Axis, ...] = (configured,) if configured == "stepwise" else ("map", "vmap")
+    axes: Sequence[Axis] = ("map", "vmap")
+    if configured == "map" or configured == "stepwise":
+        axes = (configured,)
     fitting = [
         _fitting(session_of(config, group[:1]), len(group), axes, memory) for group in groups
     ]
