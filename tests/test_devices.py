@@ -143,6 +143,14 @@ def test_a_place_among_processes_is_said_in_full(where, tmp_path):
             pass
 
 
+def test_a_port_that_another_has_is_refused(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]},2,0"
+        with pytest.raises(UserError, match=r"port \d+ is taken here: say another one"):
+            with joined(where, tmp_path):
+                pass
+
+
 def test_several_processes_are_told_to_share(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match=r"set train\.shard=trials or train\.shard=batch"):

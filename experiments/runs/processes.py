@@ -15,6 +15,7 @@ import contextlib
 import os
 import pickle
 import re
+import socket
 import sys
 import tempfile
 import time
@@ -44,7 +45,8 @@ def joined(where: str | None, root: str | Path) -> Iterator[str | Path]:
     It is ``root`` in the first. The others write to a folder that is gone afterwards, and say
     nothing, for it would be said twice. None: this process is alone, and nothing is started.
 
-    Raises ``UserError``: 2 for what cannot be read, 1 when the others do not come.
+    Raises ``UserError``: 2 for a place that cannot be read or found, 1 if it cannot be taken. Where
+    the others do not come, JAX aborts the process.
     """
     if where is None:
         yield root
@@ -152,13 +154,18 @@ def _told(message: bytes) -> bytes:
 
 def _start(where: str) -> None:
     place = _place(where)
+    if place.get("process_id") == 0:
+        _refuse_taken_port(where, place["coordinator_address"])
     # XLA's own handler of SIGTERM would take the place of the one that saves the state.
     jax.config.update("jax_enable_preemption_service", False)
     # Only the CPU needs to be told how processes talk to each other.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    print(f"waiting for the other processes, five minutes at most ({where})", file=sys.stderr)
     try:
         jax.distributed.initialize(**place)
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:  # JAX has found no cluster, or what it says of itself is odd
+        raise UserError(f"--distributed {where}: {error} Say {EXPECTED}") from error
+    except RuntimeError as error:
         raise UserError(f"--distributed {where}: {error}", FAILED) from error
 
 
@@ -174,6 +181,16 @@ def _place(where: str) -> dict[str, Any]:
         "process_id": int(found["index"]),
         "cluster_detection_method": "deactivate",
     }
+
+
+def _refuse_taken_port(where: str, address: str) -> None:
+    """JAX dies of one without a word."""
+    port = int(address.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except (OSError, OverflowError):
+        message = f"--distributed {where}: port {port} is taken here: say another one, to all"
+        raise UserError(message) from None
 
 
 def _exit_code(error: BaseException) -> int:
