@@ -1,6 +1,6 @@
 """Trials and batches over eight fake devices, and two processes that train as one."""
 
-import os
+import json
 import signal
 import socket
 import subprocess
@@ -167,7 +167,7 @@ class Pair:
         self.processes = [
             subprocess.Popen(
                 [*command(folder, *settings), "--distributed", f"{address},2,{index}"],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**environment, "JAX_NUM_CPU_DEVICES": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for index in range(2)
         ]  # fmt: skip
@@ -194,36 +194,56 @@ def wait_for(folder: Path, pattern: str) -> None:
         time.sleep(0.1)
 
 
+def alone_with(devices: int, folder: Path, environment: dict[str, str], *settings: str) -> str:
+    """The same in one process; returns what it says on stderr."""
+    environment = {**environment, "JAX_NUM_CPU_DEVICES": str(devices)}
+    ended = subprocess.run(
+        command(folder, *settings), env=environment, timeout=240, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stderr
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    (run,) = folder.glob("runs/*/*Z-*")
+    return dict(np.load(run / "arrays/parameters.npz"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("share", ["trials", "batch"])
 def test_two_processes_are_stopped_and_one_goes_on(tmp_path, quick_environment, share):
-    environment = {**quick_environment, "JAX_NUM_CPU_DEVICES": "2"}
-    tmp_path.joinpath("config.yaml").write_text(dump_yaml(CONFIG))
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    for folder in (disturbed, undisturbed):
+        folder.mkdir()
+        folder.joinpath("config.yaml").write_text(dump_yaml(CONFIG))
     settings = (f"train.shard={share}", "train.seeds=3", "train.epochs=600", "train.seed_axis=map",
                 "train.evaluate_every=600")  # fmt: skip
-    pair = Pair(tmp_path, environment, *settings)
-    wait_for(tmp_path, "runs/*/*/checkpoints/[0-9]*")
+    pair = Pair(disturbed, quick_environment, *settings)
+    wait_for(disturbed, "runs/*/*/checkpoints/[0-9]*")
     pair.processes[1].send_signal(signal.SIGTERM)  # one is asked, both stop
     (first, _, said), (second, silent, _) = pair.end()
     assert (first, second) == (PREEMPTED, PREEMPTED), said
     assert "is kept: run the same command again" in said and silent == ""
 
-    resumed = subprocess.run(
-        command(tmp_path, *settings), env=environment, timeout=240, capture_output=True, text=True
-    )
-    assert resumed.returncode == 0 and "going on from step" in resumed.stderr, resumed.stderr
-    (run,) = tmp_path.glob("runs/*/*Z-*")
-    stopped = np.load(run / "arrays/parameters.npz")
-
-    tmp_path.joinpath("runs").rename(tmp_path / "stopped")
-    whole = Pair(tmp_path, environment, *settings).end()
-    assert [code for code, *_ in whole] == [0, 0], whole
-    assert whole[0][1] and not whole[1][1]  # the first alone prints the table
-    (run,) = tmp_path.glob("runs/*/*Z-*")
-    undisturbed = np.load(run / "arrays/parameters.npz")
-    for name in undisturbed:
+    assert "going on from step" in alone_with(2, disturbed, quick_environment, *settings)
+    alone_with(4, undisturbed, quick_environment, *settings)
+    found, wanted = weights(disturbed), weights(undisturbed)
+    for name in wanted:
         if share == "trials":
-            np.testing.assert_array_equal(stopped[name], undisturbed[name])
+            np.testing.assert_array_equal(found[name], wanted[name])
         else:
-            np.testing.assert_allclose(stopped[name], undisturbed[name], rtol=1e-2, atol=1e-3)
-    assert os.listdir(tmp_path / "runs") == ["devices"]
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_writes_and_says_what_came_out(tmp_path, quick_environment):
+    tmp_path.joinpath("config.yaml").write_text(dump_yaml(CONFIG))
+    settings = ("train.shard=trials", "train.seeds=3", "train.epochs=1", "train.seed_axis=map")
+    (first, said, errors), (second, silent, _) = Pair(
+        tmp_path, quick_environment, *settings, "--json"
+    ).end()
+    assert (first, second) == (0, 0), errors
+    (row,) = json.loads(said)
+    assert silent == "" and [row["run"]] == [str(run) for run in tmp_path.glob("runs/*/*Z-*")]
+    alone_with(4, tmp_path, quick_environment, *settings)  # it is the same run, and done
+    assert len(list(tmp_path.glob("runs/*/*Z-*"))) == 1
