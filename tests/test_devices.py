@@ -167,7 +167,8 @@ class Pair:
         self.processes = [
             subprocess.Popen(
                 [*command(folder, *settings), "--distributed", f"{address},2,{index}"],
-                env={**environment, "JAX_NUM_CPU_DEVICES": "2"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**environment, "JAX_NUM_CPU_DEVICES": "2"},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for index in range(2)
         ]  # fmt: skip
