@@ -14,7 +14,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class _Found(NamedTuple):
 
     step: int
     directory: Path
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     note: bytes
 
 
@@ -82,7 +83,7 @@ def restore(directory: Path, like: Any) -> Restored | None:
     Leaves come back with the dtype, PRNG implementation and sharding of `like`. Raises `UserError`:
     2 when the checkpoint holds another tree, 4 when there are checkpoints and none can be read.
     """
-    return _filled(like, by_first(lambda: _kept(directory)))
+    return _filled(like, lambda: _kept(directory))
 
 
 def newest(directories: Iterable[Path], like: Any) -> Restored | None:
@@ -90,7 +91,7 @@ def newest(directories: Iterable[Path], like: Any) -> Restored | None:
 
     So nothing is removed there, and what vanishes meanwhile is passed over. As `restore` otherwise.
     """
-    return _filled(like, by_first(lambda: _newest(directories)))
+    return _filled(like, lambda: _newest(directories))
 
 
 def steps(directory: Path) -> list[int]:
@@ -144,11 +145,23 @@ def _newest(directories: Iterable[Path]) -> _Found | None:
     return None
 
 
-def _filled(like: Any, found: _Found | None) -> Restored | None:
+def _filled(like: Any, find: Callable[[], _Found | None]) -> Restored | None:
+    """What the first process finds, told to the others by the array: all at once would be large."""
+    mine: dict[str, np.ndarray] = {}
+
+    def outline() -> _Found | None:
+        found = find()
+        if found is None:
+            return None
+        mine.update(found.arrays)
+        return found._replace(arrays=dict.fromkeys(mine))
+
+    found = by_first(outline)
     if found is None:
         return None
-    step, directory, arrays, note = found
-    return Restored(step, _fill(like, arrays, directory / str(step)), note, directory)
+    arrays = {name: by_first(partial(mine.__getitem__, name)) for name in found.arrays}
+    path = found.directory / str(found.step)
+    return Restored(found.step, _fill(like, arrays, path), found.note, found.directory)
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -33,6 +33,7 @@ from experiments.runs.interruption import meaning
 
 Value = TypeVar("Value")
 STDOUT, STDERR = 1, 2
+WORD = 2**32
 # What the others need, when all end, to have gone before the first.
 LAST_SECONDS = 2.0
 EXPECTED = "ADDRESS,COUNT,INDEX, as in 10.0.0.1:1234,2,0, or auto on Slurm, Open MPI and TPU pods"
@@ -145,7 +146,11 @@ def _moved(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 def _told(message: bytes) -> bytes:
     """The first process's message. As words of integers: a sum of floats would lose -0 and NaN."""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    # The length as two words: JAX would cut one of 64 bits.
+    high, low = multihost_utils.broadcast_one_to_all(
+        np.array(divmod(len(message), WORD), np.uint32)
+    )
+    length = int(high) * WORD + int(low)
     words = np.zeros(-(-length // 4), np.uint32)
     if is_first():
         words.view(np.uint8)[:length] = np.frombuffer(message, np.uint8)
