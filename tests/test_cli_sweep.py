@@ -1,6 +1,7 @@
 """`sweep` at the door: a small one of digits, told on stdout and stderr, and found again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ from experiments.runs.files import append_line
 from experiments.sweep import estimate as estimates
 from experiments.sweep.block import Block, BlockTrial, write_block
 from experiments.sweep.estimate import estimate
-from experiments.sweep.log import TrialLog
+from experiments.sweep.log import Entry, TrialLog
 from experiments.sweep.meter import Meter
 from experiments.sweep.planning import plan_of
 from experiments.sweep.space import Choice, Log
@@ -108,9 +109,26 @@ def test_an_estimate_counts_blocks_programs_bytes_and_hours(monkeypatch):
     monkeypatch.setattr(estimates, "pace", lambda *_: 1800.0)
     found = estimate(PLAN, workers=2)
     assert (found.configurations, found.trials) == (6, 12)
-    assert found.blocks == 3 + 2 + 2 and found.compilations == 2
+    assert found.blocks == 2 * 2 + 2 + 2 and found.compilations == 2
     assert found.hours == pytest.approx((12 * 1 + 6 * 1 + 4 * 2) / 4 * 0.5 / 2)
     assert found.memory == 1000 and found.disk % (2 * (4 * 2 + 12 + 6)) == 0
+
+
+def test_an_estimate_and_the_bar_count_the_epochs_that_are_swept(monkeypatch, tmp_path):
+    """Two trials of 1 epoch, which are timed, and two of 3, in a configuration of 4."""
+    space = {"train.epochs": Choice([1, 3])}
+    plan = replace(PLAN, space=space, count=2, halve="")
+    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4, 1000))
+    monkeypatch.setattr(estimates, "pace", lambda *_: 1800.0)
+    assert estimate(plan, workers=1).hours == pytest.approx((2 * 1 + 2 * 3) * 0.5, rel=1e-3)
+    seeds, known = list(plan.seeds), {"diverged": [0.0, 0.0]}
+    TrialLog(tmp_path).add(
+        Entry(0, 0, number, {"train.epochs": epochs}, epochs, seeds, known)
+        for number, epochs in enumerate([1, 3])
+    )
+    moves = []
+    Meter(tmp_path, plan, TrialLog(tmp_path), lambda steps, note="": moves.append(steps), 0).look()
+    assert moves == [plan.work]
 
 
 def test_the_bar_counts_what_blocks_have_trained_so_far(tmp_path):

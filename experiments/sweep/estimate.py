@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from statistics import fmean
 from typing import NamedTuple
 
 from experiments.sweep.attempts import session_of
@@ -43,20 +44,29 @@ def estimate(plan: Plan, *, workers: int) -> Estimate:
     """
     first = dict(enumerate(search_for(plan).propose([])))
     laid = layout(plan.config, first, plan.seeds, workers=workers)
-    groups = list(grouped(plan.config, first, plan.seeds).values())
-    state, _ = session_of(plan.config, groups[0][:1]).sizes()
+    groups = grouped(plan.config, first, plan.seeds)
+    timed = max(groups, key=lambda shape: len(groups[shape]))
+    state, _ = session_of(plan.config, groups[timed][:1]).sizes()
+    total = sum(map(len, groups.values()))
     *earlier, _ = plan.sizes  # the states at the end of a rung stay, for the next one
     begun = time.perf_counter()
     seconds = pace(plan.config, first, plan.seeds, laid)
     compiling = len(groups) * (time.perf_counter() - begun)  # next to that, its few steps are none
+    known = plan.config.train.epochs
+    epochs = fmean(setting.get("train.epochs", known) for setting in first.values())
+    training = plan.work * seconds * epochs / timed.train.epochs
     return Estimate(
         configurations=plan.count,
         trials=plan.trials,
-        blocks=sum(max(len(groups), math.ceil(size / laid.width)) for size in plan.sizes),
+        blocks=sum(
+            math.ceil(size * len(group) / (total * laid.width))
+            for size in plan.sizes
+            for group in groups.values()
+        ),
         width=laid.width,
         axis=laid.axis,
         compilations=len(groups),
         memory=laid.bytes,
         disk=CHECKPOINTS * state * (laid.width * workers + sum(earlier)),
-        hours=(plan.work * seconds / workers + compiling) / 3600,
+        hours=(training / workers + compiling) / 3600,
     )

@@ -76,7 +76,7 @@ class Meter:
         attempts = self.directory.glob(f"blocks/{block.id}/attempts/*/metrics.jsonl")
         epoch = max(map(_last_epoch, attempts), default=0.0)
         trained = min(max(epoch - block.start, 0.0), block.end - block.start)
-        return len(block.trials) * trained / self.plan.config.train.epochs
+        return len(block.trials) * trained / _whole(self.plan, block.end)
 
 
 def _logged(plan: Plan, log: TrialLog) -> float:
@@ -86,7 +86,12 @@ def _logged(plan: Plan, log: TrialLog) -> float:
 
 def _worth(plan: Plan, entry: Entry) -> float:
     start, _ = plan.rungs[entry.rung]
-    return len(entry.seeds) * (entry.epochs - start) / plan.config.train.epochs
+    return len(entry.seeds) * (entry.epochs - start) / _whole(plan, entry.epochs)
+
+
+def _whole(plan: Plan, end: int) -> int:
+    """The epochs of a whole training; where nothing is halved, a setting may have its own."""
+    return plan.config.train.epochs if plan.halving else end
 
 
 def _last_epoch(metrics: Path) -> float:
