@@ -20,7 +20,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from experiments.errors import DONE, FAILED, MISSING, PREEMPTED, UserError
+from experiments.errors import DONE, FAILED, MISSING, PREEMPTED, USAGE, UserError
 from experiments.sweep.committed import committed
 from experiments.sweep.executors import parse, processes
 
@@ -316,6 +316,7 @@ def test_a_sweep_that_is_stopped_stops_its_workers_which_save(toys):
 COORDINATOR = """
 import sys
 from pathlib import Path
+from experiments.errors import UserError
 from experiments.runs.interruption import meaning, stop_on_signals
 from experiments.sweep.executors import parse
 stop_on_signals()
@@ -323,6 +324,9 @@ try:
     with parse(sys.argv[1]) as executor:
         blocks = list(executor.run(Path(sys.argv[2]), sys.argv[3:]))
     print(*blocks)
+except UserError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
 except KeyboardInterrupt as error:
     sys.exit(meaning(error)[1])
 """
@@ -519,3 +523,12 @@ def test_a_job_that_slurm_stops_saves_and_another_takes_its_place(toys, cluster)
 def test_what_slurm_refuses_is_said_in_its_words(option, says, toys, cluster):
     with pytest.raises(UserError, match=says):
         run(f"slurm:1,{option}", toys(1))
+
+
+@NEEDS_RAY
+def test_a_cluster_of_ray_that_does_not_answer_is_named(toys, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with coordinate("ray:1", toys(1)) as coordinator:
+        said, _ = coordinator.communicate(timeout=60)
+    assert coordinator.returncode == USAGE
+    assert "no cluster answers at RAY_ADDRESS=127.0.0.1:1" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -103,16 +104,17 @@ class Ray(AbstractContextManager["Ray"]):
         here = {"num_cpus": places, "include_dashboard": False, "object_store_memory": STORE}
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
         try:
+            _knock(address)
             with _our_handler_of_sigterm(), warnings.catch_warnings():
                 # JAX warns of forks. Ray's become other programs at once, and touch no lock of JAX.
                 warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
                 ray.init(
                     log_to_driver=False, logging_level=logging.ERROR, **({} if address else here)
                 )
-        except ConnectionError:
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"--executor ray: no cluster answers at RAY_ADDRESS={address}; start one with "
-                "`ray start --head`, or unset RAY_ADDRESS to use this machine"
+                f"--executor ray: no cluster answers at RAY_ADDRESS={address} ({error}); start one "
+                "with `ray start --head`, or unset RAY_ADDRESS to use this machine"
             ) from None
         self._undo.callback(ray.shutdown)
         # Ray tells of dead workers there, and stdout is for data.
@@ -161,6 +163,13 @@ def _outcome(reference: Any) -> tuple[int, str]:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
         return FAILED, f"{type(error).__name__}: {one_line(str(error))}"
+
+
+def _knock(address: str | None) -> None:
+    """OSError where nobody listens at HOST:PORT: Ray would try for minutes."""
+    host, colon, port = (address or "").rpartition("/")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextmanager
