@@ -13,6 +13,7 @@ from experiments.commands.choosing import COMMAND, choose
 from experiments.commands.printing import print_rows
 from experiments.config import to_mapping
 from experiments.errors import DONE, FAILED, UserError
+from experiments.names import did_you_mean
 from experiments.papers.plan import size
 from experiments.runs.files import plain
 from experiments.sweep.executors import worker as workers
@@ -64,6 +65,9 @@ def sweep_command(options: Namespace) -> int:
     """Carry out a sweep, or do with a sweep's directory what is asked."""
     if options.experiment in ACTIONS:
         return ACTIONS[options.experiment](_directory(options), options)
+    typo = did_you_mean(options.experiment, ACTIONS)
+    if typo and not Path(options.experiment).suffix:
+        raise UserError(f"sweep {options.experiment}: no experiment and no action{typo}")
     settings, over = divide(options.settings)
     config = _config(options, settings)
     asked: dict[str, Any] = {

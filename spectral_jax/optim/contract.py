@@ -37,6 +37,7 @@ FINE, COARSE = (1e-4, 1e-5), (1e-3, 1e-2)
 # the difference of two ones.
 ROUNDING = 1e-9
 PROX_STEP = 0.3
+TRACED = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 DESCENTS = 200
 # Objectives are compared to this part of them; where a state is solved for, to its tolerance.
 PROX_SLACK, SOLVED_SLACK = 1e-5, 1e-2
@@ -362,5 +363,7 @@ def _told(error: Exception, penalty: Penalty) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if code and frame.filename == code.co_filename]
     first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, TRACED):
+        first = "NumPy, float() and if cannot see what JAX traces; use jax.numpy and jnp.where"
     where = f" ({code.co_filename}, line {lines[-1]})" if code and lines else ""
     return f"{type(error).__name__}: {first}{where}"
