@@ -531,4 +531,4 @@ def test_a_cluster_of_ray_that_does_not_answer_is_named(toys, monkeypatch):
     with coordinate("ray:1", toys(1)) as coordinator:
         said, _ = coordinator.communicate(timeout=60)
     assert coordinator.returncode == USAGE
-    assert "no cluster answers at RAY_ADDRESS=127.0.0.1:1" in said
+    assert "cannot join a cluster at RAY_ADDRESS=127.0.0.1:1" in said
