@@ -113,9 +113,9 @@ class Ray(AbstractContextManager["Ray"]):
                 )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"--executor ray: cannot join a cluster at RAY_ADDRESS={address} ({error}); start one "
-                "with `ray start --head`, pass its token if it wants one, or unset RAY_ADDRESS to use "
-                "this machine"
+                f"--executor ray: cannot join a cluster at RAY_ADDRESS={address} ({error}); start "
+                "one with `ray start --head`, pass its token if it wants one, or unset RAY_ADDRESS "
+                "to use this machine"
             ) from None
         self._undo.callback(ray.shutdown)
         # Ray tells of dead workers there, and stdout is for data.
