@@ -57,7 +57,7 @@ def table(
     body = "".join(f"<tr>{_row(row, side)}</tr>" for row in rows)
     return (
         f"<div class='wide' tabindex='0' role='group' aria-label='{escape(caption)}'><table>"
-        f"<caption>{escape(caption)}</caption>"
+        f"<caption><span>{escape(caption)}</span></caption>"
         f"<thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -127,6 +127,8 @@ ul.lead { padding-left: 1.2rem; } ul.lead li { margin: .3rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
+/* Read in lines of the window, whatever the width of the table that scrolls below it. */
+caption span { display: inline-block; position: sticky; left: 0; max-width: calc(100vw - 3rem); }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
   border-bottom: 1px solid var(--line); }
 td { font-variant-numeric: tabular-nums; max-width: 40rem; } .number { text-align: right; }
