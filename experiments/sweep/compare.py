@@ -195,6 +195,10 @@ def _notes(tasks: Tasks, *, by: str) -> Iterator[str]:
     for task, groups in tasks.items():
         if len({group.budget for group in groups.values()}) > 1:
             yield f"on {task} the groups were not tuned alike: {budgets(groups)}"
+        mixed = {g.sweep.directory for g in groups.values() if g.sweep.plan.accepted}
+        if mixed:
+            told = ", ".join(sorted(map(str, mixed)))
+            yield f"other code has gone on with {told} (--accept-code), so trials may differ in it"
         if keys := differing(groups, by=by):
             yield f"on {task} the sweeps differ in {', '.join(keys)} as well, which nothing chose"
         edges = [f"{g.name} ({', '.join(g.best.at_edge)})" for g in groups.values()

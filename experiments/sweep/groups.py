@@ -61,10 +61,11 @@ class Group:
     def budget(self) -> Budget:
         """How many settings were tried, with how many seeds, for how long at most."""
         plan = self.sweep.plan
-        settings = {trial.number: trial.setting for trial in self.trials}
-        epochs = (one.get("train.epochs", plan.config.train.epochs) for one in settings.values())
+        settings = {trial.number for trial in self.trials}
+        # Not what was planned: all of a group may have been left behind at an early rung.
+        epochs = max(trial.epochs for trial in self.trials)
         seeds = {trial.seed for trial in self.trials}
-        return Budget(len(settings), len(seeds), max(epochs), plan.halve)
+        return Budget(len(settings), len(seeds), epochs, plan.halve)
 
 
 def grouped(sweeps: Sequence[Sweep], *, by: str) -> dict[str, dict[str, Group]]:

@@ -264,6 +264,22 @@ def test_epochs_and_seeds_are_part_of_the_budget(train):
         compare(sweeps, by="penalty.name", baseline="none")
 
 
+def test_a_group_that_was_left_behind_early_was_not_tuned_as_long():
+    sweep = swept(truth_of, SPACE, halve="2@5")
+    trials = tuple(
+        trial._replace(epochs=5) if trial.setting["penalty.name"] == "l1" else trial
+        for trial in sweep.trials
+    )
+    with pytest.raises(UserError, match="l1: 3 settings x 4 seeds x 5 epochs, halved 2@5"):
+        compare([replace(sweep, trials=trials)], by="penalty.name", baseline="none")
+
+
+def test_code_that_was_mixed_is_told(asked):
+    sweep = swept(truth_of, SPACE, accepted=({"a.py": "2"},))
+    (told, *_) = compare([sweep], by="penalty.name", baseline="none").caveats()
+    assert told.startswith("other code has gone on with sweep")
+
+
 @pytest.mark.parametrize(
     "options, told",
     [
