@@ -44,7 +44,8 @@ def flip_log(directory: Path, random: Random) -> str:
 
 def truncate_checkpoint(directory: Path, random: Random) -> str:
     """A file of the newest checkpoint of a block lost its second half."""
-    steps = [path for path in directory.glob("blocks/*/attempts/*/checkpoints/*") if path.is_dir()]
+    saved = directory.glob("blocks/*/attempts/*/checkpoints/*")
+    steps = [path for path in saved if path.name.isdecimal()]
     if not steps:
         return "there is no checkpoint"
     newest = max(steps, key=lambda path: path.stat().st_mtime)

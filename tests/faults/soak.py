@@ -42,7 +42,16 @@ class Soak:
         self.restarts = Restarts()
 
     def run(self) -> None:
-        """Raises `AssertionError` at the first end that is not the undisturbed one."""
+        """Raises `AssertionError` at the first end that is not the undisturbed one.
+
+        What was then on the disk stays there, and nothing goes on working on it.
+        """
+        try:
+            self._run()
+        finally:
+            self._end_all()
+
+    def _run(self) -> None:
         self.say("the undisturbed sweep")
         self.running.start()
         self._wait_for_the_end()
