@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.harness import NOTHING, Table, Target, row
 from benchmarks.sweep.problem import NUMBERS, config, environment, written
@@ -46,20 +44,19 @@ SMOKE = Size(
 
 
 def resumption(size: Size) -> Table:
-    """From the start of the process that goes on to the first numbers it records of training."""
+    """From the start of the process that goes on until the saved state of a block trains again."""
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "runs"
-        path = written(size.experiment, Path(folder))
+        root, compiled = Path(folder, "runs"), Path(folder, "xla")
         spaces = [f"{name}=log(1e-4,1e-1)" for name in NUMBERS]
-        command = ["sweep", str(path), *spaces, "--search", f"random:{size.trials}"]
-        command += ["--runs", str(root)]
-        first = _until_trained(command, root, Path(folder) / "xla")
-        again = _until_trained(command, root, Path(folder) / "xla")
-    cells = f"{size.trials} trials", f"{again:.1f} s", f"{first:.1f} s", NOTHING
+        command = ["sweep", str(written(size.experiment, Path(folder))), *spaces]
+        command += ["--search", f"random:{size.trials}", "--runs", str(root)]
+        _until(_saved, command, root, compiled)
+        again = _until(_begun, command, root, compiled)
+    cells = f"{size.trials} trials", f"{again:.1f} s", NOTHING, NOTHING
     note = (
-        "Seconds until the first epoch's numbers of a block are on the disk. Ours: after the sweep "
-        "was killed (SIGKILL) in that block; the same command again, compiled programs kept. Peer: "
-        "its first start, with an empty compilation cache."
+        "A sweep is killed (SIGKILL) when its first checkpoint is there. Seconds from the start of "
+        "the same command, imports and data included, until it has read the state back and begins "
+        "to train; compiled programs are kept."
     )
     return Table("A killed sweep back at work", note, [row(*cells, Target("<=", 5), again)])
 
@@ -69,7 +66,9 @@ def second_start(size: Size) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         command = ["run", *size.started, "train.evaluate_every=1 steps", "--runs"]
         cold, warm = (
-            _until_trained([*command, f"{folder}/{name}"], Path(folder, name), Path(folder, "xla"))
+            _until(
+                _recorded, [*command, f"{folder}/{name}"], Path(folder, name), Path(folder, "xla")
+            )
             for name in ("first", "second")
         )
     name, ratio = " ".join(size.started), cold / warm
@@ -81,31 +80,50 @@ def second_start(size: Size) -> Table:
     return Table("Second start", note, [row(name, *cells, Target(">=", 3), ratio)])
 
 
-def _until_trained(command: list[str], root: Path, compiled: Path) -> float:
-    """Seconds until a process has recorded a step of its own; then it is killed."""
-    before, began = _recorded(root), time.perf_counter()
+Signs = Callable[[Path], set[Any]]
+
+
+def _until(signs: Signs, command: list[str], root: Path, compiled: Path) -> float:
+    """Seconds until there are signs below ``root`` that were not there; the process is killed."""
+    before, began = signs(root), time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "experiments", *command],
         env=environment(compiled), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        while not _recorded(root) - before:
+        while not _now(signs, root) - before:
             if process.poll() is not None or time.perf_counter() - began > PATIENCE:
                 process.kill()
                 _, said = process.communicate()
-                raise RuntimeError(f"{' '.join(command)} trained nothing: {said[-500:]}")
+                raise RuntimeError(f"{' '.join(command)} has not begun: {said[-500:]}")
             time.sleep(TICK)
         seconds = time.perf_counter() - began
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
     return seconds
 
 
-def _recorded(root: Path) -> set[tuple[str, int]]:
+def _now(signs: Signs, root: Path) -> set[Any]:
+    try:
+        return signs(root)
+    except FileNotFoundError:  # a folder went while it was looked at
+        return set()
+
+
+def _saved(root: Path) -> set[Path]:
+    """The checkpoints of all attempts."""
+    return {path for path in root.rglob("checkpoints/*") if path.name.isdecimal()}
+
+
+def _begun(root: Path) -> set[Path]:
+    """The records of attempts; a new one begins with those of the state that it goes on from."""
+    return set(root.rglob("metrics.jsonl"))
+
+
+def _recorded(root: Path) -> set[tuple[Path, int]]:
     """File and step of every record after the start."""
     found = set()
-    with suppress(FileNotFoundError):  # a block that is committed loses its other attempts
-        for path in root.rglob("metrics.jsonl"):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            steps = (json.loads(line)["step"] for line in lines if line.endswith("\n"))
-            found |= {(str(path), step) for step in steps if step > 0}
+    for path in root.rglob("metrics.jsonl"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        steps = (json.loads(line)["step"] for line in lines if line.endswith("\n"))
+        found |= {(path, step) for step in steps if step > 0}
     return found

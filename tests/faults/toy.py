@@ -2,8 +2,8 @@
 
 Its coordinator, executors, attempts, commits, log and tables are those of `experiments.sweep`.
 Replaced are the arithmetic (`attempts.train_block`), checkpoints (Orbax writes in C++, where no
-fault can be put; here they are JSON files), figures, and what takes a second to look up: digests of
-code and data, and the width. Worker processes are forked, not started.
+fault can be put; here they are JSON files), and what takes a second to look up: digests of code and
+data, and the width. Worker processes are forked, not started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from experiments.config import DataConfig, ExperimentConfig, TrainConfig
 from experiments.errors import UserError
 from experiments.runs import checkpoint
 from experiments.runs.files import read_json, write_json
-from experiments.sweep import attempts, plan, planning, sweep, writing
+from experiments.sweep import attempts, plan, planning, sweep
 from experiments.sweep.block import Block, result_of
 from experiments.sweep.executors import EXECUTORS, crew, here, waiting, worker
 from experiments.sweep.executors.crew import Crew
@@ -84,7 +84,6 @@ def in_no_time(root: Path) -> Iterator[None]:
             (planning, "code_of", lambda *_: nothing),
             (plan, "code_of", lambda *_: nothing),
             (sweep, "layout", lambda *_, **__: Layout("map", WIDTH, 0)),
-            (writing, "_draw", lambda _: None),
             *((module, "POLL", POLL) for module in (crew, here, waiting, worker)),
         ):
             stack.enter_context(patch.object(where, name, what))
