@@ -43,7 +43,7 @@ def flip_log(directory: Path, random: Random) -> str:
 
 
 def truncate_checkpoint(directory: Path, random: Random) -> str:
-    """A file of the newest checkpoint of a block lost its second half."""
+    """A file of the newest checkpoint of all lost its second half; says which checkpoint."""
     saved = directory.glob("blocks/*/attempts/*/checkpoints/*")
     steps = [path for path in saved if path.name.isdecimal()]
     if not steps:
@@ -52,7 +52,7 @@ def truncate_checkpoint(directory: Path, random: Random) -> str:
     file = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    return str(file.relative_to(directory))
+    return str(newest.relative_to(directory))
 
 
 DAMAGES: tuple[Damage, ...] = (tear_log, repeat_log, flip_log, truncate_checkpoint)

@@ -9,20 +9,27 @@ from tests.faults.running import listed
 
 
 class Restarts:
-    """Looks at a sweep's directory now and then; what it saw first it holds later attempts to."""
+    """Looks at a sweep's directory now and then; what it saw first it holds later attempts to.
+
+    An attempt that the last look has not seen began after it; what the look before that had seen
+    was saved by then.
+    """
 
     def __init__(self) -> None:
         self.newest: dict[Path, int] = {}  # step, by block
+        self.before: dict[Path, int] = {}  # the same at the look before the last one
         self.least: dict[Path, int] = {}  # where an attempt has to begin, at the earliest
+        self.spoilt: set[Path] = set()  # checkpoints that nobody can read
         self.checked = 0
 
     def look(self, directory: Path) -> None:
         """`AssertionError` for an attempt that trains again what had been saved."""
+        settled, self.before = self.before, dict(self.newest)
         for block in listed(directory, "blocks/*"):
             attempts = listed(block, "attempts/*")
             for attempt in attempts:
                 if attempt not in self.least:
-                    self.least[attempt] = self.newest.get(block, 0)
+                    self.least[attempt] = settled.get(block, 0)
                     self.checked += self.least[attempt] > 0
                 begun = _begun_at(attempt)
                 assert begun is None or begun >= self.least[attempt], (
@@ -32,13 +39,15 @@ class Restarts:
                 int(path.name)
                 for attempt in attempts
                 for path in listed(attempt, "checkpoints/*")
-                if path.name.isdecimal()
+                if path.name.isdecimal() and path not in self.spoilt
             ]
-            self.newest[block] = max([self.newest.get(block, 0), *saved])
+            self.newest[block] = max(saved, default=0)
 
-    def forget(self) -> None:
-        """What was saved may be lost."""
+    def spoil(self, checkpoint: Path) -> None:
+        """This one cannot be read any more, and what was seen before may rest on it."""
+        self.spoilt.add(checkpoint)
         self.newest.clear()
+        self.before.clear()
         self.least = dict.fromkeys(self.least, 0)
 
 

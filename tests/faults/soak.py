@@ -138,11 +138,13 @@ class Soak:
     def _damage(self) -> None:
         """Spoil a file, once nothing is alive any more."""
         self._end_all()
-        damage = self.random.choice(DAMAGES)
-        if self.running.directory is not None:
-            self.say(f"{damage.__name__}: {damage(self.running.directory, self.random)}")
+        damage, directory = self.random.choice(DAMAGES), self.running.directory
+        if directory is None:
+            return
+        said = damage(directory, self.random)
+        self.say(f"{damage.__name__}: {said}")
         if damage is truncate_checkpoint:
-            self.restarts.forget()
+            self.restarts.spoil(directory / said)
 
     def _end_all(self) -> None:
         """Kill whatever is left, such as workers that outlived their coordinator."""
