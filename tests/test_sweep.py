@@ -248,6 +248,13 @@ def test_what_a_search_proposed_is_kept(run, monkeypatch):
         ({"objective": "test/accuracy"}, "there are: validation/loss, validation/accuracy"),
         ({"objective": "validation/acuracy"}, "did you mean 'validation/accuracy'"),
         ({"objective": "spectra/lambda_2"}, "not recorded on validation data"),
+        (
+            {
+                "over": {"train.label_scale": Choice([1.0, 0.1])},
+                "objective": "validation/loss",
+            },
+            "have no scale in common",
+        ),
         ({"halve": "2@8"}, "nothing would be left to save"),
         ({"seeds": 0}, "seeds = 0: expected an integer >= 1"),
         ({"over": {"penalty.name": Choice(["none"]), **STRENGTHS}}, "penalty.name = none has none"),

@@ -20,6 +20,9 @@ from experiments.sweep.search import search as search_of
 from experiments.sweep.space import Space, check, configure
 from experiments.training.task import OBJECTIVES
 
+# What a loss is measured in; the least of several units would win.
+LOSS_SCALES = ("train.objective", "train.label_scale")
+
 
 def plan_of(
     config: ExperimentConfig,
@@ -88,6 +91,12 @@ def _refuse_unknown_objective(config: ExperimentConfig, space: Space, objective:
     trained = space["train.objective"].ends if "train.objective" in space else ()
     names = [name for name in (*trained, config.train.objective) if name in OBJECTIVES]
     recorded = [f"{VALIDATION}{name}" for name in _measured(names)]
+    scales = [key for key in LOSS_SCALES if key in space]
+    if scales and objective == f"{VALIDATION}loss":
+        raise UserError(
+            f"objective = {objective!r}: {scales[0]} is searched, and losses of several have no "
+            f"scale in common; choose {VALIDATION}accuracy, or search something else"
+        )
     if objective in recorded:
         return
     if objective.startswith("test/"):
