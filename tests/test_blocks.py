@@ -231,6 +231,23 @@ def test_of_two_attempts_the_first_to_end_counts(interrupted, whole, tmp_path, m
     assert len(list((folder_of(tmp_path, interrupted.id) / "attempts").iterdir())) == 1
 
 
+def test_who_is_overtaken_and_told_to_stop_says_that_it_was_stopped(
+    interrupted, tmp_path, monkeypatch
+):
+    final = session.Session.final
+
+    def overtaken(self, run):
+        monkeypatch.setattr(session.Session, "final", final)
+        assert run_block(tmp_path, interrupted.id)  # and removes what this attempt has written
+        os.kill(os.getpid(), signal.SIGTERM)
+        return final(self, run)
+
+    monkeypatch.setattr(session.Session, "final", overtaken)
+    with pytest.raises(UserError, match="preempted") as stop:
+        run_block(tmp_path, interrupted.id)
+    assert stop.value.exit_code == PREEMPTED
+
+
 def test_a_signal_saves_the_state_and_the_next_attempt_goes_on(whole, tmp_path, monkeypatch):
     advance, (block,) = Trainer.advance, blocks()
 

@@ -171,8 +171,8 @@ def _attempt(directory: Path, block: Block, stop: Interruption) -> bool | None:
             found = train_block(block, attempt, stop, inherited=inherited, on_chunk=give_way)
         return _commit(directory, block, attempt, found)
     except (UserError, OSError) as error:
-        # The one who was faster removes what others had written so far.
-        if committed(directory, block.id) and not stop:
+        # The one who was faster removes what others had written so far, and they stumble over it.
+        if committed(directory, block.id):
             return False
         if ran_out(error.__cause__) and _halves(block):
             return None
