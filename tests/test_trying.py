@@ -75,6 +75,7 @@ def test_what_regularises_the_experiment_itself_is_left_out_and_validation_data_
         (["my_reg.py", "--against", ","], "--against names nothing", USAGE),
         (["my_reg.py", "--against", "l2,l2"], "l2 is there twice", USAGE),
         (["my_reg.py", "--trials", "1"], "give at least 2 settings per arm", USAGE),
+        (["my_reg.py", "--finals", "1"], "finals = 1: of one pair nothing can be said", USAGE),
         (["flat.py"], "flat.py breaks its contract: gradient, on dense layers 5 x 4 and", USAGE),
         (["broken.py"], "broken.py, line 2: ModuleNotFoundError", USAGE),
     ],

@@ -75,8 +75,7 @@ def compare(
     """
     if not sweeps:
         raise UserError("there is no sweep to compare: give one or more")
-    if finals == 1 or finals < 0:
-        raise UserError(f"finals = {finals}: of one pair nothing can be said; give 0, or 2 or more")
+    refuse_few(finals)
     refuse_unfinished(sweeps)
     tasks = grouped(sweeps, by=by)
     baseline = shown(settled(parse_yaml(baseline, where="baseline")))  # 1e-3 is called 0.001
@@ -103,6 +102,12 @@ def compare(
     directories = {task: one.directories for task, one in runs.items() if one.directories}
     notes = tuple(_notes(tasks, by=by))
     return Comparison(by, baseline, metric, higher, tasks, scores, pairs, directories, notes)
+
+
+def refuse_few(finals: int) -> None:
+    """`UserError` (2) for a number of fresh seeds of which there is no interval."""
+    if finals == 1 or finals < 0:
+        raise UserError(f"finals = {finals}: of one pair nothing can be said; give 0, or 2 or more")
 
 
 def _chosen_by(sweeps: Sequence[Sweep]) -> tuple[str, bool]:

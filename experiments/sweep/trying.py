@@ -19,7 +19,7 @@ from experiments import data as datasets
 from experiments.config import ExperimentConfig, PenaltyConfig
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.sweep.compare import FINALS, compare
+from experiments.sweep.compare import FINALS, compare, refuse_few
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.executors import Executor
 from experiments.sweep.space import Lin, Log, Space
@@ -102,6 +102,7 @@ def try_regulariser(
         UserError: (2) the file has no regulariser or breaks the contract, and nothing is trained;
             what `sweep` and `compare` raise.
     """
+    refuse_few(finals)
     name = prototypes.load(file).name
     arms = arms_of(file, config, against)  # a misspelt baseline is known before the check begins
     held = contract(file)
