@@ -79,6 +79,17 @@ def test_more_comparisons_ask_for_more():
     assert among.verdict == "not separated"
 
 
+@pytest.mark.parametrize("n", [2, 8, 29])
+def test_what_is_visible_is_told_nine_times_of_ten(n):
+    """Found by drawing so many pairs again and again."""
+    random = np.random.default_rng(n)
+    found = against_baseline({("t", "a"): random.normal(size=n)})["t", "a"]
+    effect = found.visible / found.difference.error / np.sqrt(n)  # in deviations of a pair
+    pairs = effect + random.normal(size=(4000, n))
+    t = pairs.mean(axis=1) / pairs.std(axis=1, ddof=1) * np.sqrt(n)
+    assert np.mean(t > stats.t.ppf(0.975, n - 1)) == pytest.approx(0.9, abs=0.015)
+
+
 def test_worse_is_told_as_such_and_equal_as_nothing():
     found = against_baseline({("t", "worse"): -PAIRS, ("t", "same"): np.zeros(8)})
     assert found["t", "worse"].verdict == "worse"
