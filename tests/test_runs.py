@@ -468,6 +468,22 @@ def test_one_flipped_bit_is_never_restored_as_another_state(tmp_path, capfd):
     assert capfd.readouterr().err == ""  # Orbax's own words would fill the screen
 
 
+def test_what_another_process_saves_while_its_older_checkpoint_is_read_is_found(
+    tmp_path, monkeypatch
+):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+
+    def meanwhile(stored):
+        monkeypatch.undo()
+        for step in (2, 3):
+            checkpoint.save(tmp_path, step, {"step": step})  # and 1 is gone
+        raise FileNotFoundError(tmp_path / "1")
+
+    monkeypatch.setattr(checkpoint, "_unsealed", meanwhile)
+    found = checkpoint.newest([tmp_path], {"step": 0})
+    assert (found.step, found.tree) == (3, {"step": 3})
+
+
 def test_a_save_drops_the_later_checkpoint_that_could_not_be_read(tmp_path):
     for step in (10, 20):
         checkpoint.save(tmp_path, step, {"step": step})

@@ -133,11 +133,15 @@ def _kept(directory: Path) -> _Found | None:
 
 
 def _newest(directories: Iterable[Path]) -> _Found | None:
-    places = [(step, directory) for directory in directories for step in steps(directory)]
-    for step, directory in sorted(places, reverse=True):
-        path = directory.absolute() / str(step)
+    directories = list(directories)
+    tried: set[tuple[int, Path]] = set()
+    # Looked for anew each time: while one is read, whoever is at work may save two and remove it.
+    while places := {(n, home) for home in directories for n in steps(home)} - tried:
+        step, directory = place = max(places)
+        tried.add(place)
         try:
             with _checkpointer() as checkpointer:
+                path = directory.absolute() / str(step)
                 stored = checkpointer.restore(path, args=ocp.args.PyTreeRestore())
             return _Found(step, directory, *_unsealed(stored))
         except Exception:  # whatever a damaged file makes Orbax say: the one before is tried
