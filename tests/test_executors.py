@@ -299,6 +299,15 @@ def test_what_no_other_attempt_can_mend_is_tried_once(executor, toys):
     assert sweep.attempts() == [0]
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python takes it, also where the shell made this process ignore it (`pytest &`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_sweep_that_is_stopped_stops_its_workers_which_save(toys):
     sweep = toys(2, steps=100)
 
