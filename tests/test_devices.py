@@ -211,6 +211,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("share", ["trials", "batch"])
 def test_two_processes_are_stopped_and_one_goes_on(tmp_path, quick_environment, share):
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"

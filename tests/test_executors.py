@@ -404,6 +404,7 @@ train: {epochs: 2, seeds: 2, measures: [], seed_axis: map}
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_real_sweep_has_the_same_files_wherever_it_ran(tmp_path, quick_environment):
     (tmp_path / "toy.yaml").write_text(EXPERIMENT)
     paths = {"PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
