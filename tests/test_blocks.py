@@ -231,6 +231,18 @@ def test_of_two_attempts_the_first_to_end_counts(interrupted, whole, tmp_path, m
     assert len(list((folder_of(tmp_path, interrupted.id) / "attempts").iterdir())) == 1
 
 
+def test_what_the_dead_left_at_a_committed_block_is_removed(interrupted, tmp_path):
+    """Who committed it may have died before that."""
+    attempts = folder_of(tmp_path, interrupted.id) / "attempts"
+    (left,) = attempts.iterdir()
+    shutil.copytree(left, tmp_path / "kept")
+    assert run_block(tmp_path, interrupted.id)
+    shutil.copytree(tmp_path / "kept", left)
+    assert not run_block(tmp_path, interrupted.id)
+    (winner,) = attempts.iterdir()
+    assert winner.name == result_of(tmp_path, interrupted.id).attempt
+
+
 def test_who_is_overtaken_and_told_to_stop_says_that_it_was_stopped(
     interrupted, tmp_path, monkeypatch
 ):

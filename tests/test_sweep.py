@@ -137,6 +137,15 @@ def test_a_sweep_that_is_stopped_anywhere_goes_on_and_comes_to_the_same_bytes(tm
         assert trained_by(first, second) == trained_by(whole)
 
 
+def test_what_the_dead_left_at_a_block_is_removed_when_it_is_logged(run):
+    class Dying(Toy):
+        def commit(self, directory, block):
+            super().commit(directory, block)
+            (directory / "blocks" / block.id / "attempts" / "another").mkdir(parents=True)
+
+    assert not list(run(executor=Dying()).directory.glob("blocks/*/attempts/*"))
+
+
 def torn(lines):
     return b"\n".join(lines)[:-20]
 

@@ -68,9 +68,10 @@ def run_block(directory: Path, block_id: str, *, stop: Interruption | None = Non
     Raises ``UserError``: 75 or 130 when asked to stop, the state saved; 2, 4 and 1 as ``train``.
     """
     directory = Path(directory)
-    if committed(directory, block_id):
-        return False
     block = read_block(directory, block_id)
+    if committed(directory, block_id):
+        clear(directory, block)
+        return False
     make_room()
     with (
         cannot_write_is_one_line(folder_of(directory, block_id)),
@@ -81,10 +82,23 @@ def run_block(directory: Path, block_id: str, *, stop: Interruption | None = Non
         ours = None if _begun(directory, halves) else _attempt(directory, block, stop)
         if ours is None:  # it did not fit into memory: what the attempt held is free by now
             ours = _joined(directory, block, halves, stop)
-        _clear(directory, block)
+        clear(directory, block)
     if stop:  # asked while the last numbers were written: nobody is to start the next block
         raise stop.error(stored_result(directory, block_id)["steps"])
     return ours
+
+
+def clear(directory: Path, block: Block) -> None:
+    """Leave of the attempts at a committed block what its result came from, and the end state.
+
+    Whoever commits a block does so, and may die before; others may still be at work in theirs.
+    """
+    winner = stored_result(directory, block.id)["attempt"]
+    for attempt in folder_of(directory, block.id).glob("attempts/*"):
+        if attempt.name != winner:
+            shutil.rmtree(attempt, ignore_errors=True)
+        elif not _goes_on(block):
+            shutil.rmtree(attempt / "checkpoints", ignore_errors=True)
 
 
 def train_block(
@@ -235,16 +249,6 @@ def _commit(directory: Path, block: Block, attempt: Run, found: Mapping[str, Any
         ) from None
     sync_directory(place.parent)
     return True
-
-
-def _clear(directory: Path, block: Block) -> None:
-    """Leave of the attempts at a committed block what its result came from, and the end state."""
-    winner = stored_result(directory, block.id)["attempt"]
-    for attempt in (folder_of(directory, block.id) / "attempts").iterdir():
-        if attempt.name != winner:
-            shutil.rmtree(attempt, ignore_errors=True)
-        elif not _goes_on(block):
-            shutil.rmtree(attempt / "checkpoints", ignore_errors=True)
 
 
 def _goes_on(block: Block) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.runs.files import make_directory, plain, read_json, write_json_once
+from experiments.sweep.attempts import clear
 from experiments.sweep.block import Block, BlockResult, blocks_of, result_of, write_block
 from experiments.sweep.committed import committed
 from experiments.sweep.executors import Executor
@@ -97,6 +98,7 @@ class Round:
         for name in chain(ended, trained):
             found = result_of(self.directory, name)
             assert found is not None, f"{name} is said to be committed"
+            clear(self.directory, blocks[name])
             self.log.add(gathered.add(blocks[name], found))
 
     def _blocks(self, rung: int) -> list[Block]:
