@@ -364,7 +364,7 @@ def test_a_block_is_told_by_what_it_trains(tmp_path):
 
 def test_trials_do_not_end_each_others_training():
     with pytest.raises(UserError, match="train.stop = 'train/loss below 1' ends all") as failure:
-        blocks(config=config(train={"stop": "train/loss below 1"}))
+        blocks({0: SETTINGS[0], 1: {"train.stop": "train/loss below 1"}})
     assert failure.value.exit_code == USAGE
 
 

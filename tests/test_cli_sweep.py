@@ -91,6 +91,7 @@ def test_a_sweep_is_told_and_found_again(door, tmp_path):
         (["small.yaml", "penalty.strength=log(1e-3,1)"], "has no count"),
         (["small.yaml", "data.validation=0", "penalty.strength=[0, 1]"], "data.validation=200"),
         (["small.yaml", "penalty.strength=[0, 1]", "train.stop=a below 1"], "stop bad trials with"),
+        (["small.yaml", "train.stop=[null, a below 1]"], "stop bad trials with"),
         (["small.yaml", "penalty.strength=[0, 1]", "--executor", "sge"], "no executor 'sge'"),
         (["fiedler/digits", "penalty.strength=[0, 1]"], "choose the one to sweep with --arm"),
         (["stats", "runs/small"], "did you mean 'status'"),

@@ -118,18 +118,13 @@ def blocks_of(
 
     Raises:
         ValueError: for a seed that comes twice, or is not of ``config``, whose data are loaded.
-        UserError: (2) where ``config.train.stop`` ends trials by what others measure.
+        UserError: (2) as `grouped`.
     """
     first, count = config.train.seed, config.train.seeds
     if not set(seeds) <= set(range(first, first + count)) or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"seeds={list(seeds)}: give each of {first} to {first + count - 1}, those of config, "
             "once at most; or change config.train"
-        )
-    if config.train.stop is not None:
-        raise UserError(
-            f"train.stop = {config.train.stop!r} ends all trials of a program together: leave it "
-            "out in a sweep, and set train.epochs, or stop bad trials with --halve"
         )
     return [
         Block(config, part, width, axis, start, end, tuple(parents))
@@ -141,10 +136,19 @@ def blocks_of(
 def grouped(
     config: ExperimentConfig, settings: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]
 ) -> dict[ExperimentConfig, list[BlockTrial]]:
-    """All trials by what those of one block have in common: all but the numbers that are traced."""
+    """All trials by what those of one block have in common: all but the numbers that are traced.
+
+    Raises ``UserError`` (2) for values that do not go together, and for a ``train.stop``, which
+    ends trials by what others of the block measure.
+    """
     groups: dict[ExperimentConfig, list[BlockTrial]] = {}
     for number in sorted(settings):
         chosen = configure(config, settings[number])
+        if chosen.train.stop is not None:
+            raise UserError(
+                f"train.stop = {chosen.train.stop!r} ends all trials of a program together: leave "
+                "it out in a sweep, and set train.epochs, or stop bad trials with --halve"
+            )
         train = replace(chosen.train, label_scale=1.0)
         shape = replace(structure_of(chosen), name=config.name, data=chosen.data, train=train)
         trials = [BlockTrial(number, seed, settings[number]) for seed in seeds]

@@ -19,7 +19,7 @@ from experiments.report.selection import VALIDATION, badness
 from experiments.sweep.space import Space
 
 # What a sweep with rungs cannot search: settings would be compared after different trainings.
-FIXED_BY_RUNGS = ("train.epochs", "train.stop", "data.validation")
+FIXED_BY_RUNGS = ("train.epochs", "data.validation")
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION
 from experiments.sweep import halving
-from experiments.sweep.block import blocks_of
+from experiments.sweep.block import grouped
 from experiments.sweep.outcome import higher_is_better
 from experiments.sweep.plan import Plan, code_of, data_of
 from experiments.sweep.search import Setting
 from experiments.sweep.search import search as search_of
-from experiments.sweep.space import Space, check, configure
+from experiments.sweep.space import Space, check
 from experiments.training.task import OBJECTIVES
 
 # What a loss is measured in; the least of several units would win.
@@ -50,7 +50,7 @@ def plan_of(
         halving.parse(halve, epochs=config.train.epochs)
     found = search_of(search, over, seed=config.train.seed, settings=settings)
     proposed = found.propose([])
-    _refuse_what_is_no_block(config, proposed)
+    grouped(config, dict(enumerate(proposed)), [])  # refuses what no block can train
     if over:
         _refuse_what_changes_nothing(config, proposed)
     return Plan(
@@ -114,19 +114,12 @@ def _measured(objectives: Sequence[str]) -> list[str]:
     return [name for name in found[0] if all(name in others for others in found)] if found else []
 
 
-def _refuse_what_is_no_block(config: ExperimentConfig, settings: Sequence[Setting]) -> None:
-    """Values that do not go together, and what blocks cannot train, whatever is set."""
-    for setting in settings:
-        configure(config, setting)
-    blocks_of(config, {0: settings[0]}, [config.train.seed], width=1, axis="map", end=1)
-
-
 def _refuse_what_changes_nothing(config: ExperimentConfig, settings: Sequence[Setting]) -> None:
     """A penalty without a strength, and the strength of no penalty: all trials are the same."""
     strengths: dict[str, set[float]] = defaultdict(set)
     for setting in settings:
-        penalty = configure(config, setting).penalty
-        strengths[penalty.name].add(penalty.strength)
+        name = setting.get("penalty.name", config.penalty.name)
+        strengths[name].add(setting.get("penalty.strength", config.penalty.strength))
     if {*strengths} == {"none"} and "penalty.strength" in settings[0]:
         raise UserError(
             "penalty.strength is searched, and penalty.name = none has none: set or search "
