@@ -319,6 +319,22 @@ def test_settings_that_are_written_out_are_a_sweep(tmp_path):
     assert {trial.seed for trial in sweep.trials} == {100, 101, 102}
 
 
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ({"train.seed": 7}, "train.seed cannot be searched"),
+        ({"penalty.strenght": 1.0}, "did you mean 'penalty.strength'"),
+        ({"penalty.strength": -1.0}, "penalty.strength = -1.0: expected"),
+        ({"data.validation": 0}, "data.validation=200"),
+        ({"train.label_scale": 10.0}, "have no scale in common"),
+    ],
+)
+def test_settings_that_cannot_be_compared_are_refused(tmp_path, setting, said):
+    with pytest.raises(UserError, match=said) as refused:
+        sweeps.run_settings(CONFIG, [{}, setting], objective="validation/loss", root=tmp_path)
+    assert refused.value.exit_code == USAGE and not list(tmp_path.iterdir())
+
+
 def test_ties_go_to_the_values_that_the_experiment_has():
     """Number 2 scores best by less than its error; 1 are the values of the configuration."""
     plan = planning.plan_of(CONFIG, over=STRENGTHS, search="grid", objective="validation/accuracy")

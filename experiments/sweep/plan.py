@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments import data as datasets
-from experiments.config import ExperimentConfig, config_hash, from_mapping, to_mapping
+from experiments.config import ExperimentConfig, config_hash, from_mapping, to_mapping, values_of
 from experiments.errors import UserError
 from experiments.names import did_you_mean
 from experiments.runs.code import changed_files, code_hash, executed, words_of
@@ -190,7 +190,7 @@ def code_of(
     """By file, what training any configuration of the sweep executes; prototypes are files, too."""
     said = [to_mapping(config), spaces.to_json(space), list(settings)]
     files = executed(TRAINS, words=set(words_of(said)))
-    for name in _taken("penalty.name", config.penalty.name, space, settings):
+    for name in taken("penalty.name", config, space, settings):
         if name.partition(":")[0].endswith(".py"):
             from experiments.training.prototypes import sources  # imports jax
 
@@ -202,14 +202,15 @@ def data_of(
     config: ExperimentConfig, space: Space, settings: Sequence[Mapping[str, Any]] = ()
 ) -> str:
     """The digests of all data sets that a configuration of the sweep may be trained on."""
-    names = _taken("data.name", config.data.name, space, settings)
+    names = taken("data.name", config, space, settings)
     return " ".join(datasets.load(name).sha256 for name in names)
 
 
-def _taken(
-    key: str, default: str, space: Space, settings: Sequence[Mapping[str, Any]]
-) -> list[str]:
-    """Every value that a key of words has in some configuration of the sweep."""
+def taken(
+    key: str, config: ExperimentConfig, space: Space, settings: Sequence[Mapping[str, Any]]
+) -> list[Any]:
+    """Every value that a key has in some configuration of the sweep; of a range, the ends."""
+    default = values_of(config)[key]
     named = {setting.get(key, default) for setting in settings}
     return sorted(space[key].ends if key in space else named or {default})
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from experiments.config import ExperimentConfig
@@ -14,10 +15,10 @@ from experiments.report.selection import VALIDATION
 from experiments.sweep import halving
 from experiments.sweep.block import grouped
 from experiments.sweep.outcome import higher_is_better
-from experiments.sweep.plan import Plan, code_of, data_of
+from experiments.sweep.plan import Plan, code_of, data_of, taken
 from experiments.sweep.search import Setting
 from experiments.sweep.search import search as search_of
-from experiments.sweep.space import Space, check
+from experiments.sweep.space import Space, check, configure, require_searchable
 from experiments.training.task import OBJECTIVES
 
 # What a loss is measured in; the least of several units would win.
@@ -43,8 +44,12 @@ def plan_of(
         )
     config = _with_seeds(config, seeds)
     check(over, config)
-    _refuse_no_validation(config, over)
-    _refuse_unknown_objective(config, over, objective)
+    for setting in settings:
+        require_searchable(setting)
+        configure(config, setting)
+    values = partial(taken, config=config, space=over, settings=settings)
+    _refuse_no_validation(values)
+    _refuse_unknown_objective(values, objective)
     if halve:
         halving.check(config, over, objective)
         halving.parse(halve, epochs=config.train.epochs)
@@ -76,22 +81,18 @@ def _with_seeds(config: ExperimentConfig, seeds: int | None) -> ExperimentConfig
         raise UserError(str(error)) from None
 
 
-def _refuse_no_validation(config: ExperimentConfig, space: Space) -> None:
-    held_out = [config.data.validation]
-    if "data.validation" in space:
-        held_out = [*space["data.validation"].ends]
-    if min(held_out) < 1:
+def _refuse_no_validation(values: Callable[[str], list[Any]]) -> None:
+    if min(values("data.validation")) < 1:
         raise UserError(
             "a sweep compares settings on validation data, and data.validation is 0: hold some of "
             "the training examples out, as in data.validation=200"
         )
 
 
-def _refuse_unknown_objective(config: ExperimentConfig, space: Space, objective: str) -> None:
-    trained = space["train.objective"].ends if "train.objective" in space else ()
-    names = [name for name in (*trained, config.train.objective) if name in OBJECTIVES]
-    recorded = [f"{VALIDATION}{name}" for name in _measured(names)]
-    scales = [key for key in LOSS_SCALES if key in space]
+def _refuse_unknown_objective(values: Callable[[str], list[Any]], objective: str) -> None:
+    trained = [name for name in values("train.objective") if name in OBJECTIVES]
+    recorded = [f"{VALIDATION}{name}" for name in _measured(trained)]
+    scales = [key for key in LOSS_SCALES if len(values(key)) > 1]
     if scales and objective == f"{VALIDATION}loss":
         raise UserError(
             f"objective = {objective!r}: {scales[0]} is searched, and losses of several have no "

@@ -25,7 +25,7 @@ from experiments.config import (
     apply_settings,
     parse_yaml,
     require_key,
-    to_mapping,
+    values_of,
 )
 from experiments.errors import UserError
 from experiments.names import did_you_mean
@@ -311,16 +311,22 @@ def check(space: Space, config: ExperimentConfig) -> None:
     Each value is tried while the other keys have their first one, so what two keys allow only
     together is seen; the rest is seen where a setting is applied, with `configure`.
     """
+    require_searchable(space)
     for key, values in space.items():
-        require_key(key, where="space")
-        if key in NOT_SEARCHED:
-            raise UserError(f"space: {key} cannot be searched: {NOT_SEARCHED[key]}")
         if not hasattr(values, "grid"):
             raise UserError(f"space: {key} = {values!r}: expected Log, Lin, Int or Choice")
     first = {key: values.ends[0] for key, values in space.items()}
     for key, values in space.items():
         for value in values.ends:
             apply_settings(config, {**first, key: value}, where=f"space {key}={values}")
+
+
+def require_searchable(keys: Iterable[str]) -> None:
+    """``UserError`` (2) for what is no key of a configuration, or the same for a whole sweep."""
+    for key in keys:
+        require_key(key, where="space")
+        if key in NOT_SEARCHED:
+            raise UserError(f"space: {key} cannot be searched: {NOT_SEARCHED[key]}")
 
 
 def configure(config: ExperimentConfig, setting: Mapping[str, Any]) -> ExperimentConfig:
@@ -364,10 +370,7 @@ def _values_of(key: str, text: str) -> Values:
 
 
 def _holds_a_list(key: str) -> bool:
-    value: Any = to_mapping(ExperimentConfig("any"))
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return isinstance(value, list)
+    return isinstance(values_of(ExperimentConfig("any")).get(key), list)
 
 
 def _number(name: str, value: Any) -> float:
