@@ -10,6 +10,7 @@ from experiments.config import DataConfig, ExperimentConfig, TrainConfig
 from experiments.errors import DONE, USAGE
 from experiments.runs.files import append_line
 from experiments.sweep import estimate as estimates
+from experiments.sweep import meter as meters
 from experiments.sweep.block import Block, BlockTrial, write_block
 from experiments.sweep.estimate import estimate
 from experiments.sweep.log import Entry, TrialLog
@@ -133,8 +134,12 @@ def test_an_estimate_and_the_bar_count_the_epochs_that_are_swept(monkeypatch, tm
     assert moves == [plan.work]
 
 
-def test_the_bar_counts_what_blocks_have_trained_so_far(tmp_path):
-    """Two trials of four epochs: logged to epoch 1, and one of them seen at epoch 3."""
+def test_the_bar_counts_what_blocks_have_trained_so_far(tmp_path, monkeypatch):
+    """Two trials of four epochs, of a block from epoch 1 on, which others may remove meanwhile."""
+
+    def vanished(metrics):
+        raise FileNotFoundError(metrics)
+
     block = Block(PLAN.config, (BlockTrial(0, 0, {}), BlockTrial(0, 1, {})), 4, "map", 1, 3)
     folder = tmp_path / "blocks" / write_block(tmp_path, block) / "attempts" / "one"
     folder.mkdir(parents=True)
@@ -143,6 +148,9 @@ def test_the_bar_counts_what_blocks_have_trained_so_far(tmp_path):
     meter.look()
     for epoch in (1.0, 1.5, 1.5, 2.0):
         append_line(folder / "metrics.jsonl", json.dumps({"epoch": epoch}))
+        meter.look()
+    with monkeypatch.context() as patch:
+        patch.setattr(meters, "_last_epoch", vanished)
         meter.look()
     (folder.parent.parent / "result.json").write_text("{}")
     meter.look()

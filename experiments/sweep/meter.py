@@ -57,7 +57,10 @@ class Meter:
 
     def look(self) -> None:
         """Move the bar to where the files say the trials are; never back."""
-        seen = _logged(self.plan, self.log) + sum(map(self._part, self._running()))
+        try:
+            seen = _logged(self.plan, self.log) + sum(map(self._part, self._running()))
+        except FileNotFoundError:  # a block has ended meanwhile, and its attempts are removed
+            return
         seen = min(seen, self.plan.work)  # where a block was halved, its halves count as well
         if seen > self.shown:
             self.advance(seen - self.shown)
