@@ -52,7 +52,12 @@ def survivors(
     number, so that whoever asks, in whatever order, gets the same answer.
     """
     ranked = sorted(scores, key=lambda number: (badness(scores[number], higher=higher), number))
-    return sorted(ranked[: -(-len(ranked) // factor)])
+    return sorted(ranked[: kept(len(ranked), factor)])
+
+
+def kept(count: int, factor: int) -> int:
+    """How many of so many settings go on."""
+    return -(-count // factor)
 
 
 def parse(text: str, *, epochs: int) -> Halving:

@@ -22,6 +22,7 @@ from experiments.report import selection
 from experiments.report.results import Results, Row
 from experiments.report.tables import Table
 from experiments.sweep import tables
+from experiments.sweep.halving import kept
 from experiments.sweep.log import Entry, TrialLog
 from experiments.sweep.plan import Plan, read_plan
 from experiments.sweep.space import as_text, configure
@@ -199,7 +200,8 @@ def _states(plan: Plan, log: TrialLog) -> dict[int, State]:
             continue
         rivals, ahead = (reached[entry.round, rung] for rung in (entry.rung, entry.rung + 1))
         # While nobody, or not everybody, is there, who was left behind is not known.
-        states[entry.number] = "halved" if ahead >= -(-rivals // plan.halving.factor) else "waiting"
+        complete = ahead >= kept(rivals, plan.halving.factor)
+        states[entry.number] = "halved" if complete else "waiting"
     return states
 
 

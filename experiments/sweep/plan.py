@@ -24,7 +24,7 @@ from experiments.runs.files import (
 )
 from experiments.runs.source import Reference
 from experiments.sweep import space as spaces
-from experiments.sweep.halving import Halving
+from experiments.sweep.halving import Halving, kept
 from experiments.sweep.halving import parse as parse_halving
 from experiments.sweep.space import Space, Values
 
@@ -100,7 +100,7 @@ class Plan:
         sizes = [self.count]
         while len(sizes) < len(self.rungs):
             assert self.halving is not None, "without halving there is one rung"
-            sizes.append(-(-sizes[-1] // self.halving.factor))
+            sizes.append(kept(sizes[-1], self.halving.factor))
         return [size * len(self.seeds) for size in sizes]
 
     @property
