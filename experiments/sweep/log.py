@@ -55,18 +55,13 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class TrialLog:
-    """The entries of a sweep so far; `damaged` counts the lines that were left out."""
+    """The entries of a sweep so far."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
         self.entries: dict[tuple[int, int], Entry] = {}
-        self.damaged = 0
-        for line in _lines(self.path):
-            entry = _decode(line)
-            if entry is None or entry.place in self.entries:
-                self.damaged += 1
-            else:
-                self.entries[entry.place] = entry
+        for entry in filter(None, map(_decode, _lines(self.path))):
+            self.entries.setdefault(entry.place, entry)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Append what is new, in one write."""
@@ -82,7 +77,6 @@ class TrialLog:
         text = b"".join(self.entries[place].line() + b"\n" for place in sorted(self.entries))
         if text != _content(self.path):
             write_text(self.path, text.decode())
-        self.damaged = 0
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -118,7 +118,8 @@ def resume(
     plan = read_plan(directory)
     if accept_code:
         plan = accept(plan, directory)
-    refuse_other_code(plan, directory)
+    else:
+        refuse_other_code(plan, directory)
     return _train(directory, plan, placed)
 
 
