@@ -401,8 +401,8 @@ def test_a_block_is_no_wider_than_memory_allows(axis, expected, monkeypatch):
 
 
 def test_the_compiler_says_what_a_program_needs():
-    traced = jax.jit(lambda x: x @ x).trace(jnp.zeros((100, 100)))
-    assert 8e4 <= width._held(traced.lower().compile()) <= width._all_values(traced) + 1e5
+    traced = jax.jit(lambda x: x @ x).trace(jnp.zeros((1000, 1000)))
+    assert 8e6 <= width._held(traced.lower().compile()) <= width._all_values(traced) + 1e5
 
 
 def test_an_estimate_counts_every_step_and_record(monkeypatch):
