@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
 from experiments.config import DataConfig, ExperimentConfig, PenaltyConfig, TrainConfig
@@ -319,12 +320,21 @@ def test_settings_that_are_written_out_are_a_sweep(tmp_path):
     assert {trial.seed for trial in sweep.trials} == {100, 101, 102}
 
 
+def test_settings_may_be_the_numbers_of_numpy(tmp_path):
+    settings = [{"penalty.strength": strength} for strength in np.logspace(-3, -1, 3)]
+    settings += [{"model.hidden": (8, 8), "train.epochs": np.int64(2)}]
+    sweep = sweeps.run_settings(CONFIG, settings, root=tmp_path, executor=Toy())
+    assert sweep.plan == read_plan(sweep.directory)
+    assert sweep.plan.settings[3] == {"model.hidden": [8, 8], "train.epochs": 2}
+
+
 @pytest.mark.parametrize(
     "setting, said",
     [
         ({"train.seed": 7}, "train.seed cannot be searched"),
         ({"penalty.strenght": 1.0}, "did you mean 'penalty.strength'"),
         ({"penalty.strength": -1.0}, "penalty.strength = -1.0: expected"),
+        ({"penalty.strength": float("nan")}, "nan: expected numbers"),
         ({"data.validation": 0}, "data.validation=200"),
         ({"train.label_scale": 10.0}, "have no scale in common"),
     ],

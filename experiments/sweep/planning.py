@@ -18,7 +18,7 @@ from experiments.sweep.outcome import higher_is_better
 from experiments.sweep.plan import Plan, code_of, data_of, taken
 from experiments.sweep.search import Setting
 from experiments.sweep.search import search as search_of
-from experiments.sweep.space import Space, check, configure, require_searchable
+from experiments.sweep.space import Space, check, configure, require_searchable, settled
 from experiments.training.task import OBJECTIVES
 
 # What a loss is measured in; the least of several units would win.
@@ -44,9 +44,7 @@ def plan_of(
         )
     config = _with_seeds(config, seeds)
     check(over, config)
-    for setting in settings:
-        require_searchable(setting)
-        configure(config, setting)
+    settings = [_settled(config, setting) for setting in settings]
     values = partial(taken, config=config, space=over, settings=settings)
     _refuse_no_validation(values)
     _refuse_unknown_objective(values, objective)
@@ -67,7 +65,7 @@ def plan_of(
         higher=higher_is_better(objective) if higher is None else higher,
         data=data_of(config, over, settings),
         code=code_of(config, over, settings),
-        settings=tuple(dict(setting) for setting in settings),
+        settings=tuple(settings),
         halve=halve or "",
     )
 
@@ -79,6 +77,17 @@ def _with_seeds(config: ExperimentConfig, seeds: int | None) -> ExperimentConfig
         return replace(config, train=replace(config.train, seeds=seeds))
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _settled(config: ExperimentConfig, setting: Setting) -> dict[str, Any]:
+    """A setting that is written out, as it is read back, if it can be applied."""
+    require_searchable(setting)
+    try:
+        found = {key: settled(value) for key, value in setting.items()}
+    except ValueError as error:
+        raise UserError(f"setting {error}") from None
+    configure(config, found)
+    return found
 
 
 def _refuse_no_validation(values: Callable[[str], list[Any]]) -> None:

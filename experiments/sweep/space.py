@@ -199,7 +199,7 @@ class Choice:
     def __post_init__(self) -> None:
         if isinstance(self.values, str) or not isinstance(self.values, Iterable):
             raise ValueError(f"Choice: values = {self.values!r}: expected a list, as in [1, 2]")
-        values = tuple(_settle_value(value) for value in self.values)
+        values = tuple(map(settled, self.values))
         if not values:
             raise ValueError("an empty list has no values to try; write [a, b, c]")
         object.__setattr__(self, "values", values)
@@ -335,6 +335,20 @@ def configure(config: ExperimentConfig, setting: Mapping[str, Any]) -> Experimen
     return apply_settings(config, setting, where=f"setting {shown}")
 
 
+def settled(value: Any) -> Any:
+    """A value as JSON has it; ``ValueError`` for one that no configuration can hold."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [settled(item) for item in value]
+    if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+        raise ValueError(f"{value!r}: expected numbers of a size up to {LARGEST:g}")
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{value!r}: expected text of one printable line")
+    if value is not None and not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{value!r}: expected a number, a string, null or a list")
+    return value
+
+
 def as_text(value: Any) -> str:
     """The same text for what is the same value in a configuration, as 1 and 1.0 are."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -396,17 +410,3 @@ def _refuse_reversed(values: _Range | Int) -> None:
         raise ValueError(f"{values} is one value; write key={values.low}")
     if values.low > values.high:
         raise ValueError(f"{values} is reversed; write the smaller end first")
-
-
-def _settle_value(value: Any) -> Any:
-    """A value as JSON has it; ``ValueError`` for one that no configuration can hold."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, (list, tuple)):
-        return [_settle_value(item) for item in value]
-    if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
-        raise ValueError(f"{value!r} in the list: expected numbers of a size up to {LARGEST:g}")
-    if isinstance(value, str) and not value.isprintable():
-        raise ValueError(f"{value!r} in the list: expected text of one printable line")
-    if value is not None and not isinstance(value, (bool, int, float, str)):
-        raise ValueError(f"{value!r} in the list: expected a number, a string, null or a list")
-    return value
