@@ -25,7 +25,8 @@ def write_tables(sweep: Sweep) -> None:
     if path.exists() and path.read_bytes() == text.encode():
         return
     write_text(sweep.directory / "trials.csv", tables.of_trials(sweep.trials).csv())
-    write_text(sweep.directory / "table.md", f"{sweep.table.caption}.\n\n{sweep.table.markdown()}")
+    table = sweep.table
+    write_text(sweep.directory / "table.md", f"{table.caption}.\n\n{table.markdown()}")
     write_text(path, text)
 
 
