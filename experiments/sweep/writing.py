@@ -12,8 +12,6 @@ from experiments.sweep.outcome import Sweep, is_number
 from experiments.sweep.plan import Plan
 from experiments.sweep.space import Log
 
-SPREAD = 50  # from the least to the greatest: on a linear axis most would lie on top of each other
-
 
 def write_tables(sweep: Sweep) -> None:
     """Write `trials.csv`, `table.md` and `table.csv`, unless they are there.
@@ -49,14 +47,9 @@ def draw(sweep: Sweep) -> None:
 
 def _draw(path: Path, key: str, values: np.ndarray, scores: np.ndarray, plan: Plan) -> None:
     from spectral_jax import plots  # imports matplotlib
+    from spectral_jax.plots import style
 
-    log = isinstance(plan.space.get(key), Log) or _spread_by_factor(values)
+    log = isinstance(plan.space.get(key), Log) or style.needs_log_scale(values)
     figure = plots.score_by_setting(values, scores, xlabel=key, ylabel=plan.objective, log=log)
     make_directory(path.parent)
     write_text(path, plots.to_svg(figure))
-
-
-def _spread_by_factor(values: np.ndarray) -> bool:
-    """Whether numbers are told apart on a logarithmic axis: those of `Log`, or 0.01, 0.1, 1."""
-    positive = values[values > 0]
-    return bool((values >= 0).all() and positive.max() >= SPREAD * positive.min())

@@ -72,12 +72,12 @@ def score_by_setting(
     ylabel: str,
     log: bool = False,
 ) -> Figure:
-    """Every trial as a point, and the mean over seeds; a line joins them where each value is one
-    configuration.
+    """Every trial as a point, and the mean over seeds, over a number that was set.
 
-    Where other numbers vary, too, several configurations share a value: their means are apart, and
-    how far they scatter is what the value alone does not decide. What collapsed far below (or
-    above) the rest is left out of sight, and counted.
+    A line joins the means where each value is one configuration. Where other numbers vary, too,
+    several configurations share a value: their means are apart, and how far they scatter is what
+    the value alone does not decide. What collapsed far below (or above) the rest is left out of
+    sight, and counted.
 
     Args:
         values: [n], the number of each configuration.

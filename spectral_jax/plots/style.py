@@ -26,6 +26,7 @@ MARKERS = "osD^vP"
 
 COLUMN = 4.8  # inches: a single figure
 PAGE = 7.2  # inches: panels side by side across a page
+_WIDE = 30  # times the least: a range of which a linear axis shows only the upper end
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -111,6 +112,16 @@ def log_scale(ax: Axes, which: str, values: np.ndarray) -> None:
     threshold = 10.0 ** np.floor(np.log10(resolved.min()))
     set_scale("symlog", linthresh=threshold, linscale=0.5)
     (ax.set_xlim if which == "x" else ax.set_ylim)(-0.1 * threshold, None)
+
+
+def needs_log_scale(values: np.ndarray) -> bool:
+    """Whether most of these numbers would lie on top of each other on a linear axis.
+
+    So it is with 0.01, 0.1, 1, with a zero or without: over more than a decade and a half.
+    """
+    positive = values[values > 0]
+    wide = positive.size and positive.max() > _WIDE * positive.min()
+    return bool(wide and (values >= 0).all())
 
 
 def focus(low: np.ndarray, high: np.ndarray) -> tuple[float, float]:

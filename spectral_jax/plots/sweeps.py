@@ -15,7 +15,6 @@ _FEW = 12  # values of a setting that a line takes one by one
 _STEPS = 8  # of a line through more values than that
 _ASIDE = 0.7  # of the way to the next text, for all arms at the same one
 _MANY = 500  # points of an arm: a picture of them is smaller than their places
-_WIDE = 30  # times the least: a range that is told on a logarithmic axis
 
 Points = tuple[Sequence[Any], Float[np.ndarray, " n"]]
 
@@ -67,8 +66,8 @@ def _draw_panel(
     every = [value for values, _ in points.values() for value in values]
     texts = not all(isinstance(value, (int, float)) for value in every)
     places = _places_of_texts(ax, every) if texts else {value: float(value) for value in every}
-    if not texts:
-        _scale(ax, np.array(every, float))
+    if not texts and style.needs_log_scale(numbers := np.array(every, float)):
+        style.log_scale(ax, "x", numbers)
     for i, (arm, (values, scores)) in enumerate(points.items()):
         if len(values) != len(scores):
             raise ValueError(
@@ -86,12 +85,6 @@ def _places_of_texts(ax: Axes, values: Sequence[Any]) -> dict[Any, float]:
     ax.set_xticks(range(len(names)), [style.wrap(style.literal(str(name)), 12) for name in names])
     ax.set_xlim(-0.5, len(names) - 0.5)
     return {name: float(place) for place, name in enumerate(names)}
-
-
-def _scale(ax: Axes, values: np.ndarray) -> None:
-    positive = values[values > 0]
-    if (values >= 0).all() and positive.size and positive.max() > _WIDE * positive.min():
-        style.log_scale(ax, "x", values)
 
 
 def _draw_effect(
