@@ -46,7 +46,9 @@ def add(commands: Any) -> None:
     command.add_argument("--executor", default="local", help="where the finals are trained")
     command.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
     command.add_argument("--format", default="md,csv,tex,html", help="default: md,csv,tex,html")
-    command.add_argument("--out", metavar="DIR", help="default: comparison-KEY in the first DIR")
+    command.add_argument(
+        "--out", metavar="DIR", help="default: comparison-KEY-BASELINE in the first DIR"
+    )
     command.set_defaults(command=compare_command)
 
 
@@ -66,8 +68,8 @@ def compare_command(options: argparse.Namespace) -> int:
         executor=options.executor,
         root=options.runs,
     )
-    out = options.out or Path(options.directories[0]) / f"comparison-{options.by}"
-    folder = found.page(out, formats=formats)
+    name = f"comparison-{found.by}-{found.baseline}".replace("/", "-")
+    folder = found.page(options.out or Path(options.directories[0], name), formats=formats)
     if options.json:
         print(json.dumps(found.rows(), indent=2))
     else:
