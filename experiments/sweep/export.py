@@ -10,6 +10,7 @@ earlier one of the same directory wrote.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
@@ -57,7 +58,8 @@ def export(directory: str | Path, *, to: str, out: str | Path | None = None) -> 
     with progress(len(trials), f"export to {to}") as advance, redirect_stdout(sys.stderr):
         curves = (_curve(directory.resolve().name, trial) for trial in trials)
         viewer.write(_counted(curves, advance), folder)
-    return Exported(folder, len(trials), viewer.look.format(folder=folder))
+    look = viewer.look.format(folder=shlex.quote(str(folder)))
+    return Exported(folder, len(trials), look)
 
 
 class _Part(NamedTuple):
@@ -119,6 +121,8 @@ def _trials_of_sweep(directory: Path) -> list[_Trial]:
             new = _Trial(f"{number:04d}/seed-{seed}", block.config, setting, seed, [])
             trial = found.setdefault((number, seed), new)
             trial.parts.append(_Part(history, place, result.steps, final))
+    if not found:
+        raise UserError(f"{directory} has no finished block: there are no curves yet", MISSING)
     return [found[key] for key in sorted(found)]
 
 

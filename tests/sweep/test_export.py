@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import struct
 import sys
 import warnings
@@ -101,6 +102,11 @@ def test_tensorboard_shows_every_trial_of_a_sweep_over_all_its_rungs(sweep, tmp_
     assert not (sweep / "tensorboard").exists()
 
 
+def test_what_shows_it_can_be_pasted_into_a_shell(run, tmp_path):
+    exported = export(run.path, to="tensorboard", out=tmp_path / "my curves")
+    assert shlex.split(exported.look)[-1] == str(tmp_path / "my curves")
+
+
 def test_exporting_again_replaces_what_was_there_and_nothing_else(run):
     place = run.path / "tensorboard" / run.path.name / "seed-5"
     place.mkdir(parents=True)
@@ -177,6 +183,10 @@ def test_a_directory_without_curves_is_refused_with_those_below_it(run, tmp_path
     assert refusal.value.exit_code == MISSING
     with pytest.raises(UserError, match="is no run that recorded anything"):
         export(tmp_path / "nothing", to="tensorboard")
+    (tmp_path / "begun" / "blocks").mkdir(parents=True)
+    with pytest.raises(UserError, match="begun has no finished block") as refusal:
+        export(tmp_path / "begun", to="tensorboard")
+    assert refusal.value.exit_code == MISSING
 
 
 def test_an_unfinished_run_has_the_curves_so_far(run):
