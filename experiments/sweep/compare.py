@@ -25,6 +25,7 @@ from experiments.names import did_you_mean
 from experiments.report.selection import VALIDATION, fresh_seed, require_validation
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.groups import (
+    NAME,
     Group,
     Tasks,
     budgets,
@@ -78,7 +79,8 @@ def compare(
     refuse_few(finals)
     refuse_unfinished(sweeps)
     tasks = grouped(sweeps, by=by)
-    baseline = shown(settled(parse_yaml(baseline, where="baseline")))  # 1e-3 is called 0.001
+    if by != NAME:  # a value, of which 1e-3 is called 0.001; names are texts
+        baseline = shown(settled(parse_yaml(baseline, where="baseline")))
     refuse_incomparable(tasks, by=by, baseline=baseline)
     if not unequal:
         refuse_unequal(tasks)

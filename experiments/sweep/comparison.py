@@ -63,8 +63,8 @@ class Comparison:
 
     @property
     def scale(self) -> float:
-        """What brings the metric to its unit: shares are told in percent."""
-        return 100.0 if self.metric.rpartition("/")[2] in SHARES else 1.0
+        """What brings the metric to its unit."""
+        return scale_of(self.metric)
 
     @property
     def unit(self) -> str:
@@ -160,7 +160,7 @@ class Comparison:
                 "tried": str(one.budget),
             }
             for task, group in self._places()
-            if (one := self.tasks[task][group])
+            for one in [self.tasks[task][group]]
         ]
         caption = (
             "The best mean validation score over the tuning seeds. As good: so many other settings "
@@ -314,6 +314,11 @@ class Comparison:
             "seed, a tie counted half, with Agresti and Coull's 95 % interval. Bold: better than "
             f"{self.baseline}."
         )
+
+
+def scale_of(metric: str) -> float:
+    """What brings a metric to its unit: shares are told in percent."""
+    return 100.0 if metric.rpartition("/")[2] in SHARES else 1.0
 
 
 def _setting(group: Group, by: str) -> str:

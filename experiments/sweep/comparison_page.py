@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.report.page import Picture, Section, as_html, save_figures
-from experiments.sweep.comparison import Comparison
+from experiments.sweep.comparison import Comparison, scale_of
 from experiments.sweep.groups import Group
 from experiments.sweep.outcome import TrialRow, is_number
 from experiments.sweep.space import shown
@@ -43,20 +43,25 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 def _page(comparison: Comparison, found: Sequence[Section]) -> str:
-    learned, caveats = (
-        "".join(f"<li>{escape(line)}</li>" for line in lines)
-        for lines in (comparison.learned(), comparison.caveats())
-    )
     parts = [
-        f"<ul class='lead'>{learned}</ul>",
-        comparison.table.html(),
-        f"<ul>{caveats}</ul>" if caveats else "",
+        *beginning(comparison, comparison.learned()),
         *map(as_html, found),
         "<h2>Provenance</h2>",
         page.definitions(_facts(comparison)),
     ]
     title = f"{comparison.by} against {comparison.baseline}"
-    return page.page(title, [part for part in parts if part])
+    return page.page(title, parts)
+
+
+def beginning(comparison: Comparison, learned: Sequence[str]) -> list[str]:
+    """What was learned, the table, and what limits it, as HTML."""
+    parts = [_list(learned, "lead"), comparison.table.html(), _list(comparison.caveats())]
+    return [part for part in parts if part]
+
+
+def _list(sentences: Sequence[str], style: str = "") -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<ul class='{style}'>{items}</ul>" if items else ""
 
 
 def _facts(comparison: Comparison) -> dict[str, str]:
@@ -95,8 +100,10 @@ def _effects(comparison: Comparison, task: str) -> dict[str, Picture]:
     """The validation score over every searched key; nothing where there is none but the groups'."""
     groups = {name: comparison.tasks[task][name] for name in comparison.ordered(task)}
     keys = dict.fromkeys(key for group in groups.values() for key in group.sweep.plan.keys)
+    objective = next(iter(groups.values())).sweep.plan.objective
+    scale = scale_of(objective)
     panels: dict[str, dict[str, tuple[list[Any], np.ndarray]]] = {
-        key: {name: _points(group, key, comparison.scale) for name, group in groups.items()}
+        key: {name: _points(group, key, scale) for name, group in groups.items()}
         for key in keys
         if key != comparison.by
     }
@@ -107,26 +114,28 @@ def _effects(comparison: Comparison, task: str) -> dict[str, Picture]:
     }
     if not varied:
         return {}
-    objective = next(iter(groups.values())).sweep.plan.objective
     figure = plots.setting_effects(
-        varied, ylabel=f"{objective} (%)" if comparison.unit else objective, arms=[*groups]
+        varied, ylabel=f"{objective} (%)" if scale == 100 else objective, arms=[*groups]
     )
     caption = (
         f"What each setting does to {objective}: a point per configuration, its mean over tuning "
         "seeds, and the median of those at a value, whatever their other settings are. A "
-        "configuration that lost a seed has no point."
+        "configuration that lost a seed, or was left behind by halving, has no point."
     )
     return {"settings": Picture(figure, caption)}
 
 
 def _points(group: Group, key: str, scale: float) -> tuple[list[Any], np.ndarray]:
-    """Of every configuration the value of the key and the mean score over seeds."""
+    """Of every configuration the value of the key and the mean score over seeds.
+
+    What was left behind at a rung is left out: it was trained for less long.
+    """
+    plan = group.sweep.plan
     by_number: dict[int, list[TrialRow]] = {}
     for trial in group.trials:
-        if key in trial.setting:
+        if key in trial.setting and (not plan.halve or trial.epochs == group.budget.epochs):
             by_number.setdefault(trial.number, []).append(trial)
-    objective = group.sweep.plan.objective
-    scores = [np.mean([one.metrics[objective] for one in rows]) for rows in by_number.values()]
+    scores = [np.mean([one.metrics[plan.objective] for one in rows]) for rows in by_number.values()]
     values = [rows[0].setting[key] for rows in by_number.values()]
     told = [value if is_number(value) else shown(value) for value in values]
     return told, scale * np.array(scores, float)

@@ -22,7 +22,6 @@ from experiments.sweep.outcome import Best, Sweep, TrialRow, best_of
 from experiments.sweep.space import NOT_SEARCHED, shown
 
 NAME = "name"  # the key that is not searched: arms that are sweeps of their own are called by it
-COMMAND = "python -m experiments"
 EXACT = 2.0**53  # from there on floats are integers that do not say which
 
 Tasks = Mapping[str, Mapping[str, "Group"]]
@@ -134,8 +133,8 @@ def refuse_unfinished(sweeps: Sequence[Sweep]) -> None:
     for sweep in sweeps:
         if not sweep.finished:
             raise UserError(
-                f"{sweep.directory} has not ended: go on with it by `{COMMAND} sweep resume "
-                f"{sweep.directory}`"
+                f"{sweep.directory} has not ended: go on with it by `python -m experiments sweep "
+                f"resume {sweep.directory}`"
             )
 
 
@@ -180,11 +179,10 @@ def differing(groups: Mapping[str, Group], *, by: str) -> list[str]:
     plans = [group.sweep.plan for group in groups.values()]
     searched = {by, *NOT_SEARCHED}.union(*(plan.keys for plan in plans))
     first, *others = (values_of(plan.config) for plan in plans)
-    declared = "penalty." if by == NAME else by
     return [
         key
         for key, value in first.items()
         if key not in searched
-        and not key.startswith(declared)
+        and not (by == NAME and key.startswith("penalty."))
         and any(other[key] != value for other in others)
     ]

@@ -12,6 +12,7 @@ import pytest
 from experiments.__main__ import main
 from experiments.errors import UserError
 from experiments.report import comparison as statistics
+from experiments.sweep import comparison_page
 from experiments.sweep.compare import compare
 from experiments.sweep.groups import grouped
 from tests.sweep.made_up import BASE, Truth, swept, training
@@ -117,6 +118,28 @@ def test_a_choice_by_test_data_is_refused():
         compare([sweep], by="penalty.name", baseline="none", finals=0)
 
 
+def drawn_settings(found):
+    section, *_ = comparison_page.sections(found)
+    (ax,) = section.figures["settings"].figure.axes
+    return ax, {float(x) for line in ax.lines for x in line.get_xdata()}
+
+
+def test_what_chose_is_drawn_in_its_own_unit(asked):
+    sweep = swept(truth_of, SPACE, objective="validation/loss", higher=False)
+    ax, _ = drawn_settings(compare([sweep], **OPTIONS, objective="test/accuracy"))
+    assert ax.get_ylabel() == "validation/loss" and ax.get_ylim()[1] < 1
+
+
+def test_what_was_left_behind_early_is_not_drawn_among_the_others():
+    sweep = swept(truth_of, SPACE, halve="2@5")
+    trials = tuple(
+        trial._replace(epochs=5) if trial.setting["penalty.strength"] == 1.0 else trial
+        for trial in sweep.trials
+    )
+    _, values = drawn_settings(compare([replace(sweep, trials=trials)], **OPTIONS, finals=0))
+    assert values == {0.01, 0.1}
+
+
 def test_equal_groups_are_told_apart_no_more_often_than_is_said(monkeypatch):
     alike = dict.fromkeys(SPACE["penalty.name"], 0)
     space = {"penalty.name": [*alike], "penalty.strength": (0.1,)}
@@ -197,6 +220,15 @@ def test_arms_may_be_sweeps_of_their_own(asked):
     arms[1] = replace(arms[1], plan=replace(arms[1].plan, config=faster))
     told = "on digits the sweeps differ in optimizer.momentum as well, which nothing chose"
     assert told in compare(arms, by="name", baseline="none").caveats()
+
+
+def test_a_name_is_a_text_even_if_it_reads_as_a_number():
+    space = {"penalty.strength": STRENGTHS}
+    arms = [
+        swept(truth_of, space, directory=name, config=replace(BASE, name=f"rates/{name}"))
+        for name in ("1e-2", "1e-3")
+    ]
+    assert compare(arms, by="name", baseline="1e-3", finals=0).baseline == "1e-3"
 
 
 def test_groups_that_agree_exactly_are_told_without_a_reach(monkeypatch):
@@ -376,7 +408,7 @@ def test_the_command_prints_the_table_and_says_what_was_learned(on_disk, capsys)
         *SPACE["penalty.name"],
     ]
     assert "l2 is better than none" in told and "note: 8 pairs: it takes 29" in told
-    assert (on_disk / "comparison-penalty.name" / "table.csv").exists()
+    assert (on_disk / "comparison-penalty.name-none" / "table.csv").exists()
 
 
 def test_the_command_gives_numbers_as_json(on_disk, capsys):
