@@ -1,15 +1,19 @@
 """`try`: what the arms are, what is refused before anything is trained, a whole small session."""
 
+import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from experiments import __main__ as cli
 from experiments.config import DataConfig, ExperimentConfig, ModelConfig, TrainConfig, dump_yaml
 from experiments.errors import DONE, MISSING, USAGE, UserError
+from experiments.sweep import trying
 from experiments.sweep.space import Lin, Log
-from experiments.sweep.trying import arms_of
+from experiments.sweep.trying import arms_of, try_regulariser
+from tests.sweep.made_up import Truth, swept
 
 FOURTH = """
 import jax.numpy as jnp
@@ -59,6 +63,12 @@ def test_every_arm_searches_the_rate_and_a_number_of_its_own(write):
     ]
 
 
+def test_the_command_and_python_begin_alike():
+    options = cli.parse(["try", "my_reg.py"])
+    expected = (",".join(trying.AGAINST), trying.TRIALS, trying.FINALS)
+    assert (options.against, options.trials, options.finals) == expected
+
+
 def test_what_regularises_the_experiment_itself_is_left_out_and_validation_data_are_held_out(write):
     (none, _) = arms_of("my_reg.py", CONFIG, ("none",))
     assert none.config.model.dropout == 0 and none.config.paper_compat == ()
@@ -102,6 +112,41 @@ def test_the_contract_of_a_file_can_be_had_alone(write, capsys):
     assert {"clause": "jit", "input": "dense layers 5 x 4 and 4 x 3"} in json.loads(
         capsys.readouterr().out
     )
+
+
+@pytest.fixture
+def meanwhile(write, monkeypatch):
+    """Arms with made-up numbers; returns a list of what is done while one is trained."""
+    acts = []
+
+    def sweep(config, **options):
+        for act in acts:
+            act()
+        space = {"optimizer.learning_rate": (0.01, 0.1)}
+        return swept(lambda config: Truth(), space, config=config, directory=config.name)
+
+    monkeypatch.setattr(trying, "sweep", sweep)
+    monkeypatch.setattr(trying, "contract", lambda file: ())
+    return acts
+
+
+def test_without_fresh_seeds_nothing_is_said_of_them(meanwhile, tmp_path, monkeypatch):
+    svg_alone = lambda figure, stem, *, drawn: Path(f"{stem}.svg").write_text(drawn)  # noqa: E731
+    monkeypatch.setattr("spectral_jax.plots.save", svg_alone)
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    tried = try_regulariser("my_reg.py", CONFIG, against=("none",), finals=0)
+    html = tried.page(tmp_path / "out").read_text()
+    assert "Every arm was tuned with 2 settings of 2 seeds, by validation/accuracy." in html
+    assert "nothing is claimed" in html and "only these count" not in html
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["fourth", "none"]
+    assert all(0.6 < float(row["validation/accuracy"]) < 0.8 for row in rows)
+
+
+def test_numbers_of_a_file_that_was_edited_meanwhile_are_not_mixed(meanwhile, write):
+    meanwhile.append(lambda: write(FOURTH.replace("w**4", "w**6")))
+    with pytest.raises(UserError, match="was edited while it was tried"):
+        try_regulariser("my_reg.py", CONFIG, against=("none",), finals=0)
 
 
 @pytest.mark.slow

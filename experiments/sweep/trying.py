@@ -100,12 +100,13 @@ def try_regulariser(
 
     Raises:
         UserError: (2) the file has no regulariser or breaks the contract, and nothing is trained;
-            what `sweep` and `compare` raise.
+            a file was edited meanwhile; what `sweep` and `compare` raise.
     """
     refuse_few(finals)
     name = prototypes.load(file).name
     arms = arms_of(file, config, against)  # a misspelt baseline is known before the check begins
     held = contract(file)
+    before = [prototypes.sources(arm.config) for arm in arms]
     place: dict[str, Any] = {"executor": executor, "root": root}
     sweeps = tuple(
         sweep(arm.config, over=arm.space, search=f"random:{trials}", seeds=seeds, **place)
@@ -113,6 +114,11 @@ def try_regulariser(
     )
     # Of one family: each method against the regulariser, which is what is asked.
     comparison = compare(sweeps, by="name", baseline=name, finals=finals, **place)
+    if [prototypes.sources(arm.config) for arm in arms] != before:
+        raise UserError(
+            "a regulariser was edited while it was tried, so its numbers are of several versions: "
+            "give the same command again; what was trained as it is now is found"
+        )
     source = Path(file.partition(":")[0]).read_text(encoding="utf-8")
     return Tried(name, arms, sweeps, held, source, comparison)
 

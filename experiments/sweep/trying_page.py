@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,7 @@ def write(tried: Tried, folder: Path) -> None:
     """Write ``page.html``, the table (.csv, .md) and ``figures/``."""
     sections = comparison_page.sections(tried.comparison)
     parts = [
-        _list(learned(tried), "lead"),
-        tried.comparison.table.html(),
-        _list(tried.comparison.caveats()),
+        *comparison_page.beginning(tried.comparison, learned(tried)),
         *map(as_html, sections),
         "<h2>The regulariser</h2>",
         f"<p>{escape(_held(tried))}</p>",
@@ -32,21 +30,19 @@ def write(tried: Tried, folder: Path) -> None:
     ]
     with cannot_write_is_one_line(folder):
         make_directory(folder)
-        text = page.page(f"{tried.name} beside {_names(tried)}", [part for part in parts if part])
+        text = page.page(f"{tried.name} beside {_names(tried)}", parts)
         (folder / "page.html").write_text(text, encoding="utf-8")
-        tried.comparison.table.write(folder / "table", suffixes={"csv", "md"})
+        tried.comparison.page(folder, formats=["csv", "md"])
         save_figures(sections, folder / "figures")
 
 
 def learned(tried: Tried) -> list[str]:
     """What came out in sentences, and how it was made fair."""
-    first, *_ = tried.sweeps
-    plan = first.plan
-    return [
-        *tried.comparison.learned(),
-        f"Every arm was tuned with {plan.count} settings of {len(plan.seeds)} seeds, by "
-        f"{plan.objective}; what was best was trained again on fresh seeds, and only these count.",
-    ]
+    plan = tried.sweeps[0].plan
+    tuned = f"{plan.count} settings of {len(plan.seeds)} seeds, by {plan.objective}"
+    again = "; what was best was trained again on fresh seeds, and only these count"
+    again = again if tried.comparison.finals else ""
+    return [*tried.comparison.learned(), f"Every arm was tuned with {tuned}{again}."]
 
 
 def _names(tried: Tried) -> str:
@@ -65,8 +61,3 @@ def _facts(tried: Tried) -> Iterator[tuple[str, str]]:
         yield arm.name, f"{space}: {sweep.directory}"
     for directories in tried.comparison.finals.values():
         yield "fresh seeds", ", ".join(map(str, directories))
-
-
-def _list(sentences: Sequence[str], style: str = "") -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f"<ul class='{style}'>{items}</ul>" if items else ""
