@@ -20,7 +20,9 @@ from experiments.sweep.space import Log
 NUMBERS = ("optimizer.learning_rate", "penalty.strength", "optimizer.weight_decay")
 
 
-def config(data: DataConfig, *, hidden: tuple[int, ...], epochs: int, **train: Any):
+def config(
+    data: DataConfig, *, hidden: tuple[int, ...], epochs: int, **train: Any
+) -> ExperimentConfig:
     """A protocol whose every epoch is evaluated, on one seed."""
     return ExperimentConfig(
         "sweep-benchmark",
