@@ -77,6 +77,11 @@ def test_a_file_with_several_is_asked_which(write):
         ("import helper", r"line 1: imports helper, a file beside it, whose edits would not be"),
         ("\0", r"my_reg.py"),
         (FOURTH.replace("(matrices)", "(matrices, state)"), r"line 5: ValueError: value='fourth'"),
+        (FOURTH.replace("(1e-4, 1e-2)", "1e-4"), r"line 5: ValueError: strengths=0.0001: choose"),
+        (
+            FOURTH + "\nfourth = fourth._replace(sees='magnitudes', prox=lambda w, step, _: w)\n",
+            r"my_reg.py: ValueError: Penalty\(prox=...\): one on magnitudes would ignore it; write",
+        ),
         (FOURTH.replace("1e-4", "1"), r"choose 0 < least < largest, as \(1e-5, 1e-1\)"),
     ],
 )
@@ -212,5 +217,7 @@ def test_the_decorator_leaves_a_function_of_the_matrices_a_penalty():
         regulariser(sees="weights")(lambda w: w[0])
     with pytest.raises(ValueError, match=r"called with \(apply, params, batch, key\)"):
         regulariser(sees="function")(lambda w: w[0])
+    with pytest.raises(ValueError, match="one on function would ignore it"):
+        regulariser(sees="function", prox=lambda w, step: w)(lambda apply, params, batch, key: 0.0)
     with pytest.raises(ValueError, match=r"prox=.* is called with \(matrices, step\)"):
         regulariser(prox=lambda w: w)(lambda w: w[0])

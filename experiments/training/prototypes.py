@@ -31,6 +31,7 @@ from experiments.names import did_you_mean
 from experiments.runs.code import code_hash, executed
 from experiments.runs.provenance import REPOSITORY
 from spectral_jax.optim import Penalty
+from spectral_jax.optim.sight import check_kind
 
 DECORATE = "put @regulariser (from spectral_jax.optim) above the function of the matrices"
 
@@ -128,6 +129,7 @@ def _made(path: str, name: str, value: Any) -> Penalty:
         value = _guarded(path, value) if _takes_nothing(value) else None
     if not isinstance(value, Penalty):
         raise UserError(f"{path}: {name} is no regulariser: {DECORATE}")
+    _guarded(path, check_kind, value)
     return value
 
 

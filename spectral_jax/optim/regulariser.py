@@ -6,13 +6,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, overload
 
 from jaxtyping import Array
 
 from spectral_jax._choices import check_choice
 from spectral_jax.optim.penalties import Blocks, Penalty, Sees
-from spectral_jax.optim.sight import SIGHTS
+from spectral_jax.optim.sight import SIGHTS, check_kind
 
 Value = Callable[..., Array]
 Prox = Callable[[Blocks, Array], Blocks]
@@ -46,8 +47,8 @@ def regulariser(
       prox: ``(matrices, step) -> matrices``, the minimiser ``x`` of
         ``step value(x) + ||x - matrices||^2 / 2``, for ``mode="proximal"``.
 
-    Raises ``ValueError`` for an unknown kind, a range of strengths that is none, and a function of
-    another number of arguments.
+    Raises ``ValueError`` for an unknown kind, a range of strengths that is none, a function of
+    another number of arguments, and a proximal step of what is not on matrices.
 
     >>> import jax.numpy as jnp
     >>> from spectral_jax.optim import spectral_penalty
@@ -64,19 +65,26 @@ def regulariser(
         return functools.partial(regulariser, sees=sees, strengths=strengths, prox=prox)
     check_choice(SIGHTS, sees=sees)
     _check_strengths(strengths)
+    stateless = _value_without_state(value, sees)
+    penalty = Penalty(stateless, sees=sees, strengths=strengths, prox=_prox_without_state(prox))
+    check_kind(penalty)
+    return penalty
+
+
+def _value_without_state(value: Value, sees: Sees) -> Value:
     if sees == "function":
         _check_arguments(value, "value", ("apply", "params", "batch", "key"))
-        return Penalty(value, sees=sees, strengths=strengths)
+        return value
     _check_arguments(value, "value", ("matrices" if sees == "matrices" else "arrays",))
 
     @functools.wraps(value)
     def stateless(seen: Blocks, _: Any) -> Array:
         return value(seen)
 
-    return Penalty(stateless, sees=sees, strengths=strengths, prox=_without_state(prox))
+    return stateless
 
 
-def _without_state(prox: Prox | None) -> Callable[[Blocks, Array, Any], Blocks] | None:
+def _prox_without_state(prox: Prox | None) -> Callable[[Blocks, Array, Any], Blocks] | None:
     if prox is None:
         return None
     _check_arguments(prox, "prox", ("matrices", "step"))
@@ -89,9 +97,11 @@ def _without_state(prox: Prox | None) -> Callable[[Blocks, Array, Any], Blocks] 
 
 
 def _check_strengths(strengths: tuple[float, float]) -> None:
-    low, high = strengths
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"strengths={strengths}: choose 0 < least < largest, as (1e-5, 1e-1)")
+    with suppress(TypeError, ValueError):  # of what is no pair of numbers
+        low, high = strengths
+        if 0 < low < high < math.inf:
+            return
+    raise ValueError(f"strengths={strengths}: choose 0 < least < largest, as (1e-5, 1e-1)")
 
 
 def _check_arguments(function: Callable[..., Any], role: str, names: tuple[str, ...]) -> None:

@@ -140,6 +140,19 @@ SIGHTS = {
 }
 
 
+def check_kind(penalty: Penalty) -> None:
+    """Raise ``ValueError`` for an unknown kind, and for what a penalty of its kind would ignore."""
+    sees = penalty.sees
+    if sees not in SIGHTS:
+        raise ValueError(f"Penalty(sees={sees!r}): choose one of {sorted(SIGHTS)}")
+    if sees == "function" and (penalty.refresh or penalty.staleness):
+        raise ValueError("Penalty(refresh=..., staleness=...): one on the function keeps no state")
+    if sees != "matrices" and penalty.prox is not None:
+        raise ValueError(
+            f"Penalty(prox=...): one on {sees} would ignore it; write the value on matrices"
+        )
+
+
 def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
     """The dtype of the penalty's numbers, and its state before the first update."""
     if isinstance(sight, Activations | Function):  # there is no batch yet

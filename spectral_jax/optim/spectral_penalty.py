@@ -28,7 +28,7 @@ from spectral_jax._transforms.hyperparameters import (
 from spectral_jax._transforms.leaves import finite
 from spectral_jax._transforms.members import where_needed
 from spectral_jax.optim.crossings import Crossings, crossings, no_crossings
-from spectral_jax.optim.penalties import PENALTIES, Penalty
+from spectral_jax.optim.penalties import PENALTIES, Penalty, Sees
 from spectral_jax.optim.sight import (
     SIGHTS,
     Apply,
@@ -36,6 +36,7 @@ from spectral_jax.optim.sight import (
     Function,
     Sight,
     View,
+    check_kind,
     looking_at,
     started,
 )
@@ -148,7 +149,7 @@ def spectral_penalty(
       view: ``params -> arrays``, what the penalty sees. It is given the floating leaves, with None
         in the place of any other (for a penalty on magnitudes, their magnitudes). By default a
         penalty on matrices sees those of ``weights.plan``: dense and attention layers, embeddings,
-        convolutions as ``[h w i, o]``, several layers in one leaf as ``[stack, m, n]``. One on
+        convolutions as ``[h w i, o]``, a grouped one as ``[groups, h w i, o]``. One on
         magnitudes sees the chain of dense kernels, in the order of their names; for any other
         network pass ``lambda params: weights.graph_weights(params, blocks)`` with the blocks of
         ``weights.layout_of``, and for one with skips the option ``edges=weights.edges(blocks)``.
@@ -178,8 +179,9 @@ def spectral_penalty(
     -0.5
     """
     penalty = _penalty(name, options)
+    check_kind(penalty)
     _check(penalty, mode, strength, learning_rate)
-    _check_kind(penalty, view, apply)
+    _check_network(penalty.sees, view, apply)
     sight = SIGHTS[penalty.sees](penalty, apply if penalty.sees == "function" else view)
     refresh = on_residual() if refresh is None else refresh
 
@@ -258,8 +260,6 @@ def _refuse_unread(options: dict[str, Any], read: Sequence[str], penalty: str) -
 
 def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | None) -> None:
     check_strength("strength", strength)
-    if penalty.sees not in SIGHTS:
-        raise ValueError(f"Penalty(sees={penalty.sees!r}): choose one of {sorted(SIGHTS)}")
     check_choice(("penalty", "proximal"), mode=mode)
     if mode == "penalty":
         return
@@ -277,9 +277,8 @@ def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | Non
         )
 
 
-def _check_kind(penalty: Penalty, view: View | BatchView | None, apply: Apply | None) -> None:
+def _check_network(sees: Sees, view: View | BatchView | None, apply: Apply | None) -> None:
     """Raise ``ValueError`` for what a penalty of this kind needs, and for what it would ignore."""
-    sees = penalty.sees
     if sees == "activations" and view is None:
         raise ValueError(
             "view=None: a penalty on activations needs view=lambda params, batch: (arrays it sees)"
@@ -288,12 +287,6 @@ def _check_kind(penalty: Penalty, view: View | BatchView | None, apply: Apply | 
         raise ValueError("view: a penalty on the function has none; pass apply=(params, x) -> y")
     if sees != "function" and apply is not None:
         raise ValueError(f"apply: a penalty on {sees} does not call it; leave it out")
-    if sees == "function" and (penalty.refresh or penalty.staleness):
-        raise ValueError("Penalty(refresh=..., staleness=...): one on the function keeps no state")
-    if sees != "matrices" and penalty.prox is not None:
-        raise ValueError(
-            f"Penalty(prox=...): one on {sees} would ignore it; write the value on matrices"
-        )
 
 
 def _looked(
