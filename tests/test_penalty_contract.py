@@ -84,9 +84,13 @@ halved.defjvp(lambda primals, tangents: (primals[0], tangents[0] / 2))
             "jit, on .*: the value compiled is",
         ),
         (lambda w: jnp.sum(jnp.exp(w[0] ** 2)), "scale, on .*: of weights times 1000 the value"),
+        (
+            lambda w: sum(jnp.sum((x.T @ x) ** 2) for x in w),
+            "shape, on convolutions .* in 2 groups, 1 x 1: TypeError: .*_contract.py, line ",
+        ),
         (lambda w: jnp.linalg.norm(w[0]), "zeros, on .* the gradient is NaN: the derivative of a"),
     ],
-    ids="shape integer raises numpy nan round halved branch exp root".split(),
+    ids="shape integer raises numpy nan round halved branch exp T root".split(),
 )
 def test_what_breaks_is_named_by_clause_and_input_in_one_line(value, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from spectral_jax.optim.penalties import Penalty
-from spectral_jax.optim.sight import SIGHTS, Activations, Function, Sight, started
+from spectral_jax.optim.sight import SIGHTS, Activations, Function, Sight, check_kind, started
 
 EXAMPLES = 12
 CLOSE = 1e-6  # relative, in float64
@@ -73,6 +73,7 @@ def check_penalty(penalty: Penalty) -> tuple[Held, ...]:
     ValueError: gradient, on dense layers 5 x 4 and 4 x 3: it is 0 for every weight: rounding, sign,
     argmax, comparisons and stop_gradient have none
     """
+    check_kind(penalty)
     held = []
     for case in _cases(penalty):
         for clause, check in CLAUSES.items():
@@ -140,8 +141,9 @@ def _cases(penalty: Penalty) -> Iterator[_Case]:
     yield _Case("dense layers 5 x 4 and 4 x 3", penalty, _layers((5, 4), (4, 3)), True)
     yield _Case("dense layers 5 x 1 and 1 x 3", penalty, _layers((5, 1), (1, 3)), False)
     if penalty.sees == "matrices":
-        shapes = _layers((3, 3, 2, 4))
-        yield _Case("a convolution 3 x 3 of 2 to 4 channels", penalty, shapes, True)
+        # The groups come as one array [2, 18, 2]: here `w.T` is not `w.mT`.
+        shapes = _layers((1, 1, 3, 4), (3, 3, 2, 4), (1, 1, 4, 3))
+        yield _Case("convolutions 1 x 1, 3 x 3 in 2 groups, 1 x 1", penalty, shapes, True)
 
 
 def _layers(*shapes: tuple[int, ...]) -> PyTree:
