@@ -37,6 +37,7 @@ def batches(program, *args):
 
 
 def machine(monkeypatch, threads, release):
+    monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(lapack.os, "sched_getaffinity", lambda _: range(threads))
     monkeypatch.setattr(lapack.jaxlib, "__version__", release)
 
@@ -48,6 +49,12 @@ def machine(monkeypatch, threads, release):
 def test_splitting_pays_with_many_threads_where_jaxlib_splits(threads, release, pays, monkeypatch):
     machine(monkeypatch, threads, release)
     assert lapack.splitting_pays() == pays
+
+
+def test_fewer_threads_that_are_asked_for_count_not_the_cores(monkeypatch):
+    machine(monkeypatch, 64, "0.10.2")
+    monkeypatch.setenv("NPROC", "2")
+    assert lapack.cpu_threads() == 2 and not lapack.splitting_pays()
 
 
 @pytest.fixture(params=[2, 64], ids="{} threads".format)

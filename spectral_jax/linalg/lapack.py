@@ -128,7 +128,10 @@ def splits_batches() -> bool:
 
 
 def cpu_threads() -> int:
-    """How many threads XLA's pool has on this CPU."""
+    """How many threads XLA's pool has on this CPU: ``NPROC``, or one for each core it may use."""
+    asked = os.environ.get("NPROC", "")
+    if asked.isdecimal():
+        return max(1, int(asked))
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
