@@ -13,13 +13,15 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Shown with every result; a run's hash leaves them out.
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
-# What decides how many threads share a sum, and so its last digits; the first is XLA's pool.
-THREADS = ("NPROC", "OPENBLAS_NUM_THREADS", "XLA_FLAGS")
+# What decides how many threads share a sum, and so its last digits, beside the size of XLA's pool.
+THREADS = ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")
 
 
 def session() -> dict[str, Any]:
     """This process: when, which commit and changes, versions, device, precision and threads."""
     import jax
+
+    from spectral_jax.linalg.lapack import cpu_threads
 
     devices = jax.devices()
     return {
@@ -33,7 +35,7 @@ def session() -> dict[str, Any]:
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "dtype": str(jax.numpy.zeros(()).dtype),
         "cpus": os.cpu_count(),
-        "threads": {name: os.environ.get(name) for name in THREADS},
+        "threads": {"XLA": cpu_threads(), **{name: os.environ.get(name) for name in THREADS}},
         "platform": platform.platform(),
     }
 
