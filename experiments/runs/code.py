@@ -29,7 +29,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from experiments.runs.provenance import REPOSITORY
 from experiments.runs.source import LOOKUPS, Module, Part, Reference, parse
 
 DOTTED = re.compile(r"\w+(\.\w+)+")
+SHOWN_FILES = 8  # of those whose code changed
 
 
 def executed(
@@ -73,6 +74,12 @@ def code_hash(files: Mapping[str, str]) -> str:
 def changed_files(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """The files in which what is reached differs."""
     return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def listed(files: Sequence[str]) -> str:
+    """The first of some files, and how many more there are."""
+    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
+    return ", ".join(files[:SHOWN_FILES]) + more
 
 
 def words_of(value: Any) -> Iterator[str]:

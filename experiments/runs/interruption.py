@@ -16,6 +16,7 @@ MEANINGS = {
     signal.SIGINT: ("interrupted", INTERRUPTED),
     signal.SIGTERM: ("preempted", PREEMPTED),
 }
+WORDS = {code: word for word, code in MEANINGS.values()}
 
 
 class Preempted(KeyboardInterrupt):

@@ -29,8 +29,8 @@ from typing import IO, Any
 import numpy as np
 
 from experiments.config import ExperimentConfig, StudyConfig, config_hash, dump_yaml, to_mapping
-from experiments.errors import DONE, FAILED, INTERRUPTED, PREEMPTED, UserError
-from experiments.runs.code import changed_files, code_hash, executed, words_of
+from experiments.errors import DONE, FAILED, UserError
+from experiments.runs.code import changed_files, code_hash, executed, listed, words_of
 from experiments.runs.files import (
     append_line,
     cannot_write_is_one_line,
@@ -42,13 +42,11 @@ from experiments.runs.files import (
     write_json,
     write_text,
 )
-from experiments.runs.interruption import meaning
+from experiments.runs.interruption import WORDS, meaning
 from experiments.runs.provenance import now, session, stamp
 
 __all__ = ["Run", "open_run"]
 
-STATES = {PREEMPTED: "preempted", INTERRUPTED: "interrupted"}
-SHOWN_FILES = 5  # of those whose code changed
 # What a finished run is read for: status.json keeps the digests.
 RESULTS = ("config.yaml", "provenance.json", "metrics.jsonl", "summary.json", "arrays/*.npz")
 
@@ -213,7 +211,7 @@ class Run:
     def fail(self, message: str, code: int = FAILED) -> None:
         """Mark the run failed, preempted or interrupted; its state stays for a resumption."""
         try:
-            self._set_status(STATES.get(code, "failed"), message, code)
+            self._set_status(WORDS.get(code, "failed"), message, code)
         except UserError:
             pass  # the disk is full: the earlier status.json stays, and a resumption goes on
         self._release()
@@ -306,9 +304,7 @@ def _say_what_code_changed(run: Run, hashes: Mapping[str, str], code: Mapping[st
         theirs = before.get("sha256", {})
         if all(theirs.get(name) == hashes[name] for name in ("config", "data")):
             files = changed_files(before.get("code", {}), code)
-            more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
-            named = ", ".join(files[:SHOWN_FILES]) + more
-            run.log(f"code changed since {path}, which is kept: {named}")
+            run.log(f"code changed since {path}, which is kept: {listed(files)}")
             return
 
 

@@ -14,7 +14,7 @@ from experiments import data as datasets
 from experiments.config import ExperimentConfig, config_hash, from_mapping, to_mapping, values_of
 from experiments.errors import UserError
 from experiments.names import did_you_mean
-from experiments.runs.code import changed_files, code_hash, executed, words_of
+from experiments.runs.code import changed_files, code_hash, executed, listed, words_of
 from experiments.runs.files import (
     cannot_write_is_one_line,
     make_directory,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from experiments.training.program import Axis  # imports jax
 
 FILE = "sweep.json"
-SHOWN_FILES = 8
 # Named, not imported: a table is listed without jax.
 TRAINS = Reference("experiments.sweep.attempts", ("train_block",))
 
@@ -246,9 +245,3 @@ def same_question(plan: Plan, folder: Path) -> Path | None:
         except UserError:
             continue  # damaged: whoever asks for that sweep is told
     return None
-
-
-def listed(files: Sequence[str]) -> str:
-    """The first of some files, and how many more there are."""
-    more = f" and {len(files) - SHOWN_FILES} more" if len(files) > SHOWN_FILES else ""
-    return ", ".join(files[:SHOWN_FILES]) + more

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import ExperimentConfig
-from experiments.errors import INTERRUPTED, PREEMPTED, UserError
-from experiments.runs.code import changed_files
-from experiments.runs.interruption import meaning
+from experiments.errors import UserError
+from experiments.runs.code import changed_files, listed
+from experiments.runs.interruption import WORDS, meaning
 from experiments.sweep.executors import Executor
 from experiments.sweep.executors import parse as executor_of
 from experiments.sweep.log import TrialLog
@@ -30,7 +30,6 @@ from experiments.sweep.plan import (
     FILE,
     Plan,
     accept,
-    listed,
     read_plan,
     refuse_other_code,
     same_question,
@@ -45,7 +44,6 @@ from experiments.sweep.writing import write_tables
 __all__ = ["Best", "Sweep", "TrialRow", "best_of", "read", "resume", "run_settings", "sweep"]
 
 OBJECTIVE = "validation/accuracy"
-WORDS = {INTERRUPTED: "interrupted", PREEMPTED: "preempted"}
 
 
 def sweep(
