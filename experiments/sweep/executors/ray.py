@@ -177,6 +177,8 @@ def _knock(address: str | None) -> None:
 def _our_handler_of_sigterm() -> Iterator[None]:
     """Put back what Ray replaces: its handler ends the process and saves nothing."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
