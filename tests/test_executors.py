@@ -106,12 +106,13 @@ except KeyboardInterrupt as error:
 class Toys:
     """A sweep's directory of toys."""
 
-    def __init__(self, directory, count, **toy):
-        self.directory = directory
+    def __init__(self, directory, count, *, steps=2, **toy):
+        self.directory, self.steps = directory, steps
         self.names = [f"block{number}" for number in range(count)]
         for name in self.names:
-            (directory / "blocks" / name).mkdir(parents=True)
-            (directory / "blocks" / name / "block.json").write_text(json.dumps({"steps": 2, **toy}))
+            folder = directory / "blocks" / name
+            folder.mkdir(parents=True)
+            (folder / "block.json").write_text(json.dumps({"steps": steps, **toy}))
 
     def attempts(self, name="block0"):
         """Where each attempt began to count, the earliest attempt first."""
@@ -126,7 +127,7 @@ class Toys:
 
     def check_finished(self):
         results = [self.directory / "blocks" / name / "result.json" for name in self.names]
-        assert {json.loads(path.read_text())["counted"] for path in results}
+        assert {json.loads(path.read_text())["counted"] for path in results} == {self.steps}
 
 
 def until(happened, seconds=30):
