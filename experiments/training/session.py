@@ -335,7 +335,7 @@ def _stop_of(config: ExperimentConfig) -> Stop | None:
 def _refuse_what_memory_cannot_hold(config: ExperimentConfig, net: Network, trials: int) -> None:
     """Parameters, gradients and momentum of all trials, against the memory of this process."""
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
-    needed = 3 * trials * sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+    needed = 3 * trials * _bytes(params)
     available = granted()
     if needed > available:
         raise UserError(

@@ -74,4 +74,6 @@ def _accelerator(share: tuple[int, int]) -> dict[str, str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
     gpus = found if named is None else [name for name in named.split(",") if name]
-    return {"CUDA_VISIBLE_DEVICES": gpus[part % len(gpus)]} if len(gpus) > 1 < parts else {}
+    if len(gpus) < 2 or parts < 2:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": gpus[part % len(gpus)]}
