@@ -83,7 +83,8 @@ def status(run):
 # The directory
 
 
-def test_a_new_run_writes_down_what_it_is(reopen, tmp_path):
+def test_a_new_run_writes_down_what_it_is(reopen, tmp_path, monkeypatch):
+    monkeypatch.setenv("NPROC", "3")
     with reopen() as run:
         assert not run.resumed and not run.complete
         assert run.path.parent == tmp_path / "fiedler" / "toy"
@@ -93,6 +94,7 @@ def test_a_new_run_writes_down_what_it_is(reopen, tmp_path):
         facts = run.provenance
         assert facts["versions"]["jax"] == jax.__version__
         assert facts["dtype"] == "float32" and "cpu" in facts["device"]
+        assert facts["threads"]["XLA"] == 3
         assert set(facts["sha256"]) == {"config", "code", "data"}
         assert "tests/test_runs.py" in facts["code"]
         assert facts["git"]["commit"] == "rev-parse HEAD"
