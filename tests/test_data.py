@@ -749,6 +749,9 @@ def test_options_do_not_move_each_others_draws():
     larger = data.prepare(toy(), train_limit=400, seed=1)
     np.testing.assert_array_equal(base.train_x, validated.train_x)
     assert set(base.train_x.ravel()) <= set(larger.train_x.ravel())
+    # So a sweep may search train_limit and label_noise: settings are scored on the same examples.
+    fewer = data.prepare(toy(), train_limit=100, validation=300, seed=1)
+    np.testing.assert_array_equal(validated.validation_x, fewer.validation_x)
 
 
 def test_label_noise_leaves_validation_and_test_clean():

@@ -335,7 +335,7 @@ def test_settings_may_be_the_numbers_of_numpy(tmp_path):
         ({"penalty.strenght": 1.0}, "did you mean 'penalty.strength'"),
         ({"penalty.strength": -1.0}, "penalty.strength = -1.0: expected"),
         ({"penalty.strength": float("nan")}, "nan: expected numbers"),
-        ({"data.validation": 0}, "data.validation=200"),
+        ({"data.validation": 50}, "data.validation cannot be searched"),
         ({"train.label_scale": 10.0}, "have no scale in common"),
     ],
 )

@@ -37,7 +37,7 @@ from experiments.sweep.groups import (
     settled,
 )
 from experiments.sweep.outcome import Sweep, TrialRow, higher_is_better
-from experiments.sweep.space import shown
+from experiments.sweep.space import OF_TEST, OF_VALIDATION, shown
 
 if TYPE_CHECKING:
     from experiments.sweep.executors import Executor
@@ -78,14 +78,15 @@ def compare(
         raise UserError("there is no sweep to compare: give one or more")
     refuse_few(finals)
     refuse_unfinished(sweeps)
+    chosen_by, higher = _chosen_by(sweeps)
+    metric = objective or (chosen_by.replace(VALIDATION, "test/", 1) if finals else chosen_by)
+    _refuse_other_examples(by, metric)
     tasks = grouped(sweeps, by=by)
     if by != NAME:  # a value, of which 1e-3 is called 0.001; names are texts
         baseline = shown(settled(parse_yaml(baseline, where="baseline")))
     refuse_incomparable(tasks, by=by, baseline=baseline)
     if not unequal:
         refuse_unequal(tasks)
-    chosen_by, higher = _chosen_by(sweeps)
-    metric = objective or (chosen_by.replace(VALIDATION, "test/", 1) if finals else chosen_by)
     _refuse_unrecorded(sweeps, metric)
     if metric.partition("/")[2] != chosen_by.partition("/")[2]:
         higher = higher_is_better(metric)
@@ -97,6 +98,8 @@ def compare(
     else:
         runs = {task: _tuned(groups) for task, groups in tasks.items()}
     pairs = {task: _common_seeds(one.trials, task) for task, one in runs.items()}
+    if not finals:
+        _refuse_other_draws(tasks)
     scores = {
         task: {group: _scores(rows, pairs[task], metric) for group, rows in one.trials.items()}
         for task, one in runs.items()
@@ -128,6 +131,28 @@ def _refuse_unrecorded(sweeps: Sequence[Sweep], metric: str) -> None:
     if metric not in recorded:
         hint = did_you_mean(metric, recorded) or f"; there are: {', '.join(sorted(recorded))}"
         raise UserError(f"objective = {metric!r} was not recorded by every sweep{hint}")
+
+
+def _refuse_other_examples(by: str, metric: str) -> None:
+    """`UserError` (2) where the groups would be scored on different examples."""
+    validation = metric.startswith(VALIDATION)
+    if by in (OF_VALIDATION if validation else OF_TEST):
+        raise UserError(
+            f"by = {by}: groups would be scored by {metric} on different examples, so a difference "
+            "would be one of the data: compare by a method, with each data set a task of its own"
+        )
+
+
+def _refuse_other_draws(tasks: Tasks) -> None:
+    """`UserError` (2) where the tuning scores of a task are of several validation sets."""
+    for task, groups in tasks.items():
+        configs = [group.sweep.plan.config for group in groups.values()]
+        drawn = {config.train.seed for config in configs if config.data.subsets == "shared"}
+        if len(drawn) > 1:
+            raise UserError(
+                f"the sweeps on {task} begin with different seeds ({', '.join(map(str, sorted(drawn)))}), each of which "
+                "has drawn a validation set of its own: train the winners again, with --finals 8"
+            )
 
 
 class _Runs(NamedTuple):

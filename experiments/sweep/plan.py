@@ -47,7 +47,7 @@ class Plan:
         halve: as in ``2@5``, or "" where every trial is trained to its end.
         objective: the validation metric that decides, ``higher`` whether more of it is better.
         axis, width: of every block; chosen once, as the numbers may depend on them.
-        data: SHA-256 of the data sets.
+        data: SHA-256 of the data set.
         code: of each file, a digest of what training executes (`runs/code.py`).
         accepted: the codes by which the sweep was continued although they differ.
     """
@@ -197,12 +197,9 @@ def code_of(
     return files
 
 
-def data_of(
-    config: ExperimentConfig, space: Space, settings: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """The digests of all data sets that a configuration of the sweep may be trained on."""
-    names = taken("data.name", config, space, settings)
-    return " ".join(datasets.load(name).sha256 for name in names)
+def data_of(config: ExperimentConfig) -> str:
+    """The digest of the data set that every configuration of the sweep is trained on."""
+    return datasets.load(config.data.name).sha256
 
 
 def taken(

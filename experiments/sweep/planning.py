@@ -46,7 +46,7 @@ def plan_of(
     check(over, config)
     settings = [_settled(config, setting) for setting in settings]
     values = partial(taken, config=config, space=over, settings=settings)
-    _refuse_no_validation(values)
+    _refuse_no_validation(config)
     _refuse_unknown_objective(values, objective)
     if halve:
         halving.check(config, over, objective)
@@ -63,7 +63,7 @@ def plan_of(
         count=found.count,
         objective=objective,
         higher=higher_is_better(objective) if higher is None else higher,
-        data=data_of(config, over, settings),
+        data=data_of(config),
         code=code_of(config, over, settings),
         settings=tuple(settings),
         halve=halve or "",
@@ -90,8 +90,8 @@ def _settled(config: ExperimentConfig, setting: Setting) -> dict[str, Any]:
     return found
 
 
-def _refuse_no_validation(values: Callable[[str], list[Any]]) -> None:
-    if min(values("data.validation")) < 1:
+def _refuse_no_validation(config: ExperimentConfig) -> None:
+    if config.data.validation < 1:
         raise UserError(
             "a sweep compares settings on validation data, and data.validation is 0: hold some of "
             "the training examples out, as in data.validation=200"

@@ -33,7 +33,15 @@ from experiments.names import did_you_mean
 MOST_VALUES = 10**5  # of one key: a grid of more is a mistake, and would fill the memory
 LARGEST = 1e300  # size of a number: between larger ones one cannot compute
 
+# Which examples a setting is scored on: where they differ, the easiest ones win.
+OF_VALIDATION = ("data.name", "data.split", "data.subsets", "data.validation")
+OF_TEST = ("data.name", "data.split", "data.test_limit")
+_JUDGED = (
+    "settings would be scored on different examples, and the one with the easiest would win; run a "
+    "sweep for each value, and compare takes all of their directories"
+)
 NOT_SEARCHED = {
+    **dict.fromkeys((*OF_VALIDATION, *OF_TEST), _JUDGED),
     "name": "it names the folder and decides no number",
     "train.seed": "all settings are trained with the same seeds, so that they can be compared",
     "train.seeds": "all settings are trained with the same seeds, so that they can be compared",

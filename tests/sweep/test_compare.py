@@ -175,6 +175,14 @@ def test_a_group_that_came_to_nothing_in_tuning_is_told(asked):
         compare([swept(truth, SPACE)], by="penalty.name", baseline="l1")
 
 
+def two_sizes():
+    fewer = replace(BASE, data=replace(BASE.data, validation=100))
+    return [
+        swept(truth_of, {"penalty.strength": STRENGTHS}, directory=directory, config=config)
+        for directory, config in (("one", BASE), ("two", fewer))
+    ]
+
+
 def two_tasks():
     other = replace(BASE, data=replace(BASE.data, train_limit=500))
     return [
@@ -338,6 +346,28 @@ def test_what_cannot_be_compared_is_refused():
     by_loss = replace(second.plan, objective="validation/loss", higher=False)
     with pytest.raises(UserError, match="choose by different metrics"):
         compare([first, replace(second, plan=by_loss)], **OPTIONS)
+
+
+@pytest.mark.parametrize("finals, by", [(8, "data.name"), (8, "data.test_limit"),
+                                        (0, "data.name"), (0, "data.subsets")])  # fmt: skip
+def test_groups_are_not_compared_by_what_they_are_scored_on(finals, by):
+    with pytest.raises(UserError, match=f"by = {by}: .*would be one of the data"):
+        compare([swept(truth_of, SPACE)], by=by, baseline="", finals=finals)
+
+
+def test_what_is_held_out_may_be_compared_on_the_test_set(asked):
+    found = compare(two_sizes(), by="data.validation", baseline="200")
+    assert list(found.scores["digits"]) == ["200", "100"] and len(asked) == 2
+
+
+def test_tuning_scores_of_several_validation_sets_are_no_pairs(asked):
+    """Where seeds share their subsets, the first one draws them for all."""
+    later = replace(BASE, train=replace(BASE.train, seed=1))
+    parts = [{"penalty.name": (name,), "penalty.strength": STRENGTHS} for name in ("none", "l2")]
+    sweeps = [swept(truth_of, parts[0]), swept(truth_of, parts[1], config=later)]
+    with pytest.raises(UserError, match=r"different seeds \(0, 1\).*--finals 8"):
+        compare(sweeps, **OPTIONS, finals=0)
+    assert compare(sweeps, **OPTIONS).finals
 
 
 def test_without_common_seeds_there_are_no_pairs():
