@@ -156,7 +156,8 @@ def test_a_session_ends_with_a_page_and_an_edit_trains_its_own_arm_only(write, t
     assert cli.main(words) == DONE
     said = capsys.readouterr()
     assert [row["name"] for row in json.loads(said.out)] == ["fourth", "none"]
-    page = (tmp_path / "runs/tried/fourth/page.html").read_text()
+    (written,) = tmp_path.glob("runs/tried/fourth-*/page.html")
+    page = written.read_text()
     assert "Every arm was tuned with 2 settings of 2 seeds" in page and "def fourth" in page
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/try/toy/*/sweeps/*/b*")}
     write(FOURTH.replace("w**4", "w**6"))
@@ -164,3 +165,5 @@ def test_a_session_ends_with_a_page_and_an_edit_trains_its_own_arm_only(write, t
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/try/toy/*/sweeps/*/b*")}
     new = {path.parts[-4] for path in after if before.get(path) != after[path]}
     assert new == {"fourth"}
+    assert len([*tmp_path.glob("runs/tried/fourth-*/page.html")]) == 2
+    assert written.read_text() == page  # it is of the file as it was

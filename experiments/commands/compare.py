@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
     command.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
     command.add_argument("--format", default="md,csv,tex,html", help="default: md,csv,tex,html")
     command.add_argument(
-        "--out", metavar="DIR", help="default: comparison-KEY-BASELINE in the first DIR"
+        "--out", metavar="DIR", help="default: in the first DIR, a folder of its own for each"
     )
     command.set_defaults(command=compare_command)
 
@@ -68,8 +68,8 @@ def compare_command(options: argparse.Namespace) -> int:
         executor=options.executor,
         root=options.runs,
     )
-    name = f"comparison-{found.by}-{found.baseline}".replace("/", "-")
-    folder = found.page(options.out or Path(options.directories[0], name), formats=formats)
+    out = options.out or Path(options.directories[0], found.stem)
+    folder = found.page(out, formats=formats)
     if options.json:
         print(json.dumps(found.rows(), indent=2))
     else:

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     trying.add_argument("--preset", help="smoke, small or paper (default smoke)")
     trying.add_argument("--executor", default="local", help="local, processes:N, slurm:N or ray:N")
     trying.add_argument("--runs", default="runs", metavar="DIR", help="default: runs")
-    trying.add_argument("--out", metavar="DIR", help="of the page (default: RUNS/tried/NAME)")
+    trying.add_argument("--out", metavar="DIR", help="of the page (default: in RUNS/tried)")
     trying.add_argument("--check", action="store_true", help="the contract alone; train nothing")
     trying.set_defaults(command=try_command)
 
@@ -79,7 +79,8 @@ def try_command(options: Namespace) -> int:
             raise
         further = f"{error.message}; this command goes on with all arms"
         raise UserError(further, error.exit_code) from None
-    page = tried.page(options.out or Path(options.runs) / "tried" / tried.name)
+    name = f"{tried.name}-{tried.comparison.key}"
+    page = tried.page(options.out or Path(options.runs) / "tried" / name)
     if options.json:
         print(json.dumps(tried.comparison.rows(), indent=2))
     else:

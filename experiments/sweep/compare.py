@@ -149,9 +149,10 @@ def _refuse_other_draws(tasks: Tasks) -> None:
         configs = [group.sweep.plan.config for group in groups.values()]
         drawn = {config.train.seed for config in configs if config.data.subsets == "shared"}
         if len(drawn) > 1:
+            told = ", ".join(map(str, sorted(drawn)))
             raise UserError(
-                f"the sweeps on {task} begin with different seeds ({', '.join(map(str, sorted(drawn)))}), each of which "
-                "has drawn a validation set of its own: train the winners again, with --finals 8"
+                f"the sweeps on {task} begin with different seeds ({told}), each of which drew "
+                "a validation set of its own: train the winners again, with --finals 8"
             )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +35,8 @@ TOLD = 0.75  # a probability of improvement that is worth having, and takes many
 FORMATS = ("csv", "md", "tex", "html")
 SHARES = ("accuracy", "error")  # metrics that are told in percent, and differences in points
 STYLES = {"better": "bold green", "worse": "bold red", "not separated": "yellow"}
+LONGEST_STEM = 120  # a value may be a path or a list
+UNFIT = r"[^\w.-]+"  # for a folder's name
 
 Scores = Float[np.ndarray, " seeds"]
 
@@ -60,6 +65,22 @@ class Comparison:
     seeds: Mapping[str, list[int]]
     finals: Mapping[str, Sequence[Path]]
     notes: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Eight digits for what is compared and for all runs that its numbers are of."""
+        groups = [group for groups in self.tasks.values() for group in groups.values()]
+        runs = {group.sweep.directory.name for group in groups}
+        again = {path.name for paths in self.finals.values() for path in paths}
+        asked = [self.by, self.baseline, self.metric, self.higher, self.seeds]
+        text = json.dumps([*asked, sorted(runs), sorted(again)])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def stem(self) -> str:
+        """A folder's name that no other comparison has: nothing is overwritten."""
+        words = f"comparison-{self.by}-{self.baseline}-{self.metric}"
+        return f"{re.sub(UNFIT, '-', words)[:LONGEST_STEM]}-{self.key}"
 
     @property
     def scale(self) -> float:

@@ -19,7 +19,6 @@ from experiments.report.selection import VALIDATION, badness
 from experiments.sweep.space import Space
 
 
-
 @dataclass(frozen=True)
 class Halving:
     """One in ``factor`` goes on: first after ``first`` epochs, then each time after ``factor``

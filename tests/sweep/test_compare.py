@@ -438,7 +438,18 @@ def test_the_command_prints_the_table_and_says_what_was_learned(on_disk, capsys)
         *SPACE["penalty.name"],
     ]
     assert "l2 is better than none" in told and "note: 8 pairs: it takes 29" in told
-    assert (on_disk / "comparison-penalty.name-none" / "table.csv").exists()
+    (folder,) = on_disk.glob("comparison-penalty.name-none-test-accuracy-*")
+    assert f"comparison: {folder}" in told and (folder / "table.csv").exists()
+
+
+def test_comparisons_that_differ_in_anything_have_folders_of_their_own(asked):
+    sweep, other = two_tasks()
+    asks = [{}, {"finals": 5}, {"finals": 0}, {"objective": "test/loss"}, {"baseline": "l2"}]
+    found = [compare([sweep], **{**OPTIONS, **more}) for more in asks]
+    found += [compare([sweep, other], **OPTIONS), compare([other], **OPTIONS)]
+    assert len({one.stem for one in found}) == len(found)
+    assert compare([sweep], **OPTIONS).stem == found[0].stem  # the same again is found there
+    assert found[3].stem.startswith("comparison-penalty.name-none-test-loss-")
 
 
 def test_the_command_gives_numbers_as_json(on_disk, capsys):
