@@ -20,9 +20,11 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.errors import PREEMPTED, USAGE, UserError
+from experiments.runs.provenance import machine
 from experiments.sweep import width
 from experiments.sweep.attempts import run_block
 from experiments.sweep.block import Block, blocks_of, folder_of, read_block, result_of, write_block
+from experiments.sweep.machine import FILE
 from experiments.sweep.width import Layout, layout, pace
 from experiments.training import session, trainer
 from experiments.training.measures import MEASURES
@@ -115,6 +117,10 @@ def test_the_company_of_a_trial_is_of_no_matter(whole, tmp_path):
     assert all(map(math.isnan, found[1, 6].values()))
     assert result_of(tmp_path, block.id).diverged == [False, True, False]
     assert trained(tmp_path, *blocks({2: SETTINGS[2]}, seeds=[5])) == {(2, 5): whole[2, 5]}
+    attempts = [*tmp_path.glob("blocks/*/attempts/*/provenance.json")]
+    assert len(attempts) == 2
+    told = [json.loads(path.read_text())["device"] for path in (tmp_path / FILE, *attempts)]
+    assert told == [machine()["device"]] * 3
 
 
 def test_side_by_side_a_neighbour_that_diverges_is_of_no_matter_either(tmp_path):

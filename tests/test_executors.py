@@ -73,6 +73,9 @@ def read_plan(directory):
 
 def refuse_other_code(plan, directory):
     pass
+
+
+accept_machines = refuse_other_code
 """
 # Every process that has it on its search path runs toys.
 SITECUSTOMIZE = """

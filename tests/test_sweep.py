@@ -312,6 +312,14 @@ def test_other_code_goes_on_only_if_it_is_accepted(run, monkeypatch, capsys):
     refuse_other_code(plan, directory)
 
 
+def test_that_machines_may_be_mixed_is_noted_however_it_is_said(run):
+    assert run(executor=Toy(), accept_machine=True).plan.mixed
+    directory = run(executor=Toy(), seeds=1).directory
+    assert not read_plan(directory).mixed
+    assert sweeps.resume(directory, executor=Toy(), accept_machine=True).plan.mixed
+    assert run(executor=Toy(), seeds=1, accept_machine=True).plan == read_plan(directory)
+
+
 def test_settings_that_are_written_out_are_a_sweep(tmp_path):
     settings = [{"penalty.name": "none"}, {"penalty.strength": 0.5}]
     toy = Toy()

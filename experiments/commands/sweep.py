@@ -82,7 +82,7 @@ def sweep_command(options: Namespace) -> int:
     from experiments.sweep.sweep import sweep
 
     placed = {"executor": options.executor, "root": options.runs}
-    found = sweep(config, **asked, **placed, accept_code=options.accept_code)
+    found = sweep(config, **asked, **placed, **_accepted(options))
     return _finish(found, options)
 
 
@@ -125,7 +125,7 @@ def resume(directory: Path, options: Namespace) -> int:
     """Go on with a sweep that was stopped."""
     from experiments.sweep.sweep import resume as go_on
 
-    found = go_on(directory, executor=options.executor, accept_code=options.accept_code)
+    found = go_on(directory, executor=options.executor, **_accepted(options))
     return _finish(found, options)
 
 
@@ -133,6 +133,10 @@ def worker(directory: Path, options: Namespace) -> int:
     """Train the blocks of a sweep that wait for somebody."""
     options.directory = directory
     return workers.command(options)
+
+
+def _accepted(options: Namespace) -> dict[str, bool]:
+    return {name: getattr(options, name) for name in ("accept_code", "accept_machine")}
 
 
 ACTIONS: Mapping[str, Callable[[Path, Namespace], int]] = {

@@ -7,23 +7,20 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Shown with every result; a run's hash leaves them out.
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
+COMPUTING = ("jax", "jaxlib", "flax", "optax")  # of these, those that decide a number's last digits
 # What decides how many threads share a sum, and so its last digits, beside the size of XLA's pool.
 THREADS = ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")
 
 
 def session() -> dict[str, Any]:
-    """This process: when, which commit and changes, versions, device, precision and threads."""
-    import jax
-
-    from spectral_jax.linalg.lapack import cpu_threads
-
-    devices = jax.devices()
+    """This process: when, which commit and changes, and its `machine`."""
     return {
         "started": stamp(),
         "git": {
@@ -31,6 +28,18 @@ def session() -> dict[str, Any]:
             "diff": _git("diff", "HEAD"),
             "untracked": _git("ls-files", "--others", "--exclude-standard"),
         },
+        **machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What this process computes with: versions, device, precision and threads."""
+    import jax
+
+    from spectral_jax.linalg.lapack import cpu_threads
+
+    devices = jax.devices()
+    return {
         "versions": {"python": platform.python_version(), **_versions()},
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "dtype": str(jax.numpy.zeros(()).dtype),
@@ -38,6 +47,18 @@ def session() -> dict[str, Any]:
         "threads": {"XLA": cpu_threads(), **{name: os.environ.get(name) for name in THREADS}},
         "platform": platform.platform(),
     }
+
+
+def deciding(machine: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of what `machine` says, what decides the last digits of numbers.
+
+    Not how many devices there are: of several, a process may be given one.
+    """
+    device = machine["device"].partition(" x ")[2]
+    threads = machine["threads"] if device.endswith("(cpu)") else {}
+    named = {f"{name} threads" if name == "XLA" else name: value for name, value in threads.items()}
+    versions = {name: machine["versions"].get(name) for name in COMPUTING}
+    return {**versions, "device": device, "dtype": machine["dtype"], **named}
 
 
 def _versions() -> dict[str, str]:

@@ -36,7 +36,7 @@ from experiments.runs.files import (
 )
 from experiments.runs.interruption import Interruption, interruption
 from experiments.runs.memory import make_room, ran_out
-from experiments.runs.provenance import now
+from experiments.runs.provenance import machine, now, stamp
 from experiments.runs.watchdog import watchdog
 from experiments.sweep.block import (
     Block,
@@ -48,6 +48,7 @@ from experiments.sweep.block import (
     write_block,
 )
 from experiments.sweep.committed import committed
+from experiments.sweep.machine import settle
 from experiments.sweep.space import configure
 from experiments.training import blocks
 from experiments.training.blocks import Trial
@@ -65,13 +66,15 @@ def run_block(directory: Path, block_id: str, *, stop: Interruption | None = Non
     Returns whether this call did: False if another was first. Without ``stop``, a flag that is
     polled, SIGTERM and Ctrl-C are taken for the time.
 
-    Raises ``UserError``: 75 or 130 when asked to stop, the state saved; 2, 4 and 1 as ``train``.
+    Raises ``UserError``: 75 or 130 when asked to stop, the state saved; 2 where the sweep was begun
+    on a machine that computes other digits; 2, 4 and 1 as ``train``.
     """
     directory = Path(directory)
     block = read_block(directory, block_id)
     if committed(directory, block_id):
         clear(directory, block)
         return False
+    settle(directory)
     make_room()
     with (
         cannot_write_is_one_line(folder_of(directory, block_id)),
@@ -181,6 +184,7 @@ def _attempt(directory: Path, block: Block, stop: Interruption) -> bool | None:
 
     try:
         with Attempt(_new_attempt(directory, block)) as attempt:
+            attempt.annotate(started=stamp(), **machine())
             inherited = partial(_inherited, directory, block) if block.start else None
             found = train_block(block, attempt, stop, inherited=inherited, on_chunk=give_way)
         return _commit(directory, block, attempt, found)

@@ -232,6 +232,10 @@ def _notes(tasks: Tasks, *, by: str) -> Iterator[str]:
         if mixed:
             told = ", ".join(sorted(map(str, mixed)))
             yield f"other code has gone on with {told} (--accept-code), so trials may differ in it"
+        machines = {g.sweep.directory for g in groups.values() if g.sweep.plan.mixed}
+        if machines:
+            told = ", ".join(sorted(map(str, machines)))
+            yield f"other machines may have gone on with {told} (--accept-machine)"
         if keys := differing(groups, by=by):
             yield f"on {task} the sweeps differ in {', '.join(keys)} as well, which nothing chose"
         edges = [f"{g.name} ({', '.join(g.best.at_edge)})" for g in groups.values()

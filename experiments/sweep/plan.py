@@ -50,6 +50,7 @@ class Plan:
         data: SHA-256 of the data set.
         code: of each file, a digest of what training executes (`runs/code.py`).
         accepted: the codes by which the sweep was continued although they differ.
+        mixed: whether machines that compute other last digits may go on with it (`machine.py`).
     """
 
     config: ExperimentConfig
@@ -65,6 +66,7 @@ class Plan:
     axis: Axis = "map"
     width: int = 0
     accepted: tuple[Mapping[str, str], ...] = ()
+    mixed: bool = False
 
     @property
     def seeds(self) -> range:
@@ -228,6 +230,15 @@ def accept(plan: Plan, directory: Path) -> Plan:
     if code == plan.code or code in plan.accepted:
         return plan
     plan = replace(plan, accepted=(*plan.accepted, code))
+    write_json(directory / FILE, plan.to_json())
+    return plan
+
+
+def accept_machines(plan: Plan, directory: Path) -> Plan:
+    """Note in the plan that machines which compute other last digits go on with it, too."""
+    if plan.mixed:
+        return plan
+    plan = replace(plan, mixed=True)
     write_json(directory / FILE, plan.to_json())
     return plan
 

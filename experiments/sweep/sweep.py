@@ -30,6 +30,7 @@ from experiments.sweep.plan import (
     FILE,
     Plan,
     accept,
+    accept_machines,
     read_plan,
     refuse_other_code,
     same_question,
@@ -58,6 +59,7 @@ def sweep(
     executor: str | Executor = "local",
     root: str | Path = "runs",
     accept_code: bool = False,
+    accept_machine: bool = False,
 ) -> Sweep:
     """Train every configuration that the search proposes, or go on with it, or return it if done.
 
@@ -72,6 +74,8 @@ def sweep(
         executor: where blocks are trained: ``local``, ``processes:2``, ``slurm``, ``ray``.
         root: the folder of all runs.
         accept_code: go on with the newest sweep of this question that other code has begun.
+        accept_machine: go on although the sweep was begun on a machine that computes other last
+            digits: another kind of device or number of threads, another version of JAX.
 
     Raises:
         UserError: 2 for what cannot be swept, 4 for missing data, 75 or 130 when stopped from
@@ -81,6 +85,7 @@ def sweep(
         config, over=over, search=search, seeds=seeds, halve=halve, objective=objective,
         higher=higher,
     )  # fmt: skip
+    plan = replace(plan, mixed=accept_machine)
     return _carry_out(plan, executor, root=Path(root), accepting=accept_code)
 
 
@@ -109,15 +114,24 @@ def run_settings(
 
 
 def resume(
-    directory: str | Path, *, executor: str | Executor = "local", accept_code: bool = False
+    directory: str | Path,
+    *,
+    executor: str | Executor = "local",
+    accept_code: bool = False,
+    accept_machine: bool = False,
 ) -> Sweep:
-    """Go on with the sweep of a directory; `UserError` (2) where other code has begun it."""
+    """Go on with the sweep of a directory; `UserError` (2) where other code has begun it.
+
+    Or another machine (`sweep`), unless nothing is left to train.
+    """
     directory, placed = Path(directory), _executor(executor)
     plan = read_plan(directory)
     if accept_code:
         plan = accept(plan, directory)
     else:
         refuse_other_code(plan, directory)
+    if accept_machine:
+        plan = accept_machines(plan, directory)
     return _train(directory, plan, placed)
 
 
@@ -129,10 +143,11 @@ def folder_of(plan: Plan, root: str | Path) -> Path:
 def _carry_out(plan: Plan, executor: str | Executor, *, root: str | Path, accepting: bool) -> Sweep:
     directory, placed = folder_of(plan, root), _executor(executor)
     if (directory / FILE).exists():
-        return _train(directory, read_plan(directory), placed)
+        known = read_plan(directory)
+        return _train(directory, accept_machines(known, directory) if plan.mixed else known, placed)
     other = same_question(plan, directory.parent)
     if other is not None and accepting:
-        return resume(other, executor=placed, accept_code=True)
+        return resume(other, executor=placed, accept_code=True, accept_machine=plan.mixed)
     if other is not None:
         files = changed_files(read_plan(other).code, plan.code)
         print(f"code changed since {other}, which is kept: {listed(files)}", file=sys.stderr)

@@ -29,7 +29,8 @@ class Forked(Worker):
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            os._exit(_work(argparse.Namespace(directory=directory, share=share, tied=name)))
+            options = {"directory": directory, "share": share, "tied": name}
+            os._exit(_work(argparse.Namespace(**options, accept_machine=False)))
         os.close(stdin)
 
     def ended(self) -> int | None:

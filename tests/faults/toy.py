@@ -22,7 +22,7 @@ from experiments.config import DataConfig, ExperimentConfig, TrainConfig
 from experiments.errors import UserError
 from experiments.runs import checkpoint
 from experiments.runs.files import read_json, write_json
-from experiments.sweep import attempts, plan, planning, sweep
+from experiments.sweep import attempts, machine, plan, planning, sweep
 from experiments.sweep.block import Block, result_of
 from experiments.sweep.executors import EXECUTORS, crew, here, waiting, worker
 from experiments.sweep.executors.crew import Crew
@@ -39,6 +39,7 @@ CONFIG = ExperimentConfig(
 )
 SPACE = {"optimizer.learning_rate": Log(1e-3, 1e-1, 4)}
 POLL = 0.002
+MACHINE = {"versions": {}, "device": "1 x toy (toy)", "dtype": "", "threads": {}}
 
 
 def every_point(
@@ -82,6 +83,10 @@ def in_no_time(root: Path) -> Iterator[None]:
             (attempts, "_inherited", _inherited),
             (checkpoint, "save", _save),
             (checkpoint, "newest", _newest),
+            # Of JAX, which must not begin in a process that is forked further.
+            (attempts, "machine", lambda: MACHINE),
+            (machine, "machine", lambda: MACHINE),
+            (machine, "session", lambda: MACHINE),
             (planning, "data_of", lambda *_: "data"),
             (planning, "code_of", lambda *_: nothing),
             (plan, "code_of", lambda *_: nothing),

@@ -34,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--share", type=_share, default=(0, 1), metavar="I/N", help="begin at part I of N (from 0)"
     )
+    parser.add_argument(
+        "--accept-machine",
+        action="store_true",
+        help="although the sweep was begun where other last digits are computed",
+    )
     parser.add_argument("--tied", metavar="NAME", help=argparse.SUPPRESS)
 
 
@@ -43,9 +48,12 @@ def command(options: argparse.Namespace) -> int:
     A worker that a coordinator started (`--tied`) waits for further blocks, and stops when that
     process ends or closes its stdin: as SIGTERM would stop it, so it saves.
     """
-    from experiments.sweep.plan import read_plan, refuse_other_code
+    from experiments.sweep.plan import accept_machines, read_plan, refuse_other_code
 
-    refuse_other_code(read_plan(options.directory), options.directory)
+    plan = read_plan(options.directory)
+    refuse_other_code(plan, options.directory)
+    if options.accept_machine:
+        accept_machines(plan, options.directory)
     if options.tied is None:
         return worker(options.directory, name=name_of_this(), share=options.share)
     _stop_with(sys.stdin.fileno())
