@@ -26,7 +26,7 @@ from experiments.config import (
 )
 from experiments.data import load
 from experiments.errors import CHECK_FAILED, FAILED, PREEMPTED, USAGE, UserError
-from experiments.runs import checkpoint, files
+from experiments.runs import checkpoint, files, probes
 from experiments.runs import run as runs
 from experiments.training import loading, session, trainer
 from experiments.training import train as training
@@ -328,13 +328,13 @@ def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monke
         raise KeyboardInterrupt
 
     config = change("train", seed_axis="auto")
-    monkeypatch.setattr(session, "_FASTER", {})
+    monkeypatch.setattr(probes, "_KNOWN", {})
     monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "map")
     monkeypatch.setattr(Trainer, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path, config)
     monkeypatch.undo()
-    monkeypatch.setattr(session, "_FASTER", {})
+    monkeypatch.setattr(probes, "_KNOWN", {})
     monkeypatch.setattr(Trainer, "faster_axis", lambda *given: "vmap")
     run = go(tmp_path, config)
     assert run.summary["seed_axis"] == run.provenance["seed_axis"] == "map"
@@ -342,11 +342,11 @@ def test_a_resumption_keeps_the_seed_axis_that_was_chosen(whole, tmp_path, monke
     assert numbers(run) == numbers(whole)
 
 
-@pytest.mark.parametrize("seconds, pause", [(0.01, 2.0), (0.04, 2.0), (3.0, 150.0)])
-def test_saving_takes_two_percent_of_the_time_at_most(seconds, pause, monkeypatch):
+@pytest.mark.parametrize("seconds, pause", [(0.01, 2.0), (0.02, 2.0), (3.0, 300.0)])
+def test_saving_takes_one_percent_of_the_time_at_most(seconds, pause, monkeypatch):
     clock = iter([0.0, seconds])
     monkeypatch.setattr(session, "SAVE_SECONDS", 2.0)
-    training_now = SimpleNamespace(step=EPOCH, live={})
+    training_now = SimpleNamespace(step=EPOCH, live={}, kept=-1)
     with monkeypatch.context() as patch:
         patch.setattr(session.time, "monotonic", lambda: next(clock))
         Session.save(training_now, SimpleNamespace(save_checkpoint=lambda step, state: None))

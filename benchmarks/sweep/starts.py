@@ -27,11 +27,11 @@ class Size(NamedTuple):
     started: Sequence[str]
 
 
-# A block takes seconds, so that the kill falls into one.
+# A block takes a minute, so that its first checkpoint (after 40 s: of 40 MB) falls into it.
 FULL = Size(
     config(
         DataConfig("mnist", train_limit=1000, validation=1000, test_limit=1000),
-        hidden=(100,), epochs=50,
+        hidden=(100,), epochs=500,
     ),
     trials=1000,
     started=("fiedler/mnist", "--preset", "small", "--arm", "fiedler"),

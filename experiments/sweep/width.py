@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
 from experiments.config import ExperimentConfig
@@ -22,7 +22,6 @@ from experiments.runs.memory import granted
 from experiments.sweep.attempts import Attempt, session_of
 from experiments.sweep.block import BlockTrial, grouped
 from experiments.training import blocks
-from experiments.training.orders import Orders
 from experiments.training.program import Axis, evaluate
 from experiments.training.session import Session
 from experiments.training.trainer import PROBE_STEPS
@@ -137,15 +136,12 @@ def _fitting(session: Session, trials: int, axes: Sequence[Axis], memory: float)
 
 def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Traced]:
     """The programs that train and evaluate so many trials, of shapes alone, as they will be."""
-    trainer, data = session.trainer, session.task.data["train"]
-    seeds = min(width, session.config.train.seeds)
-    state = jax.eval_shape(lambda: trainer.start(session.trials * width))
-    orders = jax.eval_shape(
-        lambda: Orders(jnp.zeros((seeds, data.size), int), jnp.zeros(width, int))
-    )
-    yield trainer.program.trace(state, data, orders, axis)
+    trials = session.trials * width
+    trainer = replace(session.trainer, axis=axis, seeds=min(width, session.config.train.seeds))
+    yield trainer.traced(trials)
+    state = jax.eval_shape(lambda: trainer.start(trials))
     seen = state._replace(opt_state=None)
-    yield evaluate.trace(seen, data, task=session.task.structure, axis=axis)
+    yield evaluate.trace(seen, session.task.data["train"], task=session.task.structure, axis=axis)
 
 
 def _all_values(traced: jax.stages.Traced) -> int:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, to_mapping
 from experiments.errors import UserError
-from experiments.runs import Run
+from experiments.runs import Run, probes
 from experiments.runs.interruption import Interruption
 from experiments.runs.lapack import PAGE, may_deadlock
 from experiments.runs.memory import granted
@@ -41,8 +41,9 @@ from spectral_jax._progress import progress
 from spectral_jax.optim import Stop
 
 # Between checkpoints: training that long again costs less than an Orbax checkpoint every epoch.
-# A save that takes longer than SAVE_COST is made as much more rarely: saving takes 2 % at most.
-SAVE_SECONDS, SAVE_COST = 2.0, 0.04
+# A save that takes longer than SAVE_COST is made as much more rarely: saving takes 1 % at most.
+SAVE_SECONDS, SAVE_COST = 2.0, 0.02
+SAVE_RATE = 1e8  # bytes a second, of a common disk: what the first one is thought to take
 HANG = f"wait for ever for decompositions of batches: see {PAGE}"
 
 
@@ -101,7 +102,7 @@ class Session:
             self.evaluated = tuple(sorted({*self.evaluated, *self.measured}))
         self.stopped = False
         self.started = self.saved = time.monotonic()
-        self.pause = SAVE_SECONDS
+        self.kept, self.pause = -1, SAVE_SECONDS
 
     @property
     def due(self) -> bool:
@@ -144,6 +145,7 @@ class Session:
         self.trainer = replace(self.trainer, seeds=min(width, self.config.train.seeds))
         lanes = [*self.trials, *self.trials[-1:] * (width - count)]
         drawn = blocks.cut(self.trainer.start(lanes), count)
+        self.pause = _pause(_bytes(drawn._replace(key=())) / SAVE_RATE)
         found = run.restore_checkpoint(drawn)
         if found is not None:
             self.step, state = found
@@ -197,11 +199,13 @@ class Session:
         return self._of_trials(metrics)
 
     def save(self, run: Run) -> None:
-        """Keep the state as it is."""
+        """Keep the state as it is, if this session has not done so."""
+        if self.kept == self.step:
+            return
         begun = time.monotonic()
         run.save_checkpoint(self.step, self.live)
-        self.saved = time.monotonic()
-        self.pause = SAVE_SECONDS * max(1.0, (self.saved - begun) / SAVE_COST)
+        self.kept, self.saved = self.step, time.monotonic()
+        self.pause = _pause(self.saved - begun)
 
     def record(self, run: Run, chunk_metrics: Metrics) -> None:
         """Evaluate and measure the state as it is, and append it to the run's history."""
@@ -254,6 +258,8 @@ class Session:
         The two sum in different orders, so it is chosen once, and kept with the numbers.
         """
         wanted = self.config.train.seed_axis
+        if wanted == "auto":
+            wanted = self._known_axis() or "auto"
         if wanted in ("auto", "vmap") and self._may_deadlock("vmap"):
             log(f"{self.config.name}: seeds are trained in turn: side by side could {HANG}")
             wanted = "map"
@@ -264,19 +270,29 @@ class Session:
 
     def _may_deadlock(self, axis: Axis) -> bool:
         trainer = replace(self.trainer, axis=axis)
-        answer = may_deadlock(lambda: trainer.lower(trainer.start(self.trials)))
+        answer = may_deadlock(lambda: trainer.traced(self.trials).lower())
         return by_first(lambda: answer)
+
+    def _known_axis(self) -> Axis | None:
+        """The faster one, where that need not be tried: programs of two axes take long to trace."""
+        if len(self.trials) == 1:
+            return "map"
+        return by_first(lambda: probes.answered(self._shape))
 
     def _faster_axis(self) -> Axis:
         """Time a few steps of both; arms of the same shape share the answer."""
-        if len(self.trials) == 1:
-            return "map"
-        config = self.config
-        shape = config.data, config.model, config.optimizer.name, config.train.shard
-        key = *shape, len(self.trials)
-        if key not in _FASTER:
-            _FASTER[key] = self.trainer.faster_axis(self.trials)
-        return by_first(lambda: _FASTER[key])
+        answer = self.trainer.faster_axis(self.trials)
+        chosen = by_first(lambda: answer)
+        probes.keep(self._shape, chosen)
+        return chosen
+
+    @property
+    def _shape(self) -> list[Any]:
+        """What decides which axis is the faster one."""
+        config = to_mapping(self.config)
+        optimizer, share = config["optimizer"]["name"], config["train"]["shard"]
+        shape = [config["data"], config["model"], optimizer, share, len(self.trials)]
+        return ["which axis is faster", *shape]
 
     def _reached(self, run: Run) -> bool:
         # Of training batches nothing is known before the first.
@@ -309,7 +325,9 @@ class Session:
         return jax.tree.map(lambda leaf: leaf[: len(self.trials)], tree)
 
 
-_FASTER: dict[Any, Axis] = {}
+def _pause(cost: float) -> float:
+    """Seconds between two checkpoints of which each takes ``cost``."""
+    return SAVE_SECONDS * max(1.0, cost / SAVE_COST)
 
 
 def seeds_of(config: ExperimentConfig) -> list[Trial]:

@@ -149,12 +149,17 @@ class Trainer:
         # The first round compiles.
         return min(axes, key=lambda axis: min(times[axis][1:]))
 
-    def lower(self, state: TrainState) -> Any:
-        """The program that ``advance`` runs, not compiled yet."""
-        state = self._filled(state)
-        data = self.task.data["train"]
-        orders = self._orders(state.key, 0)
-        return self.program.trace(state, data, orders, self.axis, self._mesh).lower()
+    def traced(self, trials: Sequence[Trial]) -> jax.stages.Traced:
+        """The program that ``advance`` runs for so many trials, of shapes alone.
+
+        The program itself is not traced again.
+        """
+        width, data = self.width(len(trials)), self.task.data["train"]
+        lanes = [*trials, *trials[-1:] * (width - len(trials))]
+        state = jax.eval_shape(lambda: replace(self, devices=None).start(lanes))
+        rows = max(self.seeds, len({trial.seed for trial in trials})), data.size
+        orders = jax.eval_shape(lambda: Orders(jnp.zeros(rows, int), jnp.zeros(width, int)))
+        return self.program.trace(state, data, orders, self.axis, self._mesh)
 
     def width(self, trials: int) -> int:
         """For how many trials a program is compiled that trains so many."""
