@@ -110,10 +110,17 @@ def _metrics(layer: Layer) -> dict[str, Any]:
 
 
 def _cell(pairs: list[tuple[float, float]]) -> str:
-    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in pairs if math.isfinite(a)]
+    differences = [_difference(a, b) for a, b in pairs]
     beyond = sum(difference > TOLERANCE for difference in differences)
     worst = f"{max(differences, default=math.nan):.1e}"
     return f"{worst} ({beyond})" if beyond else worst
+
+
+def _difference(a: float, b: float) -> float:
+    """Relative to theirs; infinite where one of the two has no number."""
+    if math.isfinite(a) and math.isfinite(b):
+        return abs(a - b) / max(abs(b), 1e-12)
+    return 0.0 if a == b or (math.isnan(a) and math.isnan(b)) else math.inf
 
 
 def _close(a: float, b: float, relative: float) -> bool:
