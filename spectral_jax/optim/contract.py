@@ -6,6 +6,7 @@
                with a state, that of the value at the state held, or solved for anew;
 * *jit*        the compiled value is the eager one;
 * *vmap*       the values of two networks at once are those of each;
+* *stack*      of matrices, one ``[1, m, n]`` counts as ``[m, n]``: groups come as ``[g, m, n]``;
 * *halves*     weights in bfloat16 get finite updates in bfloat16;
 * *scale*      value and gradient are finite for weights 1000 times as large and as small;
 * *zeros*      the gradient is finite at weights that are all zero;
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def check_penalty(penalty: Penalty) -> tuple[Held, ...]:
     held = []
     for case in _cases(penalty):
         for clause, check in CLAUSES.items():
-            if clause == "prox" and penalty.prox is None:
+            if not _applies(clause, case):
                 continue
             try:
                 check(case)
@@ -89,6 +90,12 @@ def check_penalty(penalty: Penalty) -> tuple[Held, ...]:
     return tuple(held)
 
 
+def _applies(clause: str, case: _Case) -> bool:
+    if clause == "prox":
+        return case.penalty.prox is not None
+    return clause != "stack" or (case.penalty.sees == "matrices" and case.generic and case.dense)
+
+
 @dataclass(frozen=True, eq=False)
 class _Case:
     """A penalty on a small network: its value as a function of the parameters, compiled once."""
@@ -97,20 +104,25 @@ class _Case:
     penalty: Penalty
     shapes: PyTree
     generic: bool  # matrices of one column may have nothing to penalise
+    dense: bool = True
 
     def params(self, dtype: str, seed: int = 0) -> PyTree:
         rng = np.random.default_rng(seed)
         is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
         drawn = jax.tree.map(rng.standard_normal, self.shapes, is_leaf=is_shape)
-        return jax.tree.map(lambda x: jnp.asarray(x, dtype), drawn)
+        return _of_dtype(drawn, dtype)
 
     def by_hand(self, params: PyTree, kept: Any) -> Array:
         """The value, not compiled."""
         return _sight(self.penalty, params).value(params, kept)
 
-    @cached_property
-    def value(self) -> Callable[[PyTree, Any], Array]:
-        return jax.jit(self.by_hand)
+    def value(self, params: PyTree, kept: Any) -> Array:
+        """The value, compiled."""
+        return self.both(params, kept)[0]
+
+    def pull(self, params: PyTree, kept: Any) -> PyTree:
+        """The gradient, as training adds it."""
+        return self.both(params, kept)[1]
 
     @cached_property
     def kept(self) -> Callable[[PyTree], Any]:
@@ -126,15 +138,16 @@ class _Case:
         return jax.jit(kept)
 
     @cached_property
-    def pull(self) -> Callable[[PyTree, Any], PyTree]:
-        """The gradient, as training adds it."""
+    def both(self) -> Callable[[PyTree, Any], tuple[Array, PyTree]]:
+        """`value` and `pull` in one program: to compile it takes most of the time of a check."""
 
-        def pull(params, kept):
+        def both(params, kept):
             nothing = jax.tree.map(jnp.zeros_like, params)
             sight = _sight(self.penalty, params)
-            return sight.pulled(nothing, params, kept, jnp.ones((), jnp.float32))
+            pull = sight.pulled(nothing, params, kept, jnp.ones((), jnp.float32))
+            return sight.value(params, kept), pull
 
-        return jax.jit(pull)
+        return jax.jit(both)
 
 
 def _cases(penalty: Penalty) -> Iterator[_Case]:
@@ -143,7 +156,7 @@ def _cases(penalty: Penalty) -> Iterator[_Case]:
     if penalty.sees == "matrices":
         # The groups come as one array [2, 18, 2]: here `w.T` is not `w.mT`.
         shapes = _layers((1, 1, 3, 4), (3, 3, 2, 4), (1, 1, 4, 3))
-        yield _Case("convolutions 1 x 1, 3 x 3 in 2 groups, 1 x 1", penalty, shapes, True)
+        yield _Case("convolutions 1 x 1, 3 x 3 in 2 groups, 1 x 1", penalty, shapes, True, False)
 
 
 def _layers(*shapes: tuple[int, ...]) -> PyTree:
@@ -153,7 +166,7 @@ def _layers(*shapes: tuple[int, ...]) -> PyTree:
 def _sight(penalty: Penalty, params: PyTree) -> Sight:
     """What the penalty sees of these parameters, and of a batch in their dtype."""
     dtype = params["0"]["kernel"].dtype
-    batch = {"x": jax.random.normal(jax.random.key(1), (EXAMPLES, 5), dtype)}
+    batch = {"x": jnp.asarray(np.random.default_rng(1).standard_normal((EXAMPLES, 5)), dtype)}
     if penalty.sees == "activations":
         return Activations(penalty, lambda params, batch: _network(params, batch["x"]), batch)
     if penalty.sees == "function":
@@ -181,7 +194,7 @@ def _shape(case: _Case) -> None:
 def _finite(case: _Case) -> None:
     params = case.params("float32")
     kept = case.kept(params)
-    if not jnp.isfinite(case.value(params, kept)):
+    if not np.isfinite(case.value(params, kept)):
         raise _Broken(f"the value is {float(case.value(params, kept))}")
     _refuse_infinite(case.pull(params, kept))
 
@@ -217,8 +230,7 @@ def _difference(
     for seed in range(1, 4):
         way = case.params("float64", seed)
         ahead, behind = (
-            float(value(jax.tree.map(lambda p, w, s=s: p + s * w, params, way)))
-            for s in (step, -step)
+            float(value(_moved(params, lambda p, w, s=s: p + s * w, way))) for s in (step, -step)
         )
         numeric, exact = (ahead - behind) / (2 * step), _inner(pull, way)
         if not abs(numeric - exact) <= close * _norm(pull) * _norm(way) + rounding:
@@ -237,11 +249,34 @@ def _vmap(case: _Case) -> None:
     with jax.enable_x64(True):
         members = [case.params("float64", seed) for seed in range(2)]
         kept = [case.kept(params) for params in members]
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
-        together = jax.jit(jax.vmap(case.by_hand))(stacked, states)
-        alone = jnp.stack([case.value(*each) for each in zip(members, kept, strict=True)])
+
+        def of_both(*members):
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+            return jax.vmap(case.by_hand)(*stacked)
+
+        pairs = [*zip(members, kept, strict=True)]
+        together = jax.jit(of_both)(*pairs)
+        alone = np.stack([case.value(*pair) for pair in pairs])
         _refuse_other("under vmap", together, alone)
+
+
+def _stack(case: _Case) -> None:
+    def stacked(params):
+        seen = tuple(x[None] for x in _sight(penalty, params).blocks(params))
+        kept = penalty.init(seen)
+        if penalty.refresh is not None:
+            kept = penalty.refresh(seen, kept)
+        return penalty.value(seen, kept)
+
+    with jax.enable_x64(True):
+        params, penalty = case.params("float64"), case.penalty
+        found, expected = jax.jit(stacked)(params), case.value(params, case.kept(params))
+        close = CLOSE if penalty.refresh is None else SOLVED_SLACK
+        if found.shape != () or not np.allclose(found, expected, rtol=close, atol=0):
+            raise _Broken(
+                f"of each [m, n] as [1, m, n] the value is {np.asarray(found)}, and otherwise "
+                f"{expected}: work on the last two axes, w.mT and not w.T, axis=-2 and not axis=0"
+            )
 
 
 def _halves(case: _Case) -> None:
@@ -255,15 +290,15 @@ def _halves(case: _Case) -> None:
 
 def _scale(case: _Case) -> None:
     for factor in (1e-3, 1e3):
-        params = jax.tree.map(lambda p: factor * p, case.params("float32"))  # noqa: B023
+        params = _moved(case.params("float32"), lambda p: factor * p)  # noqa: B023
         kept = case.kept(params)
-        if not jnp.isfinite(case.value(params, kept)):
+        if not np.isfinite(case.value(params, kept)):
             raise _Broken(f"of weights times {factor:g} the value is not finite")
         _refuse_infinite(case.pull(params, kept), f"of weights times {factor:g} ")
 
 
 def _zeros(case: _Case) -> None:
-    params = jax.tree.map(jnp.zeros_like, case.params("float32"))
+    params = _moved(case.params("float32"), np.zeros_like)
     _refuse_infinite(
         case.pull(params, case.kept(params)),
         advice=": the derivative of a root or a norm at 0 is infinite; add a small number under it",
@@ -276,8 +311,8 @@ def _prox(case: _Case) -> None:
         params, penalty = case.params("float64"), case.penalty
         sight, kept = _sight(penalty, params), case.kept(params)
         assert not isinstance(sight, Function) and penalty.prox is not None
-        before = sight.blocks(params)
-        after = tuple(penalty.prox(before, jnp.asarray(PROX_STEP), kept))
+        before = jax.jit(sight.blocks)(params)
+        after = tuple(jax.jit(penalty.prox)(before, jnp.asarray(PROX_STEP), kept))
         if [x.shape for x in after] != [x.shape for x in before]:
             raise _Broken("it returns other shapes than it is given")
 
@@ -296,33 +331,32 @@ def _prox(case: _Case) -> None:
 
 
 def _least(
-    objective: Callable[[Any], Array], before: tuple[Array, ...], after: tuple[Array, ...]
+    objective: Callable[[Any], Array], before: Sequence[Array], after: Sequence[Array]
 ) -> tuple[float, float]:
     """The objective at ``after``, and the least that is found elsewhere."""
-    descended = jax.jit(lambda x: _descended(objective, x))
-    on_the_way = jax.jit(
-        jax.vmap(
-            lambda t: objective(tuple(x + t * (w - x) for x, w in zip(after, before, strict=True)))
-        )
-    )
-    ways = np.min(on_the_way(jnp.linspace(-0.5, 1.5, 81)))
-    return float(jax.jit(objective)(after)), min(
-        float(ways), float(descended(before)), float(descended(after))
+    both = jax.jit(jax.value_and_grad(objective))  # the loops are not compiled: that takes longer
+    start, end = (tuple(map(np.asarray, blocks)) for blocks in (before, after))
+    ways = [
+        both(tuple(x + t * (w - x) for x, w in zip(end, start, strict=True)))[0]
+        for t in np.linspace(-0.5, 1.5, 81)
+    ]
+    return float(both(end)[0]), min(
+        float(np.min(ways)), _descended(both, start), _descended(both, end)
     )
 
 
-def _descended(objective: Callable[[Any], Array], start: tuple[Array, ...]) -> Array:
+def _descended(both: Callable[[Any], tuple[Array, Any]], start: tuple[np.ndarray, ...]) -> float:
     """The objective down its gradient, by steps that grow while they help and halve when not."""
-
-    def step(_, now):
-        x, value, rate = now
-        further = jax.tree.map(lambda a, g: a - rate * g, x, jax.grad(objective)(x))
-        reached = objective(further)
-        better = reached < value
-        kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), further, x)
-        return kept, jnp.where(better, reached, value), rate * jnp.where(better, 1.5, 0.5)
-
-    return jax.lax.fori_loop(0, DESCENTS, step, (start, objective(start), jnp.asarray(0.1)))[1]
+    x, rate = start, 0.1
+    value, slope = both(x)
+    for _ in range(DESCENTS):
+        further = tuple(a - rate * np.asarray(g) for a, g in zip(x, slope, strict=True))
+        reached, there = both(further)
+        better = bool(reached < value)
+        if better:
+            x, value, slope = further, reached, there
+        rate *= 1.5 if better else 0.5
+    return float(value)
 
 
 CLAUSES: dict[str, Callable[[_Case], None]] = {
@@ -331,6 +365,7 @@ CLAUSES: dict[str, Callable[[_Case], None]] = {
     "gradient": _gradient,
     "jit": _jit,
     "vmap": _vmap,
+    "stack": _stack,
     "halves": _halves,
     "scale": _scale,
     "zeros": _zeros,
@@ -339,15 +374,26 @@ CLAUSES: dict[str, Callable[[_Case], None]] = {
 
 
 def _refuse_infinite(pull: PyTree, what: str = "", advice: str = "") -> None:
-    for leaf in jax.tree.leaves(pull):
-        if not jnp.all(jnp.isfinite(leaf)):
-            wrong = "NaN" if jnp.any(jnp.isnan(leaf)) else "infinite"
+    for leaf in map(np.asarray, jax.tree.leaves(pull)):
+        if not np.all(np.isfinite(leaf)):
+            wrong = "NaN" if np.any(np.isnan(leaf)) else "infinite"
             raise _Broken(f"{what}the gradient is {wrong}{advice}")
 
 
-def _refuse_other(how: str, found: Array, expected: Array) -> None:
+def _refuse_other(how: str, found: Array, expected: Array | np.ndarray) -> None:
     if not np.allclose(found, expected, rtol=CLOSE, atol=0):
         raise _Broken(f"the value {how} is {np.asarray(found)}, and otherwise {expected}")
+
+
+def _of_dtype(tree: PyTree, dtype: str) -> PyTree:
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def _moved(params: PyTree, function: Callable[..., np.ndarray], *others: PyTree) -> PyTree:
+    """Other parameters, by NumPy: JAX would compile every operation on every shape."""
+    dtype = str(params["0"]["kernel"].dtype)
+    ours = (jax.tree.map(np.asarray, tree) for tree in (params, *others))
+    return _of_dtype(jax.tree.map(function, *ours), dtype)
 
 
 def _inner(a: PyTree, b: PyTree) -> float:
