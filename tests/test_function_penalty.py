@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from spectral_jax.optim import Penalty, metrics, spectral_penalty
+from spectral_jax.optim import Penalty, check_penalty, every, metrics, spectral_penalty
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -97,6 +97,67 @@ def test_members_of_a_vmap_are_as_alone_and_halves_stay_halves():
     assert updates["first"].dtype == "bfloat16" and state.value.dtype == "float32"
 
 
+def along(apply, params, batch, way):
+    """How the outputs change along a way of the parameters."""
+    return jax.jvp(lambda p: apply(p, batch["x"]), (params,), (way,))[1]
+
+
+def sharpness(apply, params, batch, key, way):
+    """The largest curvature of the squared error's Gauss-Newton matrix, at the kept vector."""
+    return jnp.sum(along(apply, params, batch, way) ** 2) / 2
+
+
+def power_iteration(apply, params, batch, key, way):
+    _, pullback = jax.vjp(lambda p: apply(p, batch["x"]), params)
+
+    def product(_, way):
+        (further,) = pullback(along(apply, params, batch, way))
+        size = optax.tree.norm(further)
+        return jax.tree.map(lambda leaf: (leaf / size).astype(leaf.dtype), further)
+
+    return jax.lax.fori_loop(0, 200, product, way)
+
+
+SHARPNESS = Penalty(
+    sharpness,
+    init=lambda params: jax.tree.map(jnp.ones_like, params),
+    refresh=power_iteration,
+    sees="function",
+)
+
+
+def test_it_may_keep_a_state_that_a_refresh_solves_for():
+    params = {name: leaf for name, leaf in network().items() if name != "steps"}
+    tx = spectral_penalty(SHARPNESS, 1.0, apply=apply, refresh=every(2))
+    step = jax.jit(partial(tx.update, batch=examples(), key=KEY))
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, state = step(still, tx.init(params), params)
+
+    def exact(params):
+        jacobian = jax.jacobian(lambda p: apply(p, examples()["x"]))(params)
+        flat = np.concatenate([jacobian[name].reshape(10, -1) for name in params], axis=1)
+        return np.linalg.norm(flat, 2) ** 2 / 2
+
+    assert state.value == pytest.approx(exact(params), rel=1e-6)
+    way = {name: np.random.default_rng(2).normal(size=leaf.shape) for name, leaf in params.items()}
+    ahead, behind = (
+        exact({name: leaf + s * way[name] for name, leaf in params.items()}) for s in (1e-5, -1e-5)
+    )
+    slope = sum(np.vdot(updates[name], way[name]) for name in way)
+    assert slope == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
+    moved = jax.tree.map(lambda leaf: 2 * leaf, params)
+    _, kept = step(still, state, moved)  # not due: the vector is the one that was kept
+    jax.tree.map(np.testing.assert_array_equal, kept.penalty, state.penalty)
+    _, solved = step(still, kept, moved)
+    assert solved.value == pytest.approx(exact(moved), rel=1e-6)
+
+
+def test_one_with_a_state_holds_the_contract():
+    with jax.enable_x64(False):
+        held = {each.clause for each in check_penalty(SHARPNESS)}
+    assert held == {*"shape finite gradient jit vmap halves scale zeros".split()}
+
+
 def test_it_stands_in_a_chain():
     tx = optax.chain(spectral_penalty(JACOBIAN, 0.5, apply=apply), optax.sgd(1.0))
     params = network()
@@ -115,8 +176,6 @@ def test_what_it_needs_is_asked_for_and_what_it_would_ignore_is_refused():
         tx.update(params, tx.init(params), params, batch=examples(), key=jnp.ones(2), apply=apply)
     with pytest.raises(ValueError, match="of penalties on weights: choose mode='penalty'"):
         spectral_penalty(JACOBIAN, 0.5, mode="proximal", learning_rate=0.1)
-    with pytest.raises(ValueError, match="one on the function keeps no state"):
-        spectral_penalty(JACOBIAN._replace(refresh=lambda w, state: state), 0.5)
     with pytest.raises(ValueError, match=r"has none; pass apply=\(params, x\) -> y"):
         spectral_penalty(JACOBIAN, 0.5, view=lambda params: ())
     with pytest.raises(ValueError, match="a penalty on magnitudes does not call it"):

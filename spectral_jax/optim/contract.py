@@ -28,7 +28,15 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from spectral_jax.optim.penalties import Penalty
-from spectral_jax.optim.sight import SIGHTS, Activations, Function, Sight, check_kind, started
+from spectral_jax.optim.sight import (
+    SIGHTS,
+    Activations,
+    Function,
+    Sight,
+    arguments,
+    check_kind,
+    started,
+)
 
 EXAMPLES = 12
 CLOSE = 1e-6  # relative, in float64
@@ -131,9 +139,9 @@ class _Case:
         def kept(params):
             sight = _sight(self.penalty, params)
             start = started(sight, params)[1]
-            if self.penalty.refresh is None or isinstance(sight, Function):
+            if self.penalty.refresh is None:
                 return start
-            return self.penalty.refresh(sight.blocks(params), start)
+            return self.penalty.refresh(*arguments(sight, params)[0], start)
 
         return jax.jit(kept)
 

@@ -43,7 +43,9 @@ class Penalty(NamedTuple):
       ``"activations"``: no weights at all, but what the network computes of a batch, in whatever
       dtype it does; ``init`` is then given nothing to see. ``"function"``: not even that, but the
       network itself, to be differentiated: ``value(apply, params, batch, key)``, where
-      ``apply(params, x)`` are its outputs; for Jacobians and curvature. It keeps no state.
+      ``apply(params, x)`` are its outputs; for Jacobians and curvature. One that keeps a state, as
+      a vector of the curvature, is ``value(apply, params, batch, key, state)``, its ``refresh``
+      and ``staleness`` are given the same, and ``init`` the parameters.
       The two differ in who computes: of activations the ``view`` does, so that the penalty knows
       no network, and a hidden layer can be seen, which ``apply`` does not show.
     prox: ``(w, step, state) -> w``, the minimiser ``x`` of ``step value(x) + ||x - w||^2 / 2``. A
@@ -53,9 +55,9 @@ class Penalty(NamedTuple):
     """
 
     value: Callable[..., Array]
-    init: Callable[[Blocks], Any] = lambda w: ()
-    refresh: Callable[[Blocks, Any], Any] | None = None
-    staleness: Callable[[Blocks, Any], Array] | None = None
+    init: Callable[[Any], Any] = lambda w: ()
+    refresh: Callable[..., Any] | None = None
+    staleness: Callable[..., Array] | None = None
     sees: Sees = "matrices"
     prox: Callable[[Blocks, Array, Any], Blocks] | None = None
     strengths: tuple[float, float] = (1e-5, 1e-1)

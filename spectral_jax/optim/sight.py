@@ -121,9 +121,13 @@ class Function(NamedTuple):
     batch: PyTree = None
     key: Array | None = None
 
+    def arguments(self, params: PyTree) -> tuple[Any, ...]:
+        """What the penalty's functions are given, before its state."""
+        return self.apply, params, self.batch, self.key
+
     def value(self, params: PyTree, kept: Any) -> Array:
-        del kept  # it keeps nothing
-        return self.penalty.value(self.apply, params, self.batch, self.key)
+        keeps = () if self.penalty.refresh is None else (kept,)
+        return self.penalty.value(*self.arguments(params), *keeps)
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength`` times the penalty's gradient."""
@@ -145,8 +149,6 @@ def check_kind(penalty: Penalty) -> None:
     sees = penalty.sees
     if sees not in SIGHTS:
         raise ValueError(f"Penalty(sees={sees!r}): choose one of {sorted(SIGHTS)}")
-    if sees == "function" and (penalty.refresh or penalty.staleness):
-        raise ValueError("Penalty(refresh=..., staleness=...): one on the function keeps no state")
     if sees != "matrices" and penalty.prox is not None:
         raise ValueError(
             f"Penalty(prox=...): one on {sees} would ignore it; write the value on matrices"
@@ -156,9 +158,18 @@ def check_kind(penalty: Penalty) -> None:
 def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
     """The dtype of the penalty's numbers, and its state before the first update."""
     if isinstance(sight, Activations | Function):  # there is no batch yet
-        return jnp.result_type(*jax.tree.leaves(floats(params))), sight.penalty.init(())
+        shown = params if isinstance(sight, Function) else ()
+        return jnp.result_type(*jax.tree.leaves(floats(params))), sight.penalty.init(shown)
     blocks = sight.blocks(params)
     return blocks[0].dtype, sight.penalty.init(blocks)
+
+
+def arguments(sight: Sight, params: PyTree) -> tuple[tuple[Any, ...], PyTree]:
+    """What a refresh is given before the state, and what of it must be finite."""
+    if isinstance(sight, Function):
+        return sight.arguments(params), floats(params)
+    blocks = sight.blocks(params)
+    return (blocks,), blocks
 
 
 def looking_at(sight: Sight, *, batch: PyTree, key: Array | None, apply: Apply | None) -> Sight:

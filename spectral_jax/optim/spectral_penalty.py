@@ -33,9 +33,9 @@ from spectral_jax.optim.sight import (
     SIGHTS,
     Apply,
     BatchView,
-    Function,
     Sight,
     View,
+    arguments,
     check_kind,
     looking_at,
     started,
@@ -309,16 +309,15 @@ def _looked(
             return *valued(state.penalty), state.staleness
         # Weights that are not finite have no eigenvectors: solving would only keep the other
         # members of a vmap waiting. Value and staleness become NaN and say so.
-        assert not isinstance(sight, Function)
-        blocks = sight.blocks(params)
-        needed, staleness = finite(blocks), state.staleness
+        given, weights = arguments(sight, params)
+        needed, staleness = finite(weights), state.staleness
         last = state.penalty, jnp.where(needed, state.value, jnp.nan)
         if penalty.staleness is not None:
-            seen = jnp.asarray(penalty.staleness(blocks, state.penalty), staleness.dtype)
+            seen = jnp.asarray(penalty.staleness(*given, state.penalty), staleness.dtype)
             staleness = jnp.where(first, 0, seen)
             if refresh.tolerance is not None:
                 needed &= ~(seen <= refresh.tolerance) | first
-        fresh = where_needed(due & needed, lambda: valued(solve(blocks, state.penalty)), last)
+        fresh = where_needed(due & needed, lambda: valued(solve(*given, state.penalty)), last)
         return *fresh, staleness
 
     return where_needed(due, look, (state.penalty, state.value, state.staleness))
