@@ -147,6 +147,22 @@ def test_what_the_dead_left_at_a_block_is_removed_when_it_is_logged(run):
     assert not list(run(executor=Dying()).directory.glob("blocks/*/attempts/*"))
 
 
+def test_what_is_left_at_a_logged_block_is_removed_and_at_others_it_stays(run):
+    """A process may die after it has committed, or go on for a while after another one has."""
+    first = run(executor=Toy())
+    blocks = [path.parent for path in first.directory.glob("blocks/*/result.json")]
+    for block in blocks:
+        for attempt in ("toy", "dead"):
+            (block / "attempts" / attempt / "checkpoints").mkdir(parents=True)
+    (blocks[0] / "block.json").write_text("damaged")  # which nobody needs any more
+    begun = first.directory / "blocks" / "begun" / "attempts" / "alive" / "checkpoints"
+    begun.mkdir(parents=True)
+    assert run(executor=Toy()).table == first.table
+    left = {str(path.relative_to(blocks[1])) for path in blocks[1].rglob("*")}
+    assert left == {"block.json", "result.json", "attempts", "attempts/toy"}
+    assert begun.is_dir() and (blocks[0] / "attempts" / "dead").is_dir()
+
+
 def torn(lines):
     return b"\n".join(lines)[:-20]
 

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -102,6 +102,19 @@ def clear(directory: Path, block: Block) -> None:
             shutil.rmtree(attempt, ignore_errors=True)
         elif not _goes_on(block):
             shutil.rmtree(attempt / "checkpoints", ignore_errors=True)
+
+
+def clear_all(directory: Path) -> None:
+    """`clear` every committed block, also those that were logged before somebody died at them.
+
+    As long as a block has no result nothing of it is touched; and who is still at work on one that
+    has will give way.
+    """
+    for result in directory.glob("blocks/*/result.json"):
+        attempts = result.parent / "attempts"
+        if len([*attempts.glob("*")]) > 1 or any(attempts.glob("*/checkpoints")):
+            with suppress(UserError):  # a damaged file is told where it is needed
+                clear(directory, read_block(directory, result.parent.name))
 
 
 def train_block(

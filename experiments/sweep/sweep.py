@@ -21,6 +21,7 @@ from experiments.config import ExperimentConfig
 from experiments.errors import UserError
 from experiments.runs.code import changed_files, listed
 from experiments.runs.interruption import WORDS, meaning
+from experiments.sweep.attempts import clear_all
 from experiments.sweep.executors import Executor
 from experiments.sweep.executors import parse as executor_of
 from experiments.sweep.log import TrialLog
@@ -166,12 +167,14 @@ def _train(directory: Path, plan: Plan, executor: Executor) -> Sweep:
     log = TrialLog(directory)
     log.settle()
     if not sweep_of(plan, log).finished:
+        clear_all(directory)
         with (
             _saying_how_to_go_on(directory, plan, log),
             executor as placed,
             metered(directory, plan, log),
         ):
             train(directory, plan, log, placed)
+    clear_all(directory)  # what workers left that were stopped just now, or have died before
     log.settle()
     found = sweep_of(plan, log)
     write_tables(found)

@@ -63,6 +63,8 @@ def every_point(
         compare(_directory(folder / "end"), expected)
         left = [*_directory(folder / "end").glob("blocks/*/attempts/*/checkpoints")]
         assert halve or not left, f"{point}: nobody needs {left} any more"
+        for tries in _directory(folder / "end").glob("blocks/*/attempts"):
+            assert len([*tries.iterdir()]) < 2, f"{point}: left the dead in {tries}"
         # A worker is replaced twice, and each of them may have to repeat what was not saved.
         often = 2 if executor == "local" else 4
         trained = Counter(epochs_of(folder / "end").read_text().splitlines())
