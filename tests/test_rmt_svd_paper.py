@@ -361,6 +361,17 @@ def test_figures_refuse_what_does_not_fit():
         bulks.accuracy_by_rank(np.array([1, 2]), np.ones((1, 3)), marks={}, full=np.ones(3))
 
 
+def test_an_interval_of_two_seeds_shows_no_accuracy_that_cannot_be():
+    """It is 380 points wide where the seeds are 30 apart, and would hide what the arms do."""
+    sizes, wide, narrow = np.array([10, 10]), np.array([100.0, 70.0]), np.array([90.0, 90.2])
+    (ax,) = bulks.accuracy_by_parameters({"wide": (sizes, wide), "narrow": (sizes, narrow)}).axes
+    assert ax.get_ylim()[0] >= 0 and ax.get_ylim()[1] == 100
+    (bar,) = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(bar[:, 1], [0, 100])
+    (ax,) = bulks.accuracy_by_parameters({"narrow": (sizes, narrow)}).axes
+    assert 88 < ax.get_ylim()[0] and ax.get_ylim()[1] < 92
+
+
 def test_the_law_is_drawn_over_the_bulk():
     rng = np.random.default_rng(0)
     values = np.linalg.svd(rng.standard_normal((60, 90)), compute_uv=False)

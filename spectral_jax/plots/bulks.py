@@ -118,8 +118,10 @@ def accuracy_by_parameters(
 ) -> Figure:
     """Each arm at its number of parameters (their mean): mean and 95 % interval over samples.
 
+    Of two samples the interval may be wider than all that there is: it is cut at 0 and 100.
+
     Args:
-        arms: parameters and accuracies, [s] each.
+        arms: parameters and accuracies in percent, [s] each.
         order: all arms of the experiment in order, so that an arm looks the same in every figure.
         unit: what the samples are.
     """
@@ -130,9 +132,13 @@ def accuracy_by_parameters(
     for number, (name, (parameters, accuracy)) in enumerate(arms.items()):
         mean, half_width, _ = t_interval(accuracy)
         look = looks[name]._replace(linestyle="none")._asdict()
+        room = np.array([[mean], [100.0 - mean]])
+        reach = np.clip(room, 0.0, np.nan_to_num(half_width))
         # Arms of equal parameters stand a little beside each other.
         place = np.mean(parameters) * 1.008 ** (number - len(arms) / 2)
-        ax.errorbar(place, mean, yerr=np.nan_to_num(half_width), capsize=2, label=name, **look)
+        ax.errorbar(place, mean, yerr=reach, capsize=2, clip_on=False, label=name, **look)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 0.0), min(high, 100.0))
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.xaxis.set_minor_formatter(NullFormatter())
