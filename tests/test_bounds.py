@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from spectral_jax.capacity import (
     Basis,
+    Gaussian,
     ScaleGrid,
     analytic_posterior,
     bounded_cross_entropy,
@@ -22,6 +23,7 @@ from spectral_jax.capacity import (
     held_out_bound,
     kl_inverse,
     learnt_prior,
+    local_conv,
     local_dense,
     pac_bayes_bound,
     risk_draws,
@@ -264,6 +266,19 @@ def test_billions_of_examples_are_a_sample_size():
     assert found.bound == pytest.approx(float(expected), abs=1e-6) and found.n == n
 
 
+def test_between_the_points_of_a_grid_the_penalty_is_smooth_and_at_them_that_of_the_point():
+    grid = ScaleGrid(b=100, c=0.1)
+    with jax.enable_x64(True):
+        at = jnp.array([math.log(grid.variance(j)) for j in (1, 2, 37, 600)])
+        expected = [grid.penalty(j) for j in (1, 2, 37, 600)]
+        np.testing.assert_allclose(grid.relaxed_penalty(at), expected, rtol=1e-12)
+        # j is 100 (log .1 - x), so that the slope of 2 log j in x is -200 / j.
+        slope = jax.grad(grid.relaxed_penalty)(at[2])
+        np.testing.assert_allclose(slope, -200 / 37, rtol=1e-10)
+        assert float(grid.relaxed_penalty(0.0)) == pytest.approx(grid.penalty(1), rel=1e-12)
+    assert grid.relaxed_penalty(jnp.zeros(2, jnp.float16)).dtype == jnp.float32
+
+
 def test_a_grid_that_ends_before_the_variance_says_so():
     with pytest.warns(UserWarning, match="enlarge c"):
         found = certify(
@@ -461,6 +476,33 @@ def test_local_noise_has_the_law_of_a_layer_with_drawn_weights():
     np.testing.assert_allclose(np.cov(out.T), np.diag(variances), atol=0.02)
 
 
+def test_a_convolution_without_noise_is_that_of_the_means():
+    keys = jax.random.split(KEY, 3)
+    x, w = jax.random.normal(keys[0], (3, 7, 6, 2)), jax.random.normal(keys[1], (3, 2, 2, 4))
+    b = jax.random.normal(keys[2], (4,))
+    with jax.enable_x64(True):
+        x, w, b = (a.astype(jnp.float64) for a in (x, w, b))
+        still = jnp.array(-60.0)
+        found = local_conv(KEY, x, Gaussian(w, still), Gaussian(b, still))
+        layout = ("NHWC", "HWIO", "NHWC")
+        expected = jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=layout)
+        np.testing.assert_allclose(found, expected + b, atol=1e-12)
+
+
+def test_a_noisy_convolution_has_the_law_of_one_with_drawn_weights():
+    """One weight at two places ties their outputs; two examples have weights of their own."""
+    kernel = gaussian(jnp.array([1.0, 2.0]).reshape(1, 2, 1, 1), 0.3)
+    bias = gaussian(jnp.array([0.5]), 0.2)
+    x = jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]).reshape(2, 1, 3, 1)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    out = jax.vmap(lambda key: local_conv(key, x, kernel, bias))(keys).reshape(20_000, 4)
+    np.testing.assert_allclose(out.mean(axis=0), [5.5, 8.5, 5.5, 8.5], atol=0.03)
+    patches = np.array([[1.0, 2], [2, 3]])
+    within = 0.09 * patches @ patches.T + 0.04
+    expected = np.kron(np.eye(2), within)
+    np.testing.assert_allclose(np.cov(out.T), expected, atol=0.04)
+
+
 def above(weights, examples):
     return weights["w"][0] > examples["at"]
 
@@ -525,6 +567,14 @@ def test_posteriors_start_where_the_sources_do():
         (lambda: bounded_cross_entropy(jnp.ones((2, 3)), jnp.ones(3, int)), r"labels \(3,\)"),
         (lambda: bounded_cross_entropy(jnp.ones(3), jnp.array(0), pmin=0.0), "pmin=0.0"),
         (lambda: local_dense(KEY, jnp.ones((2, 3)), gaussian(jnp.ones((2, 3)), 1.0)), "kernel"),
+        (
+            lambda: local_conv(KEY, jnp.ones((1, 4, 4, 1)), gaussian(jnp.ones((2, 2, 3, 1)), 1.0)),
+            "kernel",
+        ),
+        (
+            lambda: local_conv(KEY, jnp.ones((1, 1, 4, 1)), gaussian(jnp.ones((2, 2, 1, 1)), 1.0)),
+            "no larger",
+        ),
         (lambda: starting_posterior("M5", jnp.ones(2)), "method='M5'"),
     ],
 )

@@ -26,6 +26,7 @@ from spectral_jax.capacity.grid import ScaleGrid
 from spectral_jax.capacity.kl import binary_kl, kl_inverse
 from spectral_jax.capacity.posteriors import (
     bounded_cross_entropy,
+    local_conv,
     local_dense,
     risk_draws,
     starting_posterior,
@@ -71,6 +72,7 @@ __all__ = [
     "jackknife",
     "kl_inverse",
     "learnt_prior",
+    "local_conv",
     "local_dense",
     "n_effective",
     "pac_bayes_bound",

@@ -6,7 +6,12 @@ import math
 import warnings
 from typing import NamedTuple
 
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
 from spectral_jax._options import check_number, count
+from spectral_jax.linalg.precision import working
 
 
 class ScaleGrid(NamedTuple):
@@ -31,6 +36,20 @@ class ScaleGrid(NamedTuple):
     def penalty(self, j: int) -> float:
         """What its choice costs, in nats."""
         return math.log(math.pi**2 * count("j", j) ** 2 / 6)
+
+    def relaxed_penalty(self, log_variance: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
+        """The `penalty` between the points of the grid: with it a variance is learnt.
+
+        Equal to it at a point, and at that of the first above it. Works under ``jit``, ``vmap`` and
+        ``grad``. What was learnt is then rounded to a point, `certify` with ``grid=``.
+
+        >>> grid = ScaleGrid(b=10, c=0.05)
+        >>> round(float(grid.relaxed_penalty(math.log(grid.variance(37)))), 4)
+        7.7195
+        """
+        log_variance = working(log_variance, "log_variance")
+        place = jnp.maximum(self.b * (math.log(self.c) - log_variance), 1)
+        return math.log(math.pi**2 / 6) + 2 * jnp.log(place)
 
     def neighbours(self, variance: float) -> tuple[int, ...]:
         """The grid points on either side of a variance that was learnt, one where there is one.

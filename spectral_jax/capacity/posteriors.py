@@ -38,7 +38,7 @@ def local_dense(
     less noise than with one draw for a whole batch. For a network of dense layers the outputs for
     each example have exactly the law of the random predictor, and those of different examples are
     independent, which is what the correction in `certify` counts. Not so where one weight is used
-    at several positions, as in a convolution.
+    at several positions, as in a convolution: there is `local_conv`.
 
     Args:
       inputs: ``[..., i]``, every row an example; of a size whose square the dtype holds.
@@ -66,6 +66,67 @@ def local_dense(
     noisy = variance > 0
     spread = jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1)), 0)
     return mean + spread * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def local_conv(
+    key: PRNGKeyArray,
+    inputs: Float[Array, "b h w i"],
+    kernel: Gaussian,
+    bias: Gaussian | None = None,
+) -> Float[Array, "b y x o"]:
+    """A convolution whose weights are drawn *anew for every example*: `local_dense` for images.
+
+    One weight is used at every position, so outputs at two positions are not independent and cannot
+    be drawn in place of the weights. Here each example draws a kernel of its own, by which its
+    patches are multiplied: small kernels are few numbers, and batched products of small matrices
+    are faster in a compiled loop on a CPU than a convolution is. The outputs for each example have
+    exactly the law of the random predictor, and those of different examples are independent.
+
+    Args:
+      inputs: ``[b, h, w, i]``, each an example.
+      kernel: of mean ``[y, x, i, o]`` and ``log_scale`` alike or one number; not flipped, stride 1,
+        no padding (pad the inputs).
+      bias: of mean ``[o]``, or none.
+
+    When not to use it: large kernels or many channels, of which every example would draw its own;
+    there `risk_draws` draws once for a batch. Works under ``jit``, ``vmap`` and ``grad``. Half
+    precision is computed in float32. Raises ``ValueError`` for shapes that do not fit and complex
+    numbers.
+
+    >>> kernel = Gaussian(jnp.ones((2, 2, 1, 1)), jnp.array(-20.0))
+    >>> local_conv(jax.random.key(0), jnp.ones((1, 3, 3, 1)), kernel).round(3)[0, :, :, 0].tolist()
+    [[4.0, 4.0], [4.0, 4.0]]
+    """
+    inputs, means = working(inputs, "inputs"), working(kernel.mean, "kernel.mean")
+    fits = means.ndim == 4 and inputs.ndim == 4 and inputs.shape[-1] == means.shape[2]
+    if not fits or any(a < b for a, b in zip(inputs.shape[1:3], means.shape[:2], strict=True)):
+        raise ValueError(
+            f"inputs {inputs.shape} and kernel {means.shape}: pass [b, h, w, i] and, no larger "
+            "than the images, [y, x, i, o]"
+        )
+    of_kernel, of_bias = jax.random.split(key)
+    patches = _patches(inputs, *means.shape[:2])
+    weights = _drawn_each(of_kernel, kernel, len(inputs)).reshape(len(inputs), -1, means.shape[-1])
+    flat = patches.reshape(len(inputs), -1, weights.shape[1])
+    outputs = jax.lax.batch_matmul(flat, weights, precision=jax.lax.Precision.HIGHEST)
+    outputs = outputs.reshape(*patches.shape[:3], -1)
+    if bias is None:
+        return outputs
+    return outputs + _drawn_each(of_bias, bias, len(inputs))[:, None, None]
+
+
+def _patches(images: Array, height: int, width: int) -> Array:
+    """``[b, y, x, height width i]``: what a kernel of this size sees at every place."""
+    down, across = images.shape[1] - height + 1, images.shape[2] - width + 1
+    seen = [images[:, y : y + down, x : x + across] for y in range(height) for x in range(width)]
+    return jnp.concatenate(seen, axis=-1)
+
+
+def _drawn_each(key: PRNGKeyArray, weights: Gaussian, count: int) -> Array:
+    """So many independent draws of one array of weights, ``[count, ...]``."""
+    means = working(weights.mean, "mean")
+    noise = jax.random.normal(key, (count, *means.shape), means.dtype)
+    return means + noise * jnp.exp(working(weights.log_scale, "log_scale"))
 
 
 @partial(jax.jit, static_argnames=("loss", "draws", "batch"))

@@ -183,7 +183,7 @@ register(
 )
 for name in ("gaussian", "data_free_prior", "learnt_prior", "vector_basis", "starting_posterior"):
     exempt(f"capacity.{name}", "makes a record of arrays; tests/test_bounds.py")
-for name in ("draw", "local_dense", "risk_draws"):
+for name in ("draw", "local_conv", "local_dense", "risk_draws"):
     exempt(f"capacity.{name}", "its noise depends on the dtype; tests/test_bounds.py")
 for name in ("certify", "held_out_bound"):
     exempt(f"capacity.{name}", "runs on the host, gives Python numbers; tests/test_bounds.py")
