@@ -5,17 +5,17 @@ weights, which a bound pays for by distance. The posterior is then read off the 
 of its Gauss-Newton matrix (the Hessian less what can be negative in it). The point of the prior's
 grid is chosen by a few draws, at the grid's price; the risk that is certified is measured on fresh
 ones. Each draw of the weights answers a batch of its own, so that draws are independent. Beside
-these formulas stand two posteriors that are trained on the bound, at the point that ``factor 2``
-chose: see `numerical`.
+these formulas stand posteriors that are trained on the bound, at the point that ``factor 2`` chose
+(M1 finds its own): see `numerical`.
 
-Results: arms ``<network>/isotropic``, ``<network>/factor <factor>``, ``<network>/M2`` and
+Results: arms ``<network>/isotropic``, ``<network>/factor <factor>`` and ``<network>/M1`` to
 ``<network>/M4`` of protocol ``analytic``, one seed per network.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from jax.flatten_util import ravel_pytree
 
 from experiments.papers.networks import Bench, Model, opened
 from experiments.papers.paper import trained
-from experiments.papers.sloppy.studies import numerical
+from experiments.papers.sloppy.studies import dziugaite_roy, numerical
 from experiments.papers.sloppy.studies.causal import optimizer_of
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     weights: Tree
     start: Tree
     values: jax.Array
-    basis: capacity.Basis
+    basis: capacity.Basis | None
     within: np.ndarray
     """The displacement along the eigenvectors."""
     distance: float
@@ -111,7 +111,10 @@ def measure(
             told = bounds(found, seed, points=points, tried=tried, draws=draws, batch=batch)
             j = int(told[f"{CHOOSER}/point"])
             starts = _starts(bench, found, seed, j, **start)
-            told |= of_trained(found, starts, seed, j, training, draws=draws, batch=batch)
+            again = partial(_directions, bench.model, bench.examples(examples), vectors)
+            told |= of_trained(
+                found, starts, seed, j, training, renewed=again, draws=draws, batch=batch
+            )
             stored = {name: np.asarray(value) for name, value in told.items()}
             run.save_array(f"bounds-{seed}", **stored)
             run.log(f"analytic: seed {seed} is measured")
@@ -150,42 +153,56 @@ def bounds(
         alone = _errors(found, prior(found, j), guessing, draws // 5, batch)
         certificate = certified(found, j, method, risks, prior_draws=alone, held_out=held_out)
         tested = errors(found, j, method, testing, draws // 5, batch, tested=True)
-        told |= _told(method, found, j, certificate, tested, held_out)
+        told |= _told(method, found, GRID, j, certificate, tested, held_out)
     return told
 
 
 def of_trained(
     found: Found,
-    starts: Mapping[str, numerical.Start],
+    starts: Mapping[str, numerical.Laws],
     seed: int,
     j: int,
     training: Mapping[str, Any],
     *,
+    renewed: Callable[[Tree], jax.Array],
     draws: int,
     batch: int,
 ) -> dict[str, float]:
-    """The same of posteriors that are trained, from where each starts."""
+    """The same of posteriors that are trained, from where each starts.
+
+    renewed: the eigenvectors at other weights, for M3.
+    """
     x, y = found.examples
+    examples = x[: found.size], y[: found.size]
     told: dict[str, float] = {}
     for method, start in starts.items():
         certifying, testing, guessing = jax.random.split(jax.random.key(seed), 3)
-        q = numerical.trained(
-            found.model, start, (x[: found.size], y[: found.size]), seed, **training
+        laws = numerical.trained(
+            found.model, start, examples, seed, **training,
+            renewed=renewed if method == "M3" else None,
+        )  # fmt: skip
+        q, turned = laws.posterior, found._replace(basis=laws.basis)
+        held_out = _test_errors(found, q.mean)
+        # The scale of M1's prior was learnt, and is rounded to a grid here.
+        learnt = method == "M1"
+        late: dict[str, Any] = (
+            {"grid": dziugaite_roy.GRID} if learnt else {"penalty": GRID.penalty(j)}
         )
-        turned, held_out = found._replace(basis=start.basis), _test_errors(found, q.mean)
         certificate = numerical.certified(
-            start, q, _errors(turned, q, certifying, draws, batch), n=found.size,
-            penalty=GRID.penalty(j), chance=CHANCE, held_out=held_out,
-            prior_draws=_errors(turned, start.prior.gaussian, guessing, draws // 5, batch),
+            laws, _errors(turned, q, certifying, draws, batch), n=found.size,
+            chance=CHANCE, held_out=held_out, **late,
+            prior_draws=_errors(turned, laws.prior.gaussian, guessing, draws // 5, batch),
         )  # fmt: skip
         tested = _errors(turned, q, testing, draws // 5, batch, tested=True)
-        told |= _told(method, found, j, certificate, tested, held_out)
+        grid, point = (dziugaite_roy.GRID, certificate.grid_index) if learnt else (GRID, j)
+        told |= _told(method, found, grid, point or j, certificate, tested, held_out)
     return told
 
 
 def _told(
     method: str,
     found: Found,
+    grid: capacity.ScaleGrid,
     j: int,
     certificate: capacity.Certificate,
     tested: np.ndarray,
@@ -196,13 +213,13 @@ def _told(
         "bound": certificate.bound, "risk bound": certificate.risk_bound,
         "risk": certificate.risk, "kl": certificate.kl, "point": j,
         "plug-in": capacity.pac_bayes_bound(
-            certificate.risk, certificate.kl, n=found.size, penalty=GRID.penalty(j),
+            certificate.risk, certificate.kl, n=found.size, penalty=certificate.penalty,
             constant="seeger",
         ),
         "prior bound": certificate.prior_bound, "test-set bound": certificate.held_out_bound,
         "test/error": tested.mean(), "margin": CHANCE - certificate.bound,
         "dimension": capacity.effective_dimension(
-            found.values, n=found.size, epsilon=1 / GRID.variance(j), floor=0.0
+            found.values, n=found.size, epsilon=1 / grid.variance(j), floor=0.0
         ).value,
         "distance": found.distance, "test/error of the mean": held_out[0] / held_out[1],
     }  # fmt: skip
@@ -289,7 +306,7 @@ def _errors(
 def _drawn_errors(
     model: Model,
     q: capacity.Gaussian,
-    basis: capacity.Basis,
+    basis: capacity.Basis | None,
     examples: tuple[jax.Array, jax.Array],
     ends: tuple[int, int],
     keys: jax.Array,
@@ -333,10 +350,18 @@ def _leading(
     )
 
 
+def _directions(
+    model: Model, examples: tuple[jax.Array, jax.Array], vectors: int, weights: Tree
+) -> jax.Array:
+    """The vectors alone, as a basis needs them whatever the floor leaves of them."""
+    return jnp.linalg.qr(_leading(model, weights, examples, vectors)[1])[0]
+
+
 def _starts(
     bench: Bench, found: Found, seed: int, j: int, *, weight: float
-) -> dict[str, numerical.Start]:
-    """Priors at a point of the grid, and where training starts from: M2 and M4."""
+) -> dict[str, numerical.Laws]:
+    """Where the methods' training starts, those with a prior of this grid at its point ``j``."""
+    assert found.basis is not None  # that of the formulas
     variance, vectors = GRID.variance(j), found.basis.data
     splits, count = bench.splits, vectors.shape[1]
     # The set aside stands behind the examples that count, in the numbering of all of them.
@@ -347,8 +372,11 @@ def _starts(
     chosen = posterior(found, j, CHOOSER)
     along = jnp.broadcast_to(-jnp.log(chosen.precision) / 2, found.values.shape)
     q = capacity.Gaussian(found.weights, (along, -jnp.log(chosen.epsilon) / 2))
+    isotropic = numerical.isotropic_start(found.start, variance, vectors, q)
     return {
-        "M2": numerical.isotropic_start(found.start, variance, vectors, q),
+        "M1": numerical.diagonal_start(found.start, found.weights),
+        "M2": isotropic,
+        "M3": isotropic,
         "M4": numerical.held_out_start(
             found.start, found.weights, variance, other, values / math.log(2), weight=weight,
             seen=seen,

@@ -1,9 +1,10 @@
 """What can be certified of a network on all classes, by training it on the bound itself.
 
-Networks of dense layers with Gaussian weights, as in arXiv 2007.12911. The prior of an arm is
-around random initial weights, or learnt on a share of the examples, which then count no more.
-Noise is drawn anew for every example (`capacity.local_dense`), in training and for the risk, so
-that each pass over the data gives as many independent draws as examples.
+Networks with Gaussian weights, as in arXiv 2007.12911, of dense layers or convolutional. The prior
+of an arm is around random initial weights, or learnt on a share of the examples, which then count
+no more. Noise is drawn anew for every example (`capacity.local_dense`, `capacity.local_conv`), in
+training and for the risk, so that each pass over the data gives as many independent draws as
+examples.
 
 Results: protocol ``pac_bayes``, one arm for each in the options, with the certificate's numbers.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import cache, partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -36,18 +38,22 @@ from spectral_jax.capacity import (
     data_free_prior,
     gaussian_kl,
     learnt_prior,
+    local_conv,
     local_dense,
     pac_bayes_bound,
 )
 
 Tree = Any
 
+KERNEL = 5
 DELTA_MC = 0.01  # the probability that the correction of one of the risks compared fails
 
 
 class Arm(NamedTuple):
     """One way to a posterior.
 
+    channels: of convolutions before the ``hidden`` dense layers, 5 x 5 each, with ReLU and the
+      maxima of 2 x 2: LeNet's if they are 6 and 16.
     scale: standard deviation of the prior, in every coordinate.
     learnt: the share of the examples that the prior is trained on, for so many ``prior_epochs``,
       each image shifted by up to ``shift`` pixels.
@@ -67,6 +73,7 @@ class Arm(NamedTuple):
     prior_rate: float = 0.0
     shift: int = 0
     tried: int = 1
+    channels: tuple[int, ...] = ()
 
 
 def measure(
@@ -120,22 +127,23 @@ def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> tuple[Ce
     rows = np.random.default_rng(seed).permutation(len(dataset.train_y))
     seen, counted = np.split(rows, [round(arm.learnt * len(rows))])
     net = random_network(
-        math.prod(dataset.train_x.shape[1:]), tuple(arm.hidden), dataset.classes, arm.scale
-    )
+        dataset.train_x.shape[1:], tuple(arm.hidden), dataset.classes, arm.scale,
+        tuple(arm.channels),
+    )  # fmt: skip
     trial = Trial(seed, {"n": len(counted), "learning_rate": arm.learning_rate})
-    task = Task("posterior", net, BOUND, _data(dataset, counted), "", arm.batch)
+    task = Task("posterior", net, BOUND, split_data(dataset, counted), "", arm.batch)
     learnt = _prior(net, dataset, seen, trial, arm)
     trainer, state = _trained(task, trial, arm.epochs, learnt)
     start = state.model_state
     free = not len(seen)
     mean = jax.tree.map(lambda leaf: leaf[0], start.mean)
     prior = data_free_prior(mean, arm.scale) if free else learnt_prior(mean, arm.scale, seen=seen)
-    wrong = _errors(trainer, state, "test", 1)
+    wrong = errors(trainer, state, "test", 1)
     found = certify(
         jax.tree.map(lambda leaf: leaf[0], state.params), prior,
-        _errors(trainer, state, "train", passes), examples=counted,
+        errors(trainer, state, "train", passes), examples=counted,
         delta_mc=DELTA_MC / arm.tried, penalty=math.log(arm.tried), chance=1 - 1 / dataset.classes,
-        prior_draws=_errors(trainer, state._replace(params=start), "train", passes),
+        prior_draws=errors(trainer, state._replace(params=start), "train", passes),
         held_out=(int(wrong.sum()), len(wrong)),
     )  # fmt: skip
     return found, float(wrong.mean())
@@ -149,7 +157,7 @@ def _prior(
         return None
     trial = Trial(trial.seed, {**trial.hyper, "learning_rate": arm.prior_rate})
     augment = shifted(arm.shift) if arm.shift else None
-    task = Task("prior", net, GIBBS, _data(dataset, seen), "", arm.batch, augment=augment)
+    task = Task("prior", net, GIBBS, split_data(dataset, seen), "", arm.batch, augment=augment)
     _, state = _trained(task, trial, arm.prior_epochs, None)
     # Only the mean is learnt; the scale was declared.
     return state.model_state._replace(mean=state.params.mean)
@@ -166,7 +174,7 @@ def _trained(
     return trainer, trainer.train(state, epochs=epochs)
 
 
-def _errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.ndarray:
+def errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.ndarray:
     """1 where weights drawn for an example are wrong about it, for each pass and example."""
     drawn = []
     for number in range(passes):
@@ -177,7 +185,7 @@ def _errors(trainer: Trainer, state: TrainState, split: str, passes: int) -> np.
     return np.concatenate(drawn)
 
 
-def _data(dataset: Dataset, rows: np.ndarray) -> dict[str, Data]:
+def split_data(dataset: Dataset, rows: np.ndarray) -> dict[str, Data]:
     """Rows of the training set, and the test set."""
     shared = {"shift": jnp.asarray(dataset.shift), "scale": jnp.asarray(dataset.scale)}
     pairs = {
@@ -197,40 +205,86 @@ def shifted(pixels: int) -> Callable[[jax.Array, Tree], Tree]:
 
 
 @cache
-def random_network(inputs: int, hidden: tuple[int, ...], classes: int, scale: float) -> Network:
-    """Dense ReLU layers with Gaussian weights: parameters are the posterior, the state the prior.
+def random_network(
+    shape: tuple[int, ...],
+    hidden: tuple[int, ...],
+    classes: int,
+    scale: float,
+    channels: tuple[int, ...] = (),
+) -> Network:
+    """ReLU layers with Gaussian weights: parameters are the posterior, the state the prior.
 
     Both begin around random weights. Given a key, weights are drawn for each example; without one
     they are the posterior's means.
+
+    shape: of an input, ``(height, width)`` or with the colours behind.
     """
-    widths = (inputs, *hidden, classes)
+    kernels = _kernels(shape, hidden, classes, channels)
 
     def init(key):
-        pairs = zip(jax.random.split(key, len(widths) - 1), widths[:-1], widths[1:], strict=True)
         # Of variance one over the inputs; a normal draw takes XLA seconds to compile.
         mean = tuple(
             {
-                "kernel": jax.random.uniform(k, (i, o), minval=-1) * (3 / i) ** 0.5,
-                "bias": jnp.zeros(o),
+                "kernel": jax.random.uniform(k, kernel, minval=-1)
+                * (3 / math.prod(kernel[:-1])) ** 0.5,
+                "bias": jnp.zeros(kernel[-1]),
             }
-            for k, i, o in pairs
+            for k, kernel in zip(jax.random.split(key, len(kernels)), kernels, strict=True)
         )
         log_scale = jax.tree.map(lambda leaf: jnp.full_like(leaf, math.log(scale)), mean)
         return Gaussian(mean, log_scale), Gaussian(mean, log_scale)
 
     def apply(params, state, x, *, train=False, key=None):
-        x = x.reshape(len(x), -1)
+        x = x.reshape(len(x), *shape[:2], -1) if channels else x
         for place, layer in enumerate(params.mean):
             noise = params.log_scale[place]
-            if key is None:
-                x = x @ layer["kernel"] + layer["bias"]
-            else:
-                parts = (Gaussian(layer[name], noise[name]) for name in ("kernel", "bias"))
-                x = local_dense(jax.random.fold_in(key, place), x, *parts)
-            x = x if place == len(hidden) else jax.nn.relu(x)
+            parts = (Gaussian(layer[name], noise[name]) for name in ("kernel", "bias"))
+            x = _layer(key if key is None else jax.random.fold_in(key, place), x, *parts)
+            x = x if place == len(kernels) - 1 else jax.nn.relu(x)
+            x = _maxima(x) if x.ndim == 4 else x
         return {"logits": x, "kl": jnp.full(len(x), gaussian_kl(params, state))}, state
 
     return Network(init, apply, lambda: ())
+
+
+def _kernels(
+    shape: tuple[int, ...], hidden: tuple[int, ...], classes: int, channels: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """The shapes of all kernels; the maxima of 2 x 2 leave half of each side.
+
+    >>> _kernels((28, 28), (120, 84), 10, (6, 16))
+    [(5, 5, 1, 6), (5, 5, 6, 16), (256, 120), (120, 84), (84, 10)]
+    """
+    seen = (shape[2] if len(shape) > 2 else 1, *channels)
+    inputs = math.prod(shape)
+    if channels:
+        sides = list(shape[:2])
+        for _ in channels:
+            sides = [(side - KERNEL + 1) // 2 for side in sides]
+        inputs = math.prod(sides) * channels[-1]
+    widths = (inputs, *hidden, classes)
+    return [(KERNEL, KERNEL, *pair) for pair in pairwise(seen)] + list(pairwise(widths))
+
+
+def _layer(key: jax.Array | None, x: jax.Array, kernel: Gaussian, bias: Gaussian) -> jax.Array:
+    """A layer of the kind that its kernel is for, with noise if there is a key for it."""
+    if kernel.mean.ndim == 4:
+        if key is not None:
+            return local_conv(key, x, kernel, bias)
+        layout = ("NHWC", "HWIO", "NHWC")
+        seen = jax.lax.conv_general_dilated(
+            x, kernel.mean, (1, 1), "VALID", dimension_numbers=layout
+        )
+        return seen + bias.mean
+    x = x.reshape(len(x), -1)
+    return x @ kernel.mean + bias.mean if key is None else local_dense(key, x, kernel, bias)
+
+
+def _maxima(x: jax.Array) -> jax.Array:
+    """Of 2 x 2 places each; an odd last row or column is left out."""
+    height, width = (side // 2 for side in x.shape[1:3])
+    even = x[:, : 2 * height, : 2 * width]
+    return even.reshape(len(x), height, 2, width, 2, -1).max(axis=(2, 4))
 
 
 def on_bound(outputs: Tree, batch: Batch) -> jax.Array:
