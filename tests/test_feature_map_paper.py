@@ -237,12 +237,21 @@ def test_the_spectra_of_the_first_seed_are_in_the_order_of_the_steps(tmp_path):
 def test_regimes_are_directions_per_class_at_both_ends(tmp_path, monkeypatch):
     class Watched(Peer):
         def history(self):
-            return {regimes.DIMENSION: (np.array([0, 9]), np.array([[50.0, 40.0], [15.0, 30.0]]))}
+            steps = np.array([0, 9])
+            return {
+                regimes.DIMENSION: (steps, np.array([[50.0, 40.0], [15.0, 30.0]])),
+                regimes.USED: (steps, np.array([[70.0, 60.0], [9.0, 11.0]])),
+            }
 
     (tmp_path / "config.yaml").write_text(dump_yaml(DIGITS))
     monkeypatch.setattr(regimes, "trained", lambda run, runs: {"mnist-mlp": Watched(tmp_path)})
     found = regimes.measure(Shelf(), runs={})
-    for metric, values in (("start/per class", [5, 4]), ("beyond minimal", [-0.5, 1.0])):
+    for metric, values in (
+        ("start/per class", [5, 4]),
+        ("beyond minimal", [-0.5, 1.0]),
+        ("start/used per class", [7, 6]),
+        ("used per class", [0.9, 1.1]),
+    ):
         got = found.known(metric, arm="mnist-mlp", protocol="regimes")
         np.testing.assert_allclose(got, values)
 

@@ -32,7 +32,7 @@ PIXELS: dict[str, Any] = {
     "tuned": 1, "validation": 1000,
 }  # fmt: skip
 SIZES: dict[str, Any] = {
-    "dataset": "mnist10k", "layers": 3, "width": 256, "batch": 128, "steps": 1860, "seeds": 8,
+    "dataset": "mnist10k", "layers": 3, "width": 256, "batch": 128, "steps": 1860, "seeds": 5,
     "measured": 1000, "widths": (64, 128, 512), "classes": (2, 5), "examples": (1000, 3000, 8000),
 }  # fmt: skip
 MNIST10K = {"small": ["mnist10k"], "paper": ["mnist10k"]}

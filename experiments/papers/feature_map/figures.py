@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -73,6 +73,15 @@ PIXELS = {
     "learning rate": ("learning_rate", 1.0),
     "at the edge of the grid": ("learning_rate/at edge", 1.0),
 }
+REGIMES = {
+    "effective, at the start": ("start/per class", 1.0),
+    "effective": ("per class", 1.0),
+    "for 95 % of the outputs, at the start": ("start/used per class", 1.0),
+    "for 95 % of the outputs": ("used per class", 1.0),
+}
+SETTINGS = {
+    name: column for name, column in WAYS.items() if name not in ("NC1", "D_LR, centre-first")
+}
 COURSES = {
     "$D_{LR}$": RICHNESS,
     "effective dimension": "features/effective_dimension",
@@ -96,7 +105,7 @@ def sections(outcome: Outcome) -> list[Section]:
     if "pixels" in outcome.runs:
         made.append(_pixels(outcome.results))
     if "regimes" in outcome.runs:
-        made.append(_regimes(outcome.runs["regimes"]["regimes"], outcome.runs["settings"]))
+        made.append(_regimes(outcome))
     made += [
         Section(title, tables=[of_results(outcome.results, columns, protocols=[study])])
         for study, (title, columns) in TITLES.items()
@@ -207,9 +216,9 @@ def _pixels(results: Results) -> Section:
                    [table])  # fmt: skip
 
 
-def _regimes(run: Run, settings: Mapping[str, Run]) -> Section:
+def _regimes(outcome: Outcome) -> Section:
     """Directions per class in every network, on every data set, over training."""
-    stored = run.array("courses")
+    stored, settings = outcome.runs["regimes"]["regimes"].array("courses"), outcome.runs["settings"]
     arms = [arm for arm in settings if f"{arm}/step" in stored]
     courses = {arm: (stored[f"{arm}/step"], stored[f"{arm}/per class"]) for arm in arms}
     step = courses[arms[0]][0]
@@ -227,4 +236,11 @@ def _regimes(run: Run, settings: Mapping[str, Run]) -> Section:
             "The same and richness, mean and 95 % interval over seeds.",
         ),
     }
-    return Section("Minimal or extended: networks and data sets", "regimes", pictures)
+    tables = [
+        of_results(outcome.results, columns, protocols=[protocol], caption=caption)
+        for protocol, caption, columns in (
+            ("regimes", "Directions per class: mean and 95 % interval over seeds", REGIMES),
+            ("settings", "The networks at the end", SETTINGS),
+        )
+    ]
+    return Section("Minimal or extended: networks and data sets", "regimes", pictures, tables)
