@@ -13,6 +13,7 @@ from experiments.papers.feature_map.subsets import subset
 from experiments.papers.feature_map.trained import dense
 from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
+from spectral_jax import features
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
 STEPS = np.array([0, 10, 20, 40, 80, 160, 320, 640])
@@ -122,6 +123,31 @@ def test_the_transformer_is_looked_at_where_it_tells_the_sum():
     x = modular.pairs(0, 5, 0.5)["unseen"].examples["x"]
     last, head = modular._last(net, 5, params, x)
     np.testing.assert_allclose(last @ head.kernel, net.apply(params, {}, x)[0], atol=1e-6)
+
+
+def test_what_is_resolved_counts_no_direction_that_the_outputs_hardly_use():
+    """Features hold two of eight directions, the head reads them, and a little of three others."""
+    rng = np.random.default_rng(0)
+    drawn = np.column_stack([np.ones(400), rng.normal(size=(400, 8))])
+    centred = np.linalg.qr(drawn)[0][:, 1:]
+    x = jnp.asarray(20 * centred * np.array([1.0, 1.0, *[1e-3] * 6]), jnp.float32)
+    head = features.Head(jnp.eye(8)[:, :5])
+    found = grokking.measured(x, head, jnp.arange(400) % 5, x)
+    assert found["richness/resolved"] == pytest.approx(0, abs=1e-4)
+    assert found["richness/centre_first"] == pytest.approx(1 - np.sqrt(2 / 5), abs=1e-3)
+
+
+def test_verdicts_of_sums_tell_the_directions_that_are_used_from_all():
+    values = {
+        "start/unseen/richness": [0.49, 0.50, 0.51], "end/unseen/richness": [0.62, 0.63, 0.64],
+        "start/unseen/richness/resolved": [0.36, 0.37, 0.35],
+        "end/unseen/richness/resolved": [0.03, 0.02, 0.04],
+    }  # fmt: skip
+    judged = judge_all(CLAIMS, of_arrays("modular", "transformer", values), preset="small")
+    verdicts = {one.id: one.verdict for one in judged}
+    assert verdicts["modular-falls"] == "CONTRADICTED"
+    assert verdicts["modular-resolved"] == "SUPPORTED"
+    assert any("add modulo 97" in sentence for sentence in learned(judged))
 
 
 @pytest.mark.parametrize(("labels", "wrong"), [("true", 0.0), ("noisy", 0.4)])

@@ -21,6 +21,7 @@ from spectral_jax.plots.training import Curve
 COURSES = {
     "accuracy": "accuracy",
     "$D_{LR}$": "richness",
+    "$D_{LR}$ of resolved outputs": "richness/resolved",
     "effective dimension": "effective_dimension",
     "NC1": "nc1",
     "kernel distance": "kernel distance",
@@ -32,6 +33,8 @@ ENDS = {
     "D_LR at start": ("start/unseen/richness", 1.0),
     "D_LR": ("end/unseen/richness", 1.0),
     "centre-first": ("end/unseen/richness/centre_first", 1.0),
+    "of resolved outputs at start": ("start/unseen/richness/resolved", 1.0),
+    "of resolved outputs": ("end/unseen/richness/resolved", 1.0),
     "effective dimension": ("end/unseen/effective_dimension", 1.0),
     "NC1": ("end/unseen/nc1", 1.0),
     "kernel distance": ("end/unseen/kernel distance", 1.0),

@@ -10,6 +10,9 @@ since every training example is right has happened, on its own scale, by interpo
 checkpoints along the logarithm of the step. Where the accuracy on unseen examples changes by less
 than ``LEAST_RISE`` from there on, nothing is grokked and no quantity has an onset.
 
+D_LR counts every direction of the outputs in full, however small; ``richness/resolved``, of outputs
+that are centred first, those with more than a share ``RESOLVED`` of the largest.
+
 Results: arms of protocol ``grokking``, per seed ``onset/<quantity>`` in epochs,
 ``lag/<quantity>`` behind the accuracy on unseen examples (negative: the quantity leads),
 ``end/<quantity>`` and ``start/<quantity>``. Stored per arm and seed: every quantity ``[t]``, the
@@ -48,6 +51,8 @@ ARMS = {"as given": (5.0, 1e-4), "init gain 1": (1.0, 1e-4), "no L2": (5.0, 0.0)
 SPLITS = ("train", "unseen")
 LABEL_SCALE = 3.0
 LEAST_RISE = 0.1
+# Of the outputs' largest singular value: what a direction must have to be counted as one of theirs.
+RESOLVED = 0.03
 GENERALISES = "unseen/accuracy"
 
 
@@ -146,12 +151,11 @@ def measured(
     """
     moments = features.of(x, labels=labels, classes=head.kernel.shape[1])
     mapped = features.diagonalize(moments, head=head)
-    literal, centred = (
-        features.richness(moments, head=head, order=order) for order in ("literal", "centre-first")
-    )
+    richness = partial(features.richness, moments, head=head)
     found = {
-        "richness": literal.value,
-        "richness/centre_first": centred.value,
+        "richness": richness().value,
+        "richness/centre_first": richness(order="centre-first").value,
+        "richness/resolved": richness(order="centre-first", tolerance=RESOLVED).value,
         "effective_dimension": capacity.spread(mapped.eigenvalues, floor=mapped.floor).entropy,
         "nc1": features.neural_collapse(moments).nc1,
         "kernel distance": features.kernel_distance(first, x),
