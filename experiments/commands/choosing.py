@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.config import ExperimentConfig, apply_overrides, load_yaml
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.papers import load as load_paper
 
 COMMAND = "python -m experiments"
@@ -43,6 +43,6 @@ def choose(
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     """An entry of a table; `UserError` (2) with the nearest name, or all of them."""
     if name not in table:
-        hint = did_you_mean(name, table) or f"; there are: {', '.join(table)}"
+        hint = offered(name, table)
         raise UserError(f"no {what} {name!r}{hint}")
     return table[name]

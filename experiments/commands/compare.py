@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.commands.choosing import COMMAND
 from experiments.errors import DONE, UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 
 EXAMPLES = f"""\
 examples:
@@ -92,6 +92,6 @@ def _formats(text: str) -> list[str]:
     formats = [word.strip() for word in text.split(",")]
     for word in formats:
         if word not in FORMATS:
-            hint = did_you_mean(word, FORMATS) or f"; there are: {', '.join(FORMATS)}"
+            hint = offered(word, FORMATS)
             raise UserError(f"--format: no form {word!r}{hint}")
     return formats

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.papers.paper import Paper
 
 PAPERS = ["fiedler", "farms", "rmt_svd", "sloppy", "feature_map"]
@@ -14,6 +14,6 @@ PAPERS = ["fiedler", "farms", "rmt_svd", "sloppy", "feature_map"]
 def load(name: str) -> Paper:
     """A paper's declaration; `UserError` (2) with a suggestion for an unknown name."""
     if name not in PAPERS:
-        known = did_you_mean(name, PAPERS) or f"; there are: {', '.join(PAPERS)}"
+        known = offered(name, PAPERS)
         raise UserError(f"no paper {name!r}{known}")
     return importlib.import_module(f"{__name__}.{name}").PAPER

@@ -17,7 +17,8 @@ SAID_ONLY = {"annotation", "returns", "type_comment", "type_params", "kind", "ct
 # Uses of a table for its names; anything else may read all of it.
 LOOKUPS = {"get", "keys"}
 LISTS_NAMES = {
-    "sorted", "list", "tuple", "set", "len", "join", "get_close_matches", "did_you_mean"
+    "sorted", "list", "tuple", "set", "len", "join", "get_close_matches", "did_you_mean",
+    "offered",
 }  # fmt: skip
 READS_ITS_MODULE = {("globals",), ("eval",), ("exec",)}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.config import parse_yaml
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.report.selection import VALIDATION, fresh_seed, require_validation
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.groups import (
@@ -129,7 +129,7 @@ def _chosen_by(sweeps: Sequence[Sweep]) -> tuple[str, bool]:
 def _refuse_unrecorded(sweeps: Sequence[Sweep], metric: str) -> None:
     recorded = set.intersection(*({*trial.metrics} for one in sweeps for trial in one.trials[:1]))
     if metric not in recorded:
-        hint = did_you_mean(metric, recorded) or f"; there are: {', '.join(sorted(recorded))}"
+        hint = offered(metric, sorted(recorded))
         raise UserError(f"objective = {metric!r} was not recorded by every sweep{hint}")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.config import ExperimentConfig, load_yaml, to_mapping
 from experiments.errors import MISSING, UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.report.results import of_run
 from experiments.runs import Run
 from experiments.sweep.space import configure
@@ -48,7 +48,7 @@ def export(directory: str | Path, *, to: str, out: str | Path | None = None) -> 
     Raises ``UserError``: 2 for another viewer or one that is not installed, 4 where nothing is.
     """
     if to not in VIEWERS:
-        hint = did_you_mean(to, VIEWERS) or f"; there are: {', '.join(VIEWERS)}"
+        hint = offered(to, VIEWERS)
         raise UserError(f"no viewer {to!r}{hint}")
     viewer = VIEWERS[to]
     viewer.require()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import require_key, values_of
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.sweep.outcome import Best, Sweep, TrialRow, best_of
 from experiments.sweep.space import NOT_SEARCHED, shown
 
@@ -142,7 +142,7 @@ def refuse_incomparable(tasks: Tasks, *, by: str, baseline: str) -> None:
     """`UserError` (2) where a task has no baseline, or nothing beside it."""
     for task, groups in tasks.items():
         if baseline not in groups:
-            hint = did_you_mean(baseline, groups) or f"; there are: {', '.join(groups)}"
+            hint = offered(baseline, groups)
             raise UserError(f"no trial on {task} has {by}={baseline}{hint}")
         if len(groups) < 2:
             raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.config import ExperimentConfig
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.report.selection import VALIDATION
 from experiments.sweep import halving
 from experiments.sweep.block import grouped
@@ -114,7 +114,7 @@ def _refuse_unknown_objective(values: Callable[[str], list[Any]], objective: str
             f"objective = {objective!r}: what is chosen by the test set says nothing about other "
             f"data; there are: {', '.join(recorded)}"
         )
-    hint = did_you_mean(objective, recorded) or f"; there are: {', '.join(recorded)}"
+    hint = offered(objective, recorded)
     raise UserError(f"objective = {objective!r} is not recorded on validation data{hint}")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from experiments import data as datasets
 from experiments.config import ExperimentConfig, PenaltyConfig
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.sweep.compare import FINALS, compare, refuse_few
 from experiments.sweep.comparison import Comparison
 from experiments.sweep.executors import Executor
@@ -138,7 +138,7 @@ def arms_of(file: str, config: ExperimentConfig, against: Sequence[str]) -> tupl
     known = ["none", "dropout", *CATALOGUE]
     for name in against:
         if name not in known and not prototypes.is_file(name):
-            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}, or a file.py"
+            hint = offered(name, [*known, "a file.py"])
             raise UserError(f"--against: {name!r} is no method{hint}")
     base = _without_regulariser(config)
     arms = [_arm(base, name) for name in (*against, file)]

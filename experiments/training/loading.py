@@ -12,7 +12,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.base import Dataset
 from experiments.data.splits import Splits, stratified_order
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.training.augmentation import AUGMENTATIONS
 from experiments.training.optimisers import hyper_of
 from experiments.training.task import OBJECTIVES, Task, classification
@@ -117,7 +117,7 @@ def _refuse_what_cannot_train(config: ExperimentConfig, net: Network, splits) ->
         )
     objective = config.train.objective
     if objective not in OBJECTIVES:
-        hint = did_you_mean(objective, OBJECTIVES) or f"; there are: {', '.join(OBJECTIVES)}"
+        hint = offered(objective, OBJECTIVES)
         raise UserError(f"train.objective = {objective!r} is no objective{hint}")
 
 

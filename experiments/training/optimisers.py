@@ -16,7 +16,7 @@ import optax
 
 from experiments.config import ExperimentConfig, TrainConfig
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.training import prototypes
 from experiments.training.program import Optimizer
 from experiments.training.task import Hyper
@@ -55,7 +55,7 @@ def penalty_of(config: ExperimentConfig, network: Network) -> Penalty | None:
         return prototypes.load(name).penalty
     if name not in CATALOGUE:
         known = ["none", *CATALOGUE]
-        hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}, or a file.py"
+        hint = offered(name, [*known, "a file.py"])
         raise UserError(f"penalty.name = {name!r} is no penalty{hint}")
     entry, options = CATALOGUE[name]
     if entry in GRAPH:

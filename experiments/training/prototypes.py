@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import ExperimentConfig, read_small_text
 from experiments.errors import MISSING, UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.runs.code import code_hash, executed
 from experiments.runs.provenance import REPOSITORY
 from spectral_jax.optim import Penalty
@@ -104,7 +104,7 @@ def _chosen(path: str, text: str, wanted: str) -> Prototype:
         many = f"{path} has several regularisers: choose one of {names}"
         raise UserError(many if found else f"{path} has no regulariser: {DECORATE}")
     if not hasattr(module, wanted):
-        hint = did_you_mean(wanted, found) or f"; there are: {', '.join(found)}" * bool(found)
+        hint = offered(wanted, found)
         raise UserError(f"{path} has no {wanted!r}{hint}")
     return Prototype(wanted, _made(path, wanted, getattr(module, wanted)))
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from spectral_jax.optim import Stop, when
 
 Histories = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -39,7 +39,7 @@ def reached(stop: Stop, history: Histories) -> bool:
     among those recorded.
     """
     if stop.name not in history:
-        hint = did_you_mean(stop.name, history) or f"; recorded are {', '.join(history)}"
+        hint = offered(stop.name, history)
         raise UserError(f"train.stop: {stop.name!r} is not recorded{hint}")
     _, values = history[stop.name]
     latest = values[-stop.patience :]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.sweep.executors import here, processes, ray, slurm
 
 SYNTAX = re.compile(r"(?P<name>[\w-]+)(:(?P<workers>\d+))?(?P<options>(,\w+=[^,=]+)*)")
@@ -55,7 +55,7 @@ def parse(text: str) -> Executor:
         raise UserError(f"--executor {text}: write NAME, NAME:WORKERS or NAME:WORKERS,option=value")
     name = words["name"]
     if name not in EXECUTORS:
-        hint = did_you_mean(name, EXECUTORS) or f"; there are: {', '.join(EXECUTORS)}"
+        hint = offered(name, EXECUTORS)
         raise UserError(f"--executor {text}: no executor {name!r}{hint}")
     workers = int(words["workers"] or (1 if name == "local" else WORKERS))
     if workers < 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.config import ExperimentConfig
 from experiments.errors import UserError
-from experiments.names import did_you_mean
+from experiments.names import offered
 from experiments.training.measures import (
     bulk,
     collapse,
@@ -43,7 +43,7 @@ def measures_of(config: ExperimentConfig, network: Network) -> Taken:
     """All measures that a configuration names; `UserError` (2) for one that there is not."""
     for name in config.train.measures:
         if name not in MEASURES:
-            hint = did_you_mean(name, MEASURES) or f"; there are: {', '.join(MEASURES)}"
+            hint = offered(name, MEASURES)
             raise UserError(f"train.measures: {name!r} is no measure{hint}")
     taken = [MEASURES[name](config, network) for name in config.train.measures]
 
