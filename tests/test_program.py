@@ -13,6 +13,7 @@ import models
 from experiments.errors import USAGE, UserError
 from experiments.training.blocks import Trial, padded, width
 from experiments.training.orders import permutation
+from experiments.training.program import evaluate
 from experiments.training.task import OBJECTIVES, Data, Objective, Task, relu_switch, windows
 from experiments.training.trainer import Trainer
 
@@ -326,6 +327,18 @@ def test_evaluation_is_the_mean_over_all_examples(count, axis):
         np.testing.assert_allclose(result["loss"][index], losses.mean(), rtol=1e-5)
         np.testing.assert_allclose(result["accuracy"][index], (logits.argmax(1) == y).mean())
         np.testing.assert_allclose(outputs[index], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_of_many_examples_nothing_but_means_is_kept(monkeypatch):
+    """And where the number of each is asked for, or kept anyway, the means are the same."""
+    state, few = initial(0, 1), toy().evaluate(initial(0, 1), "7")
+    monkeypatch.setattr("experiments.training.trainer.FEW", 6)
+    assert_same(toy().evaluate(state, "7"), few, rtol=1e-6)
+    for name, values in toy().items(state, "7").items():
+        np.testing.assert_allclose(values.mean(axis=1), few[name], rtol=1e-6)
+    shown = partial(evaluate, task=toy().task.structure, axis="map")
+    means, items = jax.eval_shape(shown, state, examples(7))
+    assert not items and {leaf.shape for leaf in means.values()} == {(2,)}
 
 
 def test_a_network_of_nans_gets_nothing_right():

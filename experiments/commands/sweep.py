@@ -81,8 +81,9 @@ def sweep_command(options: Namespace) -> int:
         return _dry_run(config, asked, options)
     from experiments.sweep.sweep import sweep
 
-    placed = {"executor": options.executor, "root": options.runs}
-    found = sweep(config, **asked, **placed, **_accepted(options))
+    placed: dict[str, Any] = {"executor": options.executor, "root": options.runs}
+    placed |= _accepted(options)
+    found = sweep(config, **asked, **placed)
     return _finish(found, options)
 
 

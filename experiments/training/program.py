@@ -225,7 +225,7 @@ def seen(task: Task, state: TrainState, raw: Tree, shared: Tree, key: Array) -> 
     return {"batch": batch, "key": key, "apply": apply}
 
 
-@partial(jax.jit, static_argnames=("task", "axis", "dropout", "mesh"))
+@partial(jax.jit, static_argnames=("task", "axis", "dropout", "items", "mesh"))
 def evaluate(
     state: TrainState,
     data: Data,
@@ -233,11 +233,13 @@ def evaluate(
     task: Task,
     axis: Axis,
     dropout: bool = False,
+    items: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Mean loss and metrics of every trial on all of ``data``; ``dropout`` leaves dropout on.
 
-    Returns the means ``[trials]``, and what they are means of, ``[trials, examples]``.
+    Returns the means ``[trials]``, and with ``items`` what they are means of, ``[trials,
+    examples]``: of many trials that fills gigabytes.
 
     Not a method of ``Program``: arms that differ in the optimiser share this compiled function, if
     the state comes without that of the optimiser.
@@ -253,7 +255,8 @@ def evaluate(
             raw = data.rows(rows, state.hyper)
             key = jax.random.fold_in(state.key, rows[0]) if dropout else None
             values, _ = forward(task, state, raw, data.shared, train=dropout, key=key)
-            return jax.tree.map(partial(jnp.sum, where=inside), values), values
+            sums = jax.tree.map(partial(jnp.sum, where=inside), values)
+            return sums, values if items else {}
 
         sums, values = jax.lax.map(one_batch, places)
         means = jax.tree.map(lambda parts: parts.sum() / size, sums)

@@ -20,10 +20,7 @@ from experiments.runs.watchdog import watchdog
 from experiments.training.loading import task_of
 from experiments.training.prototypes import sources
 from experiments.training.session import Session, Sizes
-from experiments.training.trainer import Metrics
-
-# Up to this many test examples, intervals count that another test set would differ.
-SMALL_TEST_SET = 5000
+from experiments.training.trainer import FEW, Metrics
 
 
 def train(config: ExperimentConfig, *, root: str | Path, argv: Sequence[str]) -> Run:
@@ -81,7 +78,8 @@ def _finish(session: Session, run: Run) -> dict[str, Any]:
 def _summary(session: Session, run: Run) -> dict[str, Any]:
     numbers, diverged, collapsed = session.final(run)
     test = session.task.data.get("test")
-    if test is not None and test.size <= SMALL_TEST_SET:
+    if test is not None and test.size <= FEW:
+        # Intervals then count that another test set would differ.
         run.save_array("test_items", **session.items(diverged))
     first = session.config.train.seed
     return {

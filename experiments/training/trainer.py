@@ -32,6 +32,7 @@ from experiments.training.task import Task, Tree
 # Steps between two looks at the clock, the signals and the loss.
 CHUNK_STEPS = 100
 PROBE_STEPS = 8
+FEW = 5000  # examples: of so few the number of each is kept
 Metrics = dict[str, np.ndarray]
 
 
@@ -124,15 +125,16 @@ class Trainer:
 
     def evaluate(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
         """Mean loss and metrics per trial; ``dropout`` leaves dropout on."""
-        return self._apply(evaluate, state, split, dropout=dropout)[0]
+        found = self._evaluated(state, split, dropout, items=self._few(split))[0]
+        return self._of_trials(found, state)
 
     def items(self, state: TrainState, split: str = "test", *, dropout: bool = False) -> Metrics:
         """What the numbers of `evaluate` are means of: ``[trials, examples]``."""
-        return self._apply(evaluate, state, split, dropout=dropout)[1]
+        return self._of_trials(self._evaluated(state, split, dropout, items=True)[1], state)
 
     def outputs(self, state: TrainState, split: str = "test") -> Tree:
         """What the objective sees of every example, ``[trials, n, ...]``."""
-        return self._apply(predict, state, split)
+        return self._of_trials(self._apply(predict, state, split), state)
 
     def faster_axis(self, trials: Sequence[Trial], *, repeats: int = 4) -> Axis:
         """Which of ``map`` and ``vmap`` is faster here: the best short chunk of each."""
@@ -197,13 +199,22 @@ class Trainer:
             found = orders(keys, epoch, self.task.data["train"].size, seeds=self.seeds)
         return found if self.devices is None else self.devices.orders(found)
 
+    def _few(self, split: str) -> bool:
+        """Whether to have what the means are means of as well: `items` then has their program."""
+        return self.task.data[split].size <= FEW
+
+    def _evaluated(self, state: TrainState, split: str, dropout: bool, *, items: bool) -> Any:
+        return self._apply(evaluate, state, split, dropout=dropout, items=items)
+
     def _apply(self, function: Callable, state: TrainState, split: str, **options: Any) -> Any:
-        count = len(state.key)
         # Without the optimiser's state, so that arms of other optimisers share the program.
         state = self._filled(state._replace(opt_state=None))
         shared = {"task": self.task.structure, "axis": self.axis, "mesh": self._mesh}
-        found = function(state, self.task.data[split], **shared, **options)
-        return jax.tree.map(lambda leaf: leaf[:count], gathered(found))
+        return function(state, self.task.data[split], **shared, **options)
+
+    def _of_trials(self, found: Tree, state: TrainState) -> Tree:
+        """What was computed, on the host, without the lanes that fill the width."""
+        return jax.tree.map(lambda leaf: leaf[: len(state.key)], gathered(found))
 
 
 def chunk_steps(steps_per_epoch: int) -> int:
