@@ -25,7 +25,7 @@ from experiments.sweep import width
 from experiments.sweep.attempts import run_block
 from experiments.sweep.block import Block, blocks_of, folder_of, read_block, result_of, write_block
 from experiments.sweep.machine import FILE
-from experiments.sweep.width import Layout, layout, pace
+from experiments.sweep.width import layout, pace
 from experiments.training import session, trainer
 from experiments.training.measures import MEASURES
 from experiments.training.program import Program
@@ -416,4 +416,5 @@ def test_an_estimate_counts_every_step_and_record(monkeypatch):
     monkeypatch.setattr(width, "_seconds", lambda work: 1.0)
     wanted = config(train={"evaluate_every": 2, "measure_every": 4})
     steps, records, end = 4, len({0, 2, 4}), 1
-    assert pace(wanted, SETTINGS, (5, 6), Layout("map", 8, 0)) == steps + records + end
+    (block,) = blocks(config=wanted)
+    assert pace(wanted, block.trials, "map") == steps + records + end

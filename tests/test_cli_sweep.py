@@ -108,21 +108,50 @@ def test_what_cannot_be_done_is_one_line(door, words, said, tmp_path):
 
 def test_an_estimate_counts_blocks_programs_bytes_and_hours(monkeypatch):
     """6 settings x 2 seeds to epoch 1, then 3 x 2 to epoch 2, 2 x 2 to epoch 4; width 4."""
-    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4, 1000))
-    monkeypatch.setattr(estimates, "pace", lambda *_: 1800.0)
+    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4))
+    hours = {"l1": 0.25, "l2": 0.75}  # of a trial
+    monkeypatch.setattr(
+        estimates, "pace",
+        lambda config, trials, axis: 3600 * hours[trials[0].setting["penalty.name"]],
+    )  # fmt: skip
     found = estimate(PLAN, workers=2)
     assert (found.configurations, found.trials) == (6, 12)
-    assert found.blocks == 2 * 2 + 2 + 2 and found.compilations == 2
+    assert found.blocks == 2 * 2 + 2 + 2 and (found.compilations, found.timed) == (2, 2)
     assert found.hours == pytest.approx((12 * 1 + 6 * 1 + 4 * 2) / 4 * 0.5 / 2)
-    assert found.memory == 1000 and found.disk % (2 * (4 * 2 + 12 + 6)) == 0
+    told = " ".join(estimates.assumptions(PLAN, found, workers=2))
+    assert "2 workers are taken to be 2 times" in told and "keep the same share" in told
+    assert found.disk % (2 * (4 * 2 + 12 + 6)) == 0
+
+
+def test_of_many_structures_some_are_timed_and_the_others_count_as_their_mean(monkeypatch):
+    widths = Choice([[units] for units in range(1, 22)])
+    plan = replace(PLAN, space={"model.hidden": widths}, count=21, halve="")
+    asked = []
+
+    def seconds(config, trials, axis):
+        asked.append(trials[0].setting["model.hidden"][0])
+        return 3600.0 * asked[-1]
+
+    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4))
+    monkeypatch.setattr(estimates, "pace", seconds)
+    found = estimate(plan, workers=1)
+    assert (found.compilations, found.timed) == (21, 8) and asked[0] == 1 and asked[-1] == 21
+    assert found.hours == pytest.approx(42 * 11, rel=0.01)
+    widest = replace(plan, space={"model.hidden": Choice([[21]])}, count=1)
+    assert found.memory == estimate(widest, workers=1).memory
+    (note, *_) = estimates.assumptions(plan, found, workers=1)
+    assert note.startswith("8 of 21 programs were timed")
 
 
 def test_an_estimate_and_the_bar_count_the_epochs_that_are_swept(monkeypatch, tmp_path):
     """Two trials of 1 epoch, which are timed, and two of 3, in a configuration of 4."""
     space = {"train.epochs": Choice([1, 3])}
     plan = replace(PLAN, space=space, count=2, halve="")
-    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4, 1000))
-    monkeypatch.setattr(estimates, "pace", lambda *_: 1800.0)
+    monkeypatch.setattr(estimates, "layout", lambda *_, **options: Layout("map", 4))
+    monkeypatch.setattr(
+        estimates, "pace",
+        lambda config, trials, axis: 1800 * trials[0].setting["train.epochs"],
+    )  # fmt: skip
     assert estimate(plan, workers=1).hours == pytest.approx((2 * 1 + 2 * 3) * 0.5, rel=1e-3)
     seeds, known = list(plan.seeds), {"diverged": [0.0, 0.0]}
     TrialLog(tmp_path).add(

@@ -78,7 +78,7 @@ class Toy:
 @pytest.fixture(autouse=True)
 def no_jax(monkeypatch):
     """Blocks of four trials, and one code: those are the business of other tests."""
-    monkeypatch.setattr(sweeps, "layout", lambda *_, **options: Layout("map", 4, 0))
+    monkeypatch.setattr(sweeps, "layout", lambda *_, **options: Layout("map", 4))
     monkeypatch.setattr(planning, "code_of", lambda *_: {"a.py": "1"})
     monkeypatch.setattr(planning, "data_of", lambda *_: "0" * 64)
     monkeypatch.setattr("experiments.sweep.plan.code_of", lambda *_: {"a.py": "1"})

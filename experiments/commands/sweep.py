@@ -89,11 +89,12 @@ def sweep_command(options: Namespace) -> int:
 
 def _dry_run(config: ExperimentConfig, asked: Mapping[str, Any], options: Namespace) -> int:
     """What the sweep would take."""
-    from experiments.sweep.estimate import estimate
+    from experiments.sweep.estimate import assumptions, estimate
     from experiments.sweep.executors import parse
     from experiments.sweep.planning import plan_of
 
-    found = estimate(plan_of(config, **asked), workers=parse(options.executor).workers)
+    plan, workers = plan_of(config, **asked), parse(options.executor).workers
+    found = estimate(plan, workers=workers)
     row = found._asdict()
     if not options.json:
         told = {
@@ -103,6 +104,8 @@ def _dry_run(config: ExperimentConfig, asked: Mapping[str, Any], options: Namesp
         }
         row = {name: str(value) for name, value in (row | told).items()}
     print_rows([row], as_json=options.json)
+    for line in assumptions(plan, found, workers=workers):
+        print(f"note: {line}", file=sys.stderr)
     return DONE
 
 

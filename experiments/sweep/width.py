@@ -35,14 +35,10 @@ Settings = Mapping[int, Mapping[str, Any]]
 
 
 class Layout(NamedTuple):
-    """How blocks of a sweep are trained.
-
-    bytes: the state of the trials of one block, and the data.
-    """
+    """How blocks of a sweep are trained."""
 
     axis: Axis
     width: int
-    bytes: int
 
 
 def layout(
@@ -72,22 +68,19 @@ def layout(
 
     session = session_of(config, trials[: min(map(width, axes))])
     axis = session.choose_axis(lambda line: print(line, file=sys.stderr))
-    state, data = session.sizes()
-    return Layout(axis, width(axis), math.ceil(width(axis) / len(session.trials) * state) + data)
+    return Layout(axis, width(axis))
 
 
-def pace(
-    config: ExperimentConfig, settings: Settings, seeds: Sequence[int], layout: Layout
-) -> float:
-    """Seconds that one trial takes from its beginning to its end, from a few steps of some.
+def pace(config: ExperimentConfig, trials: Sequence[BlockTrial], axis: Axis) -> float:
+    """Seconds that one of these trials of one structure takes, from a few steps of some.
 
-    Nothing is kept; evaluations and measures count, compilation does not.
+    From its beginning to its end. Nothing is kept; evaluations and measures count, compilation
+    does not.
     """
-    trials = _largest_first(config, settings, seeds)[0]
-    session = session_of(config, trials[: blocks.width(1, layout.axis)])
+    session = session_of(config, trials[: blocks.width(1, axis)])
     with tempfile.TemporaryDirectory() as folder:
         run = Attempt(Path(folder, "attempt"))
-        session.begin(run, axis=layout.axis)
+        session.begin(run, axis=axis)
         count = min(PROBE_STEPS, session.task.steps_per_epoch)
         record = _seconds(lambda: session.record(run, {}))
         final = _seconds(lambda: session.final(run))

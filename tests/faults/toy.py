@@ -92,7 +92,7 @@ def in_no_time(root: Path) -> Iterator[None]:
             (planning, "data_of", lambda *_: "data"),
             (planning, "code_of", lambda *_: nothing),
             (plan, "code_of", lambda *_: nothing),
-            (sweep, "layout", lambda *_, **__: Layout("map", WIDTH, 0)),
+            (sweep, "layout", lambda *_, **__: Layout("map", WIDTH)),
             *((module, "POLL", POLL) for module in (crew, here, waiting, worker)),
         ):
             stack.enter_context(patch.object(where, name, what))
