@@ -303,6 +303,57 @@ def test_a_block_that_memory_does_not_hold_is_trained_in_halves(whole, tmp_path,
     assert trained(tmp_path, *blocks(start=2, parents=[below.id])) == whole
 
 
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_the_end_state_of_a_committed_block_is_made_again_where_it_is_damaged(
+    damaged, whole, tmp_path
+):
+    """From the state before, or from the start: the block above ends as if nothing had been."""
+    (below,) = blocks(end=2)
+    trained(tmp_path, below)
+    for path in checkpoints(tmp_path, below)[-damaged:]:
+        truncate(path)
+    before = measured(tmp_path, below)
+    assert trained(tmp_path, *blocks(start=2, parents=[below.id])) == whole
+    assert measured(tmp_path, below) == before
+    folder = folder_of(tmp_path, below.id)
+    assert not (folder / "again").exists() and len([*folder.glob("attempts/*")]) == 1
+    assert not run_block(tmp_path, below.id)  # nothing is left to do, and the state is there
+    assert trained(tmp_path, *blocks({0: SETTINGS[0]}, start=2, parents=[below.id])).items() <= (
+        whole.items()
+    )
+
+
+def test_an_end_state_that_is_lost_with_all_before_it_is_made_again(whole, tmp_path):
+    """Its parents are asked for theirs in turn."""
+    (first,) = blocks(end=1)
+    (second,) = blocks(start=1, end=2, parents=[first.id])
+    trained(tmp_path, first, second)
+    for block in (first, second):
+        for path in checkpoints(tmp_path, block):
+            shutil.rmtree(path)
+    assert trained(tmp_path, *blocks(start=2, parents=[second.id])) == whole
+
+
+def test_an_end_state_that_comes_out_otherwise_is_refused(tmp_path, monkeypatch):
+    """As on a machine of other digits: the numbers that were told are not those that go on."""
+    (below,) = blocks(end=2)
+    trained(tmp_path, below)
+    for path in checkpoints(tmp_path, below):
+        truncate(path)
+    (above,) = blocks(start=2, parents=[below.id])
+    final = session.Session.final
+
+    def other(self, run):
+        found = final(self, run)
+        return found._replace(numbers={k: v * 1.0001 for k, v in found.numbers.items()})
+
+    monkeypatch.setattr(session.Session, "final", other)
+    with pytest.raises(UserError, match="ends with other numbers") as failure:
+        run_block(tmp_path, write_block(tmp_path, above))
+    assert failure.value.exit_code == USAGE
+    assert result_of(tmp_path, above.id) is None
+
+
 def test_who_died_in_a_half_goes_on_with_it(tmp_path, monkeypatch):
     (block,) = blocks({0: {RATE: 0.3}})
     with monkeypatch.context() as patch:

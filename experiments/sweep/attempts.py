@@ -30,6 +30,7 @@ from experiments.runs import Run
 from experiments.runs.files import (
     cannot_write_is_one_line,
     make_directory,
+    plain,
     replacing,
     sync_directory,
     write_json,
@@ -173,7 +174,8 @@ class Attempt(Run):
         """The newest sound checkpoint of any attempt, its metrics and arrays; None without one."""
         from experiments.runs import checkpoint  # imports Orbax
 
-        found = checkpoint.newest(self.path.parent.glob("*/checkpoints"), like)
+        # Beside those that want to commit the block there may be some that make its end again.
+        found = checkpoint.newest(self.path.parents[1].glob("*/*/checkpoints"), like)
         if found is None:
             return None
         theirs = found.directory.parent
@@ -198,7 +200,7 @@ def _attempt(directory: Path, block: Block, stop: Interruption) -> bool | None:
     try:
         with Attempt(_new_attempt(directory, block)) as attempt:
             attempt.annotate(started=stamp(), **machine())
-            inherited = partial(_inherited, directory, block) if block.start else None
+            inherited = _inheriting(directory, block, stop)
             found = train_block(block, attempt, stop, inherited=inherited, on_chunk=give_way)
         return _commit(directory, block, attempt, found)
     except (UserError, OSError) as error:
@@ -245,8 +247,11 @@ def _joined(directory: Path, block: Block, halves: Sequence[Block], stop: Interr
 
 
 def _new_attempt(directory: Path, block: Block) -> Path:
-    name = f"{now():%Y%m%dT%H%M%SZ}-{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
-    return folder_of(directory, block.id) / "attempts" / name
+    return folder_of(directory, block.id) / "attempts" / _new_name()
+
+
+def _new_name() -> str:
+    return f"{now():%Y%m%dT%H%M%SZ}-{platform.node()}-{os.getpid()}-{secrets.token_hex(2)}"
 
 
 def _commit(directory: Path, block: Block, attempt: Run, found: Mapping[str, Any]) -> bool:
@@ -273,7 +278,14 @@ def _goes_on(block: Block) -> bool:
     return block.end < block.config.train.epochs
 
 
-def _inherited(directory: Path, block: Block, like: TrainState) -> TrainState:
+def _inheriting(
+    directory: Path, block: Block, stop: Interruption
+) -> Callable[[TrainState], TrainState] | None:
+    """What gives the block the state that it starts from; None if its seeds draw that."""
+    return partial(_inherited, directory, block, stop) if block.start else None
+
+
+def _inherited(directory: Path, block: Block, stop: Interruption, like: TrainState) -> TrainState:
     """The state of the block's trials at the end of their parents, in whichever they stood."""
     states, found = [], []
     for parent in _undivided(directory, block.parents):
@@ -281,7 +293,7 @@ def _inherited(directory: Path, block: Block, like: TrainState) -> TrainState:
         lanes = {trial[:2]: lane for lane, trial in enumerate(theirs.trials)}
         here = [trial[:2] for trial in block.trials if trial[:2] in lanes]
         if here:
-            state = _end_state(directory, theirs, blocks.padded(like, len(lanes)))
+            state = _end_state(directory, theirs, stop, blocks.padded(like, len(lanes)))
             states.append(_taken(state, [lanes[trial] for trial in here]))
             found += here
     if len(found) < len(block.trials):
@@ -297,20 +309,63 @@ def _undivided(directory: Path, ids: Sequence[str]) -> Iterator[str]:
         yield from _undivided(directory, parts) if parts else [block_id]
 
 
-def _end_state(directory: Path, block: Block, like: TrainState) -> TrainState:
-    """The state that a committed block ended with; ``UserError`` (4) if it cannot be read."""
-    from experiments.runs import checkpoint  # imports Orbax
-
-    folder, result = folder_of(directory, block.id), stored_result(directory, block.id)
-    attempt = folder / "attempts" / result.get("attempt", "")
-    found = checkpoint.newest([attempt / "checkpoints"], like) if result else None
-    if found is None or found.step != result["steps"]:
+def _end_state(directory: Path, block: Block, stop: Interruption, like: TrainState) -> TrainState:
+    """The state that a committed block ended with; where it cannot be read, it is made again."""
+    found = _kept_state(directory, block, like)
+    if found is None:
+        try:
+            _train_again(directory, block, stop)
+        except (UserError, OSError):
+            # Whoever was faster removes what others had written so far, and they stumble over it.
+            found = _kept_state(directory, block, like)
+            if found is None:
+                raise
+        else:
+            found = _kept_state(directory, block, like)
+    if found is None:
         raise UserError(
-            f"the state at the end of {folder} cannot be read: remove that directory and run the "
-            "same sweep again",
+            f"the state at the end of {folder_of(directory, block.id)} cannot be read: remove that "
+            "directory and run the same sweep again",
             MISSING,
         )
-    return found.tree
+    return found
+
+
+def _kept_state(directory: Path, block: Block, like: TrainState) -> TrainState | None:
+    from experiments.runs import checkpoint  # imports Orbax
+
+    kept = _kept_at(directory, block)
+    found = checkpoint.newest([kept.parent], like)
+    return found.tree if found is not None and found.step == int(kept.name) else None
+
+
+def _kept_at(directory: Path, block: Block) -> Path:
+    """Where the state is that a committed block ended with."""
+    result = stored_result(directory, block.id)
+    attempt = folder_of(directory, block.id) / "attempts" / result["attempt"]
+    return attempt / "checkpoints" / str(result["steps"])
+
+
+def _train_again(directory: Path, block: Block, stop: Interruption) -> None:
+    """Put the state in place that a committed block ended with, from the newest that is sound.
+
+    `UserError` (2) if training ends with other numbers now: others have been told those.
+    """
+    folder, kept = folder_of(directory, block.id), _kept_at(directory, block)
+    with Attempt(folder / "again" / _new_name()) as again:
+        again.log(f"the state at the end of {folder} cannot be read, and is made again")
+        found = train_block(block, again, stop, inherited=_inheriting(directory, block, stop))
+    if plain(found["metrics"]) != stored_result(directory, block.id)["metrics"]:
+        raise UserError(
+            f"the state at the end of {folder} cannot be read, and trained again it ends with "
+            f"other numbers ({again.path}): go on where the sweep was begun, or run it anew in "
+            "another folder"
+        )
+    shutil.rmtree(kept, ignore_errors=True)
+    with suppress(OSError):  # another process has put the same there meanwhile
+        os.rename(again.path / "checkpoints" / kept.name, kept)
+    sync_directory(kept.parent)
+    shutil.rmtree(folder / "again", ignore_errors=True)
 
 
 def _taken(state: TrainState, lanes: Sequence[int]) -> TrainState:

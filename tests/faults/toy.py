@@ -162,7 +162,7 @@ def _newest(directories: Iterable[Path], like: Any) -> checkpoint.Restored | Non
     return None
 
 
-def _inherited(directory: Path, of: Block, like: Any) -> list[str]:
+def _inherited(directory: Path, of: Block, stop: Any, like: Any) -> list[str]:
     states = {}
     for parent in of.parents:
         result = result_of(directory, parent)
