@@ -2,6 +2,7 @@
 
 from models.factored import factored
 from models.functional import Functional, Network, functional, init, network
+from models.layers import Dropout, dropout
 from models.moving import moving
 from models.pretrained import PRETRAINED, load_pretrained
 from models.registry import MODELS, Model, build, options
@@ -9,10 +10,12 @@ from models.registry import MODELS, Model, build, options
 __all__ = [
     "MODELS",
     "PRETRAINED",
+    "Dropout",
     "Functional",
     "Model",
     "Network",
     "build",
+    "dropout",
     "factored",
     "functional",
     "init",

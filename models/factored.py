@@ -37,15 +37,16 @@ def factored(name: str, *, input_shape: tuple[int, ...], classes: int, **options
     graphdef, shapes, _ = nnx.split(abstract, nnx.Param, ...)  # type: ignore[misc]
     whole_shapes = nnx.to_pure_dict(shapes)
 
-    def apply(params, state, x, *, train=False, key=None):
+    def apply(params, state, x, *, train=False, key=None, **given):
         chains = dict(_chains(params))
         if not chains:
-            return plain.apply(params, state, x, train=train, key=key)
+            return plain.apply(params, state, x, train=train, key=key, **given)
         whole = _with_placeholders(nnx.restore_int_paths(params), whole_shapes)
         merged = nnx.merge(graphdef, whole, nnx.restore_int_paths(state))
         for path, chain in chains.items():
             _run_through(merged, path, chain)
-        logits = merged(x, train=train, rngs=None if key is None else nnx.Rngs(dropout=key))
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        logits = merged(x, train=train, rngs=rngs, **given)
         return logits, plain_tree(nnx.state(merged, nnx.Not(nnx.Param)))
 
     return Network(plain.init, apply, plain.blocks)

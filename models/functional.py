@@ -30,7 +30,10 @@ Tree = dict[str, Any]
 
 @runtime_checkable
 class Apply(Protocol):
-    """``apply(params, state, x, *, train=False, key=None) -> (logits, new_state)``."""
+    """``apply(params, state, x, *, train=False, key=None) -> (logits, new_state)``.
+
+    Networks with dropout=None are given ``dropout=`` as well in training.
+    """
 
     def __call__(
         self,
@@ -40,6 +43,7 @@ class Apply(Protocol):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        **given: Any,
     ) -> tuple[Float[Array, "b *positions c"], Tree]: ...
 
 
@@ -56,6 +60,7 @@ class Tapped(Protocol):
         pool: Pool | None = "mean",
         train: bool = False,
         key: Key[Array, ""] | None = None,
+        **given: Any,
     ) -> tuple[Float[Array, "b *positions c"], Tree, dict[str, Array]]: ...
 
 
@@ -167,18 +172,18 @@ def functional(model: Model) -> Functional:
 
     `apply` holds under jit, vmap and grad. With ``train=True`` it normalises by the batch, returns
     the updated statistics and draws dropout masks from `key`; otherwise it is deterministic and
-    returns `state` unchanged.
+    returns `state` unchanged. What else it is given goes to the model, as `dropout` does.
     """
     graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     def apply(params, state, x, **options):
         return tapped(params, state, x, points=(), **options)[:2]
 
-    def tapped(params, state, x, *, points, pool="mean", train=False, key=None):
+    def tapped(params, state, x, *, points, pool="mean", train=False, key=None, **given):
         merged = nnx.merge(graphdef, nnx.restore_int_paths(params), nnx.restore_int_paths(state))
         parsed = {text: point_of(merged, text) for text in points}
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits, found = values_at(merged, parsed, x, pool=pool, train=train, rngs=rngs)
+        logits, found = values_at(merged, parsed, x, pool=pool, train=train, rngs=rngs, **given)
         kept = nnx.state(merged, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate)))
         return logits, plain_tree(kept), found
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,32 +119,56 @@ def _fill(variables: Sequence[nnx.Variable], scale: str, draws: Float[Array, " n
         variable.set_value(variable.get_metadata(scale) * piece.reshape(variable.shape))
 
 
+class Dropout(NamedTuple):
+    """How probable it is that a unit is kept, and what it is multiplied by then."""
+
+    keep: float | Array
+    scale: float | Array
+
+
 def dropout_scales(
     batch: int,
     widths: Sequence[int],
-    rate: float,
+    rate: float | None,
     *,
     train: bool,
     rngs: nnx.Rngs | None,
+    given: Dropout | None = None,
 ) -> Sequence[Float[Array, "b _"] | float]:
     """Return one factor per hidden layer: 0 with probability `rate`, else 1 / (1 - rate).
 
-    Outside training every factor is 1. A function, not a module, which would carry a random stream
-    in the model's state; all layers in one draw, for the reason given in `draw`.
+    Outside training every factor is 1. Where ``rate`` is None it is ``given``.
+
+    A function, not a module, which would carry a random stream in the model's state; all layers in
+    one draw, for the reason given in `draw`.
     """
     if not train or rate == 0 or not widths:
         return [1.0] * len(widths)
     if rngs is None:
         raise ValueError("train=True with dropout needs a random key: pass key=jax.random.key(...)")
-    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, (batch, sum(widths)))
-    scale = jnp.where(keep, 1 / (1 - rate), 0.0)
-    return jnp.split(scale, np.cumsum(widths)[:-1], axis=1)
+    if rate is not None:
+        given = dropout(rate)
+    if given is None:
+        raise ValueError(
+            "train=True of a network that was built with dropout=None needs the rate: pass "
+            "dropout=models.dropout(rate), whose numbers may be traced"
+        )
+    kept = jax.random.bernoulli(rngs.dropout(), given.keep, (batch, sum(widths)))
+    scales = jnp.where(kept, given.scale, 0.0)
+    return jnp.split(scales, np.cumsum(widths)[:-1], axis=1)
 
 
-def dropout_rate(rate: float) -> float:
-    """Return `rate` if it is one, else raise ValueError."""
+def dropout(rate: float) -> Dropout:
+    """The numbers of a rate; computed here, for in float32 their last digits would be others."""
+    return Dropout(1 - rate, 1 / (1 - rate))
+
+
+def dropout_rate(rate: float | None) -> float | None:
+    """Return `rate` if it is one, or None for one that calls are given, else raise ValueError."""
+    if rate is None:
+        return None
     if not 0 <= rate < 1:
-        raise ValueError(f"dropout={rate} is out of range: use 0 <= dropout < 1")
+        raise ValueError(f"dropout={rate} is out of range: use 0 <= dropout < 1, or None")
     return float(rate)
 
 

@@ -32,7 +32,7 @@ class LeNet(nnx.Module):
         input_shape: tuple[int, ...],
         classes: int,
         rngs: nnx.Rngs,
-        dropout: float = 0.0,
+        dropout: float | None = 0.0,
     ):
         height, width, channels = layers.image_shape(input_shape)
         if max(height, width) > _SIDE:
@@ -53,7 +53,12 @@ class LeNet(nnx.Module):
         self.dropout = layers.dropout_rate(dropout)
 
     def __call__(
-        self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b ..."],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        dropout: layers.Dropout | None = None,
     ) -> Float[Array, "b c"]:
         x = x.reshape(*x.shape[:3], -1)
         x = _pad(x) if self.padded else x
@@ -61,7 +66,9 @@ class LeNet(nnx.Module):
             x = self.pool(self.activation(conv(x)), (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         hidden = [layer.out_features for layer in self.dense[:-1]]
-        scales = layers.dropout_scales(len(x), hidden, self.dropout, train=train, rngs=rngs)
+        scales = layers.dropout_scales(
+            len(x), hidden, self.dropout, train=train, rngs=rngs, given=dropout
+        )
         for layer, scale in zip(self.dense[:-1], scales, strict=True):
             x = self.activation(layer(x)) * scale
         return self.dense[-1](x)

@@ -18,6 +18,8 @@ ACTIVATIONS = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
 class MLP(nnx.Module):
     """Perceptron, dropout after each hidden activation (the protocol of arXiv 2003.00992).
 
+    dropout: the rate; None where every call that trains is given it, as ``dropout(rate)``, so that
+      networks of several rates are one program.
     gain: of the initial weights, N(0, gain^2 / inputs of the layer), with biases 0; sqrt(2) keeps
       the size of what passes through ReLUs. None is torch's initialisation.
     """
@@ -29,7 +31,7 @@ class MLP(nnx.Module):
         classes: int,
         rngs: nnx.Rngs,
         hidden: Sequence[int] = (500, 500, 500),
-        dropout: float = 0.0,
+        dropout: float | None = 0.0,
         activation: Literal["relu", "sigmoid", "tanh"] = "relu",
         gain: float | None = None,
     ):
@@ -49,11 +51,18 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(
-        self, x: Float[Array, "b ..."], *, train: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b ..."],
+        *,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        dropout: layers.Dropout | None = None,
     ) -> Float[Array, "b c"]:
         x = x.reshape(x.shape[0], -1)
         hidden = [layer.out_features for layer in self.layers[:-1]]
-        scales = layers.dropout_scales(len(x), hidden, self.dropout, train=train, rngs=rngs)
+        scales = layers.dropout_scales(
+            len(x), hidden, self.dropout, train=train, rngs=rngs, given=dropout
+        )
         activate = ACTIVATIONS[self.activation]
         for layer, scale in zip(self.layers[:-1], scales, strict=True):
             x = activate(layer(x)) * scale

@@ -22,8 +22,16 @@ from experiments.config import (
 from experiments.errors import PREEMPTED, USAGE, UserError
 from experiments.runs.provenance import machine
 from experiments.sweep import width
-from experiments.sweep.attempts import run_block
-from experiments.sweep.block import Block, blocks_of, folder_of, read_block, result_of, write_block
+from experiments.sweep.attempts import run_block, session_of
+from experiments.sweep.block import (
+    Block,
+    blocks_of,
+    folder_of,
+    grouped,
+    read_block,
+    result_of,
+    write_block,
+)
 from experiments.sweep.machine import FILE
 from experiments.sweep.width import layout, pace
 from experiments.training import session, trainer
@@ -96,6 +104,17 @@ def whole(tmp_path_factory, often_saved, quick_compilation):
 
 
 # What a trial's numbers are
+
+
+def test_trials_of_several_dropout_rates_are_one_structure_and_none_is_another():
+    rates = {number: {"model.dropout": rate} for number, rate in enumerate((0.1, 0.5, 0.0))}
+    with_some, without = grouped(CONFIG, rates, [5]).values()
+    assert [trial.number for trial in with_some] == [0, 1] and len(without) == 1
+    alone = [session_of(CONFIG, [trial]) for trial in with_some]
+    assert alone[0].trainer.program == alone[1].trainer.program
+    numbers = [trial.hyper["dropout_keep"] for each in alone for trial in each.trials]
+    assert numbers == [0.9, 0.5]
+    assert "dropout_keep" not in session_of(CONFIG, without).trials[0].hyper
 
 
 def test_a_trial_of_a_block_is_the_seed_of_a_run(whole, tmp_path):

@@ -404,6 +404,24 @@ def test_dropout_zeroes_at_its_rate_and_keeps_the_mean():
     assert abs(float(logits[0, 0]) - 1) > 1e-4
 
 
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_a_rate_that_a_call_is_given_drops_what_one_that_was_built_in_does(name):
+    _, params, state, x = example(name)
+    net = models.network(**{**EXAMPLES[name], "dropout": None})
+
+    @jax.jit
+    def given(numbers):
+        key = jax.random.key(1)
+        return net.apply(params, state, x, train=True, key=key, dropout=numbers)[0]
+
+    for rate in (0.1, 0.4):  # one program: the numbers are traced
+        built_in = models.network(**{**EXAMPLES[name], "dropout": rate})
+        wanted = jax.jit(lambda: train_step(built_in, params, state, x, jax.random.key(1))[0])()  # noqa: B023
+        np.testing.assert_array_equal(given(models.dropout(rate)), wanted)
+    with pytest.raises(ValueError, match=r"dropout=None needs the rate: pass dropout=models.drop"):
+        train_step(net, params, state, x, jax.random.key(1))
+
+
 def test_training_with_dropout_asks_for_a_key():
     net, params, state, x = example("mlp")
     with pytest.raises(ValueError, match="dropout needs a random key: pass key="):

@@ -81,6 +81,8 @@ def _network(config: ExperimentConfig, dataset) -> Network:
     model = config.model
     wanted = {name: value for name, value in vars(model).items() if name != "name"}
     try:
+        if model.dropout:
+            wanted["dropout"] = None  # a number of the trial, of `hyper_of`
         chosen = {name: value for name, value in wanted.items() if name in options(model.name)}
         shape, decay = dataset.train_x.shape[1:], config.train.features_decay
         return _described(model.name, shape, dataset.classes, tuple(chosen.items()), decay)

@@ -20,7 +20,8 @@ from experiments.names import offered
 from experiments.training import prototypes
 from experiments.training.program import Optimizer
 from experiments.training.task import Hyper
-from models import Network
+from models import MODELS, Network, dropout
+from models import options as options_of
 from spectral_jax import optim, tails, weights
 from spectral_jax.optim import Penalty, Refresh, SpectralPenaltyState
 from spectral_jax.optim.sight import BatchView, View
@@ -90,9 +91,18 @@ def hyper_of(config: ExperimentConfig) -> dict[str, float]:
     if penalty.name != "none" and penalty.strength:
         hyper["penalty_strength"] = penalty.strength * half
         hyper["shrink_rate"] = _steady_rate(config)
+    if _drops(config):
+        keep, scale = dropout(config.model.dropout)
+        hyper |= {"dropout_keep": float(keep), "dropout_scale": float(scale)}
     if balance.metric != "none":
         hyper |= {"balance_low": balance.low, "balance_high": balance.high}
     return hyper
+
+
+def _drops(config: ExperimentConfig) -> bool:
+    """Whether the network has dropout, and that is on."""
+    name = config.model.name
+    return config.model.dropout > 0 and name in MODELS and "dropout" in options_of(name)
 
 
 def structure_of(config: ExperimentConfig) -> ExperimentConfig:
@@ -103,7 +113,7 @@ def structure_of(config: ExperimentConfig) -> ExperimentConfig:
     chosen, penalty, train = config.optimizer, config.penalty, config.train
     return ExperimentConfig(
         "structure",
-        model=config.model,
+        model=replace(config.model, dropout=0.5 if config.model.dropout else 0.0),
         optimizer=replace(
             chosen,
             learning_rate=1.0,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from experiments.training.orders import Orders
 from experiments.training.task import Data, Hyper, Task
+from models import Dropout
 
 Tree = Any
 Axis = Literal["vmap", "map", "stepwise"]
@@ -203,6 +204,8 @@ def forward(
 def outputs_of(task: Task, state: TrainState, raw: Tree, shared: Tree, **options: Any):
     """What the objective sees: the network's outputs and the batch; and its new state."""
     batch = {**task.prepare(raw, shared), "hyper": state.hyper}
+    if options.get("train") and "dropout_keep" in state.hyper:
+        options["dropout"] = Dropout(state.hyper["dropout_keep"], state.hyper["dropout_scale"])
     outputs, kept = task.net.apply(state.params, state.model_state, batch["x"], **options)
     if task.head is not None:
         outputs = task.head(outputs, state.hyper)
