@@ -78,9 +78,15 @@ def test_trials_that_cannot_be_dealt_out_evenly_are_the_same_ones(trainer, alone
     assert spread.items(state)["accuracy"].shape == (3, trainer.task.data["test"].size)
 
 
+def text_of(trainer, state):
+    """The program that trains a state, where its arrays and the data lie, as it is compiled."""
+    given = state, trainer.task.data["train"], trainer._orders(state.key, 0)
+    return trainer.program.trace(*given, trainer.axis, trainer._mesh).lower().compile().as_text()
+
+
 def test_devices_that_share_trials_do_not_wait_for_each_other(trainer):
     spread = over(trainer, "trials", 4)
-    assert "all-" not in spread.lower(spread.start(trials(8))).compile().as_text()
+    assert "all-" not in text_of(spread, spread.start(trials(8)))
 
 
 def test_a_device_without_a_pair_of_trials_has_dead_ones(trainer):
@@ -92,7 +98,7 @@ def test_a_device_without_a_pair_of_trials_has_dead_ones(trainer):
 def test_a_shared_batch_gives_the_numbers_of_one_device(trainer, alone):
     spread = over(trainer, "batch", 8)
     start = spread.start(trials(2))
-    assert "all-reduce" in spread.lower(start).compile().as_text()
+    assert "all-reduce" in text_of(spread, start)
     state = spread.train(start, epochs=1)
     for found, wanted in zip(
         jax.tree.leaves(here(state).params), jax.tree.leaves(alone.params), strict=True
