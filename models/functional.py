@@ -43,7 +43,6 @@ class Apply(Protocol):
         *,
         train: bool = False,
         key: Key[Array, ""] | None = None,
-        **given: Any,
     ) -> tuple[Float[Array, "b *positions c"], Tree]: ...
 
 
@@ -60,7 +59,6 @@ class Tapped(Protocol):
         pool: Pool | None = "mean",
         train: bool = False,
         key: Key[Array, ""] | None = None,
-        **given: Any,
     ) -> tuple[Float[Array, "b *positions c"], Tree, dict[str, Array]]: ...
 
 
