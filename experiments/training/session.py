@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -277,7 +277,8 @@ class Session:
         """The faster one, where that need not be tried: programs of two axes take long to trace."""
         if len(self.trials) == 1:
             return "map"
-        return by_first(lambda: probes.answered(self._shape))
+        answer = by_first(lambda: probes.answered(self._shape))
+        return cast(Axis | None, answer)
 
     def _faster_axis(self) -> Axis:
         """Time a few steps of both; arms of the same shape share the answer."""

@@ -157,7 +157,7 @@ class Trainer:
         The program itself is not traced again.
         """
         width, data = self.width(len(trials)), self.task.data["train"]
-        lanes = [*trials, *trials[-1:] * (width - len(trials))]
+        lanes = [*trials, *[trials[-1]] * (width - len(trials))]
         state = jax.eval_shape(lambda: replace(self, devices=None).start(lanes))
         rows = max(self.seeds, len({trial.seed for trial in trials})), data.size
         orders = jax.eval_shape(lambda: Orders(jnp.zeros(rows, int), jnp.zeros(width, int)))

@@ -103,11 +103,12 @@ def measure(run: Run, *, arms: Mapping[str, Mapping[str, Any]], seeds: int, pass
 def _stored(run: Run, name: str, arm: Arm, seed: int, passes: int) -> dict[str, float]:
     file = f"{name}-{seed}"
     kept = run.load_array(file)
-    if kept is None:
-        kept = certified(load(arm.dataset, preprocessing="unit"), arm, seed, passes=passes)
-        run.save_array(file, **kept)
-        run.log(f"dziugaite_roy: {name}, seed {seed}, is certified")
-    return {key: float(value) for key, value in kept.items()}
+    if kept is not None:
+        return {key: float(value) for key, value in kept.items()}
+    numbers = certified(load(arm.dataset, preprocessing="unit"), arm, seed, passes=passes)
+    run.save_array(file, **numbers)
+    run.log(f"dziugaite_roy: {name}, seed {seed}, is certified")
+    return numbers
 
 
 def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> dict[str, float]:
@@ -136,11 +137,15 @@ def numbers_of(found: capacity.Certificate) -> dict[str, float]:
     return {
         "bound": found.bound, "risk": found.risk, "risk/corrected": found.risk_bound,
         "kl": found.kl, "chance": CHANCE, "margin": CHANCE - found.bound,
-        "prior/bound": found.prior_bound, "held-out/bound": found.held_out_bound,
+        "prior/bound": _known(found.prior_bound), "held-out/bound": _known(found.held_out_bound),
         "complexity": complexity, "complexity beyond one": complexity - 1,
-        "point": found.grid_index,
+        "point": _known(found.grid_index),
         "valid": found.valid, "n": found.n, "draws": found.draws,
     }  # fmt: skip
+
+
+def _known(number: float | None) -> float:
+    return math.nan if number is None else number
 
 
 def _data(dataset: Dataset, arm: Arm, seed: int) -> dict[str, Data]:
