@@ -110,7 +110,8 @@ class Case:
         return self.name.partition(":")[0]
 
     def inputs(self, dtype: str, seed: int = 0) -> tuple[Tree, ...]:
-        return jax.tree.map(jnp.asarray, self.make_inputs(jax.random.key(seed), dtype))
+        # Put on the device: `jnp.asarray` of an array of NumPy compiles a program for its shape.
+        return jax.device_put(self.make_inputs(jax.random.key(seed), dtype))
 
     def value(self, *inputs: Tree) -> Tree:
         return self.select(self.function(*inputs))
