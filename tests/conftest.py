@@ -6,6 +6,7 @@ contract and the files of tests of which it is the highest room that they import
 
 import gc
 import os
+from contextlib import contextmanager
 
 # Batched LAPACK in jaxlib runs over XLA's pool while OpenBLAS threads too: slow, and on large
 # hosts unsafe (jax#39292). It is read when jaxlib loads, so it comes before the import.
@@ -31,6 +32,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """What the tests of a room compile is kept for their next run; a whole run trusts no cache."""
+    config.pluginmanager.register(_DocumentedExamples())
     room = config.getoption("room")
     if room is None:
         return
@@ -86,12 +88,14 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 20, 100)
 
 
-# Compiling is what tests spend their time on, and XLA's older CPU emitters do it in half the time.
-# JAX 0.12 has the newer ones only, and XLA dies of a flag it does not know. An environment that has
-# XLA_FLAGS, were they empty, keeps them: `XLA_FLAGS= pytest` tests what users compile.
+# Compiling is what tests spend their time on, and XLA's older CPU emitters do it in half the time,
+# and in half of that where little is optimised. JAX 0.12 has the newer ones only, and XLA dies of a
+# flag it does not know. An environment that has XLA_FLAGS, were they empty, keeps them and what is
+# optimised: `XLA_FLAGS= pytest` tests what users compile.
+AS_USERS_COMPILE = "XLA_FLAGS" in os.environ
 OLDER_EMITTERS = (
     {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"}
-    if "XLA_FLAGS" not in os.environ and jax.__version_info__ < (0, 12)
+    if not AS_USERS_COMPILE and jax.__version_info__ < (0, 12)
     else {}
 )
 with pytest.MonkeyPatch.context() as patch:
@@ -100,18 +104,41 @@ with pytest.MonkeyPatch.context() as patch:
     jax.devices()  # reads them; the processes that tests start do not see them
 
 
+@contextmanager
+def _quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", not AS_USERS_COMPILE)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Compile in half the time, for tests of programs that run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with _quickly_compiled():
+        yield
+
+
+class _DocumentedExamples:
+    """A plugin, since the hooks of this file are called for the items below its folder alone.
+
+    CI runs the examples as users compile them too, in `pytest spectral_jax`: it reads no file here.
+    """
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        if not isinstance(item, pytest.DoctestItem):
+            return (yield)
+        with _quickly_compiled():
+            return (yield)
 
 
 @pytest.fixture(scope="session")
 def quick_environment():
     """The environment of a process that is to compile quickly too."""
-    return {**os.environ, **OLDER_EMITTERS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    quick = {} if AS_USERS_COMPILE else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return {**os.environ, **OLDER_EMITTERS, **quick}
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ rng = np.random.default_rng(0)
 # No pixel is zero, so that what moved in can be told from what was there.
 IMAGES = rng.integers(1, 256, (64, 6, 5, 2), np.uint8)
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("images", [IMAGES, IMAGES[..., 0]])
 def test_every_image_is_one_of_its_shifts_mirrored_or_not(images):

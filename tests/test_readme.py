@@ -10,6 +10,8 @@ import pytest
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.parametrize("source", BLOCKS)
 def test_python_of_the_readme_prints_what_it_says(source):
