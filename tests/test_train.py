@@ -407,6 +407,7 @@ cli.main([*words, "--runs", cut])
 """
 
 
+@pytest.mark.slow  # 20 s of two processes; other tests interrupt runs and sweeps in both ways
 def test_a_run_killed_while_training_ends_as_if_it_had_not_been(tmp_path, quick_environment):
     config = dataclasses.replace(change("penalty", name="fiedler", strength=0.1), name="toy")
     short = dataclasses.replace(config.train, epochs=4, seeds=2)
