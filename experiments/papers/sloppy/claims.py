@@ -410,7 +410,8 @@ def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
         "A spectrum is sloppy if it falls sharply and then spreads its small values over many "
         "powers of ten (decades)."
     ]
-    parts = (_of_inputs, _of_causes, _of_curvature, _of_training, _of_bounds, _of_trained)
+    parts = (_of_inputs, _of_causes, _of_curvature, _of_training, _of_bounds, _of_trained,
+             _of_first)  # fmt: skip
     return told + [sentence for part in parts for sentence in part(found)]
 
 
@@ -487,14 +488,28 @@ def _of_bounds(found: Mapping[str, Judged]) -> list[str]:
 
 
 def _of_trained(found: Mapping[str, Judged]) -> list[str]:
+    kinds = {
+        "data-free-prior": "with a data-free prior", "learnt-prior": "with a learnt prior",
+        "cnn-learnt-prior": "with convolutions and a learnt prior",
+    }  # fmt: skip
     shown = [
-        f"{one.told} with a {prior} prior"
-        for prior in ("data-free", "learnt")
-        if (one := found[f"{prior}-prior-bound"]).told
-    ]
+        f"{one.told} {words}" for arm, words in kinds.items()
+        if (one := found[f"{arm}-bound"]).told
+    ]  # fmt: skip
     if not shown:
         return []
     return [
         "For ten classes, networks trained on the bound itself have a certified error of at most "
         f"{'; '.join(shown)}."
+    ]
+
+
+def _of_first(found: Mapping[str, Judged]) -> list[str]:
+    bound, tossed = found["dr-t-600-bound"].told, found["dr-random-labels"].told
+    if not bound:
+        return []
+    return [
+        f"By the protocol of Dziugaite and Roy, the error for two classes is at most {bound} (they "
+        f"print .161); for random labels the bound is better than guessing by {tossed} (negative: "
+        "worse)."
     ]
