@@ -116,10 +116,11 @@ def local_conv(
 
 
 def _patches(images: Array, height: int, width: int) -> Array:
-    """``[b, y, x, height width i]``: what a kernel of this size sees at every place."""
+    """``[b, y, x, height, width, i]``: what a kernel of this size sees at every place."""
     down, across = images.shape[1] - height + 1, images.shape[2] - width + 1
-    seen = [images[:, y : y + down, x : x + across] for y in range(height) for x in range(width)]
-    return jnp.concatenate(seen, axis=-1)
+    # First the rows, then the columns of all of them: a sum of slices instead of a product.
+    rows = jnp.stack([images[:, y : y + down] for y in range(height)], axis=3)
+    return jnp.stack([rows[:, :, x : x + across] for x in range(width)], axis=4)
 
 
 def _drawn_each(key: PRNGKeyArray, weights: Gaussian, count: int) -> Array:

@@ -152,7 +152,7 @@ PAPER = Paper(
                             "epochs": 60, "learning_rate": 0.03, "batch": 50,
                         },
                         "CNN, learnt prior": {
-                            **CNN, "dataset": "digits", "channels": (8,), "hidden": (30,),
+                            **CNN, "dataset": "digits", "channels": (8,), "hidden": (),
                             "batch": 50,
                         },
                     },
