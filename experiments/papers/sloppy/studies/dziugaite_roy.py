@@ -30,7 +30,7 @@ import optax
 
 from experiments.data import Dataset, load
 from experiments.papers.networks import Model
-from experiments.papers.sloppy.studies.pac_bayes import errors, right, split_data
+from experiments.papers.sloppy.studies.pac_bayes import errors, numbers_of, right, split_data
 from experiments.report.results import Results, merge, of_arrays
 from experiments.runs import Run
 from experiments.training.blocks import Trial
@@ -128,24 +128,18 @@ def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> dict[str
         prior_draws=errors(drawn, alone, "train", passes),
         held_out=(int(wrong.sum()), len(wrong)),
     )  # fmt: skip
-    return numbers_of(certificate) | plain | {"test/error": float(wrong.mean())}
+    return numbers_of(certificate, float(wrong.mean())) | _theirs(certificate) | plain
 
 
-def numbers_of(found: capacity.Certificate) -> dict[str, float]:
-    """The columns that a certificate fills."""
+def _theirs(found: capacity.Certificate) -> dict[str, float]:
+    """What they tell of it beyond the columns of `pac_bayes`."""
     complexity = math.sqrt(found.kl / (2 * (found.n - 1)))
     return {
-        "bound": found.bound, "risk": found.risk, "risk/corrected": found.risk_bound,
-        "kl": found.kl, "chance": CHANCE, "margin": CHANCE - found.bound,
-        "prior/bound": _known(found.prior_bound), "held-out/bound": _known(found.held_out_bound),
-        "complexity": complexity, "complexity beyond one": complexity - 1,
-        "point": _known(found.grid_index),
-        "valid": found.valid, "n": found.n, "draws": found.draws,
-    }  # fmt: skip
-
-
-def _known(number: float | None) -> float:
-    return math.nan if number is None else number
+        "margin": CHANCE - found.bound,
+        "complexity": complexity,
+        "complexity beyond one": complexity - 1,
+        "point": math.nan if found.grid_index is None else found.grid_index,
+    }
 
 
 def _data(dataset: Dataset, arm: Arm, seed: int) -> dict[str, Data]:
