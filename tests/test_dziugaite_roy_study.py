@@ -167,6 +167,19 @@ def test_the_rate_falls_to_a_tenth():
     np.testing.assert_allclose(steps, expected, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("error:a prior variance")
+def test_the_priors_scale_stays_on_the_grid_however_fast_it_is_trained():
+    """Far beyond the grid's first point a scale would be rounded to another prior altogether."""
+    arm = study.Arm(**{**ARM, "learning_rate": 3.0, "epochs": 2})
+    row = study.certified(load("digits2", preprocessing="unit"), arm, 0, passes=1)
+    assert row["point"] >= 1 and row["valid"] == 1
+    params = study.Learnt(capacity.gaussian(jnp.zeros(2), 1.0), jnp.float32(-2.0))
+    held = study.on_grid(lambda hyper: study.optax.identity())({})
+    for asked, expected in ((5.0, math.log(study.GRID.variance(1)) / 2 + 2), (-5.0, -5.0)):
+        updates, _ = held.update(params._replace(log_scale=asked), held.init(params), params)
+        np.testing.assert_allclose(updates.log_scale, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("bound, verdict", [(0.2, "SUPPORTED"), (0.8, "CONTRADICTED")])
 def test_a_bound_below_chance_is_theirs_and_with_random_labels_it_must_not_be(bound, verdict):
     near = bound + np.array([-0.01, 0.0, 0.01])

@@ -234,6 +234,13 @@ def _analytic() -> list[Claim]:
         points("numerical-trained", "a posterior that is trained on the bound, from the formula's "
                "on (M2), certifies less error than the formula (difference)", FAIR, "our question",
                direction=-1, evidence=bound("M2", "factor 2")),
+        points("numerical-diagonal", "a posterior that is diagonal in the eigenvectors (M2) "
+               "certifies less error than one that is diagonal in the weights, with a prior whose "
+               "scale is trained (M1, difference)", FAIR, "our question", direction=-1,
+               evidence=bound("M2", "M1")),
+        points("numerical-renewed", "eigenvectors that are found again at every epoch's weights "
+               "(M3) certify less error than those of the trained network (M2, difference)", FAIR,
+               "our question", direction=-1, evidence=bound("M3", "M2")),
         points("numerical-held-out", "a prior that is narrow where held-out examples see curvature "
                "(M4) certifies less error than an isotropic one (M2, difference)", FAIR,
                "our question", direction=-1, evidence=bound("M4", "M2")),

@@ -107,7 +107,9 @@ def trained(
     data = {"train": Data({"x": x, "y": y}, plain)}
     net, params, fixed = _to_train(model, start)
     task = Task("numerical", net, BOUND, data, "", batch)
-    trainer = Trainer(task, optimizer_of(epochs * task.steps_per_epoch))
+    optimizer = optimizer_of(epochs * task.steps_per_epoch)
+    diagonal = start.vectors is None
+    trainer = Trainer(task, dziugaite_roy.on_grid(optimizer) if diagonal else optimizer)
     trial = Trial(seed, {"n": len(y), "learning_rate": learning_rate})
     state = dziugaite_roy.started(trainer, params, fixed, trial)
     for epoch in range(epochs):
