@@ -25,6 +25,7 @@ EXTENDED = (
     "for other DNN-data combinations, such as a fully connected network on CIFAR10, we find an "
     "extended feature (EF) regime where significantly more features are used"
 )
+SMALL_LAYER = {"resnet": ". 64 features, of which so few are effective before training, too"}
 NOT_GOOD = (
     "Dynamic feature transformation (the rich regime) does not always align with predictive "
     "performance (better representation)"
@@ -171,7 +172,7 @@ def _regimes() -> list[Claim]:
             PAPER, "published", citation=MINIMAL, direction=-1,
             evidence=final("beyond minimal", arm=f"{data}-{net}", protocol="regimes"),
             difference="effective dimension of centred features; the source counts significant "
-            "eigenfunctions. 5,000 examples, 10 epochs",
+            "eigenfunctions. 5,000 examples, 10 epochs" + SMALL_LAYER.get(net, ""),
         )
         for data in DATASETS
         for net in NETWORKS

@@ -226,12 +226,17 @@ def _regimes(outcome: Outcome) -> Section:
     richness = {arm: settings[arm].history()[RICHNESS] for arm in arms}
     pictures = {
         "strip": Picture(
-            plots.course_map(step, arms, means, label="directions per class", xlabel="step"),
-            "Effective directions per class over training: near 1 the features are minimal.",
+            plots.course_map(
+                step, arms, np.log2(means), label="$\\log_2$ directions per class", xlabel="step"
+            ),
+            "Effective directions per class over training: 0 is one a class; above 1, which is "
+            "two, they are not minimal.",
         ),
         "courses": Picture(
             plots.time_courses(
-                {"directions per class": courses, "$D_{LR}$": richness}, xlabel="step"
+                {"directions per class": courses, "$D_{LR}$": richness},
+                xlabel="step",
+                logarithmic=["directions per class"],
             ),
             "The same and richness, mean and 95 % interval over seeds.",
         ),
