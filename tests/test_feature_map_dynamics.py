@@ -206,6 +206,11 @@ def test_smoke_measures_all_but_the_slow_studies():
     assert left_out == {"modular", "tangent"}
 
 
+def test_of_equal_settings_none_at_the_edge_is_chosen():
+    assert tangent.chosen([0.9, 0.9, 0.9, 0.5, 0.9]) == 2
+    assert tangent.chosen([0.9, 0.8, 0.7]) == 0
+
+
 def test_choices_at_the_edge_of_a_grid_are_told():
     assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 0) == {"ridge": 1.0, "ridge/at edge": 1.0}
     assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 1)["ridge/at edge"] == 0

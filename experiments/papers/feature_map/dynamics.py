@@ -23,7 +23,7 @@ MODULAR: dict[str, Any] = {
 }  # fmt: skip
 TANGENT: dict[str, Any] = {
     "dataset": "mnist", "examples": 1000, "unseen": 500, "test": 2000, "hidden": (256, 256),
-    "seeds": 8, "epochs": 100, "batch": 100, "learning_rates": (3e-4, 1e-3, 3e-3),
+    "seeds": 8, "epochs": 100, "batch": 100, "learning_rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }  # fmt: skip
 REGULARISER: dict[str, Any] = {
     "dataset": "mnist", "examples": 2000, "unseen": 1000, "hidden": (256, 256), "epochs": 30,
