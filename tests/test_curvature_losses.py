@@ -90,17 +90,23 @@ def test_saturated_softmaxes_keep_the_digits_of_what_is_left(top):
     others = [j for j in range(3) if j != top]
     expected = np.diag(p) - np.outer(p, p)
     expected[top, top] = small.sum()
-    f, t = jnp.log(jnp.asarray(p))[None], jnp.array([top])
-    columns = jnp.eye(2)[:, None]
-    root = jnp.stack([SOFTMAX.root_product(f, t, e)[0] for e in columns], axis=1)
+
+    @jax.jit
+    def products(f, t):
+        root = jnp.stack([SOFTMAX.root_product(f, t, e)[0] for e in jnp.eye(2)[:, None]], axis=1)
+        back, product = (
+            jnp.stack([times(f, t, e[None])[0] for e in jnp.eye(3)])
+            for times in (SOFTMAX.root_transpose, SOFTMAX.hessian_product)
+        )
+        return root, back, product, SOFTMAX.gradient(f, t)[0]
+
+    found = products(np.log(p)[None], np.array([top]))
+    root, back, product, gradient = map(np.asarray, found)
     np.testing.assert_allclose(root @ root.T, expected, rtol=1e-13)
-    back = jnp.stack([SOFTMAX.root_transpose(f, t, e[None])[0] for e in jnp.eye(3)])
     np.testing.assert_allclose(back, root, rtol=1e-13)
-    product = jnp.stack([SOFTMAX.hessian_product(f, t, e[None])[0] for e in jnp.eye(3)])
     np.testing.assert_allclose(product, expected, rtol=1e-13)
-    gradient = SOFTMAX.gradient(f, t)[0]
     np.testing.assert_allclose(gradient[top], -small.sum(), rtol=1e-13)
-    np.testing.assert_allclose(gradient[jnp.array(others)], small, rtol=1e-13)
+    np.testing.assert_allclose(gradient[others], small, rtol=1e-13)
 
 
 def test_huge_outputs_neither_overflow_nor_turn_into_nan():
@@ -114,10 +120,11 @@ def test_huge_outputs_neither_overflow_nor_turn_into_nan():
 def test_sampled_gradients_have_the_hessian_as_second_moment(name):
     loss, targets = CASES[name]
     f, t = outputs()[1, 2:], targets()[1, 2:]  # where one binary label is masked
-    hessian = jax.vmap(lambda e: loss.hessian_product(f, t, e[None])[0])(jnp.eye(C))
-    many = jnp.broadcast_to(f[0], (50_000, C))
-    given = jnp.broadcast_to(t[0], (len(many), *t.shape[1:]))
-    gradients = np.asarray(loss.gradient(many, loss.sample(jax.random.key(5), many, given)))
+    hessian = jax.vmap(jax.jit(lambda e: loss.hessian_product(f, t, e[None])[0]))(np.eye(C))
+    many = np.broadcast_to(f[0], (50_000, C))
+    given = np.broadcast_to(t[0], (len(many), *t.shape[1:]))
+    draw = jax.jit(lambda f, t: loss.gradient(f, loss.sample(jax.random.key(5), f, t)))
+    gradients = np.asarray(draw(many, given))
     squares = gradients[:, :, None] * gradients[:, None]
     error = squares.std(axis=0) / len(many) ** 0.5
     assert (np.abs(squares.mean(axis=0) - hessian) <= 4 * error).all()
