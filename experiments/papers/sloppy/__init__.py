@@ -123,7 +123,7 @@ PAPER = Paper(
                           "points": tuple(range(1, 91)), "tried": 50, "draws": 5000},
             },
             of="networks",
-            hours={"small": 0.6},
+            hours={"small": 1.0},
         ),
         Study(
             "causal",
@@ -199,7 +199,7 @@ PAPER = Paper(
     ),
     costs={
         "smoke": "two minutes on two CPU cores, data that ships with scikit-learn",
-        "small": "two hours on two CPU cores; MNIST, CIFAR-10, gene expression, text",
+        "small": "two and a half hours on two CPU cores; MNIST, CIFAR-10, gene expression, text",
         "paper": "an estimated day on a GPU",
     },
 )  # fmt: skip
