@@ -79,7 +79,7 @@ def pace(config: ExperimentConfig, trials: Sequence[BlockTrial], axis: Axis) -> 
     """
     session = session_of(config, trials[: blocks.width(1, axis)])
     with tempfile.TemporaryDirectory() as folder:
-        run = Attempt(Path(folder, "attempt"))
+        run = Attempt(Path(folder, "attempts", "timed"))
         session.begin(run, axis=axis)
         count = min(PROBE_STEPS, session.task.steps_per_epoch)
         record = _seconds(lambda: session.record(run, {}))
