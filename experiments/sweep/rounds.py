@@ -84,6 +84,8 @@ class Round:
         return mean if self.plan.higher else -mean
 
     def _train(self, rung: int, missing: set[int], executor: Executor) -> None:
+        if rung:
+            self._replace_lost(rung - 1, executor)
         blocks = {
             block.id: block
             for block in self._blocks(rung)
@@ -100,6 +102,18 @@ class Round:
             assert found is not None, f"{name} is said to be committed"
             clear(self.directory, blocks[name])
             self.log.add(gathered.add(blocks[name], found))
+
+    def _replace_lost(self, rung: int, executor: Executor) -> None:
+        """Train again what was removed, as one is told to where a file is damaged.
+
+        The log has its numbers, but only the blocks have the states that are trained on.
+        """
+        blocks = self._blocks(rung)
+        for block in blocks:
+            write_block(self.directory, block)
+        lost = [block for block in blocks if not committed(self.directory, block.id)]
+        if lost:
+            self._train(rung, {trial.number for one in lost for trial in one.trials}, executor)
 
     def _blocks(self, rung: int) -> list[Block]:
         """The blocks of a rung; those of the rung before hold the states that they begin with."""

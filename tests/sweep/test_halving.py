@@ -1,6 +1,7 @@
 """Rungs cover the training, and whoever goes on does so for reasons that anyone can repeat."""
 
 import math
+import shutil
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,9 @@ from experiments.config import DataConfig, ExperimentConfig
 from experiments.errors import USAGE, UserError
 from experiments.sweep.halving import check, parse, survivors
 from experiments.sweep.space import Int, Lin
+from experiments.sweep.sweep import resume, sweep
+from tests.faults import toy
+from tests.faults.oracle import compare, outputs
 
 CONFIG = ExperimentConfig("toy", data=DataConfig(validation=100))
 NAN = math.nan
@@ -94,3 +98,16 @@ def test_settings_are_dropped_by_validation_data_alone(config, space, objective,
         check(config, space, objective)
     assert message in refusal.value.message
     check(CONFIG, {"model.dropout": Lin(0, 0.5)}, "validation/accuracy")
+
+
+def test_a_block_that_was_removed_is_trained_again_where_a_rung_begins_with_it(tmp_path):
+    """As one is told to where a file is damaged; the log has its numbers, but not its states."""
+    options = {"over": toy.SPACE, "seeds": toy.SEEDS, "halve": "2@1", "root": tmp_path}
+    with toy.in_no_time(tmp_path):
+        directory = sweep(toy.CONFIG, **options).directory
+        expected, log = outputs(directory), directory / "trials.jsonl"
+        log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:4]))
+        for path in directory.glob("blocks/*"):
+            shutil.rmtree(path)
+        assert resume(directory).directory == directory
+    compare(directory, expected)
