@@ -6,10 +6,12 @@ import math
 import os
 import shutil
 import signal
+import tempfile
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.config import (
@@ -20,8 +22,9 @@ from experiments.config import (
     TrainConfig,
 )
 from experiments.errors import PREEMPTED, USAGE, UserError
+from experiments.runs import checkpoint
 from experiments.runs.provenance import machine
-from experiments.sweep import width
+from experiments.sweep import attempts, width
 from experiments.sweep.attempts import run_block, session_of
 from experiments.sweep.block import (
     Block,
@@ -342,6 +345,28 @@ def test_the_end_state_of_a_committed_block_is_made_again_where_it_is_damaged(
     )
 
 
+def test_who_makes_an_end_state_again_leaves_the_one_that_another_has_made(
+    whole, tmp_path, monkeypatch
+):
+    """Two workers at blocks with one parent; the faster one takes the other's folder away, too."""
+    (below,) = blocks(end=2)
+    trained(tmp_path, below)
+    sound, damaged = tmp_path / "sound", checkpoints(tmp_path, below)[-1]
+    shutil.copytree(damaged, sound)
+    truncate(damaged)
+    train_block = attempts.train_block
+
+    def overtaken(block, run, *given, **options):
+        found = train_block(block, run, *given, **options)
+        if run.path.parent.name == "again":
+            shutil.copytree(sound, damaged, dirs_exist_ok=True)
+            shutil.rmtree(run.path.parent)
+        return found
+
+    monkeypatch.setattr(attempts, "train_block", overtaken)
+    assert trained(tmp_path, *blocks(start=2, parents=[below.id])) == whole
+
+
 def test_an_end_state_that_is_lost_with_all_before_it_is_made_again(whole, tmp_path):
     """Its parents are asked for theirs in turn."""
     (first,) = blocks(end=1)
@@ -488,3 +513,15 @@ def test_an_estimate_counts_every_step_and_record(monkeypatch):
     steps, records, end = 4, len({0, 2, 4}), 1
     (block,) = blocks(config=wanted)
     assert pace(wanted, block.trials, "map") == steps + records + end
+
+
+def test_an_estimate_reads_nothing_of_others_in_the_folder_of_temporary_files(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(width, "_seconds", lambda work: 1.0)
+    theirs = tmp_path / "their" / "run" / "checkpoints"
+    theirs.mkdir(parents=True)
+    checkpoint.save(theirs, 4, {"other": np.zeros(2)})
+    (block,) = blocks()
+    assert pace(CONFIG, block.trials, "map") > 0

@@ -163,7 +163,10 @@ def session_of(
 
 
 class Attempt(Run):
-    """One process's try at a block: a run that goes on from whichever attempt came furthest."""
+    """One process's try at a block: a run that goes on from whichever attempt came furthest.
+
+    path: ``BLOCK/attempts/NAME``, or beside ``attempts``: all that is in ``BLOCK`` is gone on from.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -354,14 +357,17 @@ def _train_again(directory: Path, block: Block, stop: Interruption) -> None:
     folder, kept = folder_of(directory, block.id), _kept_at(directory, block)
     with Attempt(folder / "again" / _new_name()) as again:
         again.log(f"the state at the end of {folder} cannot be read, and is made again")
+        # Now, and not at the end, where it could be a sound one that another process has made.
+        with suppress(OSError):  # there is none
+            os.rename(kept, again.path / "damaged")
         found = train_block(block, again, stop, inherited=_inheriting(directory, block, stop))
     if plain(found["metrics"]) != stored_result(directory, block.id)["metrics"]:
         raise UserError(
             f"the state at the end of {folder} cannot be read, and trained again it ends with "
-            f"other numbers ({again.path}): go on where the sweep was begun, or run it anew in "
-            "another folder"
+            f"other numbers ({again.path}): go on with the code and on the machine that the sweep "
+            "was begun with, or run it anew in another folder, by --runs"
         )
-    shutil.rmtree(kept, ignore_errors=True)
+    make_directory(kept.parent)
     with suppress(OSError):  # another process has put the same there meanwhile
         os.rename(again.path / "checkpoints" / kept.name, kept)
     sync_directory(kept.parent)
