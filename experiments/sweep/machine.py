@@ -35,5 +35,6 @@ def settle(directory: Path) -> None:
         )
         raise UserError(
             f"{directory} was begun on a machine that computes other last digits ({told}): go on "
-            "where that is the same (NPROC sets XLA's threads), or --accept-machine to mix the two"
+            "where that is the same (NPROC sets XLA's threads), or mix the two by "
+            f"python -m experiments sweep resume {directory} --accept-machine"
         )
