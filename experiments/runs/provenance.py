@@ -43,6 +43,7 @@ def machine() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "device": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
         "dtype": str(jax.numpy.zeros(()).dtype),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         "cpus": os.cpu_count(),
         "threads": {"XLA": cpu_threads(), **{name: os.environ.get(name) for name in THREADS}},
         "platform": platform.platform(),
@@ -52,13 +53,16 @@ def machine() -> dict[str, Any]:
 def deciding(machine: Mapping[str, Any]) -> dict[str, str | None]:
     """Of what `machine` says, what decides the last digits of numbers.
 
-    Not how many devices there are: of several, a process may be given one.
+    Not how many devices there are: of several, a process may be given one. A CPU knows one
+    precision of products, and elsewhere sums are not split over the host's threads.
     """
     device = machine["device"].partition(" x ")[2]
-    threads = machine["threads"] if device.endswith("(cpu)") else {}
-    named = {f"{name} threads" if name == "XLA" else name: value for name, value in threads.items()}
+    special = {"JAX_DEFAULT_MATMUL_PRECISION": machine.get("matmul_precision")}
+    if device.endswith("(cpu)"):
+        threads = machine["threads"].items()
+        special = {f"{name} threads" if name == "XLA" else name: count for name, count in threads}
     versions = {name: machine["versions"].get(name) for name in COMPUTING}
-    return {**versions, "device": device, "dtype": machine["dtype"], **named}
+    return {**versions, "device": device, "dtype": machine["dtype"], **special}
 
 
 def _versions() -> dict[str, str]:

@@ -66,3 +66,6 @@ def test_what_decides_no_digit_may_differ(on):
     gpu = other(device="1 x NVIDIA H200 (cuda)")
     more = {**gpu, "device": "4 x NVIDIA H200 (cuda)", "threads": {"XLA": 64}}
     assert deciding(gpu) == deciding(more) != deciding(CPU)
+    exact = {"matmul_precision": "highest"}
+    assert deciding({**gpu, **exact}) != deciding(gpu)
+    assert deciding({**CPU, **exact}) == deciding(CPU)
