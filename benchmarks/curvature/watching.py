@@ -33,7 +33,7 @@ class Size(NamedTuple):
     rounds: int
 
 
-FULL = Size(partial(network, "lenet"), 60_000, (100, 500), (True, False), 20, 5)
+FULL = Size(partial(network, "lenet"), 60_000, (100, 500), (True, False), 5, 3)
 SMOKE = Size(partial(network, "mlp", hidden=(5,)), 40, (20,), (False,), 2, 1)
 
 
