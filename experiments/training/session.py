@@ -43,7 +43,8 @@ from spectral_jax.optim import Stop
 # Between checkpoints: training that long again costs less than an Orbax checkpoint every epoch.
 # A save that takes longer than SAVE_COST is made as much more rarely: saving takes 1 % at most.
 SAVE_SECONDS, SAVE_COST = 2.0, 0.02
-SAVE_RATE = 1e8  # bytes a second, of a common disk: what the first one is thought to take
+# The first one is thought to go to a common disk (bytes a second), but is not put off for long.
+SAVE_RATE, FIRST_SAVE = 1e8, 300.0
 HANG = f"wait for ever for decompositions of batches: see {PAGE}"
 
 
@@ -145,7 +146,7 @@ class Session:
         self.trainer = replace(self.trainer, seeds=min(width, self.config.train.seeds))
         lanes = [*self.trials, *self.trials[-1:] * (width - count)]
         drawn = blocks.cut(self.trainer.start(lanes), count)
-        self.pause = _pause(_bytes(drawn._replace(key=())) / SAVE_RATE)
+        self.pause = min(FIRST_SAVE, _pause(_bytes(drawn._replace(key=())) / SAVE_RATE))
         found = run.restore_checkpoint(drawn)
         if found is not None:
             self.step, state = found
