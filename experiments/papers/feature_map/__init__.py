@@ -56,11 +56,11 @@ PAPER = Paper(
         ),
         Study("regimes", _larger({}), of="settings"),
         Study(
-            "sizes", _larger(SIZES), needs=MNIST10K, hours={"small": 0.2, "paper": 0.2},
+            "sizes", _larger(SIZES), needs=MNIST10K, hours={"small": 0.06, "paper": 0.06},
         ),
         Study(
             "lazy", _larger({**DENSE, "alphas": (1, 10, 100)}),
-            needs=MNIST10K, hours={"small": 0.15, "paper": 0.15},
+            needs=MNIST10K, hours={"small": 0.05, "paper": 0.05},
         ),
         Study(
             "pixels",
@@ -69,13 +69,13 @@ PAPER = Paper(
                           "validation": 0},
                 **_larger(PIXELS),
             },
-            needs=MNIST10K, hours={"small": 0.3, "paper": 0.3},
+            needs=MNIST10K, hours={"small": 0.1, "paper": 0.1},
         ),
         *dynamics.STUDIES,
     ),
     costs={
         "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
-        "small": "some hours on two CPU cores; MNIST, Fashion-MNIST, CIFAR-10",
+        "small": "about two hours of CPU time; MNIST, Fashion-MNIST, CIFAR-10",
         "paper": "an estimated two days on a GPU",
     },
 )  # fmt: skip

@@ -119,7 +119,7 @@ def _modular() -> list[Claim]:
               evidence=moved(metric="end/unseen/richness", other_metric="start/unseen/richness")),
         falls("modular-resolved", "addition modulo 97: so is that of the directions with more than "
               "3 % of the outputs' largest singular value",
-              difference="asked after the first run, one seed, where the others had 1 % at most",
+              difference="asked after a run of seed 0, where the others had 1 % at most",
               evidence=moved(metric="end/unseen/richness/resolved",
                              other_metric="start/unseen/richness/resolved")),
     ]  # fmt: skip

@@ -46,7 +46,7 @@ STUDIES = (
             "paper": {**GROKKING, "seeds": dict.fromkeys(GROKKING["seeds"], 16)},
         },
         needs=MNIST,
-        hours={"small": 1.0, "paper": 1.0},
+        hours={"small": 0.4, "paper": 1.7},
     ),
     Study(
         "linear",
@@ -59,13 +59,13 @@ STUDIES = (
     Study(
         "modular",
         {"small": MODULAR, "paper": {**MODULAR, "seeds": 8}},
-        hours={"small": 0.3, "paper": 1.0},
+        hours={"small": 0.15, "paper": 0.4},
     ),
     Study(
         "tangent",
         {"small": TANGENT, "paper": {**TANGENT, "seeds": 16}},
         needs=MNIST,
-        hours={"small": 0.1, "paper": 0.2},
+        hours={"small": 0.05, "paper": 0.1},
     ),
     Study(
         "regulariser",
@@ -79,6 +79,6 @@ STUDIES = (
             "paper": {**REGULARISER, "seeds": 32},
         },
         needs=MNIST,
-        hours={"small": 0.3, "paper": 0.6},
+        hours={"small": 0.12, "paper": 0.4},
     ),
 )  # fmt: skip

@@ -103,11 +103,11 @@ TINY = ways_of(DIGITS, few=320, few_epochs=12)
 PROTOCOLS = {
     "smoke": {"p1": Protocol({way: TINY[way] for way in SMOKE})},
     "small": {
-        "p1": Protocol(ways_of(P1, few=2000, few_epochs=150), hours=0.5),
-        "settings": Protocol(settings(examples=5000, test=2000, epochs=10, seeds=3), hours=1.0),
+        "p1": Protocol(ways_of(P1, few=2000, few_epochs=150), hours=0.2),
+        "settings": Protocol(settings(examples=5000, test=2000, epochs=10, seeds=3), hours=0.5),
     },
     "paper": {
-        "p1": Protocol(ways_of(P1, few=2000, few_epochs=150), hours=0.5),
+        "p1": Protocol(ways_of(P1, few=2000, few_epochs=150), hours=0.2),
         "settings": Protocol(
             settings(examples=50_000, test=10_000, epochs=30, seeds=8), hours=90.0
         ),
