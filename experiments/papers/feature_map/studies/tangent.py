@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from experiments.papers.feature_map.studies.grokking import last_of
 from experiments.papers.feature_map.subsets import subset
@@ -147,14 +147,17 @@ def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> di
     return {"test/accuracy": scores[best][1], **_of_choice("ridge", RIDGES, best)}
 
 
-def chosen(scores: Sequence[float]) -> int:
+def chosen(scores: ArrayLike) -> int:
     """The place of the best score; of equals the one nearest to the middle of the grid.
 
-    >>> chosen([0.9, 0.9, 0.9, 0.5, 0.9])
-    2
+    What has no number, as of a network that diverged, is worse than all others.
+
+    >>> chosen([0.9, 0.9, 0.9, 0.5, 0.9]), chosen([np.nan, 0.5])
+    (2, 1)
     """
-    middle = (len(scores) - 1) / 2
-    return max(range(len(scores)), key=lambda place: (scores[place], -abs(place - middle)))
+    known = np.nan_to_num(np.asarray(scores, float), nan=-np.inf)
+    middle = (len(known) - 1) / 2
+    return max(range(len(known)), key=lambda place: (known[place], -abs(place - middle)))
 
 
 def _of_choice(name: str, grid: Sequence[float], place: int) -> dict[str, float]:
