@@ -137,6 +137,14 @@ def test_what_is_resolved_counts_no_direction_that_the_outputs_hardly_use():
     assert found["richness/centre_first"] == pytest.approx(1 - np.sqrt(2 / 5), abs=1e-3)
 
 
+def test_eigenvalues_that_are_rounding_are_not_drawn():
+    """A layer norm leaves one direction without any variance."""
+    x = jax.random.normal(jax.random.key(0), (60, 5))
+    x -= x.mean(axis=1, keepdims=True)
+    found = grokking.measured(x, features.Head(jnp.eye(5)[:, :2]), jnp.arange(60) % 2, x)
+    assert np.isnan(found["spectrum/eigenvalues"]).tolist() == [False] * 4 + [True]
+
+
 def test_verdicts_of_sums_tell_the_directions_that_are_used_from_all():
     values = {
         "start/unseen/richness": [0.49, 0.50, 0.51], "end/unseen/richness": [0.62, 0.63, 0.64],

@@ -152,6 +152,7 @@ def measured(
     moments = features.of(x, labels=labels, classes=head.kernel.shape[1])
     mapped = features.diagonalize(moments, head=head)
     richness = partial(features.richness, moments, head=head)
+    resolved = jnp.where(mapped.eigenvalues > mapped.floor, mapped.eigenvalues, jnp.nan)
     found = {
         "richness": richness().value,
         "richness/centre_first": richness(order="centre-first").value,
@@ -159,7 +160,7 @@ def measured(
         "effective_dimension": capacity.spread(mapped.eigenvalues, floor=mapped.floor).entropy,
         "nc1": features.neural_collapse(moments).nc1,
         "kernel distance": features.kernel_distance(first, x),
-        "spectrum/eigenvalues": mapped.eigenvalues,
+        "spectrum/eigenvalues": resolved,
         "spectrum/quality": mapped.cumulative_quality,
         "spectrum/utilisation": mapped.cumulative_utilisation,
     }
