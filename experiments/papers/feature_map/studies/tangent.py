@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from experiments.papers.feature_map.studies.grokking import last_of
 from experiments.papers.feature_map.subsets import subset
@@ -147,7 +147,7 @@ def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> di
     return {"test/accuracy": scores[best][1], **_of_choice("ridge", RIDGES, best)}
 
 
-def chosen(scores: ArrayLike) -> int:
+def chosen(scores: Sequence[float] | np.ndarray) -> int:
     """The place of the best score; of equals the one nearest to the middle of the grid.
 
     What has no number, as of a network that diverged, is worse than all others.
