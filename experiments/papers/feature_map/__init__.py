@@ -56,7 +56,7 @@ PAPER = Paper(
         ),
         Study("regimes", _larger({}), of="settings"),
         Study(
-            "sizes", _larger(SIZES), needs=MNIST10K, hours={"small": 0.06, "paper": 0.06},
+            "sizes", _larger(SIZES), needs=MNIST10K, hours={"small": 0.1, "paper": 0.1},
         ),
         Study(
             "lazy", _larger({**DENSE, "alphas": (1, 10, 100)}),
