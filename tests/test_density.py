@@ -272,10 +272,15 @@ def rules():
     }
 
 
+@jax.jit
+def said_at(density, at):
+    return density.cdf(at).value, density.quadrature_error(at), density.floor
+
+
 def shares_of_probes(values, at, probes=4):
     """The probes' own distribution functions at ``at``, which their rules approximate."""
     starts = np.asarray(jax.random.normal(KEY, (len(values), probes)))
-    found, vectors = np.linalg.eigh(rotated(values))
+    found, vectors = np.linalg.eigh(np.asarray(rotated(values)))
     weights = (vectors.T @ starts) ** 2 / (starts**2).sum(axis=0)
     return ((found <= at[:, None])[..., None] * weights).sum(axis=1).mean(axis=1)
 
@@ -285,10 +290,11 @@ def shares_of_probes(values, at, probes=4):
 def test_the_quadrature_error_bounds_what_few_nodes_get_wrong(rules, spectrum, kept):
     density, values = rules[spectrum, kept], DECADES[spectrum]
     for at in (MAGNITUDES, -MAGNITUDES):
-        visible = np.abs(at) > density.floor  # below, a zero is at 1e-17 or at -1e-17
-        wrong = np.abs(density.cdf(at).value - shares_of_probes(values, np.asarray(at)))
+        share, error, floor = map(np.asarray, said_at(density, at))
+        visible = np.abs(at) > floor  # below, a zero is at 1e-17 or at -1e-17
+        wrong = np.abs(share - shares_of_probes(values, np.asarray(at)))
         # What the bare recurrence has lost of orthogonality shows in the third digit.
-        assert (wrong <= density.quadrature_error(at) + (1e-9 if kept else 2e-3))[visible].all()
+        assert (wrong <= error + (1e-9 if kept else 2e-3))[visible].all()
 
 
 def test_what_is_not_resolved_is_known(rules):

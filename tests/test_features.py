@@ -23,11 +23,14 @@ def centred(x):
     return x - x.mean(axis=0)
 
 
+update = jax.jit(features.update)  # where every operation would be a program
+
+
 def streamed(x, *, sizes=(1, 30), **options):
     """In batches of unequal size."""
     m = features.zero(x.shape[1], classes=C, dtype=x.dtype, **options)
     for rows, labels in zip(np.split(x, sizes), np.split(LABELS, sizes), strict=True):
-        m = features.update(m, rows, labels=labels)
+        m = update(m, rows, labels=labels)
     return m
 
 
@@ -81,7 +84,7 @@ def test_a_collapsed_class_keeps_its_digits(kind):
 def test_blocks_hold_all_rows_and_take_turns_at_the_odd_ones(kind):
     m = features.zero(P, blocks=4)
     for rows in np.split(X, range(6, N, 6)):
-        m = features.update(m, kind(rows))
+        m = update(m, kind(rows))
     np.testing.assert_allclose(features.covariance(m), np.cov(X.T, bias=True), rtol=1e-5, atol=1e-5)
     weights = np.asarray(m.state.high.weight).ravel()
     assert weights.max() - weights.min() <= 2

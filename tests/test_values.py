@@ -250,7 +250,7 @@ def second_difference(n):
 def test_tridiagonal_matrices(diagonal, off_diagonal, dtype):
     dense = np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)
     expected = np.linalg.eigvalsh(dense)
-    found = tridiagonal_eigvals(jnp.asarray(diagonal, dtype), jnp.asarray(off_diagonal, dtype))
+    found = jax.jit(tridiagonal_eigvals)(diagonal.astype(dtype), off_diagonal.astype(dtype))
     assert found.dtype == dtype and (np.diff(found) >= 0).all()
     assert np.abs(np.asarray(found) - expected).max() <= 4 * EPS[dtype] * np.abs(expected).max()
 
