@@ -501,6 +501,18 @@ def test_a_block_is_no_wider_than_memory_allows(axis, expected, monkeypatch):
     assert found.width == expected  # of 120 trials; of 43 that would fit side by side, fives of 8
 
 
+@pytest.mark.parametrize("shard", ["none", "trials"])
+def test_a_wider_program_is_traced_wider_whatever_devices_share_it(shard):
+    """What is asked of the compiler at two widths would else be one number, and no trial's need."""
+    (block,) = blocks(config=config(train={"shard": shard}))
+    found = session_of(block.config, block.trials[:1])
+    widths = [
+        [program.in_avals[0][0].key.shape[0] for program in width._traced(found, "map", lanes)]
+        for lanes in (1, 3)
+    ]
+    assert widths == [[1, 1], [3, 3]]
+
+
 def test_the_compiler_says_what_a_program_needs():
     traced = jax.jit(lambda x: x @ x).trace(jnp.zeros((1000, 1000)))
     assert 8e6 <= width._held(traced.lower().compile()) <= width._all_values(traced) + 1e5

@@ -315,18 +315,17 @@ def _undivided(directory: Path, ids: Sequence[str]) -> Iterator[str]:
 def _end_state(directory: Path, block: Block, stop: Interruption, like: TrainState) -> TrainState:
     """The state that a committed block ended with; where it cannot be read, it is made again."""
     found = _kept_state(directory, block, like)
+    if found is not None:
+        return found
+    failed = None
+    try:
+        _train_again(directory, block, stop, like)
+    except (UserError, OSError) as error:
+        # Whoever was faster removes what others had written so far, and they stumble over it.
+        failed = error
+    found = _kept_state(directory, block, like)
     if found is None:
-        try:
-            _train_again(directory, block, stop)
-        except (UserError, OSError):
-            # Whoever was faster removes what others had written so far, and they stumble over it.
-            found = _kept_state(directory, block, like)
-            if found is None:
-                raise
-        else:
-            found = _kept_state(directory, block, like)
-    if found is None:
-        raise UserError(
+        raise failed or UserError(
             f"the state at the end of {folder_of(directory, block.id)} cannot be read: remove that "
             "directory and run the same sweep again",
             MISSING,
@@ -349,7 +348,7 @@ def _kept_at(directory: Path, block: Block) -> Path:
     return attempt / "checkpoints" / str(result["steps"])
 
 
-def _train_again(directory: Path, block: Block, stop: Interruption) -> None:
+def _train_again(directory: Path, block: Block, stop: Interruption, like: TrainState) -> None:
     """Put the state in place that a committed block ended with, from the newest that is sound.
 
     `UserError` (2) if training ends with other numbers now: others have been told those.
@@ -357,9 +356,6 @@ def _train_again(directory: Path, block: Block, stop: Interruption) -> None:
     folder, kept = folder_of(directory, block.id), _kept_at(directory, block)
     with Attempt(folder / "again" / _new_name()) as again:
         again.log(f"the state at the end of {folder} cannot be read, and is made again")
-        # Now, and not at the end, where it could be a sound one that another process has made.
-        with suppress(OSError):  # there is none
-            os.rename(kept, again.path / "damaged")
         found = train_block(block, again, stop, inherited=_inheriting(directory, block, stop))
     if plain(found["metrics"]) != stored_result(directory, block.id)["metrics"]:
         raise UserError(
@@ -367,10 +363,12 @@ def _train_again(directory: Path, block: Block, stop: Interruption) -> None:
             f"other numbers ({again.path}): go on with the code and on the machine that the sweep "
             "was begun with, or run it anew in another folder, by --runs"
         )
-    make_directory(kept.parent)
-    with suppress(OSError):  # another process has put the same there meanwhile
+    if _kept_state(directory, block, like) is None:  # else another process has made it meanwhile
+        make_directory(kept.parent)
+        with suppress(FileNotFoundError):
+            os.rename(kept, again.path / "damaged")
         os.rename(again.path / "checkpoints" / kept.name, kept)
-    sync_directory(kept.parent)
+        sync_directory(kept.parent)
     shutil.rmtree(folder / "again", ignore_errors=True)
 
 

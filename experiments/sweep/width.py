@@ -129,8 +129,9 @@ def _fitting(session: Session, trials: int, axes: Sequence[Axis], memory: float)
 
 def _traced(session: Session, axis: Axis, width: int) -> Iterator[jax.stages.Traced]:
     """The programs that train and evaluate so many trials, of shapes alone, as they will be."""
-    trials = session.trials * width
-    trainer = replace(session.trainer, axis=axis, seeds=min(width, session.config.train.seeds))
+    trials, seeds = session.trials * width, min(width, session.config.train.seeds)
+    # As if on one device: with several, widths that are not multiples of their number are rounded.
+    trainer = replace(session.trainer, axis=axis, seeds=seeds, devices=None)
     yield trainer.traced(trials)
     state = jax.eval_shape(lambda: trainer.start(trials))
     seen = state._replace(opt_state=None)

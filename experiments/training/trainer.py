@@ -160,6 +160,7 @@ class Trainer:
         lanes = [*trials, *[trials[-1]] * (width - len(trials))]
         state = jax.eval_shape(lambda: replace(self, devices=None).start(lanes))
         rows = max(self.seeds, len({trial.seed for trial in trials})), data.size
+        rows = (1, 0) if self.task.order == "replacement" else rows
         orders = jax.eval_shape(lambda: Orders(jnp.zeros(rows, int), jnp.zeros(width, int)))
         return self.program.trace(state, data, orders, self.axis, self._mesh)
 
