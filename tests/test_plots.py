@@ -111,6 +111,13 @@ def test_a_band_of_losses_does_not_reach_below_zero():
     assert band.get_paths()[0].vertices[:, 1].min() >= 0
 
 
+def test_a_band_of_accuracies_does_not_reach_above_what_is_possible():
+    values = np.array([[80.0, 99.0, 100.0]] * len(STEPS))
+    (ax,) = plots.training_curves({"none": (STEPS, values)}, ylabel="accuracy (%)", most=100).axes
+    (band,) = ax.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == 100
+
+
 def test_the_climb_from_chance_and_a_collapsed_arm_do_not_hide_the_others():
     climb = np.array([10.0, 80, 95, 96, 96.5])
     curves = {name: (STEPS, climb + d) for name, d in (("none", 0.0), ("l1", 0.4), ("l2", 0.8))}

@@ -84,6 +84,14 @@ def test_a_checkpoint_at_0_has_a_place_on_the_logarithmic_axis():
     assert ax.get_yscale() == "log"
 
 
+def test_a_band_of_shares_ends_at_one_and_that_of_other_numbers_does_not():
+    near_one = (AT, np.array([[0.2, 0.9, 1.0]] * len(AT)))
+    panels = {"accuracy": {"MSE": near_one}, "NC1": {"MSE": near_one}}
+    figure = plots.time_courses(panels, shares=["accuracy"])
+    tops = [ax.collections[0].get_paths()[0].vertices[:, 1].max() for ax in figure.axes]
+    assert tops[0] == 1 and tops[1] > 1.5
+
+
 def test_the_animation_is_one_file_with_every_checkpoint_in_it():
     page = plots.animated_spectra(spectra(), title="Digits", xlabel="step")
     outside = re.findall(r"""(?:src|href)=["'](?!#)([^"']+)|url\((?!#)([^)]+)\)|@import""", page)
@@ -121,6 +129,8 @@ def test_arrays_that_do_not_belong_together_are_refused(changes, told):
 def test_panels_and_maps_say_what_is_missing():
     with pytest.raises(ValueError, match="give at least one panel"):
         plots.time_courses({})
+    with pytest.raises(ValueError, match=r"shares \['accuracy'\]: .*name only panels"):
+        plots.time_courses({"NC1": {"MSE": (AT, np.ones(4))}}, shares=["accuracy"])
     with pytest.raises(ValueError, match="one column per name"):
         plots.course_map(AT, ["a"], np.zeros((4, 2)), label="x")
     with pytest.raises(ValueError, match="level is 0"):

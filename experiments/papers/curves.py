@@ -21,7 +21,9 @@ def accuracy(runs: Mapping[str, Run], order: Sequence[str]) -> Picture:
     """Test accuracy of each arm; ``order`` gives arms the same colours in every figure."""
     found = {arm: by_epoch(run)["test/accuracy"] for arm, run in runs.items()}
     percent = {arm: (epochs, 100 * values) for arm, (epochs, values) in found.items()}
-    figure = plots.training_curves(percent, ylabel="test accuracy (%)", xlabel="epoch", arms=order)
+    figure = plots.training_curves(
+        percent, ylabel="test accuracy (%)", xlabel="epoch", arms=order, most=100.0
+    )
     return Picture(figure, "Test accuracy over training.")
 
 

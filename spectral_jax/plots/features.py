@@ -213,6 +213,7 @@ def time_courses(
     *,
     xlabel: str = "step",
     logarithmic: Sequence[str] = (),
+    shares: Sequence[str] = (),
     arms: Sequence[str] = (),
 ) -> Figure:
     """Several numbers over training, each in a panel of its own, the steps on a logarithmic axis.
@@ -224,16 +225,17 @@ def time_courses(
         panels: per number, which labels its axis, and arm the steps [t] and values [t] or [t, s].
         xlabel: what the steps count.
         logarithmic: the numbers with a logarithmic axis of their own.
+        shares: the numbers that cannot exceed 1, such as an accuracy: there a band ends.
         arms: all arms of the experiment in order, so that an arm looks the same in every figure.
 
     Raises:
-        ValueError: there is no panel, ``logarithmic`` names none of them, or the steps and values
-            of a curve have different lengths.
+        ValueError: there is no panel, ``logarithmic`` or ``shares`` names none of them, or the
+            steps and values of a curve have different lengths.
     """
-    if not panels or set(logarithmic) - set(panels):
+    if not panels or {*logarithmic, *shares} - set(panels):
         raise ValueError(
-            f"panels are {list(panels)}, logarithmic {list(logarithmic)}: give at least one panel, "
-            "and make logarithmic only panels by their names"
+            f"panels are {list(panels)}, logarithmic {list(logarithmic)}, shares {list(shares)}: "
+            "give at least one panel, and name only panels in the others"
         )
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -241,7 +243,7 @@ def time_courses(
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     order = list(dict.fromkeys([*arms, *(arm for curves in panels.values() for arm in curves)]))
     for ax, (name, curves) in zip(grid, panels.items(), strict=False):
-        draw_curves(ax, curves, arms=order)
+        draw_curves(ax, curves, arms=order, most=1.0 if name in shares else np.inf)
         style.log_scale(ax, "x", np.concatenate([np.asarray(t) for t, _ in curves.values()]))
         if name in logarithmic:
             style.log_scale(ax, "y", np.concatenate([np.ravel(v) for _, v in curves.values()]))

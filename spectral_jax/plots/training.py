@@ -21,6 +21,7 @@ def training_curves(
     xlabel: str = "step",
     ylim: tuple[float | None, float | None] | None = None,
     arms: Sequence[str] = (),
+    most: float = np.inf,
 ) -> Figure:
     """Mean over seeds against training time, with a band for its 95 % Student interval.
 
@@ -35,6 +36,7 @@ def training_curves(
         xlabel: what ``steps`` counts, such as "epoch".
         ylim: limits of the vertical axis; ``None`` in it leaves that side free.
         arms: all arms of the experiment in order, so that an arm looks the same in every figure.
+        most: what no value can exceed, such as 100 for a percentage: there a band ends.
 
     Raises:
         ValueError: no curve is given, or the steps and values of one have different lengths.
@@ -43,7 +45,7 @@ def training_curves(
         raise ValueError("curves is empty: give at least one arm, as {name: (steps, values)}")
     figure = Figure(figsize=(style.PAGE, 3.1), layout="constrained")
     ax = figure.subplots()
-    spans = draw_curves(ax, curves, arms=arms)
+    spans = draw_curves(ax, curves, arms=arms, most=most)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if ylim is None:
         _focus_on_the_end(ax, np.array(spans))
@@ -54,7 +56,7 @@ def training_curves(
 
 
 def draw_curves(
-    ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = ()
+    ax: Axes, curves: Mapping[str, Curve], *, arms: Sequence[str] = (), most: float = np.inf
 ) -> list[tuple[float, float]]:
     """Draw the line and band of each arm into ``ax``; shared with the panels of other figures.
 
@@ -73,18 +75,16 @@ def draw_curves(
         mean, half_width, _ = t_interval(values[:, complete])
         gap = max(1, len(steps) // 8)
         look = styles[name]._asdict()
-        low = mean - half_width
+        low, high = mean - half_width, np.minimum(mean + half_width, most)
         # Student's interval knows no bounds; a loss or an accuracy does.
         low = np.maximum(low, 0.0) if (values[:, complete] >= 0).all() else low
-        late = np.append(mean[len(mean) // 2 :], (low[-1:], (mean + half_width)[-1:]))
+        late = np.append(mean[len(mean) // 2 :], (low[-1:], high[-1:]))
         late = late[np.isfinite(late)]
         spans.append((late.min(), late.max()) if len(late) else (np.nan, np.nan))
         # Staggered markers keep arms apart where their lines coincide.
         ax.plot(steps, mean, label=_label(name, complete), markevery=(i % gap, gap), **look)
         if complete.sum() > 1:
-            ax.fill_between(
-                steps, low, mean + half_width, color=look["color"], alpha=0.16, linewidth=0
-            )
+            ax.fill_between(steps, low, high, color=look["color"], alpha=0.16, linewidth=0)
     return spans
 
 

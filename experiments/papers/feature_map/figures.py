@@ -159,7 +159,10 @@ def _course(run: Run) -> Section:
             "The eigenvalues over training. The line: so many directions hold 95 % of the outputs.",
         ),
         "courses": Picture(
-            plots.time_courses(courses, xlabel="step", logarithmic=[*{"NC1"} & courses.keys()]),
+            plots.time_courses(
+                courses, xlabel="step", logarithmic=[*{"NC1"} & courses.keys()],
+                shares=[*{"$D_{LR}$", "test accuracy"} & courses.keys()],
+            ),
             "Over training, mean and 95 % interval over seeds, on training images.",
         ),
         "layers": Picture(
@@ -237,6 +240,7 @@ def _regimes(outcome: Outcome) -> Section:
                 {"directions per class": courses, "$D_{LR}$": richness},
                 xlabel="step",
                 logarithmic=["directions per class"],
+                shares=["$D_{LR}$"],
             ),
             "The same and richness, mean and 95 % interval over seeds.",
         ),

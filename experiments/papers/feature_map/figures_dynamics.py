@@ -26,6 +26,7 @@ COURSES = {
     "NC1": "nc1",
     "kernel distance": "kernel distance",
 }
+SHARES = ("accuracy", "$D_{LR}$", "$D_{LR}$ of resolved outputs", "kernel distance")
 LOGARITHMIC = ("NC1", r"$\|\theta\|^2$")
 ENDS = {
     "fitted (%)": ("end/train/accuracy", 100.0),
@@ -91,7 +92,7 @@ def _watched(title: str, run: Run, results: Results) -> Section:
     panels[r"$\|\theta\|^2$"] = {arm: _curve(stored[arm], "norm") for arm in arms}
     pictures = {
         "courses": Picture(
-            plots.time_courses(panels, logarithmic=LOGARITHMIC, xlabel="step"),
+            plots.time_courses(panels, logarithmic=LOGARITHMIC, shares=SHARES, xlabel="step"),
             "On unseen examples, mean and 95 % interval over seeds.",
         ),
         "spectra": Picture(
