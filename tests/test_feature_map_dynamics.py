@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from experiments.papers.feature_map import dynamics, figures_dynamics
+from experiments.papers.feature_map import choices, dynamics, figures_dynamics
 from experiments.papers.feature_map.claims_dynamics import CLAIMS, learned
 from experiments.papers.feature_map.studies import grokking, linear, modular, regulariser, tangent
 from experiments.papers.feature_map.subsets import subset
@@ -215,13 +215,13 @@ def test_smoke_measures_all_but_the_slow_studies():
 
 
 def test_of_equal_settings_none_at_the_edge_is_chosen():
-    assert tangent.chosen([0.9, 0.9, 0.9, 0.5, 0.9]) == 2
-    assert tangent.chosen([0.9, 0.8, 0.7]) == 0
+    assert choices.chosen([0.9, 0.9, 0.9, 0.5, 0.9]) == 2
+    assert choices.chosen([0.9, 0.8, 0.7]) == 0
 
 
 def test_choices_at_the_edge_of_a_grid_are_told():
-    assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 0) == {"ridge": 1.0, "ridge/at edge": 1.0}
-    assert tangent._of_choice("ridge", (1.0, 2.0, 3.0), 1)["ridge/at edge"] == 0
+    assert choices.of_choice("ridge", (1.0, 2.0, 3.0), 0) == {"ridge": 1.0, "ridge/at edge": 1.0}
+    assert choices.of_choice("ridge", (1.0, 2.0, 3.0), 1)["ridge/at edge"] == 0
     scores = {"none@1": 0.5, "none@2": 0.9, "none@3": 0.4, "decay@1": 0.1, "decay@2": 0.2}
     tried = merge(
         of_arrays("regulariser/true/tuning", arm, {"validation/accuracy": [score]})

@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "examples": 1437,
 }  # fmt: skip
 PIXELS: dict[str, Any] = {
-    **DENSE, "amps": (0.0, 0.3, 1.0, 3.0), "rates": (1e-3, 3e-4, 3e-3, 1e-2), "epochs": 20,
+    **DENSE, "amps": (0.0, 0.3, 1.0, 3.0), "rates": (3e-4, 1e-3, 3e-3, 1e-2), "epochs": 20,
     "tuned": 1, "validation": 1000,
 }  # fmt: skip
 SIZES: dict[str, Any] = {

@@ -23,6 +23,7 @@ import numpy as np
 from experiments import data as datasets
 from experiments.config import OptimizerConfig
 from experiments.data.splits import Splits
+from experiments.papers.feature_map.choices import chosen, of_choice
 from experiments.papers.feature_map.measured import Arrays, Numbers, of_last
 from experiments.papers.feature_map.trained import columns, dense, each, split, trainer
 from experiments.papers.paper import FRESH
@@ -52,16 +53,15 @@ def measure(
         data, codes = written(splits, float(found.scale), amp, found.classes)
         for way, optimizer in WAYS.items():
             training = trainer(net, data, batch=batch, optimizer=optimizer)
-            rate = chosen(training, rates, epochs=epochs, seeds=range(FRESH, FRESH + tuned))
-            state = training.start([Trial(seed, {"learning_rate": rate}) for seed in range(seeds)])
+            best = best_rate(training, rates, epochs=epochs, seeds=range(FRESH, FRESH + tuned))
+            hyper = {"learning_rate": rates[best]}
+            state = training.start([Trial(seed, hyper) for seed in range(seeds)])
             state = training.train(state, epochs=epochs)
             told = [of_network(net, p, data, codes, examples) for p in each(state.params)]
             tests = {f"{name}/accuracy": training.evaluate(state, name)["accuracy"]
                      for name in TESTS}  # fmt: skip
-            at_edge = len(rates) > 1 and rate in (min(rates), max(rates))
-            numbers = {**columns([one for one, _ in told]), **tests,
-                       "learning_rate": np.full(seeds, rate),
-                       "learning_rate/at edge": np.full(seeds, float(at_edge))}  # fmt: skip
+            choice = of_choice("learning_rate", rates, best)
+            numbers = {**columns([{**one, **choice} for one, _ in told]), **tests}
             parts.append(of_arrays("pixels", f"{way}/amp={amp:g}", numbers))
             run.save_array(f"{way}-{amp:g}", **told[0][1])
         run.log(f"pixels: amp = {amp:g} is trained")
@@ -102,16 +102,16 @@ def coded(x: np.ndarray, codes: np.ndarray, amp: float, classes: int) -> np.ndar
     return flat.reshape(x.shape)
 
 
-def chosen(
+def best_rate(
     training: Trainer, rates: Sequence[float], *, epochs: int, seeds: Sequence[int]
-) -> float:
-    """The learning rate with the best mean validation accuracy; the first of equals."""
+) -> int:
+    """The place of the learning rate with the best mean validation accuracy."""
     if len(rates) == 1:
-        return rates[0]
+        return 0
     state = training.start([Trial(s, {"learning_rate": rate}) for rate in rates for s in seeds])
     state = training.train(state, epochs=epochs)
     scores = training.evaluate(state, "validation")["accuracy"].reshape(len(rates), len(seeds))
-    return rates[int(np.argmax(scores.mean(axis=1)))]
+    return chosen(scores.mean(axis=1))
 
 
 def of_network(

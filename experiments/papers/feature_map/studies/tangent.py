@@ -22,6 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from experiments.papers.feature_map.choices import chosen, of_choice
 from experiments.papers.feature_map.studies.grokking import last_of
 from experiments.papers.feature_map.subsets import subset
 from experiments.papers.feature_map.trained import columns, dense, each
@@ -69,7 +70,7 @@ def measure(
         data = {split: _examples(found.data[split], found.classes) for split in found.data}
         data["test"] = data["test"][0][:test], data["test"][1][:test]
         row = compared(net, each(state.params)[best], each(ended.params)[best], data)
-        row["network"] |= _of_choice("learning_rate", learning_rates, best)
+        row["network"] |= of_choice("learning_rate", learning_rates, best)
         rows.append(row)
         run.log(f"tangent: seed {seed} is done")
     return merge(of_arrays("tangent", arm, columns([row[arm] for row in rows])) for arm in rows[0])
@@ -144,26 +145,7 @@ def _regression(params: Tree, kernel: Array, data: Mapping[str, Examples]) -> di
         unseen, test = (_right(across[s] @ weights + mean, data[s][1]) for s in across)
         scores.append((unseen, test))
     best = chosen([unseen for unseen, _ in scores])
-    return {"test/accuracy": scores[best][1], **_of_choice("ridge", RIDGES, best)}
-
-
-def chosen(scores: Sequence[float] | np.ndarray) -> int:
-    """The place of the best score; of equals the one nearest to the middle of the grid.
-
-    What has no number, as of a network that diverged, is worse than all others.
-
-    >>> chosen([0.9, 0.9, 0.9, 0.5, 0.9]), chosen([np.nan, 0.5])
-    (2, 1)
-    """
-    known = np.nan_to_num(np.asarray(scores, float), nan=-np.inf)
-    middle = (len(known) - 1) / 2
-    return max(range(len(known)), key=lambda place: (known[place], -abs(place - middle)))
-
-
-def _of_choice(name: str, grid: Sequence[float], place: int) -> dict[str, float]:
-    """What was chosen, and whether a better one may lie outside of the grid."""
-    at_edge = len(grid) > 1 and grid[place] in (min(grid), max(grid))
-    return {name: grid[place], f"{name}/at edge": float(at_edge)}
+    return {"test/accuracy": scores[best][1], **of_choice("ridge", RIDGES, best)}
 
 
 def _distance(one: Array, other: Array) -> float:
