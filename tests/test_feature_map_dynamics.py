@@ -154,8 +154,10 @@ def test_verdicts_of_sums_tell_the_directions_that_are_used_from_all():
     judged = judge_all(CLAIMS, of_arrays("modular", "transformer", values), preset="small")
     verdicts = {one.id: one.verdict for one in judged}
     assert verdicts["modular-falls"] == "CONTRADICTED"
-    assert verdicts["modular-resolved"] == "SUPPORTED"
-    assert any("add modulo 97" in sentence for sentence in learned(judged))
+    # Its threshold was set after a look at these seeds: a number, and no verdict.
+    assert verdicts["modular-resolved"] == "ESTIMATE"
+    (sentence,) = (one for one in learned(judged) if "add modulo 97" in one)
+    assert "moved by 0.13" in sentence and "set after the first seed, moved by -0.33" in sentence
 
 
 @pytest.mark.parametrize(("labels", "wrong"), [("true", 0.0), ("noisy", 0.4)])

@@ -101,7 +101,7 @@ def _linear() -> list[Claim]:
 
 
 def _modular() -> list[Claim]:
-    """Addition modulo 97: the published numbers, and the order of events."""
+    """Addition modulo 97: the published numbers, and whether D_LR falls."""
     at = partial(final, arm="transformer", protocol="modular")
     falls = partial(direction, direction=-1, smallest_effect=0.05)
     moved = partial(paired, "transformer", "transformer", protocol="modular", scale=1.0)
@@ -119,7 +119,9 @@ def _modular() -> list[Claim]:
               evidence=moved(metric="end/unseen/richness", other_metric="start/unseen/richness")),
         falls("modular-resolved", "addition modulo 97: so is that of the directions with more than "
               "3 % of the outputs' largest singular value",
-              difference="asked after a run of seed 0, where the others had 1 % at most",
+              # On seeds that it was made up for it can be no finding.
+              family="control", difference="asked after a run of seed 0, which is among these, "
+              "where the others had 1 % at most",
               evidence=moved(metric="end/unseen/richness/resolved",
                              other_metric="start/unseen/richness/resolved")),
     ]  # fmt: skip
@@ -207,7 +209,8 @@ def _of_modular(found: Mapping[str, Judged]) -> list[str]:
     return [
         f"Where a transformer learned to add modulo 97, D_LR moved by {moved}; it counts every "
         "direction of the outputs alike, however small. That of the directions which the outputs "
-        f"do use moved by {resolved}; negative is richer."
+        f"do use, by a threshold that was set after the first seed, moved by {resolved}; negative "
+        "is richer."
     ]
 
 

@@ -69,7 +69,7 @@ REGULARISER = {
 def sections(outcome: Outcome) -> list[Section]:
     """A section for whatever the preset measured."""
     results, runs = outcome.results, outcome.runs
-    digits, sums = "Grokking: digits and large initial weights", "Grokking: addition modulo a prime"
+    digits, sums = "Grokking: digits and large initial weights", "Addition modulo a prime"
     made = {
         "grokking": lambda: _watched(digits, runs["grokking"]["grokking"], results),
         "modular": lambda: _watched(sums, runs["modular"]["modular"], results),
@@ -104,7 +104,11 @@ def _watched(title: str, run: Run, results: Results) -> Section:
         of_results(results, columns, protocols=[study], caption=caption)
         for columns, caption in (
             (ENDS, "At the end, on unseen examples"),
-            (ONSETS, "Onsets in epochs: half of the change since all examples are fitted"),
+            (
+                ONSETS,
+                "Onsets in epochs: half of the change since all examples are fitted; none where "
+                "unseen ones were right as soon",
+            ),
         )
     ]
     return Section(title, study, pictures, tables)

@@ -1,9 +1,10 @@
-"""Addition modulo a prime, which a small transformer groks: is its D_LR small afterwards?
+"""Addition modulo a prime, learned by a small transformer: is its D_LR small afterwards?
 
 Tokens ``a b =``, of which the network tells ``(a + b) mod p`` at the last position; a share of all
 pairs is trained on, with decoupled weight decay. What is measured at log-spaced steps, and how an
 onset is defined, is that of `grokking`. Batches are drawn anew; an epoch is as many as show each
-pair once.
+pair once. With half of all pairs it generalises while it fits them: nothing is grokked by that
+definition, and no quantity has an onset.
 
 D_LR does not fall. What generalises adds up a few waves, two directions each, and all others of the
 97 logits are small; but they are there, and D_LR asks the features for every one of them alike.
