@@ -185,7 +185,7 @@ def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
     assert weights["b"].dtype == jnp.bfloat16 and weights["w"].dtype == jnp.float32
     assert weights["w"].mean() == pytest.approx(2, abs=0.003)
     assert weights["w"].std() == pytest.approx(0.1, rel=0.02)
-    assert np.array_equal(jax.tree.leaves(draw(KEY, q.untied()))[1], weights["w"])
+    assert np.array_equal(jax.tree.leaves(draw(KEY, q.unof_ones()))[1], weights["w"])
 
 
 @pytest.mark.parametrize(
@@ -489,6 +489,14 @@ def test_a_convolution_without_noise_is_that_of_the_means():
         np.testing.assert_allclose(found, expected + b, atol=1e-12)
 
 
+def test_no_images_give_no_outputs_and_a_scale_is_of_the_weights():
+    kernel = gaussian(jnp.ones((2, 3, 2, 5)), 0.1)
+    assert local_conv(KEY, jnp.ones((0, 4, 4, 2)), kernel).shape == (0, 3, 2, 5)
+    for_each_image = Gaussian(kernel.mean, jnp.zeros((7, 2, 3, 2, 5)))
+    with pytest.raises(ValueError, match="[Bb]roadcast"):
+        local_conv(KEY, jnp.ones((7, 4, 4, 2)), for_each_image)
+
+
 def test_a_noisy_convolution_has_the_law_of_one_with_drawn_weights():
     """One weight at two places ties their outputs; two examples have weights of their own."""
     kernel = gaussian(jnp.array([1.0, 2.0]).reshape(1, 2, 1, 1), 0.3)
@@ -558,6 +566,10 @@ def test_posteriors_start_where_the_sources_do():
         starting_posterior("M4", weights)
 
 
+def of_ones(shape):
+    return gaussian(jnp.ones(shape), 1.0)
+
+
 @pytest.mark.parametrize(
     "make, says",
     [
@@ -574,6 +586,14 @@ def test_posteriors_start_where_the_sources_do():
         (
             lambda: local_conv(KEY, jnp.ones((1, 1, 4, 1)), gaussian(jnp.ones((2, 2, 1, 1)), 1.0)),
             "no larger",
+        ),
+        (
+            lambda: local_dense(KEY, jnp.ones((2, 3)), of_ones((3, 4)), of_ones((1,))),
+            r"bias \(1,\) and kernel \(3, 4\): pass a bias \[o\]",
+        ),
+        (
+            lambda: local_conv(KEY, jnp.ones((1, 4, 4, 1)), of_ones((2, 2, 1, 4)), of_ones((3,))),
+            r"bias \(3,\) and kernel \(2, 2, 1, 4\): pass a bias \[o\]",
         ),
         (lambda: starting_posterior("M5", jnp.ones(2)), "method='M5'"),
     ],

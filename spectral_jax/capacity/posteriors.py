@@ -58,6 +58,7 @@ def local_dense(
         raise ValueError(
             f"inputs {inputs.shape} and kernel {means.shape}: pass [..., i] and [i, o]"
         )
+    _check_bias(bias, means)
     mean = inputs @ means
     variance = inputs**2 @ jnp.broadcast_to(_variances(kernel), means.shape)
     if bias is not None:
@@ -104,15 +105,18 @@ def local_conv(
             f"inputs {inputs.shape} and kernel {means.shape}: pass [b, h, w, i] and, no larger "
             "than the images, [y, x, i, o]"
         )
+    _check_bias(bias, means)
     of_kernel, of_bias = jax.random.split(key)
-    patches = _patches(inputs, *means.shape[:2])
-    weights = _drawn_each(of_kernel, kernel, len(inputs)).reshape(len(inputs), -1, means.shape[-1])
-    flat = patches.reshape(len(inputs), -1, weights.shape[1])
+    patches, images = _patches(inputs, *means.shape[:2]), len(inputs)
+    # Sizes in full: of no images, none can be left to be found.
+    places, seen = math.prod(patches.shape[1:3]), math.prod(means.shape[:3])
+    weights = _drawn_each(of_kernel, kernel, images).reshape(images, seen, means.shape[-1])
+    flat = patches.reshape(images, places, seen)
     outputs = jax.lax.batch_matmul(flat, weights, precision=jax.lax.Precision.HIGHEST)
-    outputs = outputs.reshape(*patches.shape[:3], -1)
+    outputs = outputs.reshape(*patches.shape[:3], means.shape[-1])
     if bias is None:
         return outputs
-    return outputs + _drawn_each(of_bias, bias, len(inputs))[:, None, None]
+    return outputs + _drawn_each(of_bias, bias, images)[:, None, None]
 
 
 def _patches(images: Array, height: int, width: int) -> Array:
@@ -127,7 +131,15 @@ def _drawn_each(key: PRNGKeyArray, weights: Gaussian, count: int) -> Array:
     """So many independent draws of one array of weights, ``[count, ...]``."""
     means = working(weights.mean, "mean")
     noise = jax.random.normal(key, (count, *means.shape), means.dtype)
-    return means + noise * jnp.exp(working(weights.log_scale, "log_scale"))
+    scales = jnp.exp(working(weights.log_scale, "log_scale"))
+    return means + noise * jnp.broadcast_to(scales, means.shape)
+
+
+def _check_bias(bias: Gaussian | None, kernel: Array) -> None:
+    """One that broadcasts is refused, too: a weight of several outputs ties their noise."""
+    shape = None if bias is None else jnp.shape(bias.mean)
+    if shape not in (None, kernel.shape[-1:]):
+        raise ValueError(f"bias {shape} and kernel {kernel.shape}: pass a bias [o], one an output")
 
 
 @partial(jax.jit, static_argnames=("loss", "draws", "batch"))
