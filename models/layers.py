@@ -142,6 +142,11 @@ def dropout_scales(
     A function, not a module, which would carry a random stream in the model's state; all layers in
     one draw, for the reason given in `draw`.
     """
+    if train and rate is not None and given is not None:
+        raise ValueError(
+            f"dropout= is given to a network that was built with dropout={rate}, which it would "
+            "ignore: build it with dropout=None"
+        )
     if not train or rate == 0 or not widths:
         return [1.0] * len(widths)
     if rngs is None:
@@ -159,8 +164,13 @@ def dropout_scales(
 
 
 def dropout(rate: float) -> Dropout:
-    """The numbers of a rate; computed here, for in float32 their last digits would be others."""
-    return Dropout(1 - rate, 1 / (1 - rate))
+    """The numbers of a rate; computed here, for in float32 their last digits would be others.
+
+    Raises ValueError outside of 0 <= rate < 1, where the rate is no traced one.
+    """
+    if not isinstance(rate, jax.core.Tracer) and not 0 <= rate < 1:
+        raise ValueError(f"rate={rate} is out of range: use 0 <= rate < 1")
+    return Dropout(1.0 - rate, 1 / (1.0 - rate))
 
 
 def dropout_rate(rate: float | None) -> float | None:

@@ -425,6 +425,25 @@ def test_a_rate_that_a_call_is_given_drops_what_one_that_was_built_in_does(name)
         train_step(net, params, state, x, jax.random.key(1))
 
 
+@pytest.mark.parametrize("rate", [1, 1.0, -0.1, math.nan])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ValueError, match=f"rate={rate} is out of range"):
+        models.dropout(rate)
+
+
+@pytest.mark.parametrize("built_in", [0.0, 0.5])
+def test_a_rate_that_would_be_ignored_is_refused_in_training_and_zero_drops_nothing(built_in):
+    _, params, state, x = example("mlp")
+    choices = {**EXAMPLES["mlp"], "dropout": built_in}
+    options = {"train": True, "key": jax.random.key(1), "dropout": models.dropout(0)}
+    with pytest.raises(ValueError, match=f"built with dropout={built_in}, which it would ignore"):
+        models.network(**choices).apply(params, state, x, **options)
+    net = models.network(**{**choices, "dropout": None})
+    np.testing.assert_array_equal(
+        net.apply(params, state, x, **options)[0], net.apply(params, state, x)[0]
+    )
+
+
 def test_training_with_dropout_asks_for_a_key():
     net, params, state, x = example("mlp")
     with pytest.raises(ValueError, match="dropout needs a random key: pass key="):
