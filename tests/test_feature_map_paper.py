@@ -7,7 +7,7 @@ import pytest
 
 from experiments import data as datasets
 from experiments.config import OptimizerConfig, dump_yaml, to_mapping
-from experiments.papers.feature_map import claims, figures
+from experiments.papers.feature_map import PAPER, claims, figures
 from experiments.papers.feature_map.claims import RICHNESS
 from experiments.papers.feature_map.measured import balancing, last_of, look, of_last
 from experiments.papers.feature_map.protocols import DIGITS, P1, ways_of
@@ -21,6 +21,7 @@ from experiments.papers.feature_map.studies import (
 )
 from experiments.papers.feature_map.trained import Images, dense, split, trainer
 from experiments.papers.networks import opened
+from experiments.papers.paper import Outcome
 from experiments.report.results import merge, of_arrays
 from experiments.report.verdicts import judge_all
 from experiments.training.blocks import Trial
@@ -333,6 +334,21 @@ def test_features_that_move_under_a_trained_head_are_a_miss(moved, verdict):
 def test_twice_as_many_directions_as_classes_are_too_many(beyond, verdict):
     arms = {"mnist-cnn": {"beyond minimal": beyond + np.array([-0.01, 0.0, 0.01])}}
     assert verdicts("regimes", arms)["minimal-mnist-cnn"] == verdict
+
+
+def test_networks_that_begin_with_few_directions_are_told_from_those_that_come_to_them():
+    ends = {"cnn": (9.0, -0.5), "resnet": (0.25, -1.0), "mlp": (30.0, 3.0)}
+    near = np.array([-0.01, 0.0, 0.01])
+    results = merge(
+        of_arrays("regimes", f"mnist-{net}", {"start/per class": start + near,
+                                              "beyond minimal": beyond + near})
+        for net, (start, beyond) in ends.items()
+    )  # fmt: skip
+    told = claims.learned(
+        Outcome(PAPER, "small", results), judge_all(claims.CLAIMS, results, preset="small")
+    )
+    (line,) = (line for line in told if line.startswith("Of 3 pairs"))
+    assert "2 surely had no more than two a class; of these, 1 had no more before" in line
 
 
 def test_sentences_say_nothing_of_what_was_not_run():

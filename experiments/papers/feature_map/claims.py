@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
+
 from experiments.papers.feature_map import claims_dynamics
 from experiments.papers.feature_map.protocols import DATASETS, NETWORKS
+from experiments.papers.feature_map.studies import regimes
 from experiments.papers.paper import Outcome
 from experiments.report.claims import Claim
 from experiments.report.evidence import final, paired
@@ -219,7 +222,7 @@ def learned(outcome: Outcome, judged: Sequence[Judged]) -> list[str]:
         "Richness, D_LR, compares the features of a network's last layer with what its outputs "
         "need of them: 0 if they are that and nothing more, near 1 if training left them alone."
     ]
-    parts = (_of_ways, _of_pixels, _of_review, _of_regimes)
+    parts = (_of_ways, _of_pixels, _of_review, partial(_of_regimes, outcome))
     return [*told, *(line for part in parts for line in part(found)),
             *claims_dynamics.learned(judged)]  # fmt: skip
 
@@ -255,12 +258,15 @@ def _of_review(found: Mapping[str, Judged]) -> list[str]:
     ]
 
 
-def _of_regimes(found: Mapping[str, Judged]) -> list[str]:
+def _of_regimes(outcome: Outcome, found: Mapping[str, Judged]) -> list[str]:
     minimal = [one for id, one in found.items() if id.startswith("minimal-") and one.told]
     if not minimal:
         return []
-    count = sum(one.verdict == "SUPPORTED" for one in minimal)
+    few = [one.id.removeprefix("minimal-") for one in minimal if one.verdict == "SUPPORTED"]
+    start = partial(outcome.results.known, "start/per class", protocol="regimes")
+    before = sum(np.mean(start(arm=arm)) <= regimes.MINIMAL for arm in few)
     return [
-        f"Of {len(minimal)} pairs of network and data that should end with few directions, {count} "
-        "surely had no more than two a class."
+        f"Of {len(minimal)} pairs of network and data that should end with few directions, "
+        f"{len(few)} surely had no more than two a class; of these, {before} had no more before "
+        "training, either."
     ]
