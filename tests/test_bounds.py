@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from spectral_jax.capacity import (
     Basis,
     Gaussian,
+    Prior,
     ScaleGrid,
     analytic_posterior,
     bounded_cross_entropy,
@@ -356,6 +357,17 @@ def test_a_certificate_refuses_by_name(change, says):
 def test_a_posterior_that_diverged_certifies_nothing():
     found = certify(gaussian(jnp.full(2, jnp.nan), 1.0), PRIOR, np.zeros(10), examples=100)
     assert math.isnan(found.bound) and not found.valid and "diverged" in found.verdict
+
+
+@pytest.mark.parametrize("mean", [0.0, math.nan])
+def test_nor_does_one_whose_prior_diverged_off_its_grid(mean):
+    """Whatever became of the posterior: equal to its prior, it would have no relative entropy."""
+    law = Gaussian(jnp.full(2, mean), jnp.float32(math.nan))
+    prior, grid = Prior(law, np.zeros(0, int)), ScaleGrid(b=100, c=0.1)
+    draws = np.zeros(10)
+    found = certify(law, prior, draws, examples=100, grid=grid, prior_draws=draws)
+    assert math.isnan(found.bound) and not found.valid and not found.nonvacuous
+    assert found.grid_index is None and math.isnan(found.prior_bound)
 
 
 def test_the_forms_are_ordered_and_fall_with_less_evidence():

@@ -180,6 +180,12 @@ def test_the_priors_scale_stays_on_the_grid_however_fast_it_is_trained():
         np.testing.assert_allclose(updates.log_scale, expected, rtol=1e-4)
 
 
+def test_a_seed_that_diverges_certifies_nothing_and_ends_no_study():
+    arm = study.Arm(**{**ARM, "learning_rate": math.inf})
+    row = study.certified(load("digits2", preprocessing="unit"), arm, 0, passes=1)
+    assert row["valid"] == 0 and math.isnan(row["bound"]) and math.isnan(row["margin"])
+
+
 @pytest.mark.parametrize("bound, verdict", [(0.2, "SUPPORTED"), (0.8, "CONTRADICTED")])
 def test_a_bound_below_chance_is_theirs_and_with_random_labels_it_must_not_be(bound, verdict):
     near = bound + np.array([-0.01, 0.0, 0.01])

@@ -293,6 +293,8 @@ def _choices(
     if [np.ndim(scale) for scale in jax.tree.leaves(prior.log_scale)] != [0]:
         raise ValueError("grid is for a prior with one scale: pass penalty= for any other choice")
     variance = math.exp(2 * float(prior.log_scale))
+    if math.isnan(variance):  # it diverged with the posterior, and there is no point near it
+        return [(None, penalty, prior)]
     if "penalty_as_written" in setting.compat:
         choice = 2 * math.log(2 * abs(grid.b * math.log(grid.c / variance)))
         return [(None, choice + math.log(math.pi**2 * setting.delta**2 / 6), prior)]

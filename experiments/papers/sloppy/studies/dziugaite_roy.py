@@ -117,7 +117,7 @@ def certified(dataset: Dataset, arm: Arm, seed: int, *, passes: int) -> dict[str
     start, weights, plain = _by_sgd(data, arm, seed, math.prod(dataset.train_x.shape[1:]))
     trainer, state = _on_bound(data, dense(hidden), start, weights, arm, seed)
     found = jax.tree.map(lambda leaf: leaf[0], state.params)
-    prior = capacity.data_free_prior(start, math.exp(float(found.log_scale)))
+    prior = capacity.Prior(found.prior(start), np.zeros(0, int))
     random = replace(trainer.task, net=drawn_by_example(hidden), objective=RISK)
     drawn = replace(trainer, task=random)
     wrong = errors(drawn, state, "test", 1)
