@@ -296,6 +296,32 @@ def test_the_scale_of_the_diagonal_posteriors_prior_is_trained_and_rounded_to_a_
     assert told.valid and told.penalty == grid.penalty(told.grid_index)
 
 
+@pytest.mark.parametrize("rate", [0.1, math.inf])
+def test_trained_posteriors_pay_for_the_point_that_was_chosen_and_m1_for_its_own(
+    starts, monkeypatch, rate
+):
+    """At the study's own call; a posterior that diverged is told as NaN, at no point."""
+    paid, certify = [], capacity.certify
+
+    def spy(posterior, prior, draws, **options):
+        paid.append(certify(posterior, prior, draws, **options))
+        return paid[-1]
+
+    monkeypatch.setattr(numerical.capacity, "certify", spy)
+    training = {"epochs": 2, "learning_rate": rate, "batch": 20}
+    told = analytic.of_trained(
+        bent(), starts, 0, 5, training, renewed=lambda at: starts["M3"].vectors, draws=20, batch=3
+    )
+    for method, found in zip(starts, paid, strict=True):
+        assert found.valid == math.isfinite(rate) and found.draws == 20 and found.n == 40
+        np.testing.assert_array_equal(told[f"{method}/bound"], found.bound)
+        grid, point = analytic.GRID, 5
+        if method == "M1":
+            grid, point = dziugaite_roy.GRID, found.grid_index
+        np.testing.assert_array_equal(told[f"{method}/point"], point or math.nan)
+        assert found.penalty == (grid.penalty(point) if point else 0)
+
+
 def _along(log_scale):
     return log_scale[0] if isinstance(log_scale, tuple) else log_scale
 

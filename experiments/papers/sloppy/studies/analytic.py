@@ -195,7 +195,7 @@ def of_trained(
         )  # fmt: skip
         tested = _errors(turned, q, testing, draws // 5, batch, tested=True)
         grid, point = (dziugaite_roy.GRID, certificate.grid_index) if learnt else (GRID, j)
-        told |= _told(method, found, grid, point or j, certificate, tested, held_out)
+        told |= _told(method, found, grid, point, certificate, tested, held_out)
     return told
 
 
@@ -203,22 +203,23 @@ def _told(
     method: str,
     found: Found,
     grid: capacity.ScaleGrid,
-    j: int,
+    j: int | None,
     certificate: capacity.Certificate,
     tested: np.ndarray,
     held_out: tuple[int, int],
 ) -> dict[str, float]:
-    """What a method comes to at a point of the grid, by name."""
+    """What a method comes to at a point of the grid, by name; None for a prior that diverged."""
     numbers = {
         "bound": certificate.bound, "risk bound": certificate.risk_bound,
-        "risk": certificate.risk, "kl": certificate.kl, "point": j,
+        "risk": certificate.risk, "kl": certificate.kl,
+        "point": math.nan if j is None else j,
         "plug-in": capacity.pac_bayes_bound(
             certificate.risk, certificate.kl, n=found.size, penalty=certificate.penalty,
             constant="seeger",
         ),
         "prior bound": certificate.prior_bound, "test-set bound": certificate.held_out_bound,
         "test/error": tested.mean(), "margin": CHANCE - certificate.bound,
-        "dimension": capacity.effective_dimension(
+        "dimension": math.nan if j is None else capacity.effective_dimension(
             found.values, n=found.size, epsilon=1 / grid.variance(j), floor=0.0
         ).value,
         "distance": found.distance, "test/error of the mean": held_out[0] / held_out[1],
