@@ -176,6 +176,9 @@ def test_what_it_needs_is_asked_for_and_what_it_would_ignore_is_refused():
         tx.update(params, tx.init(params), params, batch=examples(), key=jnp.ones(2), apply=apply)
     with pytest.raises(ValueError, match="of penalties on weights: choose mode='penalty'"):
         spectral_penalty(JACOBIAN, 0.5, mode="proximal", learning_rate=0.1)
+    for lone, says in (("staleness", "be ignored; pass both"), ("init", "only with refresh=")):
+        with pytest.raises(ValueError, match=says):
+            spectral_penalty(JACOBIAN._replace(**{lone: lambda *given: ()}), 0.5, apply=apply)
     with pytest.raises(ValueError, match=r"has none; pass apply=\(params, x\) -> y"):
         spectral_penalty(JACOBIAN, 0.5, view=lambda params: ())
     with pytest.raises(ValueError, match="a penalty on magnitudes does not call it"):

@@ -40,8 +40,10 @@ class ScaleGrid(NamedTuple):
     def relaxed_penalty(self, log_variance: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
         """The `penalty` between the points of the grid: with it a variance is learnt.
 
-        Equal to it at a point, and at that of the first above it. Works under ``jit``, ``vmap`` and
-        ``grad``. What was learnt is then rounded to a point, `certify` with ``grid=``.
+        Equal to it at a point. Beyond the first variance it is that of the first and has no slope,
+        so that nothing there leads back to the grid: keep ``log_variance`` below. Works under
+        ``jit``, ``vmap`` and ``grad``. What was learnt is then rounded to a point, `certify` with
+        ``grid=``.
 
         >>> grid = ScaleGrid(b=10, c=0.05)
         >>> round(float(grid.relaxed_penalty(math.log(grid.variance(37)))), 4)

@@ -153,6 +153,14 @@ def check_kind(penalty: Penalty) -> None:
         raise ValueError(
             f"Penalty(prox=...): one on {sees} would ignore it; write the value on matrices"
         )
+    if penalty.refresh is not None:
+        return
+    if penalty.staleness is not None:
+        raise ValueError("Penalty(staleness=...): without refresh= it would be ignored; pass both")
+    if sees == "function" and penalty.init is not Penalty._field_defaults["init"]:
+        raise ValueError(
+            "Penalty(init=...): one on the function keeps a state only with refresh=; pass both"
+        )
 
 
 def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
