@@ -8,8 +8,10 @@ too, on a grid of its own. ``M2`` has the prior of the formulas in `analytic`, i
 of the grid, and their eigenvectors; so does ``M3``, but it looks for the eigenvectors again at each
 epoch's weights, and hands its scales on by rank. ``M4`` has the eigenvectors and eigenvalues ``F``
 that held-out examples give at the first weights: along them its prior has the precision
-``1 / variance + a F``. The source has other bases (KFRA) for M2 to M4, starts them elsewhere,
-trains the prior's scale in all, and for longer.
+``1 / variance + a F``, so that it is narrow where the loss is curved. The released code
+(``bayes_proj_prior.py``) has it the other way round, with the *variance* ``(F + epsilon) / a``.
+The source has other bases (KFRA) for M2 to M4, too, starts them elsewhere, trains the prior's scale
+in all, and for longer.
 """
 
 from __future__ import annotations
