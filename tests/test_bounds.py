@@ -186,7 +186,7 @@ def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
     assert weights["b"].dtype == jnp.bfloat16 and weights["w"].dtype == jnp.float32
     assert weights["w"].mean() == pytest.approx(2, abs=0.003)
     assert weights["w"].std() == pytest.approx(0.1, rel=0.02)
-    assert np.array_equal(jax.tree.leaves(draw(KEY, q.unof_ones()))[1], weights["w"])
+    assert np.array_equal(jax.tree.leaves(draw(KEY, q.untied()))[1], weights["w"])
 
 
 @pytest.mark.parametrize(
