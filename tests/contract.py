@@ -109,6 +109,10 @@ class Case:
     def covers(self) -> str:
         return self.name.partition(":")[0]
 
+    @property
+    def is_variant(self) -> bool:
+        return ":" in self.name
+
     def inputs(self, dtype: str, seed: int = 0) -> tuple[Tree, ...]:
         # Put on the device: `jnp.asarray` of an array of NumPy compiles a program for its shape.
         return jax.device_put(self.make_inputs(jax.random.key(seed), dtype))

@@ -35,6 +35,7 @@ def test_an_unknown_suite_is_a_usage_error():
     assert run("fielder").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_smoke_run_prints_whole_tables_and_writes_nothing():
     """Of the quickest suite; `.ci/run` asks all of them."""
     results = ROOT / "benchmarks" / "RESULTS.md"

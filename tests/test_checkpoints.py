@@ -619,6 +619,7 @@ def test_what_would_be_read_without_end_is_refused(tmp_path):
         assert "neither a file nor a dir" in refusal(tmp_path / "pipe", format=format)
 
 
+@pytest.mark.slow
 def test_what_a_manager_of_checkpoints_saves_is_read_from_its_folder(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
     save, meta = ocp.args, ocp.args.JsonSave({"epoch": 3})
@@ -637,6 +638,7 @@ def test_what_a_manager_of_checkpoints_saves_is_read_from_its_folder(tmp_path):
     assert_same(load(tmp_path / "named", step=9), {"w": np.full((2, 2), 9, "float32")})
 
 
+@pytest.mark.slow
 def test_a_manager_may_call_its_steps_anything(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
     options = ocp.CheckpointManagerOptions(step_prefix="my_model", step_format_fixed_length=8)

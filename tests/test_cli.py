@@ -311,6 +311,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_preempted_run_exits_75_and_the_same_command_finishes_it(tmp_path):
     (tmp_path / "experiment.yaml").write_text("name: toy")
     arguments = ["run", str(tmp_path / "experiment.yaml"), "--runs", str(tmp_path), "--json"]

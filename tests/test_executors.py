@@ -246,6 +246,7 @@ def test_a_killed_worker_is_replaced_and_its_block_goes_on_from_where_it_was(toy
 
 
 @pytest.mark.parametrize("executor", ["processes:2", "slurm:2,cluster=local"])
+@pytest.mark.slow
 def test_a_block_that_kills_three_workers_ends_the_sweep_with_the_log_named(
     executor, toys, monkeypatch
 ):
@@ -362,6 +363,7 @@ def test_workers_whose_coordinator_is_killed_save_and_end(toys):
     assert "preempted; the state of step" in log.read_text()
 
 
+@pytest.mark.slow
 def test_two_coordinators_share_the_blocks(toys):
     sweep = toys(6, steps=10)
     with coordinate("processes:2", sweep) as one, coordinate("local", sweep) as other:
@@ -504,6 +506,7 @@ def cluster(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_slurm_jobs_ask_for_what_was_typed_and_are_cancelled_at_the_end(toys, cluster):
     sweep = toys(3)
     assert sorted(run("slurm:2,partition=gpu,gpus=1,timeout_min=7", sweep)) == sweep.names
@@ -513,6 +516,7 @@ def test_slurm_jobs_ask_for_what_was_typed_and_are_cancelled_at_the_end(toys, cl
     assert "preempted" in "".join(log.read_text() for log in sweep.directory.glob("workers/*.out"))
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_stops_saves_and_another_takes_its_place(toys, cluster):
     sweep = toys(1, steps=30)
 

@@ -86,6 +86,7 @@ def test_a_program_that_leaves_half_of_a_file_is_found_out(tmp_path):
     assert "after Point(at=1, kind='die', operation='write number') the second run" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_interrupted_at_any_operation_ends_as_if_it_had_not_been():
     done = run("-m", "tests.faults", "points", "--stride", "13")
     assert done.returncode == 0, done.stderr[-3000:]

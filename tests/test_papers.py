@@ -173,6 +173,7 @@ def verdicts(said):
     return {claim["id"]: (claim["verdict"], claim["note"]) for claim in said["out"]["claims"]}
 
 
+@pytest.mark.slow
 def test_a_sixth_paper_is_files_and_one_line(toy):
     home, said = toy
     assert said["smoke"]["code"] == 0, said["smoke"]["err"]
@@ -185,6 +186,7 @@ def test_a_sixth_paper_is_files_and_one_line(toy):
     assert "L2 changes accuracy by" in page and "Chosen settings" in page
 
 
+@pytest.mark.slow
 def test_the_winner_is_trained_again_on_seeds_it_was_not_tuned_on(toy):
     home, _ = toy
     tuned, final = (list((home / "runs" / "toy" / "tiny").glob(f"{name}/*/config.yaml"))
@@ -193,12 +195,14 @@ def test_the_winner_is_trained_again_on_seeds_it_was_not_tuned_on(toy):
     assert f"seed: {FRESH}" in final[0].read_text()
 
 
+@pytest.mark.slow
 def test_a_missed_reference_is_a_failed_check(toy):
     _, said = toy
     assert said["missed"]["code"] == CHECK_FAILED
     assert verdicts(said["missed"])["small"][0] == "NUMBER MISS"
 
 
+@pytest.mark.slow
 def test_missing_data_leave_their_claims_not_run_and_the_rest_is_reported(toy):
     home, said = toy
     assert said["small"]["code"] == MISSING
@@ -208,6 +212,7 @@ def test_missing_data_leave_their_claims_not_run_and_the_rest_is_reported(toy):
     assert (home / "runs" / "reports" / "toy-small" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_a_run_would_take_and_what_is_missing(toy):
     _, said = toy
     tuning, final, genes, study, whole = said["plan"]["out"]
@@ -223,6 +228,7 @@ def test_a_plan_counts_what_a_run_would_take_and_what_is_missing(toy):
     assert whole["trials"] == 12 and whole["hours"] is None
 
 
+@pytest.mark.slow
 def test_a_plan_knows_the_pace_of_earlier_runs(toy):
     _, said = toy
     tuning, *_ = said["again"]["out"]
