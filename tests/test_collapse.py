@@ -294,6 +294,22 @@ def test_features_that_know_nothing_align_with_targets_by_chance():
         assert float(found) == pytest.approx(float(same), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["gram64", "gram"])
+@pytest.mark.parametrize("size", [1e-25, 1e10, 1e25])
+def test_the_size_of_features_is_no_matter(method, size):
+    def numbers(size, method):
+        x = (size * (MEANS[LABELS] + NOISE)).astype(np.float32)
+        m = features.of(x, labels=LABELS, method=method)
+        head = Head(MEANS.T.astype(np.float32), np.float32([size, 0, 0, 0]))
+        collapsed = features.neural_collapse(m, head=head)
+        aligned = [features.alignment(m, beside, centred=False) for beside in ("targets", head)]
+        names = ("nc1", "nc1_cdnv", "nc2", "gnc2", "nc3", "nc3_difference", "unc3", "rank")
+        told = [getattr(collapsed, name) for name in names]
+        return np.array([*told, *np.ravel(aligned), features.lidar(m).value])
+
+    np.testing.assert_allclose(numbers(size, method), numbers(1, "gram64"), rtol=1e-4)
+
+
 def test_what_does_not_fit_is_refused_by_name():
     m = features.of(MEANS.astype("f4"), labels=np.arange(C))
     head = Head(np.zeros((P, C), np.float32))

@@ -258,6 +258,42 @@ def test_a_head_shows_directions_that_the_gram_matrix_of_outputs_has_lost():
     assert richness(features.of(X, outputs=X @ kernel)).rank == 2
 
 
+def test_the_factor_shows_directions_whose_squares_are_lost():
+    sizes = 10.0 ** -np.array([0, 2, 4, 6, 8, 10, 11, 12])  # variances down to 1e-24
+    base = whitened(90, 8)
+    targets = base[:, [5, 7]]
+    found = diagonalize(features.of(base * sizes @ orthogonal(8), targets=targets, method="qr"))
+    np.testing.assert_allclose(np.sqrt(found.eigenvalues), sizes, rtol=1e-3)
+    np.testing.assert_allclose(found.quality, [0, 0, 0, 0, 0, 1, 0, 1], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["gram64", "qr", "gram"])
+def test_features_of_any_size_have_the_same_map(method):
+    def numbers(x, dtype):
+        m = features.of(x.astype(dtype), labels=THREE, method=method, fourth=True)
+        head = Head(KERNEL.astype(dtype))
+        found = diagonalize(m, head=head)
+        corrected = richness(m, head=head, corrected=True)
+        return found, [found.cumulative_quality, found.cumulative_utilisation, corrected.value]
+
+    _, expected = numbers(X, "float64")
+    for size, dtype in ((1e100, "float64"), (1e-100, "float64"), (1e15, "float32")):
+        np.testing.assert_allclose(
+            np.hstack(numbers(size * X, dtype)[1]), np.hstack(expected), rtol=3e-5
+        )
+    with jax.enable_x64(False):
+        for size in (1e-25, 1e25):  # whose squares float32 does not have
+            found, shares = numbers(size * X, "float32")
+            assert np.isnan(found.eigenvalues).all()
+            np.testing.assert_allclose(np.hstack(shares), np.hstack(expected), rtol=3e-5)
+
+
+def test_of_nan_no_cumulative_number_is_known():
+    x = np.where(np.arange(40)[:, None] == 3, np.nan, X)
+    found = diagonalize(x, labels=THREE, head=Head(KERNEL))
+    assert np.isnan([found.cumulative_quality, found.cumulative_utilisation]).all()
+
+
 def test_streamed_rows_give_what_the_whole_gives():
     m = features.zero(6)
     for part in np.split(X, 4):

@@ -19,11 +19,11 @@ from spectral_jax.features.moments import (
     FeatureMoments,
     Head,
     class_sums,
-    covariance,
     fourth,
+    unitless,
 )
 from spectral_jax.linalg import moments
-from spectral_jax.linalg.precision import power_of_two, unit_of, working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 
 
@@ -49,7 +49,7 @@ def by_head(features: Rows, head: Head) -> Sides:
     kernel = kernel / own
     level = mm(mean, kernel)
     if head.bias is not None:
-        level += head.bias.astype(level.dtype) / (unit * own)
+        level += head.bias.astype(level.dtype) / unit / own  # their product may be out of range
     return Sides(features, Rows(mm(rows, kernel), level, unit * own))
 
 
@@ -79,8 +79,8 @@ def feature_rows(m: FeatureMoments) -> Rows:
 @moments.exactly
 def quartic_of(m: FeatureMoments) -> Float[Array, ""]:
     """The mean of ``|x - mean|^4``, in the unit of `feature_rows`."""
-    unit = power_of_two(jnp.sqrt(jnp.trace(covariance(m))))
-    return fourth(m).squares / unit**4
+    m = unitless(m)
+    return fourth(m).squares / feature_rows(m).unit ** 4
 
 
 @partial(moments.exactly, static=("beside",))
@@ -110,7 +110,7 @@ def _of_labels(m: FeatureMoments) -> Sides:
 
 
 def _in_units(rows: Array, mean: Array) -> Rows:
-    unit = power_of_two(jnp.sqrt(jnp.sum(rows * rows)))
+    unit = unit_of(rows)
     return Rows(rows / unit, mean / unit, unit)
 
 

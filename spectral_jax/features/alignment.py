@@ -18,8 +18,10 @@ from spectral_jax.features.moments import (
     cross,
     effective_rows,
     gram,
+    unitless,
 )
 from spectral_jax.linalg.moments import exactly
+from spectral_jax.linalg.precision import unit_of
 
 
 class Alignment(NamedTuple):
@@ -69,9 +71,17 @@ def alignment(
 def _aligned(
     m: FeatureMoments, head: Head | None, *, beside: Beside = "targets", centred: bool
 ) -> Alignment:
-    what = beside if head is None else head
+    # Norms of squares are products of four: of numbers of any size they are numbers in units alone.
+    unit = m.state.high.unit[0]
+    m, what = unitless(m), beside if head is None else _in_units(head, jnp.where(unit > 0, unit, 1))
     s = covariance(m, centred=centred)
     g = gram(m, what, centred=centred)
     norms = jnp.sqrt(jnp.sum(s**2)) * jnp.sqrt(jnp.sum(g**2))
     value = jnp.sum(cross(m, what, centred=centred) ** 2) / norms
     return Alignment(value, jnp.trace(s) * jnp.trace(g) / ((effective_rows(m) - 1) * norms))
+
+
+def _in_units(head: Head, unit: Array) -> Head:
+    """The head of features divided by ``unit``, in a unit of its own."""
+    own = unit_of(head.kernel)
+    return Head(head.kernel / own, None if head.bias is None else head.bias / unit / own)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from spectral_jax.features._classes import Centre, Classes, classes_about
 from spectral_jax.features._sides import checked_head
 from spectral_jax.features.frames import Row, Target, by_rows, frame_error, root, target_rows
-from spectral_jax.features.moments import FeatureMoments, Head, as_moments, mean, pooled
+from spectral_jax.features.moments import FeatureMoments, Head, as_moments, mean, pooled, unitless
 from spectral_jax.linalg.moments import exactly
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.pseudo_inverse import pseudo_inverse
@@ -194,7 +194,7 @@ def _measured(
     centre: Centre,
     target: Target,
 ) -> NeuralCollapse:
-    classes = classes_about(m, centre)
+    classes = classes_about(unitless(m), centre)  # products of four means are summed below
     for_means, for_head = target_rows(target if matrix is None else matrix, classes.weight)
     means = classes.mean if matrix is None and target in UNCENTRED else classes.centred
     found = NeuralCollapse(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number
 from spectral_jax.features._classes import Classes, classes_about
-from spectral_jax.features.moments import FeatureMoments, as_moments, effective_rows
+from spectral_jax.features.moments import FeatureMoments, as_moments, effective_rows, unitless
 from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.moments import exactly
 from spectral_jax.linalg.subspace import mm
@@ -78,7 +78,7 @@ def lidar(
 
 @partial(exactly, static=("compat",))
 def _lidar(m: FeatureMoments, delta: Array, *, compat: Compat | None) -> Lidar:
-    classes = classes_about(m, "classes")
+    classes = classes_about(m if compat else unitless(m), "classes")
     if compat == "reptrix":
         each = effective_rows(m) / classes.number  # examples of a class, all having as many
         values = _of_rows(each * classes.within, delta, classes)

@@ -34,8 +34,11 @@ from spectral_jax.features.moments import (
     covariance,
     effective_rows,
     eigenvalues,
+    factor,
+    unitless,
 )
-from spectral_jax.linalg import eigh, moments
+from spectral_jax.linalg import eigh, moments, svd
+from spectral_jax.linalg.spread import known
 from spectral_jax.linalg.subspace import mm
 
 
@@ -50,7 +53,7 @@ class FeatureMap:
     """
 
     eigenvalues: Float[Array, " p"]
-    """``rho_k``, descending."""
+    """``rho_k``, descending; NaN where the dtype does not have the square of the features' unit."""
     floor: Float[Array, ""]
     """The size up to which they are rounding."""
     vectors: Float[Array, "p p"]
@@ -145,15 +148,19 @@ def _told(
     found: _Found, tolerances: tuple[Array, Array], rows: Array, *, centred: bool
 ) -> FeatureMap:
     shares = [
-        _Share(None, None, None, None) if beside is None else _share(beside, tolerance, centred)
+        _Share(None, None, None, None)
+        if beside is None
+        else _share(beside, found.values, tolerance, centred)
         for beside, tolerance in zip((found.targets, found.outputs), tolerances, strict=True)
     ]
     quality, utilisation = shares
     p = len(found.values)
     k = jnp.arange(1, p + 1, dtype=rows.dtype)
+    square, least = found.unit**2, float(jnp.finfo(rows.dtype).tiny)
+    square = jnp.where((square >= least) & jnp.isfinite(square), square, jnp.nan)
     return FeatureMap(
-        eigenvalues=found.values,
-        floor=found.floor,
+        eigenvalues=found.values * square,
+        floor=jnp.where(found.floor > 0, jnp.maximum(found.floor * square, least), found.floor),
         vectors=found.vectors,
         quality=quality.each,
         utilisation=utilisation.each,
@@ -179,7 +186,9 @@ class _Beside(NamedTuple):
 
 class _Found(NamedTuple):
     values: Array
+    """In units of ``unit**2``."""
     floor: Array
+    unit: Array
     vectors: Array
     targets: _Beside | None
     outputs: _Beside | None
@@ -187,19 +196,28 @@ class _Found(NamedTuple):
 
 @partial(moments.exactly, static=("centred",))
 def _eigenfunctions(m: FeatureMoments, head: Head | None, *, centred: bool) -> _Found:
-    values, floor = eigenvalues(m, centred=centred)
-    vectors = eigh(covariance(m, centred=centred)).vectors[:, ::-1]
+    of_rows = m.state.high.unit[0]
+    unit, m_in_units = jnp.where(of_rows > 0, of_rows, 1), unitless(m)
+    values, floor = eigenvalues(m_in_units, centred=centred)
+    vectors = _vectors(m_in_units, centred)
     resolved = values > floor
     size = jnp.where(resolved, jnp.sqrt(jnp.where(resolved, values, 1)), jnp.nan)
 
     def beside(what: Head | Beside) -> _Beside:
         features, others = of_moments(m, what)
         rows = features.rows if centred else with_row(features.rows, features.mean)
-        return _Beside(mm(rows, vectors) * (features.unit / size), others)
+        return _Beside(mm(rows, vectors) * (features.unit / unit / size), others)
 
     held = beside("targets") if m.sizes.targets or m.classes else None
     used = beside(head or "outputs") if head is not None or m.sizes.outputs else None
-    return _Found(values, floor, vectors, held, used)
+    return _Found(values, floor, unit, vectors, held, used)
+
+
+def _vectors(m: FeatureMoments, centred: bool) -> Array:
+    """A column for each eigenvalue, descending."""
+    if m.state.method == "qr":  # a square has lost the small directions that the factor resolves
+        return svd(factor(m, centred=centred)).vt.T
+    return eigh(covariance(m, centred=centred)).vectors[:, ::-1]
 
 
 class _Share(NamedTuple):
@@ -211,10 +229,10 @@ class _Share(NamedTuple):
     gap: Array | None
 
 
-def _share(beside: _Beside, tolerance: Array, centred: bool) -> _Share:
+def _share(beside: _Beside, values: Array, tolerance: Array, centred: bool) -> _Share:
     functions, (rows, mean, _) = beside
     columns = rows if centred else with_row(rows, mean)
     found = span(columns, tolerance, jnp.max(jnp.abs(mean)))
     each = jnp.sum(mm(found.basis.T, functions) ** 2, axis=0)
     cumulative = jnp.cumsum(jnp.nan_to_num(each)) / found.rank.astype(each.dtype)
-    return _Share(each, cumulative, found.rank, found.gap)
+    return _Share(each, known(cumulative, values), found.rank, found.gap)

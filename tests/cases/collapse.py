@@ -200,7 +200,6 @@ register(
         make_inputs=table_and_head,
         oracle=by_the_book,
         select=numbers,
-        unscaled="float32 sums by gram have no squares of 1e30",
         tolerance={"float32": 1e-4, "float64": 1e-10},
         gathered=IN_TURN,
     )
