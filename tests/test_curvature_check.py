@@ -72,6 +72,28 @@ def test_modules_in_training_mode_are_refused_with_the_fix(options, fix):
         check(curvature("train", **options), KEY)
 
 
+def no_spread(params, x):
+    hidden = x @ params["first"]
+    return jnp.tanh(hidden - hidden.mean(0)) @ params["last"]
+
+
+@pytest.mark.parametrize("last", [np.zeros((5, 3), np.float32), np.ones((5, 3), np.float32)])
+def test_a_batch_norm_shows_through_a_last_layer_of_zeros_a_stream_and_a_multiple(last):
+    build = partial(ggn, no_spread, SOFTMAX, {"first": np.ones((4, 5), np.float32), "last": last})
+    whole = build((X, Y))
+    for op in (whole, 2.0 * whole, whole + whole, stream(build, [(X[:6], Y[:6]), (X[6:], Y[6:])])):
+        with pytest.raises(ValueError, match="running statistics"):
+            check(op, KEY)
+
+
+def test_a_check_is_made_outside_of_programs():
+    def symmetry(w):
+        return check(ggn(linear, SOFTMAX, w, (X, Y)), KEY).symmetry
+
+    with pytest.raises(ValueError, match="outside jit"):
+        jax.jit(symmetry)(W)
+
+
 def test_a_mean_loss_is_checked_by_halves():
     def normalised(w, batch):
         centred = batch - jnp.mean(batch, axis=0)

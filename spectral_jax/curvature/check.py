@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from spectral_jax.curvature._products import HessianTerm, MeanProduct
+from spectral_jax.curvature.kernel import without_zeros
 from spectral_jax.curvature.streams import StreamOperator
 from spectral_jax.linalg.operators import SymmetricOperator, check_operator
 from spectral_jax.linalg.precision import unit_of
@@ -45,23 +46,28 @@ class Check(NamedTuple):
 def check(op: SymmetricOperator | StreamOperator, key: PRNGKeyArray) -> Check:
     """Try products with ``op``, and whether examples have losses of their own; on the host.
 
-    Six products with random vectors, drawn with ``key``. For an operator of this room also the
-    losses of up to 16 examples, once more in reverse order and in halves: where they change, the
-    mean over examples depends on how they were batched, and no number made from it is one of the
-    model. A product with a loss that is not finite gives ``finite=False``.
+    Six products with random vectors, drawn with ``key``. For operators of this room, and sums and
+    multiples of them, also the losses of up to 16 examples (of a stream: of its first batch), once
+    more in reverse order and in halves: where they change, the mean over examples depends on how
+    they were batched, and no number made from it is one of the model. That is tried with small
+    numbers in the place of parameters that are 0: after a last layer of zeros nothing shows. Check
+    an operator before it is `stored`, which keeps no model. A product with a loss that is not
+    finite gives ``finite=False``.
 
-    Not under ``jit``. Raises ``ValueError``, with what to change, if the loss of an example depends
-    on its place in the batch (dropout with one key for a batch) or on the others in it (batch norm
-    in training mode), and if ``op`` is no operator.
+    Raises ``ValueError``, with what to change, if the loss of an example depends on its place in
+    the batch (dropout with one key for a batch) or on the others in it (batch norm in training
+    mode), if ``op`` is no operator, and under ``jit``.
 
     >>> from spectral_jax.linalg import dense_operator
     >>> check(dense_operator(jnp.array([[1.0, 2.0], [2.0, 0.0]])), jax.random.key(0)).finite
     True
     """
-    if not isinstance(op, StreamOperator):
-        check_operator(op)
-        if isinstance(op.apply, MeanProduct):
-            _check_examples(op.apply, op.data)
+    whole = op.first() if isinstance(op, StreamOperator) else op
+    check_operator(whole)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(whole)):
+        raise ValueError("check compares numbers: call it outside jit, vmap and grad")
+    for part in filter(_is_mean, jax.tree.leaves(whole, is_leaf=_is_mean)):
+        _check_examples(part.apply, part.data)
     u, v = jax.random.normal(key, (2, op.size), op.dtype)
     block = jnp.stack([u, v, u + 2 * v], axis=1)
     first, second = (_product(op, block) for _ in range(2))
@@ -99,11 +105,16 @@ def _ratio(part: Array, whole: Array) -> Array:
     return jnp.where(whole == 0, part, part / jnp.where(whole == 0, 1, whole))
 
 
+def _is_mean(node: Any) -> bool:
+    return isinstance(node, SymmetricOperator) and isinstance(node.apply, MeanProduct)
+
+
 def _check_examples(kind: MeanProduct, data: Any) -> None:
     """Raise ``ValueError`` if the loss of an example is not its own."""
     at, others, _, batches = data
     examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:EXAMPLES], batches.examples)
-    params, half = kind.subset.rebuild(at, others), jax.tree.leaves(examples)[0].shape[0] // 2
+    params = kind.subset.rebuild(list(map(without_zeros, at)), others)
+    half = jax.tree.leaves(examples)[0].shape[0] // 2
 
     def losses(part: slice) -> Array:
         return _values(kind.term)(params, jax.tree.map(lambda x: x[: 2 * half][part], examples))

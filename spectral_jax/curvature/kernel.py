@@ -202,7 +202,7 @@ def outputs_are_apart(rows: Rows, params: Parts, few: PyTree) -> Bool[Array, ""]
     With numbers in the place of zero parameters: outputs of a last layer of zeros are all equal.
     """
     chosen, others = params
-    params = ([jnp.where(x == 0, _nonzero(x), x) for x in chosen], others)
+    params = (list(map(without_zeros, chosen)), others)
     together = rows.outputs(*params, few)
 
     def single(example: PyTree) -> Array:
@@ -213,9 +213,13 @@ def outputs_are_apart(rows: Rows, params: Parts, few: PyTree) -> Bool[Array, ""]
     return jnp.all(jnp.abs(together - alone) <= least)
 
 
-def _nonzero(like: Array) -> Array:
-    """Small positive numbers, no two of which are equal: equal ones cancel after a layer norm."""
-    return 0.01 * (1.5 + jnp.cos(jnp.arange(like.size, dtype=like.dtype))).reshape(like.shape)
+def without_zeros(x: Array) -> Array:
+    """With small positive numbers in the place of zeros.
+
+    No two of them are equal: equal ones cancel after a layer norm.
+    """
+    small = 0.01 * (1.5 + jnp.cos(jnp.arange(x.size, dtype=x.dtype))).reshape(x.shape)
+    return jnp.where(x == 0, small, x)
 
 
 def spectrum_of(

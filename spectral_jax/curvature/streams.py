@@ -31,7 +31,7 @@ class StreamOperator:
     def __init__(self, build: Callable[[PyTree], SymmetricOperator], batches: Batches) -> None:
         self._build, self._batches = build, batches
         self._seen: list[int] = []
-        first = self._operator(next(self._pass(), None))
+        first = self.first()
         self.size, self.dtype = first.size, first.dtype
 
     def __matmul__(self, x: Any) -> Float[np.ndarray, "..."]:
@@ -60,6 +60,10 @@ class StreamOperator:
                 "augments gives another matrix each time; pass shuffle=False, or a fixed seed"
             )
         return (total / (weight or np.nan)).astype(self.dtype)
+
+    def first(self) -> SymmetricOperator:
+        """That of the first batch alone."""
+        return self._operator(next(self._pass(), None))
 
     def to_scipy(self) -> "LinearOperator":
         """As a SciPy ``LinearOperator``, for ``eigsh``, ``cg`` and the rest."""
