@@ -138,6 +138,7 @@ def test_shares_leave_out_masked_items_and_count_only_ratios_of_weights():
     by_item = item_shares(SQUARED, f, soft_labels(), jnp.zeros((2, 3)).at[1, 1].set(7.0))
     assert by_item[1, 1] == 1.0 and by_item.sum() == 1.0
     assert jnp.isnan(item_shares(SOFTMAX, f, jnp.full((2, 3), -1))).all()
+    assert jnp.isnan(item_shares(SQUARED, f, soft_labels(), jnp.array([3.0, -1.0]))).all()
 
 
 def test_a_binary_label_that_is_nan_masks_nothing():
@@ -151,6 +152,17 @@ def test_a_class_beyond_the_last_gives_nan():
     f = outputs()[0]
     assert jnp.isnan(SOFTMAX.value(f, jnp.array([0, 1, C]))).tolist() == [False, False, True]
     assert jnp.isnan(SOFTMAX.gradient(f, jnp.array([0, 1, C]))[2]).all()
+
+
+def test_classes_may_be_bytes_however_many_there_are():
+    f, small = jax.random.normal(jax.random.key(0), (3, 256)), np.array([0, 7, 255], np.uint8)
+    wide = small.astype(np.int32)
+    for of in (SOFTMAX.value, SOFTMAX.gradient, partial(SOFTMAX.sample, jax.random.key(1))):
+        np.testing.assert_array_equal(of(f, small), of(f, wide))
+    assert jnp.isfinite(SOFTMAX.value(f, small)).all()
+    np.testing.assert_array_equal(
+        SOFTMAX.hessian_product(f, small, f), SOFTMAX.hessian_product(f, wide, f)
+    )
 
 
 def test_half_outputs_are_computed_in_float32():

@@ -154,6 +154,7 @@ class SoftmaxCrossEntropy(Loss):
         drawn = jax.random.categorical(key, working(outputs, "outputs"))
         if not jnp.issubdtype(targets.dtype, jnp.integer):
             return drawn
+        targets = _wide(targets)
         return jnp.where((targets >= 0) & (targets < outputs.shape[-1]), drawn, targets)
 
     def mask(self, targets: Targets) -> PerItem:
@@ -285,8 +286,8 @@ def item_shares(
 
     ``m`` is the loss's mask, so that masked tokens count neither above nor below the line. The
     ``weight`` is for each example ``[n]`` or each item ``[*items]``, not negative, 1 by default;
-    only ratios count. Of the dtype that the loss computes in. If nothing has a weight the shares
-    are NaN.
+    only ratios count. Of the dtype that the loss computes in. If nothing has a weight, or one is
+    negative, the shares are NaN.
 
     Works under ``jit`` and ``vmap``. Raises ``ValueError`` for a weight of any other shape.
 
@@ -313,7 +314,8 @@ def shares_of(
             )
         # Sums of the smallest and the largest weights leave a dtype that holds their ratios.
         unit = unit_of(weight)
-        weight = (weight / unit).astype(mask.dtype)
+        # A matrix with a negative share need not be one of curvature, nor a number near it.
+        weight = jnp.where(weight >= 0, weight / unit, jnp.nan).astype(mask.dtype)
         mask = mask * weight.reshape(weight.shape + (1,) * (mask.ndim - weight.ndim))
     total = jnp.sum(mask)
     return mask / total, total * unit.astype(mask.dtype)
@@ -323,13 +325,18 @@ def _class_targets(outputs: Array, targets: Array) -> Array:
     """Integer classes as they are, soft labels in the dtype of the outputs."""
     targets = jnp.asarray(targets)
     if targets.shape == outputs.shape[:-1] and jnp.issubdtype(targets.dtype, jnp.integer):
-        return targets
+        return _wide(targets)
     if targets.shape == outputs.shape and jnp.issubdtype(targets.dtype, jnp.floating):
         return targets.astype(outputs.dtype)
     raise ValueError(
         f"targets are {targets.dtype} of shape {targets.shape} for outputs {outputs.shape}: pass "
         f"integer classes {outputs.shape[:-1]} or floating soft labels {outputs.shape}"
     )
+
+
+def _wide(classes: Array) -> Array:
+    """In a type that holds their number as well: bytes (uint8) lack that of 256 classes."""
+    return classes.astype(jnp.int32) if classes.dtype.itemsize < 4 else classes
 
 
 def _like_outputs(outputs: Array, targets: Array) -> Array:
