@@ -300,6 +300,7 @@ def test_stored_activations_give_the_same_products_and_share_programs(micro_batc
     assert len(compilations) == before  # the second time
 
 
+KEY = jax.random.key(0)
 X, Y, W = np.ones((4, 2)), np.ones((4, 1)), np.ones((2, 1))
 REFUSED = {
     "unequal lengths": (lambda: ggn(linear, SQUARED, W, (X, Y[:3])), "same leading axis"),
@@ -311,12 +312,19 @@ REFUSED = {
     "weight": (lambda: ggn(linear, SQUARED, W, (X, Y), weight=np.ones(3)), "each of 4 examples"),
     "where": (lambda: ggn(linear, SQUARED, W, (X, Y), where=lambda name: False), "where chooses"),
     "flags": (lambda: ggn(linear, SQUARED, W, (X, Y), where=[True]), "one boolean for each leaf"),
+    "names": (lambda: ggn(linear, SQUARED, W, (X, Y), where="lora"), "one boolean for each leaf"),
+    "masks": (lambda: ggn(linear, SQUARED, W, (X, Y), where=W > 0), "one boolean for each leaf"),
     "complex": (lambda: ggn(linear, SQUARED, W + 0j, (X, Y)), "complex"),
     "precision": (lambda: ggn(linear, SQUARED, np.float32(W), (X, Y)), "cast one to the other"),
     "values": (lambda: hessian(lambda w, x: jnp.ones(3), W, X), r"return one real number"),
     "method": (lambda: hessian(lambda w, x: x @ w, W, X, method="backward"), "choose 'forward'"),
     "micro_batch": (lambda: ggn(linear, SQUARED, W, (X, Y), micro_batch=0), "micro_batch=0"),
     "key": (lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc"), "pass key="),
+    "seed": (lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc", key=0), "key=0: .*pass key="),
+    "index": (
+        lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc", key=KEY, index=np.ones((4, 1), int)),
+        r"index is int64\[4, 1\]: pass 4 whole numbers",
+    ),
 }
 
 

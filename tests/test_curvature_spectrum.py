@@ -241,6 +241,16 @@ def test_values_beyond_the_dtype_of_the_parameters_are_not_exact():
     assert not found.exact and np.isnan(found.values).all()
 
 
+def test_values_that_underflow_are_below_the_floor():
+    w, y = np.float32(np.ones((2, 1))), np.float32([[0.0], [0.0]])
+    for route in ("kernel", "parameter"):
+        for small, above in ((1e-20, 0), (1e-10, 2)):  # squares of 1e-40, and of 1e-20
+            x = np.float32(small * np.array([[1.0, 0.0], [0.0, 2.0]]))
+            found = ggn_spectrum(linear, SQUARED, w, (x, y), route=route)
+            assert int((found.values > found.floor).sum()) == above
+            assert found.floor >= jnp.finfo("float32").tiny  # 0 would say that they are known
+
+
 def test_parameters_that_outputs_do_not_depend_on_have_a_zero_matrix():
     def first(params, x):
         return x @ params["used"]
@@ -320,3 +330,5 @@ def test_a_displacement_within_the_subspace_is_found_whole():
     np.testing.assert_allclose(fractions, [0.36, 0.36, 1.0], rtol=1e-12)
     assert displacement(vectors, end, start).shape == (3,)
     assert np.isnan(displacement(vectors, start, start)).all()
+    with pytest.raises(ValueError, match="trees of different structure"):
+        displacement(vectors, end, {"b": start["a"], "a": start["b"]} | {"c": np.ones(0)})

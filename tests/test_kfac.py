@@ -164,6 +164,8 @@ def test_small_products_of_sure_factors_are_no_rounding():
         lambda op: op.logdet(jnp.ones(2)),
         lambda op: op.inverse(1.0, split="half"),
         lambda op: op @ jnp.ones(3),
+        lambda op: op.eigenbasis().to_basis(jnp.ones(op.size + 1)),
+        lambda op: op.eigenbasis().from_basis(jnp.ones(op.size - 1)),
     ],
 )
 def test_misuse_is_named(call):
@@ -419,7 +421,10 @@ def test_a_model_that_mixes_examples_has_no_factors():
     assert jnp.isnan(op.eigenvalues()).all()
 
 
-@pytest.mark.parametrize("option", [{"fisher": "mc"}, {"sharing": "none"}, {"micro_batch": 0}])
+@pytest.mark.parametrize(
+    "option",
+    [{"fisher": "mc"}, {"key": 0, "fisher": "mc"}, {"sharing": "none"}, {"micro_batch": 0}],
+)
 def test_options_that_make_no_sense_are_named(option):
     data = jnp.ones((2, 4)), jnp.ones((2, 2))
     with pytest.raises(ValueError, match=next(iter(option))):
@@ -430,3 +435,5 @@ def test_a_basis_of_other_parameters_is_refused():
     data = jnp.ones((2, 4)), jnp.ones((2, 2))
     with pytest.raises(ValueError, match="basis"):
         ekfac(operator(), network, SquaredError(), DEEP_LINEAR, data)
+    with pytest.raises(ValueError, match="basis is a Symmetric"):
+        ekfac(operator().as_operator(), network, SquaredError(), DEEP_LINEAR, data)

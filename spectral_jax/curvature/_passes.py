@@ -111,8 +111,8 @@ def problem_of(
     """What the arguments of `kfac` say, or ``ValueError`` for those that make no sense."""
     check_loss(loss)
     check_choice(("exact", "mc", "empirical"), fisher=fisher)
-    if fisher == "mc" and key is None:
-        raise ValueError("fisher='mc' draws signs: pass key=jax.random.key(...)")
+    if fisher == "mc" and not hasattr(key, "dtype"):
+        raise ValueError(f"key={key!r}: fisher='mc' draws signs: pass key=jax.random.key(seed)")
     inputs, targets = pair_of(data)
     n, m = leading(data), micro_size(leading(data), micro_batch)
     outputs = outputs_of(model, params, one_batch(inputs, m))

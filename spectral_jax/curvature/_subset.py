@@ -72,9 +72,14 @@ def _wanted(where: Where, names: Sequence[str], tree: Any) -> list[bool]:
     if callable(where):
         return [where(name) for name in names]
     flags, flag_tree = jax.tree.flatten(where)
-    if flag_tree != tree:
+    if flag_tree != tree or not all(map(_is_flag, flags)):
         raise ValueError("where is no tree like params: pass one boolean for each leaf")
     return flags
+
+
+def _is_flag(flag: Any) -> bool:
+    """Not a string, which Python takes for true, nor the mask of a leaf's entries."""
+    return not isinstance(flag, str) and jnp.ndim(flag) == 0
 
 
 def _is_real(leaf: Any) -> bool:

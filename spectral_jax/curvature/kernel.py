@@ -232,6 +232,9 @@ def spectrum_of(
     with problem.wide():
         values, basis = _solved(matrix, rank, vectors)
         floor = floor_of(values, len(matrix), lost)
+        # What underflows in the dtype of the parameters is no more known than what is rounded.
+        least = jnp.where(jnp.max(values) > 0, float(jnp.finfo(problem.dtype).tiny), 0)
+        floor = jnp.maximum(floor, least)
         values, floor, basis = (x.astype(problem.dtype) for x in (values, floor, basis))
         exact = apart & jnp.all(jnp.isfinite(values))
         values = jnp.where(exact, values, jnp.nan)

@@ -168,6 +168,8 @@ def ekfac(
     kernel, where there is more than one.
     Source: George et al., arXiv 1806.03884.
     """
+    if not isinstance(basis, KroneckerOperator | KroneckerEigenbasis):
+        raise ValueError(f"basis is a {type(basis).__name__}: pass kfac of the same parameters")
     problem, given = problem_of(
         model,
         loss,

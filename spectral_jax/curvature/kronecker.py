@@ -116,17 +116,24 @@ class KroneckerEigenbasis:
 
     def to_basis(self, vector: Float[Array, " p"]) -> Float[Array, " p"]:
         """The coordinates of raveled parameters; an orthogonal map, `from_basis` its inverse."""
-        vector = jnp.asarray(vector)
+        vector = self._checked(vector)
         return jnp.concatenate([b.to_basis(vector[b.index]).ravel() for b in self.blocks])
 
     def from_basis(self, coordinates: Float[Array, " p"]) -> Float[Array, " p"]:
         """The raveled parameters of coordinates."""
+        coordinates = self._checked(coordinates)
         ends = list(accumulate(block.values.size for block in self.blocks))
         matrices = [
             block.from_basis(part.reshape(block.values.shape))
             for block, part in zip(self.blocks, jnp.split(coordinates, ends[:-1]), strict=True)
         ]
         return _vector(self.blocks, matrices)
+
+    def _checked(self, vector: Float[Array, " p"]) -> Float[Array, " p"]:
+        vector = jnp.asarray(vector)
+        if vector.shape != (self.size,):
+            raise ValueError(f"a vector of shape {vector.shape}: pass [{self.size}]")
+        return vector
 
     def __matmul__(self, x: Array) -> Array:
         """Apply to a vector ``[p]`` or to the columns of a block ``[p, k]``."""

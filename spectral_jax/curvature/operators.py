@@ -172,10 +172,13 @@ def fisher(
     if mode == "exact":
         term = OutputsTerm(model, loss, "hessian", "forward")
         return _of_outputs(term, params, data, micro_batch, **options)
-    if key is None:
-        raise ValueError("mode='mc' draws targets: pass key=jax.random.key(seed)")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key={key!r}: mode='mc' draws targets: pass key=jax.random.key(seed)")
     term = OutputsTerm(model, loss, "sampled", "forward", count("samples", samples))
-    order = jnp.arange(leading(data)) if index is None else jnp.asarray(index)
+    n = leading(data)
+    order = jnp.arange(n) if index is None else jnp.asarray(index)
+    if order.shape != (n,) or not jnp.issubdtype(order.dtype, jnp.integer):
+        raise ValueError(f"index is {order.dtype}{list(order.shape)}: pass {n} whole numbers [{n}]")
     return _of_outputs(term, params, data, micro_batch, index=order, key=key, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
@@ -37,11 +38,15 @@ def displacement(vectors: Float[Array, "p k"], w: PyTree, w0: PyTree) -> Float[A
     holds ``j / p`` on average. ``w`` and ``w0`` are trees of parameters, or vectors ``[p]``. NaN
     where they are equal, and from the first column on that is NaN.
 
-    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for shapes that do not fit.
+    Works under ``jit``, ``vmap`` and ``grad``. Raises ``ValueError`` for shapes that do not fit,
+    and for two trees of different structure, whose parameters are in another order.
 
     >>> displacement(jnp.eye(3)[:, :2], jnp.array([3.0, 0.0, 4.0]), jnp.zeros(3)).round(2).tolist()
     [0.36, 0.36]
     """
+    trees = [tree for tree in (w, w0) if not hasattr(tree, "ndim")]
+    if len({jax.tree.structure(tree) for tree in trees}) > 1:
+        raise ValueError("w and w0 are trees of different structure: pass two of one network")
     (w, _), (w0, _) = ravel_pytree(w), ravel_pytree(w0)
     vectors, w, w0 = working(vectors, "vectors"), working(w, "w"), working(w0, "w0")
     if vectors.ndim != 2 or not vectors.shape[:1] == w.shape == w0.shape:
