@@ -181,6 +181,16 @@ def test_devices_of_a_mapped_axis_pool_their_rows(method):
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["gram", "qr"])
+def test_the_rounding_of_a_sum_of_many_rows_is_no_spread(method):
+    spread_of = jax.jit(lambda x: moments.eigenvalues(of(x, method=method), centred=True))
+    constant = spread_of(jnp.full((1000, P), 0.1))
+    assert constant.values[0] <= constant.floor
+    x = (1 + np.random.default_rng(0).normal(size=(8192, P)) / 1e4).astype(np.float32)
+    expected = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64), bias=True))[::-1]
+    np.testing.assert_allclose(spread_of(jnp.asarray(x)).values, expected, rtol=1e-5)
+
+
 def test_sharded_rows_are_reduced_once_as_a_matrix():
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
     x = jax.device_put(GRADED, NamedSharding(mesh, PartitionSpec("rows")))

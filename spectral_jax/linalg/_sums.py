@@ -76,14 +76,18 @@ def of_batch(
     x = x / across(known(unit), parts)
     shares = w[:, None] if member is None else w[:, None] * member
     weight = jnp.sum(shares, axis=0)
-    middle = mm(shares.T, x) / positive(weight)[:, None]
-    apart = x - (middle if member is None else mm(member, middle))
+    # A sum of many rows is rounded by a share of their size, which may be far above their spread:
+    # of rows about their own mean it is not.
+    shift = mm(w, x) / positive(jnp.sum(w))
+    about = x - shift
+    middle = mm(shares.T, about) / positive(weight)[:, None]
+    apart = about - (middle if member is None else mm(member, middle))
     rows = jnp.sqrt(w)[:, None] * apart
     sums = Sums(
         unit=unit,
         weight=weight,
         squares=jnp.sum(w * w),
-        mean=middle,
+        mean=jnp.where(weight[:, None] == 0, 0, shift + middle),
         scatter=rows if method == "qr" else mm(rows.T, rows),
         spread=None if member is None else mm(shares.T, apart * apart),
         fourth=None,

@@ -199,7 +199,7 @@ def update(
         read; a label that is no group's makes every number NaN.
 
     Works under ``jit``, ``vmap``, ``scan`` and on rows sharded over devices, of which each sums its
-    own: an all-reduce of the matrix, after one of the mean and one of the unit. Under ``grad``
+    own: an all-reduce of the matrix, after two of the mean and one of the unit. Under ``grad``
     too, but ``gram64`` in float32 refuses it. Raises ``ValueError`` for shapes that do not fit,
     complex numbers, or float64 rows for a state of float32.
 
