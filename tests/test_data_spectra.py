@@ -73,6 +73,16 @@ def test_standardised_columns_have_no_units():
     np.testing.assert_allclose(plain.values.sum(), 5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_a_column_whose_squares_no_dtype_holds_is_standardised_like_the_others(unit):
+    plain, scaled = (
+        capacity.input_spectrum(t, centred=True, standardise=True)
+        for t in (TABLE, TABLE * [unit, 1, 1, 1, 1])
+    )
+    assert scaled.constant == 0
+    np.testing.assert_allclose(scaled.values, plain.values, rtol=1e-6)
+
+
 def holes(share, table=TABLE):
     return np.where(np.random.default_rng(1).random(table.shape) < share, np.nan, table)
 
@@ -107,6 +117,40 @@ def test_indefiniteness_counts_values_beyond_the_number_of_rows():
     assert found.indefinite > -np.minimum(found.values, 0).sum() / abs(found.values).sum() + 0.01
 
 
+def test_masked_cells_and_those_of_no_number_are_missing_too():
+    gaps = holes(0.1)
+    masked = np.ma.masked_invalid(np.where(np.isnan(gaps), np.inf, gaps))
+    cells = np.where(np.isnan(gaps), None, gaps)
+    for missing in ("rows", "pairwise"):
+        expected = capacity.input_spectrum(gaps, missing=missing)
+        for table in (masked, cells, gaps.astype(np.longdouble)):
+            found = capacity.input_spectrum(table, missing=missing)
+            np.testing.assert_array_equal(found.values, expected.values)
+            assert found.missing == expected.missing > 0
+    with pytest.raises(ValueError, match="x has NaN in 5 columns"):
+        capacity.input_spectrum(masked)
+
+
+def state(table, **options):
+    return moments.update(moments.zero(5), table, **options)
+
+
+@pytest.mark.parametrize(
+    "states, message",
+    [
+        (lambda: [moments.zero(5)], "the states hold 0 rows"),
+        (lambda: [state(TABLE[:1])], "the states hold 1 rows"),
+        (lambda: [state(TABLE), TABLE], "x mixes states"),
+        (lambda: state(TABLE), "x is one state of moments: pass a list"),
+        (lambda: [state(TABLE, weights=np.full(60, -1.0))], "states' moments are NaN"),
+        (lambda: [state(holes(0.1))], "states' moments are NaN"),
+    ],
+)
+def test_states_that_have_no_spectrum_are_refused(states, message):
+    with pytest.raises(ValueError, match=message):
+        capacity.input_spectrum(states())
+
+
 def test_rows_with_holes_can_be_left_out():
     table = holes(0.1)
     found = capacity.input_spectrum(table, missing="rows")
@@ -136,7 +180,8 @@ def test_constant_columns_and_rank_zero_are_counted_not_drawn():
         (np.zeros(3), r"x has shape \(3,\)"),
         (np.zeros((1, 3)), "x has 1 complete rows"),
         (np.zeros((3, 2), complex), "x has the complex dtype"),
-        (np.array([["a", "b"], ["c", "d"]]), "x is no array of numbers"),
+        (np.array([["a", "b"], ["c", "d"]]), "x is no array of numbers: its dtype is <U1"),
+        (np.array([[1, "b"], [2, "d"]], object), "x is no table of real numbers: could not"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_refused(table, message):
@@ -210,6 +255,28 @@ def test_nothing_below_the_floor_is_counted():
     np.testing.assert_allclose(found, [3.4990010, 3.4990010], rtol=1e-6)
     with pytest.raises(ValueError, match="a floor of its own"):
         capacity.spread(capacity.input_spectrum(TABLE, blocks=0), floor=1.0)
+
+
+def test_numbers_out_of_range_and_values_that_are_nan_count_nothing():
+    values = np.array([1.0, 0.1, 0.01])
+    for epsilon in (jnp.array(-1.0), jnp.array(jnp.nan), np.array(-1.0)):
+        assert np.isnan(capacity.effective_dimension(values, n=9, epsilon=epsilon)).all()
+        assert np.isnan(capacity.n_effective(values, alpha=epsilon)).all()
+    billions = capacity.effective_dimension(values, n=3_000_000_000, epsilon=jnp.array(1e9))
+    assert billions.value == 1
+    found = capacity.sloppiness(np.append(values, np.nan), floor=0.0)
+    numbers = found._replace(rank=np.nan, first=np.nan, last=np.nan)
+    assert np.isnan(numbers).all() and found.rank == 3
+
+
+def test_numbers_may_be_arrays_of_no_axes():
+    spectrum = capacity.input_spectrum(TABLE, centred=True)
+    for number in (jnp.float32(2.0), np.array(2.0), np.float32(2.0)):
+        assert capacity.above_noise(spectrum, variance=number).variance == 2.0
+        found = capacity.data_dimension(spectrum, noise=number)
+        assert found == capacity.data_dimension(spectrum, noise=2.0)
+    with pytest.raises(ValueError, match=r"function gives \(5,\): return one number"):
+        capacity.jackknife(spectrum, lambda s: s.values)
 
 
 def test_look_at_the_data_before_choosing_the_size():

@@ -132,6 +132,16 @@ def test_whole_numbers_are_exact(low):
         assert not moments.second(state, centred=True)[0].any()
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.ndarray.tolist, np.matrix, np.float32])
+def test_lists_and_matrices_are_rows_like_others(kind):
+    weights, labels = np.arange(1.0, 41.0), np.arange(40) % 2
+    state = moments.zero(P, groups=2)
+    expected = moments.update(state, GRADED, weights=weights, labels=labels)
+    found = moments.update(state, kind(GRADED), weights=weights.tolist(), labels=labels.tolist())
+    np.testing.assert_array_equal(moments.second(found), moments.second(expected))
+
+
 def test_half_types_are_read_exactly():
     x = GRADED.astype(ml_dtypes.bfloat16)
     for kind in (np.asarray, jnp.asarray):
@@ -217,6 +227,14 @@ def test_what_does_not_fit_is_refused_by_name():
         r"weights have shape \(2,\): pass one": lambda: moments.update(
             state, np.zeros((3, P)), weights=np.zeros(2)
         ),
+        "x is a masked array": lambda: moments.update(state, np.ma.masked_all((3, P))),
+        "weights is a masked array": lambda: moments.update(
+            state, np.zeros((3, P)), weights=np.ma.masked_all(3)
+        ),
+        "weights has the complex dtype": lambda: moments.update(
+            state, np.zeros((3, P)), weights=np.ones(3) + 1j
+        ),
+        "x is no array of numbers: its dtype is <U": lambda: moments.update(state, [["a"] * P]),
         "x has the complex dtype": lambda: moments.update(state, np.zeros((3, P), complex)),
         "method='svd': choose": lambda: moments.zero(P, method="svd"),
         "p=0: choose at least 1": lambda: moments.zero(0),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -75,7 +76,7 @@ def effective_dimension(
       floor: of an array, see `sloppiness`.
 
     Works under ``jit`` and ``vmap``; a count has no derivative. Raises ``ValueError`` for fewer
-    than two examples or an ``epsilon`` below 0.
+    than two examples or an ``epsilon`` below 0; NaN for an array below 0.
     Source: arXiv 2110.14163, with the factor 2 of an exact second-order expansion.
 
     >>> float(effective_dimension(10.0 ** -jnp.arange(6.0), n=1001, epsilon=1.0).value)
@@ -84,9 +85,10 @@ def effective_dimension(
     n = count("n", n, least=2)
     epsilon = _number("choose at least 0", lambda e: e >= 0, epsilon=epsilon)
     values, least = resolved(spectrum, floor)
-    threshold = epsilon / (2 * (n - 1))
+    threshold = epsilon / (2.0 * (n - 1))
     hidden = jnp.where(least > threshold, jnp.sum(values <= least), 0)
     value = known(jnp.sum(values > jnp.maximum(threshold, least)), values)
+    value = jnp.where(jnp.isnan(threshold), jnp.nan, value)
     return Dimension(value, value + known(hidden, values))
 
 
@@ -96,7 +98,7 @@ def n_effective(
     """``N_eff = sum lambda / (lambda + alpha)``: the parameters that a ridge ``alpha`` leaves free.
 
     ``alpha`` has the unit of the eigenvalues. Works under ``jit``, ``vmap`` and ``grad``. Raises
-    ``ValueError`` for an ``alpha`` not above 0.
+    ``ValueError`` for an ``alpha`` not above 0; NaN for an array that is not.
     Source: MacKay 1992; Maddox, Benton & Wilson 2020 (arXiv 2003.02139).
 
     >>> round(float(n_effective(10.0 ** -jnp.arange(6.0), alpha=1e-3).value), 5)
@@ -109,6 +111,7 @@ def n_effective(
     above, values, least, alpha = values > least, values / unit, least / unit, alpha / unit
     kept = jnp.where(above, values, 1)
     value = known(jnp.sum(jnp.where(above, kept / (kept + alpha), 0)), values)
+    value = jnp.where(jnp.isnan(alpha), jnp.nan, value)
     return Dimension(value, value + jnp.sum(jnp.where(above, 0, least / (least + alpha))))
 
 
@@ -138,6 +141,7 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
     mean = float(jnp.sum(spectrum.values)) / spectrum.p
     if noise is None:
         noise = mean
+    noise = np.asarray(noise).item()
     check_number("choose a finite number above 0", lambda x: 0 < x < math.inf, noise=noise)
 
     def determined(s):
@@ -205,9 +209,10 @@ def _whole(interval: Interval, most: int) -> Interval:
 
 
 def _number(wanted: str, accepts: Callable[[Any], bool], **option: Any) -> Any:
-    """A checked Python number, or a traced one in a working dtype."""
+    """A checked Python number, or an array in a working dtype, NaN where it is not accepted."""
     ((name, value),) = option.items()
-    if isinstance(value, jax.Array):
-        return working(value, name)
+    if isinstance(value, jax.Array | np.ndarray):
+        value = working(value, name)
+        return jnp.where(accepts(value), value, jnp.nan)
     check_number(wanted, accepts, **option)
     return value

@@ -55,8 +55,9 @@ def sloppiness(
       window: shares of the rank between which the line is fitted: without the drop at the top and
         the bend at the end. Index ``i`` of ``rank`` values stands at ``(i + 1/2) / rank``.
 
-    Works under ``jit``, ``vmap`` and ``grad`` (but for the counts). Follows any scale. Raises
-    ``ValueError`` for a window that is not ``0 <= first < last <= 1`` or for no list of values.
+    Works under ``jit``, ``vmap`` and ``grad`` (but for the counts). Follows any scale. Where a
+    value is NaN all but the counts are. Raises ``ValueError`` for a window that is not
+    ``0 <= first < last <= 1`` or for no list of values.
     Source: arXiv 2110.14163 for the term; the definitions are ours, for it states none.
 
     >>> found = sloppiness(10.0 ** -jnp.arange(0.0, 3.0, 0.1))
@@ -67,7 +68,9 @@ def sloppiness(
     if not 0 <= first < last <= 1:
         raise ValueError(f"window={window}: choose 0 <= first < last <= 1")
     values, least = resolved(spectrum, floor)
-    return _summary(values, least, window=(float(first), float(last)))
+    found = _summary(values, least, window=(float(first), float(last)))
+    hole = jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, 0).astype(values.dtype)
+    return Sloppiness(*(x + hole if x.dtype == hole.dtype else x for x in found))
 
 
 @partial(jax.jit, static_argnames="window")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -82,15 +83,17 @@ def input_spectrum(
         2110.14163 uses). The mean is most of the first uncentred eigenvalue.
       standardise: divide each column by its standard deviation about its mean: if columns have
         different units. Constant columns stay as they are.
-      missing: what to do about NaN. ``"refuse"`` it; leave out the ``"rows"`` that have one; or
-        ``"pairwise"``: each entry of the covariance from the rows that have both columns. Those
-        differ, so the matrix may have negative eigenvalues: ``indefinite`` says how much.
+      missing: what to do about NaN, None and masked cells. ``"refuse"`` them; leave out the
+        ``"rows"`` that have one; or ``"pairwise"``: each entry of the covariance from the rows that
+        have both columns. Those differ, so the matrix may have negative eigenvalues: ``indefinite``
+        says how much.
       blocks: of consecutive rows, each left out in turn for the intervals of `jackknife`: as many
         eigenvalue problems more. 0 for none.
 
     A table is read on the host; this is not for use under ``jit``: there use `linalg.moments`.
     Raises ``ValueError`` for what is no table of real numbers, for fewer than two rows or no
-    column, for infinity, or NaN unless ``missing`` says what it means, and for squares that the
+    column, for infinity, or NaN unless ``missing`` says what it means (for states it is too late to
+    say), and for squares that the
     dtype of the results does not hold (in float32, of numbers near 1e19 or 1e-19).
 
     >>> table = np.random.default_rng(0).normal(size=(200, 3)) * [10.0, 1.0, 0.0]
@@ -103,10 +106,13 @@ def input_spectrum(
     if isinstance(x, Sequence) and x and isinstance(x[0], moments.Moments):
         if standardise or missing != "refuse":
             raise ValueError("states of moments have no cells: pass a table to change its columns")
+        if not all(isinstance(state, moments.Moments) for state in x):
+            raise ValueError("x mixes states of moments with others: pass states, or one table")
         return _of_states(x, centred, intervals=blocks > 0, missing=0.0)
     table, hole = _table(x, missing)
     still = np.nanmax(table, axis=0) == np.nanmin(table, axis=0)
     if standardise:
+        table = table / np.where(still, 1, _units(table))  # squares of any column are in range
         table = table / np.where(still, 1, np.nanstd(table, axis=0, dtype=np.float64))
     _check_squares(table)
     parts = np.array_split(table, max(1, min(blocks, len(table) // 2)))
@@ -131,7 +137,8 @@ def jackknife(
 
     See `linalg.interval`, which says how and for what this holds. Blocks are of consecutive rows.
 
-    Raises ``ValueError`` for a level outside (0, 1) or a spectrum with fewer than two blocks.
+    Raises ``ValueError`` for a level outside (0, 1), a spectrum with fewer than two blocks or a
+    function that gives more than one number.
 
     >>> table = np.random.default_rng(0).normal(size=(2000, 3))
     >>> found = jackknife(input_spectrum(table), lambda s: s.values.sum())
@@ -140,7 +147,9 @@ def jackknife(
     """
     if len(spectrum.replicates) < 2:
         raise ValueError("the spectrum has no blocks: input_spectrum(x, blocks=16), 4 rows or more")
-    value = float(function(spectrum))
+    if np.ndim(whole := function(spectrum)) != 0:
+        raise ValueError(f"function gives {np.shape(whole)}: return one number, and ask for each")
+    value = float(whole)
     others = np.array([float(function(spectrum._replace(values=v))) for v in spectrum.replicates])
     return Interval(*map(float, interval(value, others, level=level)))
 
@@ -168,6 +177,7 @@ def above_noise(spectrum: InputSpectrum, *, variance: float | None = None) -> No
         middle = marchenko_pastur_quantile(1 - len(known) / (2 * spectrum.p), ratio)
         variance = float(np.median(known)) / middle if len(known) and middle > 0 else np.nan
     else:
+        variance = np.asarray(variance).item()  # of one of our own results, say
         check_number("pass a number above 0", lambda x: x > 0, variance=variance)
     edge = variance * marchenko_pastur_edges(ratio)[1]
     above = int(np.sum(np.asarray(spectrum.values) > max(edge, float(spectrum.floor))))
@@ -176,7 +186,7 @@ def above_noise(spectrum: InputSpectrum, *, variance: float | None = None) -> No
 
 def _table(x: Any, missing: Missing) -> tuple[np.ndarray, float]:
     """The table, without rows of which it is asked, and the share of its cells that were NaN."""
-    x = np.asarray(x)
+    x = _cells(x)
     if x.dtype.kind not in "fiu":  # bfloat16, bool; and a refusal of what is no real number
         x = np.asarray(working(x, "x"))
     if x.ndim != 2 or min(x.shape) < 1:
@@ -195,6 +205,33 @@ def _table(x: Any, missing: Missing) -> tuple[np.ndarray, float]:
     if np.isinf(x).any():
         raise ValueError("x holds infinity: replace it by NaN, and choose missing=")
     return x, share
+
+
+def _cells(x: Any) -> np.ndarray:
+    """As an array, in which masked cells, None and the NA of a data frame are NaN."""
+    if isinstance(x, jax.core.Tracer):
+        raise ValueError("input_spectrum reads a table on the host: under jit use linalg.moments")
+    if isinstance(x, moments.Moments):
+        raise ValueError("x is one state of moments: pass a list, [state], or one for each block")
+    if isinstance(x, np.ma.MaskedArray) and x.dtype.kind in "fiub":
+        return np.ma.filled(x.astype(np.float64), np.nan)
+    cells = np.asarray(x)
+    if cells.dtype.kind != "O" and cells.dtype != np.longdouble:
+        return cells
+    try:
+        if hasattr(x, "to_numpy"):
+            return x.to_numpy(dtype=np.float64, na_value=np.nan)
+        return cells.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"x is no table of real numbers: {error}") from None
+
+
+def _units(table: np.ndarray) -> np.ndarray:
+    """For each column a power of two near its largest entry: divided by it nothing is rounded."""
+    largest = np.maximum(
+        np.nanmax(table, axis=0).astype(np.float64), -np.nanmin(table, axis=0).astype(np.float64)
+    )
+    return np.ldexp(1.0, np.frexp(largest)[1] - 1)
 
 
 def _check_squares(table: np.ndarray) -> None:
@@ -217,6 +254,14 @@ def _of_states(
 ) -> InputSpectrum:
     whole = reduce(moments.merge, states)
     values, floor = moments.eigenvalues(whole, centred=centred)
+    rows = float(moments.effective_rows(whole))
+    if np.isnan(rows) or jnp.isnan(values).any():
+        raise ValueError(
+            "the states' moments are NaN, as of a row with NaN or a negative weight, or of squares "
+            "beyond their dtype: give such rows weights=0, or rescale"
+        )
+    if round(rows) < 2:
+        raise ValueError(f"the states hold {rows:.3g} rows: a spectrum needs two")
     rest = moments.leave_one_out(states) if intervals and len(states) > 1 else []
     # Of a constant column the mean is rounded, and so the variance is not quite 0.
     variances = jnp.diagonal(moments.second(whole, centred=True))
@@ -225,7 +270,7 @@ def _of_states(
         values,
         floor,
         [moments.eigenvalues(state, centred=centred).values for state in rest],
-        (round(float(moments.effective_rows(whole))), whole.size),
+        (round(rows), whole.size),
         constant=int(still),
         missing=missing,
         centred=centred,

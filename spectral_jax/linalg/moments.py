@@ -206,6 +206,7 @@ def update(
     >>> second(update(zero(2), jnp.array([[1.0, 0.0], [3.0, 2.0]]))).tolist()
     [[5.0, 3.0], [3.0, 2.0]]
     """
+    x, weights, labels = _array("x", x), _array("weights", weights), _array("labels", labels)
     if _on_host(state, x, weights, labels):
         with jax.enable_x64(True):
             rows, w, own = _host_rows(state, x, weights, labels)
@@ -689,6 +690,15 @@ def _check_rows(state: Moments, rows: tuple[int, ...], weights: Any, labels: Any
         raise ValueError(f"labels have dtype {dtype}: pass whole numbers from 0 up")
 
 
+def _array(name: str, x: Any) -> Any:
+    """Lists, matrices and tables of the host as plain arrays; what JAX holds as it is."""
+    if x is None or isinstance(x, jax.Array):
+        return x
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array: pass its data, and weights=0 for masked rows")
+    return np.asarray(x)
+
+
 def _on_host(state: Moments, x: Any, weights: Any, labels: Any) -> bool:
     """Whether NumPy is to multiply: rows of its own, in float64, beside which XLA is slow."""
     ours = isinstance(x, np.ndarray) and all(
@@ -704,7 +714,9 @@ def _on_host(state: Moments, x: Any, weights: Any, labels: Any) -> bool:
 def _host_rows(
     state: Moments, x: Any, weights: Any, labels: Any
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    working(x[:0], "x")  # refuses complex numbers and whatever else is no number
+    for name, array in (("x", x), ("weights", weights)):
+        if array is not None:
+            working(array[:0], name)  # refuses complex numbers and whatever else is no number
     _check_rows(state, x.shape, weights, labels)
     if weights is None and (
         labels is None or not ((labels < 0) | (labels >= _groups(state))).any()

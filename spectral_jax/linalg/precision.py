@@ -16,7 +16,7 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
 
     float32 and float64 stay. bfloat16, float16 and float8 become float32, for no LAPACK is narrower
     and an eigenvalue rounded at every step would not have the digits of its matrix. Integers and
-    booleans become the default float.
+    booleans become the default float, those of 64 bits too, which JAX would cut to 32 unseen.
 
     Works under ``jit``, ``vmap`` and ``grad`` (which comes back in the dtype of ``x``). Raises
     ``ValueError`` for complex numbers, which would lose their imaginary part, and for what is no
@@ -27,8 +27,8 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
     """
     if not isinstance(x, jax.Array):  # asarray of an Array costs as much as a small program
         try:
-            x = jnp.asarray(x)
-        except (TypeError, ValueError) as error:
+            x = jnp.asarray(_of_the_host(x))
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{name} is no array of numbers: {error}") from None
     if x.dtype in WORKING:
         return x
@@ -40,6 +40,18 @@ def working(x: ArrayLike, name: str = "a") -> Float[Array, "*shape"]:
             "imaginary part apart, or [[re, -im], [im, re]], which has each singular value twice)"
         )
     return x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else float)
+
+
+def _of_the_host(x: ArrayLike) -> ArrayLike:
+    """As JAX can read it: whole numbers of 64 bits as floats, and no objects or words."""
+    if isinstance(x, int) and not isinstance(x, bool):
+        return np.asarray(x, jnp.result_type(float))
+    if not isinstance(x, np.ndarray | np.generic):
+        return x
+    if x.dtype.kind in "OSUMm":
+        raise ValueError(f"its dtype is {x.dtype}")
+    wide = x.dtype.kind in "iu" and x.dtype.itemsize == 8
+    return x.astype(jnp.result_type(float)) if wide else x
 
 
 def power_of_two(size: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
