@@ -36,6 +36,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 
 
+def of_ones(shape):
+    return gaussian(jnp.ones(shape), 1.0)
+
+
 def exact_kl(q: float, p: float) -> Decimal:
     """In 50 digits."""
     getcontext().prec = 50
@@ -59,6 +63,7 @@ def exact_kl(q: float, p: float) -> Decimal:
         (1.0, 0.3, 1.0),
         (0.3, 0.0, 0.3),
         (0.3, math.inf, 1.0),
+        (0.0, math.inf, 1.0),
     ],
 )
 def test_kl_inverse_has_the_published_values(q, c, expected):
@@ -109,6 +114,8 @@ def test_the_binomial_bound_is_that_of_clopper_and_pearson():
     assert held_out_bound(120, 10_000, delta=0.025) == pytest.approx(0.014332168991, abs=1e-11)
     assert held_out_bound(0, 100, delta=0.05) == pytest.approx(1 - 0.05 ** (1 / 100), abs=1e-12)
     assert held_out_bound(7, 7) == 1.0
+    # By symmetry: the chance of 1 or fewer of 2 is 1 - p^2, that of a delta above one half.
+    assert held_out_bound(1, 2, delta=0.99) == pytest.approx(0.1, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +206,12 @@ def test_draws_have_the_mean_the_scale_and_the_dtypes_of_their_tree():
         (lambda: vector_basis(2 * jnp.eye(3)[:, :1]), "orthonormal only to 3"),
         (lambda: vector_basis(jnp.ones((2, 3))), r"vectors has shape \(2, 3\)"),
         (lambda: gaussian_kl(gaussian([jnp.ones(2)], 1.0), gaussian(jnp.ones(2), 1.0)), "differ"),
+        (lambda: gaussian_kl(of_ones((1,)), of_ones((3,))), r"shapes \(1,\) and \(3,\)"),
+        (lambda: draw(KEY, gaussian(jnp.ones(2), jnp.ones((2, 1)))), r"shape \(2, 1\) for a mean"),
+        (lambda: draw(KEY, gaussian(jnp.arange(3), 0.4)), "mean has a leaf of int"),
+        (lambda: draw(KEY, data_free_prior(jnp.ones(2), 1.0)), "q is a Prior: pass a Gaussian"),
+        (lambda: ScaleGrid(b=0.0, c=0.1).variance(1), "b=0.0"),
+        (lambda: ScaleGrid(b=10, c=-1.0).relaxed_penalty(0.0), "c=-1.0"),
     ],
 )
 def test_distributions_refuse_what_they_cannot_be_made_of(make, says):
@@ -265,6 +278,9 @@ def test_billions_of_examples_are_a_sample_size():
     found = certify(nats(1.0), PRIOR, losses(0.1, 1000), examples=n)
     expected = pac_bayes_bound(found.risk_bound, 1.0, n=n)
     assert found.bound == pytest.approx(float(expected), abs=1e-6) and found.n == n
+    # NumPy's have 64 bits, of which JAX would read the last 32: as 705,032,704 here.
+    assert pac_bayes_bound(0.1, 1.0, n=np.int64(n)) == pac_bayes_bound(0.1, 1.0, n=n)
+    assert pac_bayes_bound(0.1, 10**10, n=n) == pac_bayes_bound(0.1, 1e10, n=n)
 
 
 def test_between_the_points_of_a_grid_the_penalty_is_smooth_and_at_them_that_of_the_point():
@@ -346,12 +362,18 @@ def test_a_prior_and_its_bound_share_no_example():
         ({"penalty": -1.0}, "penalty=-1.0"),
         ({"paper_compat": {"newton"}}, "paper_compat='newton'"),
         ({"paper_compat": {"penalty_as_written"}}, "needs a grid"),
+        ({"posterior": PRIOR}, "posterior is a Prior: pass a Gaussian"),
+        ({"chance": 10}, "chance=10: choose 0 to 1"),
+        ({"held_out": 120}, r"held_out=120: pass \(errors, trials\)"),
+        ({"risk_draws": np.zeros(10) + 1j}, "risk_draws are masked or complex"),
+        ({"risk_draws": np.ma.masked_all(10)}, "risk_draws are masked or complex"),
+        ({"grid": ScaleGrid(b=10, c=0)}, "c=0: choose above 0"),
     ],
 )
 def test_a_certificate_refuses_by_name(change, says):
-    usual = {"risk_draws": np.zeros(10), "examples": 100}
+    usual = {"posterior": nats(1.0), "risk_draws": np.zeros(10), "examples": 100}
     with pytest.raises(ValueError, match=says):
-        certify(nats(1.0), PRIOR, **(usual | change))
+        certify(prior=PRIOR, **(usual | change))
 
 
 def test_a_posterior_that_diverged_certifies_nothing():
@@ -359,10 +381,11 @@ def test_a_posterior_that_diverged_certifies_nothing():
     assert math.isnan(found.bound) and not found.valid and "diverged" in found.verdict
 
 
+@pytest.mark.parametrize("scale", [math.nan, math.inf, 400.0, -400.0])
 @pytest.mark.parametrize("mean", [0.0, math.nan])
-def test_nor_does_one_whose_prior_diverged_off_its_grid(mean):
+def test_nor_does_one_whose_prior_diverged_off_its_grid(mean, scale):
     """Whatever became of the posterior: equal to its prior, it would have no relative entropy."""
-    law = Gaussian(jnp.full(2, mean), jnp.float32(math.nan))
+    law = Gaussian(jnp.full(2, mean), jnp.float32(scale))
     prior, grid = Prior(law, np.zeros(0, int)), ScaleGrid(b=100, c=0.1)
     draws = np.zeros(10)
     found = certify(law, prior, draws, examples=100, grid=grid, prior_draws=draws)
@@ -578,8 +601,21 @@ def test_posteriors_start_where_the_sources_do():
         starting_posterior("M4", weights)
 
 
-def of_ones(shape):
-    return gaussian(jnp.ones(shape), 1.0)
+def of_data(data):
+    return risk_draws(KEY, of_ones(()), lambda w, _: jnp.zeros(1), data, draws=2, batch=1)
+
+
+def test_a_label_that_is_no_class_has_no_loss():
+    found = bounded_cross_entropy(jnp.zeros((4, 3)), [0, -1, 3, 2])
+    assert np.isnan(found).tolist() == [False, True, True, False]
+
+
+def test_a_penalty_in_an_array_is_not_negative():
+    penalty = jnp.array([1.0, -1.0])
+    found = jax.vmap(
+        lambda x: analytic_posterior(jnp.ones(2), 1.0, n=9, epsilon=1.0, penalty=x).kl
+    )(penalty)
+    assert np.isnan(found).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -608,6 +644,16 @@ def of_ones(shape):
             r"bias \(3,\) and kernel \(2, 2, 1, 4\): pass a bias \[o\]",
         ),
         (lambda: starting_posterior("M5", jnp.ones(2)), "method='M5'"),
+        (lambda: bounded_cross_entropy(jnp.ones((2, 3)), [0.0, 1.0]), "of float32: pass"),
+        (lambda: analytic_posterior(jnp.ones(2), 1.0, n=9, epsilon=jnp.ones(2)), "vmap for"),
+        (lambda: analytic_posterior(jnp.ones((2, 2)), 1.0, n=9, epsilon=1.0), r"pass \[k\]"),
+        (
+            lambda: analytic_posterior(jnp.ones(2), 1.0, n=9, epsilon=1.0, penalty=np.float32(-1)),
+            "penalty=np.float32",
+        ),
+        (lambda: of_data((jnp.ones(3), jnp.ones(2))), r"lengths \[\(2,\), \(3,\)\]"),
+        (lambda: of_data(jnp.ones(0)), r"lengths \[\(0,\)\]"),
+        (lambda: of_data([1.0, 2.0]), r"lengths \[\(\)\]"),
     ],
 )
 def test_posteriors_refuse_by_name(make, says):

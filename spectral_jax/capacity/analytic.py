@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from spectral_jax._options import check_number
+from spectral_jax._options import REAL, check_number
 from spectral_jax.capacity.bound import check_confidence, check_sample
 from spectral_jax.capacity.gaussians import Gaussian, Tree
 from spectral_jax.linalg.precision import working
@@ -83,8 +83,8 @@ def analytic_posterior(
     ``result.gaussian(w)`` in ``vector_basis(eigenvectors)``, and `certify` with
     ``constant="seeger"``. Works under ``jit``, ``vmap`` (over ``epsilon``, say) and ``grad`` (for
     ``"optimal"`` through the iteration). Half precision and integers are read as float32. NaN for
-    ``epsilon`` not above 0. Raises ``ValueError`` for complex numbers, ``n`` or ``delta`` out of
-    range and another factor.
+    ``epsilon`` not above 0 and an array ``penalty`` below 0. Raises ``ValueError`` for complex
+    numbers, shapes that do not fit, ``n`` or ``delta`` out of range and another factor.
     Source: arXiv 2110.14163, its released code, and the first-order condition.
 
     >>> one = analytic_posterior(jnp.array([0.1, 1e-9]), 2.0, n=1001, epsilon=1.0, factor=2)
@@ -95,13 +95,19 @@ def analytic_posterior(
         raise ValueError(f"factor={factor!r}: choose 'optimal', 'isotropic', 2 or 4")
     check_sample(n, "seeger")
     check_confidence(delta=delta)
-    if isinstance(penalty, int | float):
+    if isinstance(penalty, REAL):
         check_number("choose at least 0", lambda x: 0 <= x < math.inf, penalty=penalty)
     values, moved = working(eigenvalues, "eigenvalues"), working(displacement, "displacement")
     size = jnp.asarray(n, values.dtype)
     epsilon = working(epsilon, "epsilon").astype(values.dtype)
     epsilon = jnp.where(epsilon > 0, epsilon, jnp.nan)
-    nats = working(penalty, "penalty").astype(values.dtype) + jnp.log(size / delta)
+    if values.ndim != 1 or epsilon.ndim != 0:
+        raise ValueError(
+            f"eigenvalues {values.shape} and epsilon {epsilon.shape}: pass [k] and one number "
+            "(vmap for several)"
+        )
+    penalty = working(penalty, "penalty").astype(values.dtype)
+    nats = jnp.where(penalty >= 0, penalty, jnp.nan) + jnp.log(size / delta)
     distance = jnp.sum(moved.astype(values.dtype) ** 2)
     return _analytic(values, distance, size, epsilon, nats, factor)
 

@@ -31,6 +31,8 @@ def held_out_bound(errors: int, trials: int, *, delta: float = 0.025) -> float:
         return 1.0
     ways = _log_binomials(errors, trials)
     low, high = errors / trials, 1.0
+    if low > 0 and _log_tail(ways, trials, low) <= math.log(delta):
+        low = 0.0  # a delta above one half asks for less than the rate that was seen
     for _ in range(60):
         middle = (low + high) / 2
         if _log_tail(ways, trials, middle) <= math.log(delta):

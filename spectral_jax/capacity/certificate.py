@@ -23,8 +23,15 @@ from spectral_jax.capacity.bound import (
     complexity,
     invert,
 )
-from spectral_jax.capacity.gaussians import Basis, Gaussian, Prior, gaussian_kl, rows
-from spectral_jax.capacity.grid import ScaleGrid
+from spectral_jax.capacity.gaussians import (
+    Basis,
+    Gaussian,
+    Prior,
+    check_gaussian,
+    gaussian_kl,
+    rows,
+)
+from spectral_jax.capacity.grid import ScaleGrid, check_grid
 from spectral_jax.capacity.kl import kl_inverse
 
 Compat = Literal["penalty_as_written", "plugin_mc", "newton5", "prior_on_train"]
@@ -149,9 +156,9 @@ def certify(
 
     Runs on the host in float64; not for ``jit``. A relative entropy or risk that is NaN, as of a
     posterior that diverged, gives ``bound`` NaN and ``valid`` False. Warns where the grid ends.
-    Raises ``ValueError`` for losses outside [0, 1], ``delta`` outside (0, 1), a prior without a
-    record of what it saw or that saw some of the ``examples``, a grid for a prior of several
-    scales, and options that do not exist.
+    Raises ``ValueError`` for losses or ``chance`` outside [0, 1], ``delta`` outside (0, 1), means
+    of other shapes, a prior without a record of what it saw or that saw some of the ``examples``, a
+    grid for a prior of several scales, and options that do not exist.
 
     >>> import jax.numpy as jnp
     >>> from spectral_jax.capacity import data_free_prior, gaussian
@@ -165,6 +172,8 @@ def certify(
     check_choice(get_args(Form), form=form)
     check_choice(LEAST, constant=constant)
     check_number("choose at least 0", lambda x: 0 <= x < math.inf, penalty=penalty)
+    check_gaussian("posterior", posterior)
+    chance, tested = _rivals(chance, held_out, delta)
     setting = _Setting(delta, delta_mc, form, constant, _checked(paper_compat, grid, constant))
     n, reasons = _sample(prior, examples, setting)
     risk = _risk("risk_draws", risk_draws, setting)
@@ -194,8 +203,23 @@ def certify(
         constant=constant,
         chance=chance,
         prior_bound=alone,
-        held_out_bound=held_out and held_out_bound(*held_out, delta=delta),
+        held_out_bound=tested,
     )
+
+
+def _rivals(
+    chance: float | None, held_out: tuple[int, int] | None, delta: float
+) -> tuple[float | None, float | None]:
+    """The error of guessing, and the bound of the test set."""
+    if chance is not None:
+        chance = np.asarray(chance).item()
+        check_number("choose 0 to 1, an error of guessing", lambda x: 0 <= x <= 1, chance=chance)
+    if held_out is None:
+        return chance, None
+    if np.shape(held_out) != (2,):
+        raise ValueError(f"held_out={held_out!r}: pass (errors, trials)")
+    errors, trials = held_out
+    return chance, held_out_bound(errors, trials, delta=delta)
 
 
 @jax.jit
@@ -271,6 +295,8 @@ def _sample(
 
 def _risk(name: str, draws: Float[ArrayLike, " m"] | float, setting: _Setting) -> _Risk:
     """Mean and corrected mean of the draws; of a plain number, itself."""
+    if isinstance(draws, np.ma.MaskedArray) or np.iscomplexobj(draws):
+        raise ValueError(f"{name} are masked or complex: pass real losses, a vector [m]")
     losses = np.asarray(draws, np.float64)
     if losses.ndim > 1 or losses.size == 0 or np.any((losses < 0) | (losses > 1)):
         raise ValueError(f"{name} of shape {losses.shape}: pass losses within [0, 1], a vector [m]")
@@ -290,11 +316,13 @@ def _choices(
     """Priors to try, each with its point of the grid and its nats."""
     if grid is None:
         return [(None, penalty, prior)]
+    check_grid(grid)
     if [np.ndim(scale) for scale in jax.tree.leaves(prior.log_scale)] != [0]:
         raise ValueError("grid is for a prior with one scale: pass penalty= for any other choice")
-    variance = math.exp(2 * float(prior.log_scale))
-    if math.isnan(variance):  # it diverged with the posterior, and there is no point near it
-        return [(None, penalty, prior)]
+    with np.errstate(over="ignore"):
+        variance = float(np.exp(2 * float(prior.log_scale)))
+    if not 0 < variance < math.inf:  # it diverged, and there is no point near it
+        return [(None, penalty, prior._replace(log_scale=np.float64(np.nan)))]
     if "penalty_as_written" in setting.compat:
         choice = 2 * math.log(2 * abs(grid.b * math.log(grid.c / variance)))
         return [(None, choice + math.log(math.pi**2 * setting.delta**2 / 6), prior)]

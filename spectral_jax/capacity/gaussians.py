@@ -164,12 +164,17 @@ def draw(key: PRNGKeyArray, q: Gaussian, *, basis: Basis | None = None) -> Tree:
 
     ``mean + scale * z`` with standard normal ``z``, so that gradients with respect to mean and
     ``log_scale`` pass through. In a ``basis``, ``mean + backward(scale * forward(z))``. Works under
-    ``jit``, ``vmap`` (over keys) and ``grad``.
+    ``jit``, ``vmap`` (over keys) and ``grad``. Raises ``ValueError`` for a mean of whole numbers,
+    to which a draw would be cut, and for trees that do not fit.
 
     >>> q = gaussian({"w": jnp.ones(3)}, 1e-3)
     >>> draw(jax.random.key(0), q)["w"].round(1).tolist()
     [1.0, 1.0, 1.0]
     """
+    check_gaussian("q", q)
+    for dtype in map(jnp.result_type, jax.tree.leaves(q.mean)):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"mean has a leaf of {dtype}: pass floats, for a draw is none of it")
     if basis is not None:
         flat, unravel = ravel_pytree(q.mean)
         noise = basis.forward(basis.data, jax.random.normal(key, flat.shape, working(flat).dtype))
@@ -195,7 +200,12 @@ def gaussian_kl(q: Gaussian, p: Gaussian, *, basis: Basis | None = None) -> Floa
     >>> round(float(gaussian_kl(q, p)), 7)
     0.5965736
     """
+    check_gaussian("q", q)
+    check_gaussian("p", p)
     _check_alike(q.mean, p.mean)
+    for a, b in zip(*(map(jnp.shape, jax.tree.leaves(x.mean)) for x in (q, p)), strict=True):
+        if a != b:
+            raise ValueError(f"the means have leaves of shapes {a} and {b}: pass one shape")
     moved = jax.tree.map(lambda a, b: working(a) - working(b), q.mean, p.mean)
     if basis is not None:
         moved = basis.forward(basis.data, ravel_pytree(moved)[0])
@@ -221,7 +231,21 @@ def _scales(log_scale: Tree, like: Tree) -> Tree:
     if not isinstance(log_scale, dict | list | tuple) and jnp.ndim(log_scale) == 0:
         return jax.tree.map(lambda _: working(log_scale, "log_scale"), like)
     _check_alike(log_scale, like)
-    return jax.tree.map(lambda s: working(s, "log_scale"), log_scale)
+    return jax.tree.map(_fitting, log_scale, like)
+
+
+def _fitting(log_scale: ArrayLike, like: Array) -> Array:
+    log_scale, shape = working(log_scale, "log_scale"), jnp.shape(like)
+    sizes = zip(reversed(log_scale.shape), reversed(shape), strict=False)
+    if log_scale.ndim > len(shape) or any(a not in (1, b) for a, b in sizes):
+        raise ValueError(f"log_scale has a leaf of shape {log_scale.shape} for a mean of {shape}")
+    return log_scale
+
+
+def check_gaussian(name: str, q: Any) -> None:
+    """``ValueError`` for what has no mean and no scales, such as a `Prior`."""
+    if not hasattr(q, "mean") or not hasattr(q, "log_scale"):
+        raise ValueError(f"{name} is a {type(q).__name__}: pass a Gaussian (of a Prior, .gaussian)")
 
 
 def _check_alike(a: Tree, b: Tree) -> None:

@@ -31,6 +31,7 @@ class ScaleGrid(NamedTuple):
 
     def variance(self, j: int) -> float:
         """The ``j``-th variance."""
+        check_grid(self)
         return self.c * math.exp(-count("j", j) / self.b)
 
     def penalty(self, j: int) -> float:
@@ -49,6 +50,7 @@ class ScaleGrid(NamedTuple):
         >>> round(float(grid.relaxed_penalty(math.log(grid.variance(37)))), 4)
         7.7195
         """
+        check_grid(self)
         log_variance = working(log_variance, "log_variance")
         place = jnp.maximum(self.b * (math.log(self.c) - log_variance), 1)
         return math.log(math.pi**2 / 6) + 2 * jnp.log(place)
@@ -58,6 +60,7 @@ class ScaleGrid(NamedTuple):
 
         Warns where the variance lies above the first point: enlarge ``c``, before looking at data.
         """
+        check_grid(self)
         check_number("choose above 0", lambda x: 0 < x < math.inf, variance=variance)
         place = self.b * math.log(self.c / variance)
         if place < 1:
@@ -68,3 +71,8 @@ class ScaleGrid(NamedTuple):
             )
             return (1,)
         return tuple(sorted({math.floor(place), math.ceil(place)}))
+
+
+def check_grid(grid: ScaleGrid) -> None:
+    """``ValueError`` for one whose points are no variances, each below the last."""
+    check_number("choose above 0", lambda x: 0 < x < math.inf, b=grid.b, c=grid.c)

@@ -117,6 +117,7 @@ def _inverse(q: Array, c: Array, side: Side) -> Array:
 def _gap(q: Array, rest: Array, c: Array) -> Array:
     """The upper end of a bracket of the ``gap`` with ``kl(q || q + gap) = c``."""
     eps = float(jnp.finfo(q.dtype).eps)
+    c = jnp.minimum(c, float(jnp.finfo(q.dtype).max))  # for 0 times infinity is no end
 
     def halve(_, bracket):
         low, high = bracket

@@ -167,7 +167,8 @@ def risk_draws(
       basis: of the posterior.
 
     One draw after another, in one compiled program; works under ``jit`` and ``vmap``. Raises
-    ``ValueError`` unless the loss has the shape ``[batch]``, and for counts below 1.
+    ``ValueError`` unless the loss has the shape ``[batch]``, for data without a common leading axis
+    and for counts below 1.
 
     >>> def above(weights, x):
     ...     return weights > x
@@ -176,7 +177,10 @@ def risk_draws(
     (3,)
     """
     count("draws", draws)
-    examples = jax.tree.leaves(data)[0].shape[0]
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(data)}
+    if len(sizes) != 1 or sizes <= {(), (0,)}:
+        raise ValueError(f"data has leaves of lengths {sorted(sizes)}: pass arrays [n, ...] of one")
+    ((examples,),) = sizes
 
     def one(key):
         of_weights, of_rows = jax.random.split(key)
@@ -199,8 +203,9 @@ def bounded_cross_entropy(
     flatter is the loss where networks are good.
 
     ``logits`` ``[..., c]``, integer ``labels`` ``[...]``. Works under ``jit``, ``vmap`` and
-    ``grad`` (0 where clipped). Half precision is computed in float32. Raises ``ValueError`` for
-    ``pmin`` outside (0, 1), shapes that do not fit and complex numbers.
+    ``grad`` (0 where clipped). NaN for a label that is no class. Half precision is computed in
+    float32. Raises ``ValueError`` for ``pmin`` outside (0, 1), shapes that do not fit, labels that
+    are no whole numbers and complex ones.
     Source: arXiv 2007.12911.
 
     >>> logits, labels = jnp.array([[0.0, 0.0], [99.0, 0.0]]), jnp.array([0, 1])
@@ -208,13 +213,15 @@ def bounded_cross_entropy(
     [0.5, 1.0]
     """
     check_number("choose above 0 and below 1", lambda x: 0 < x < 1, pmin=pmin)
-    logits = working(logits, "logits")
-    if logits.shape[:-1] != jnp.shape(labels):
+    logits, labels = working(logits, "logits"), jnp.asarray(labels)
+    if logits.shape[:-1] != labels.shape or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
-            f"logits {logits.shape} and labels {jnp.shape(labels)}: pass [..., c] and [...]"
+            f"logits {logits.shape} and labels {labels.shape} of {labels.dtype}: pass [..., c] and "
+            "classes [...]"
         )
     logs = jax.nn.log_softmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logs, labels[..., None], axis=-1)[..., 0]
+    chosen = jnp.where(labels >= 0, chosen, jnp.nan)  # -1 is no name of the last class
     return jnp.minimum(-chosen / math.log(1 / pmin), 1)
 
 
