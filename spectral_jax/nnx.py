@@ -100,6 +100,11 @@ def tap(
     {'penultimate': (5, 3), 'outputs': (5, 2)}
     """
     check_choice(("mean", "positions", None), pool=pool)
+    if not isinstance(module, nnx.Module):
+        raise ValueError(f"module is a {type(module).__name__}: pass an nnx.Module")
+    texts = points.values() if isinstance(points, Mapping) else (points,)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"points={points!r}: pass a point, or points by names of your own")
     module = _in_mode(module, mode)
     named = {"": points} if isinstance(points, str) else points
     parsed = {name: point_of(module, text) for name, text in named.items()}
@@ -143,7 +148,8 @@ def point_of(module: nnx.Module, text: str) -> Point:
         _part(module, path)
     except (AttributeError, LookupError, TypeError):
         known = [".".join(map(str, path)) for path, part in nnx.iter_modules(module) if path]
-        close = get_close_matches(path, known, n=1)
+        entries = [name for name in known if name.startswith(f"{path}.")]
+        close = entries[:1] or get_close_matches(path, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
         raise ValueError(

@@ -106,7 +106,7 @@ def test_few_examples_few_classes_and_imbalance_are_told():
     assert (found.single, found.imbalance, found.rank) == (3, 3, C - 1)
     lonely = measure((MEANS[LABELS] + NOISE)[:6], LABELS[:6])
     assert lonely.classes == 1 and np.isnan([lonely.nc2, lonely.nc1_cdnv, lonely.gnc2]).all()
-    assert not np.isfinite(lonely.nc1)
+    assert np.isnan([lonely.nc1, lonely.nc1_svd, lonely.nc1_quotient]).all()
     none = measure(np.zeros((0, P)), LABELS[:0])
     assert none.classes == 0 and np.isnan([none.nc1, none.nc2, none.nc1_cdnv]).all()
 
@@ -274,6 +274,14 @@ def test_a_probe_is_chosen_by_the_error_on_a_row_that_is_left_out():
     fitted = np.sum((kept * (u[:, :3].T @ (y - y.mean()).astype(float))[:, 0]) ** 2, axis=1)
     np.testing.assert_allclose(found.error, fitted / 4 / (kept.sum(axis=1) / 4) ** 2, rtol=1e-5)
     assert np.isnan(features.ridge_probe(x, targets=onehot, penalties=[0.0]).error).all()
+
+
+def test_of_features_that_are_constant_a_probe_tells_the_mean():
+    for constant in (0, 3):
+        found = features.ridge_probe(np.full((N, P), constant, np.float32), labels=LABELS)
+        outputs = constant * found.head.kernel.sum(axis=0) + found.head.bias
+        np.testing.assert_allclose(outputs, np.array(COUNTS) / N, rtol=1e-5)
+        assert -0.5 < float(found.r2) <= 0
 
 
 def test_features_that_know_nothing_align_with_targets_by_chance():

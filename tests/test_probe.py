@@ -24,6 +24,10 @@ def looking(at, stop=None, measure=SIZE):
     return probe(scaled, INPUTS, at=at, measure=measure, stop=stop)
 
 
+def probed(seen=scaled, head=None):
+    return probe(seen, INPUTS, at=(0,), measure=SIZE, head=head)
+
+
 def followed(look, course):
     """The log of a loop that calls at these steps, with parameters that are as large."""
     log = look.start(0.0)
@@ -116,6 +120,16 @@ def test_the_network_of_a_tap_is_compared_with_its_outputs():
     assert 0 < expected["utilisation"] < 1
 
 
+@pytest.mark.parametrize("outputs, rows, flags", [(4, 9, (1, 0)), (2, 4, (0, 1)), (2, 9, (0, 0))])
+def test_where_richness_says_nothing_is_told_beside_it(outputs, rows, flags):
+    x = np.random.default_rng(0).standard_normal((rows, 4)).astype(np.float32)
+    names = ("richness", "degenerate", "few_rows")
+    head = Head(jnp.eye(4)[:, :outputs])
+    look = probe(scaled, x, at=(0,), measure=names, head=lambda params: head)
+    found = look.numbers(jnp.arange(1.0, 5.0))
+    assert tuple(found[name] for name in names[1:]) == flags
+
+
 def test_classes_are_measured_by_labels():
     x, labels = jnp.eye(4), np.array([0, 0, 1, 1])
     look = probe(lambda scale, x: x @ scale, x, at=(0,), measure=("nc1",), labels=labels)
@@ -130,6 +144,20 @@ def test_classes_are_measured_by_labels():
         (lambda: looking((3, 1)), "rising"),
         (lambda: looking((0,), measure=("richnes",)), "measure='richnes': choose 'richness'"),
         (lambda: looking((0,), when("nc1", below=1)).start(0.0), "by 'nc1': there are size"),
+        (lambda: looking((0,), measure="nc1"), r"measure='nc1': pass a tuple of names, \('nc1',\)"),
+        (lambda: looking((0,), measure=("nc1",)).start(0.0), "measure 'nc1' needs those"),
+        (
+            lambda: looking((0,), measure={"rows": lambda layer: layer.rows}).start(0.0),
+            r"measure 'rows' has shape \(2, 1\): return one number",
+        ),
+        (lambda: looking(5), "at=5: pass steps in rising order"),
+        (lambda: looking((0,), stop="size below 1"), "stop='size below 1': pass when"),
+        (lambda: probed(head=Head(jnp.eye(2))), "head is a Head: pass a function of params"),
+        (
+            lambda: probed(seen=lambda p, x: {"a": x}, head=lambda p: Head(jnp.eye(1))).start(0.0),
+            "head beside layers by name: give the network's outputs as the layer 'outputs'",
+        ),
+        (lambda: when("size", below=1, above=2), "below=1, above=2: no number is both"),
         (lambda: when("size"), "say where 'size' ends training"),
         (lambda: when("size", below=NAN), "below=nan"),
         (lambda: when("size", below=1, patience=0), "patience=0"),

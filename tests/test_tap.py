@@ -123,6 +123,9 @@ def test_methods_and_transformed_parts_are_tapped():
     [
         (lambda: tap(NETWORK, "block.0"), r"no part 'block.0': did you mean 'blocks.0'\? It has"),
         (lambda: tap(NETWORK, "blocks.2"), "It has blocks"),
+        (lambda: tap(NETWORK, "blocks"), r"no part 'blocks': did you mean 'blocks.0'\? It has"),
+        (lambda: tap(NETWORK, ["head"]), r"points=\['head'\]: pass a point, or points by names"),
+        (lambda: tap(MODEL, "head"), "module is a PureModule: pass an nnx.Module"),
         (lambda: tap(NETWORK, "head:inputs"), "choose 'input' or 'output'"),
         (lambda: tap(NETWORK, "head.kernel"), "no part 'head.kernel'"),
         (lambda: tap(NETWORK, "head", pool="max"), "pool='max'"),

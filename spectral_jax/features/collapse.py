@@ -218,10 +218,11 @@ def _variability(classes: Classes, *, noise: float) -> dict[str, Array]:
     quotient = jnp.trace(classes.within) / jnp.sum(scaled**2)
     by_direction = jnp.sum(inverse * mm(classes.within, inverse)) / classes.number
     nc1 = jnp.where(rank == 0, quotient, by_direction)  # means that coincide: infinite
+    quotient, nc1 = (jnp.where(classes.number > 1, x, jnp.nan) for x in (quotient, nc1))
     full = jnp.minimum(classes.number - 1, p)
     return {
         "nc1": nc1,
-        "nc1_svd": jnp.where(rank < full, jnp.inf, nc1),
+        "nc1_svd": jnp.where((rank < full) & (classes.number > 1), jnp.inf, nc1),
         "nc1_quotient": quotient,
         "rank": jnp.where(rank > 0, rank, 0).astype(int),
     }

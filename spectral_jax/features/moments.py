@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from spectral_jax._choices import check_choice
 from spectral_jax._options import count
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.jackknife import Interval, interval
@@ -165,6 +166,10 @@ def update(
     [[1.0, 1.0], [1.0, 1.0]]
     """
     given = _given(m, features, outputs, targets)
+    if labels is None and m.classes:
+        raise ValueError(f"labels are missing: the moments began with {m.classes} classes")
+    if labels is not None and not m.classes:
+        raise ValueError("labels for moments without classes: begin with zero(p, classes=...)")
     rows = side_by_side(m.state, given)
     if m.blocks == 1:
         state = moments.update(m.state, rows, weights=weights, labels=labels)
@@ -444,6 +449,7 @@ def _part(m: FeatureMoments, name: Literal["features"] | Beside) -> moments.Mome
 
 def _place(m: FeatureMoments, name: Literal["features"] | Beside) -> int:
     """Which part of the state the columns of this name are."""
+    check_choice(Sizes._fields, beside=name)
     if not getattr(m.sizes, name):
         raise ValueError(f"the moments hold no {name}: begin with zero(p, {name}=...), pass them")
     return sum(size > 0 for size in m.sizes[: Sizes._fields.index(name)])
@@ -523,6 +529,8 @@ def side_by_side(state: moments.Moments, arrays: Mapping[str, Any]) -> Any:
     """Arrays of the same rows as one, NumPy's if all are: their digits are read as they are."""
     if len(arrays) == 1:
         return next(iter(arrays.values()))
+    for name, x in arrays.items():
+        working(x[:0], name)  # refuses what is no number, by its name
     arrays = _kept_wide(arrays)
     if state.method == "gram64" and all(isinstance(x, np.ndarray) for x in arrays.values()):
         return np.concatenate(list(arrays.values()), axis=1)

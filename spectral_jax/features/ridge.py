@@ -136,7 +136,10 @@ def _path(m: FeatureMoments, shares: Array) -> _Path:
     values, vectors = eigh(covariance(m))
     rounding = values <= len(values) * m.state.eps * values[-1]  # False for NaN
     values = jnp.where(rounding, 0, values)
-    penalties = shares * jnp.mean(values)
+    size = jnp.mean(values)
+    penalties = shares * jnp.where(
+        size == 0, 1, size
+    )  # of constant features: what tells is the mean
     projections = jnp.where(rounding, 0, mm(cross(m, "targets"), vectors))
     weights = projections / (values + penalties[:, None])[:, None]
     return _Path(

@@ -27,7 +27,7 @@ from spectral_jax import features
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number, count
 from spectral_jax._transforms.members import where_needed
-from spectral_jax.features.richness import Order
+from spectral_jax.features.richness import Order, Richness
 
 Seen: TypeAlias = Callable[[PyTree, Any], Array | dict[str, Array]]
 
@@ -41,10 +41,9 @@ class Layer(NamedTuple):
     labels: Int[Array, " n"] | None
     classes: int | None
 
-    def richness(self, order: Order) -> Float[Array, ""]:
+    def richness(self, order: Order = "literal") -> Richness:
         """``D_LR`` of the features as the head, or the outputs, use them."""
-        found = features.richness(self.rows, head=self.head, outputs=self.outputs, order=order)
-        return found.value
+        return features.richness(self.rows, head=self.head, outputs=self.outputs, order=order)
 
     def utilisation(self) -> Float[Array, ""]:
         """The share of the outputs that the leading directions hold, of as many as they span."""
@@ -53,18 +52,24 @@ class Layer(NamedTuple):
         assert shares is not None and rank is not None
         return shares[jnp.clip(rank - 1, 0)]
 
+    def nc1(self) -> Float[Array, ""]:
+        """Within classes against between them."""
+        if self.labels is None:
+            raise ValueError("labels=None: measure 'nc1' needs those of the inputs")
+        return features.neural_collapse(self.rows, labels=self.labels, classes=self.classes).nc1
+
 
 Measure: TypeAlias = Callable[[Layer], Float[Array, ""]]
 
 MEASURES: dict[str, Measure] = {
-    "richness": lambda layer: layer.richness("literal"),
-    "richness_centre_first": lambda layer: layer.richness("centre-first"),
+    "richness": lambda layer: layer.richness().value,
+    "richness_centre_first": lambda layer: layer.richness("centre-first").value,
+    "degenerate": lambda layer: layer.richness().degenerate,
+    "few_rows": lambda layer: layer.richness().few_rows,
     "effective_dimension": lambda layer: features.effective_dimension(layer.rows),
     "participation": lambda layer: features.effective_dimension(layer.rows, kind="participation"),
     "utilisation": lambda layer: layer.utilisation(),
-    "nc1": lambda layer: (
-        features.neural_collapse(layer.rows, labels=layer.labels, classes=layer.classes).nc1
-    ),
+    "nc1": lambda layer: layer.nc1(),
 }
 
 
@@ -125,7 +130,7 @@ def when(
       name: of a measure of the probe; of one layer ``"richness/block1"``.
       patience: for so many measurements in a row. NaN is in no range.
 
-    Raises ``ValueError`` without a limit.
+    Raises ``ValueError`` without a limit, and where no number is between both.
 
     >>> when("richness", below=0.05, patience=3).holds(0.01)
     True
@@ -135,6 +140,8 @@ def when(
     given = {"below": below, "above": above}
     limits = {side: limit for side, limit in given.items() if limit is not None}
     check_number("choose a number that is not NaN", lambda x: x == x, **limits)
+    if below is not None and above is not None and not above < below:
+        raise ValueError(f"below={below}, above={above}: no number is both, choose above < below")
     return Stop(name, below, above, count("patience", patience))
 
 
@@ -158,6 +165,7 @@ def probe(
       at: steps at which to measure, in order, as of `log_spaced`. One that no call of ``update``
         names is made up for at the next call, so that calls at the end of chunks are enough.
       measure: names in ``MEASURES``, or functions of a `Layer` by names of your own.
+        ``"degenerate"`` and ``"few_rows"`` are 1 where ``"richness"`` says nothing: see `Richness`.
       head: from ``params`` the last layer, for features that are one array.
       labels: of the inputs, for measures of classes.
       stop: where training ends: see `when`. It is for your loop to look at ``log.stopped``.
@@ -176,9 +184,15 @@ def probe(
     >>> log.steps.tolist(), log.values["effective_dimension"].round(2).tolist(), bool(log.stopped)
     ([0, 10], [3.0, 1.04], True)
     """
-    steps = [count("at", step, least=0) for step in at]
-    if not steps or sorted(set(steps)) != steps:
+    steps = [count("at", step, least=0) for step in at] if np.ndim(at) == 1 else at
+    if not isinstance(steps, list) or not steps or sorted(set(steps)) != steps:
         raise ValueError(f"at={steps}: pass steps in rising order, such as log_spaced(1000, 20)")
+    if isinstance(measure, str):
+        raise ValueError(f"measure={measure!r}: pass a tuple of names, ({measure!r},)")
+    if stop is not None and not isinstance(stop, Stop):
+        raise ValueError(f"stop={stop!r}: pass when(name, below=..., patience=...)")
+    if head is not None and not callable(head):
+        raise ValueError(f"head is a {type(head).__name__}: pass a function of params to it")
     named = measure if isinstance(measure, Mapping) else {name: _measure(name) for name in measure}
     classes = None if labels is None else int(np.max(labels, initial=-1)) + 1
     return Probe(inputs, labels, seen, head, classes, tuple(steps), tuple(named.items()), stop)
@@ -226,7 +240,7 @@ class Probe:
     def numbers(self, params: PyTree) -> dict[str, Float[Array, ""]]:
         """The numbers of these parameters, whatever the step."""
         return {
-            f"{name}{place}": jnp.asarray(measure(layer), float)
+            f"{name}{place}": _number(name, measure(layer))
             for place, layer in self._layers(params).items()
             for name, measure in self.measures
         }
@@ -236,9 +250,20 @@ class Probe:
         if not isinstance(found, Mapping):
             head = None if self.head is None else self.head(params)
             return {"": Layer(found, head, None, self.labels, self.classes)}
+        if self.head is not None:
+            raise ValueError(
+                "head beside layers by name: give the network's outputs as the layer 'outputs'"
+            )
         outputs = found.get("outputs")
         return {
             f"/{name}": Layer(rows, None, outputs, self.labels, self.classes)
             for name, rows in found.items()
             if name != "outputs"
         }
+
+
+def _number(name: str, value: Any) -> Float[Array, ""]:
+    found = jnp.asarray(value, float)
+    if found.ndim:
+        raise ValueError(f"measure {name!r} has shape {found.shape}: return one number of a layer")
+    return found
