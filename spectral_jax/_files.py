@@ -4,7 +4,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
+
+
+@contextmanager
+def parsed(path: Path, what: str) -> Iterator[BinaryIO]:
+    """The open file; whatever its parser raises of broken bytes, as ``ValueError`` naming it."""
+    with path.open("rb") as file:
+        try:
+            yield file
+        except MemoryError:
+            raise
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            raise ValueError(f"{path} cannot be read as {what}: {said:.90}") from None
 
 
 @contextmanager

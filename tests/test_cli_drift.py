@@ -1,6 +1,7 @@
 """``spectral-jax drift``: two files, an exit code, and one line for what is wrong."""
 
 import json
+import zipfile
 
 import jax
 import numpy as np
@@ -33,7 +34,27 @@ def folder(tmp_path_factory):
     np.save(folder / "nan.npy", np.where(BATCH == BATCH.max(), np.nan, BATCH))
     (folder / "words.npz").write_text("no archive")
     (folder / "cut.npz").write_bytes((folder / "reference.npz").read_bytes()[:500])
+    with zipfile.ZipFile(folder / "foreign.npz", "w") as archive:
+        archive.writestr("words.txt", "no array")
+    np.save(folder / "objects.npy", np.array([{}]))
+    rows = (folder / "batch.npy").read_bytes()
+    (folder / "half.npy").write_bytes(rows[:200])
+    (folder / "header.npy").write_bytes(rows[:8] + b"\x06" + rows[9:])
+    np.savez_compressed(folder / "packed.npz", BATCH)
+    rows = (folder / "packed.npz").read_bytes()
+    (folder / "crushed.npz").write_bytes(rows[:80] + bytes(40) + rows[120:])
+    changed(folder, "rows.npz", rows=[-1])
+    changed(folder, "kind.npz", kind="anything")
+    changed(folder, "null.npz", lambda null: null[:, ::-1])
     return folder
+
+
+def changed(folder, name, null=np.asarray, **header):
+    """The reference with other entries in its header, and its distances changed."""
+    with np.load(folder / "reference.npz") as archive:
+        told, *arrays, last = (archive[name] for name in archive.files)
+    told = json.dumps({**json.loads(str(told)), **header})
+    np.savez(folder / name, np.array(told), *arrays, null(last))
 
 
 def run(folder, *words):
@@ -100,7 +121,17 @@ def test_an_alarm_is_exit_code_three(folder, batch, capsys):
         (["reference.npz", "one.npy"], 2, "one.npy holds float32 of shape (3,): save rows"),
         (["reference.npz", "letters.npy"], 2, "letters.npy holds <U32 of shape (50, 3): save"),
         (["reference.npz", "empty.npy"], 2, "empty.npy cannot be read as moments: it is no .npz"),
-        (["reference.npz", "layers.npz"], 2, "layers.npz"),
+        (["reference.npz", "layers.npz"], 2, "layers.npz holds LayerMoments: save moments of"),
+        (["reference.npz", "reference.npz"], 2, "reference.npz holds Reference: save moments of"),
+        (["reference.npz", "foreign.npz"], 2, "foreign.npz holds |S8 of shape (): save rows"),
+        (["foreign.npz", "batch.npz"], 2, "foreign.npz cannot be read as moments"),
+        (["reference.npz", "objects.npy"], 2, "objects.npy cannot be read as features: Object"),
+        (["reference.npz", "half.npy"], 2, "half.npy cannot be read as features"),
+        (["reference.npz", "header.npy"], 2, "header.npy cannot be read as features"),
+        (["reference.npz", "crushed.npz"], 2, "crushed.npz cannot be read as features: Error"),
+        (["rows.npz", "batch.npz"], 2, "rows.npz cannot be read as moments: rows=-1"),
+        (["kind.npz", "batch.npz"], 2, "kind.npz cannot be read as moments: kind='anything'"),
+        (["null.npz", "batch.npz"], 2, "null.npz is damaged: its distances do not ascend"),
         (["reference.npz", "batch.npz", "--level", "0.001"], 2, "the null has 99 draws"),
         (["reference.npz", "batch.npz", "--levle", "0.1"], 2, "did you mean '--level'?"),
     ],

@@ -90,6 +90,8 @@ def test_the_unit_of_features_is_no_matter():
         (lambda r: calibrate(np.ones((40, 4)), jax.random.key(0), rows=11), "a quarter of the"),
         (lambda r: calibrate(np.ones((40, 4)), jax.random.key(0), rows=()), "rows=()"),
         (lambda r: calibrate(np.ones(40), jax.random.key(0), rows=4), "pass rows [n, p]"),
+        (lambda r: calibrate(np.ones((7, 4)), jax.random.key(0), rows=1), "have 7 rows: pass at"),
+        (lambda r: drift(r.moments, np.ones((20, 4))), "reference is a FeatureMoments: pass what"),
     ],
 )
 def test_what_cannot_be_promised_is_refused(reference, wrong, message):

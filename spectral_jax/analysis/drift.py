@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import is_zipfile
 
 import numpy as np
 
 from spectral_jax._door.table import align, number, or_null
+from spectral_jax._files import parsed
 
 ALARM = 3  # the exit code of a check that ran and failed
 
@@ -60,15 +61,27 @@ def _batch(path: Path) -> Any:
     """Moments, or rows: the array of an ``.npy`` file, or the only one of an ``.npz`` file."""
     from spectral_jax import features
 
-    with path.open("rb") as file:
-        plain = file.read(6) == b"\x93NUMPY"
+    with parsed(path, "features") as file:
+        x = _only_array(file)
+    if x is not None:
+        return _rows(path, x)
+    found = features.load(path)
+    if not isinstance(found, features.FeatureMoments):
+        raise ValueError(f"{path} holds {type(found).__name__}: save moments of features, or rows")
+    return found
+
+
+def _only_array(file: BinaryIO) -> np.ndarray | None:
+    plain = file.read(6) == b"\x93NUMPY"
+    file.seek(0)
     if plain:
-        return _rows(path, np.load(path, allow_pickle=False))
-    if is_zipfile(path):
-        with np.load(path, allow_pickle=False) as archive:
-            if len(archive.files) == 1:
-                return _rows(path, archive[archive.files[0]])
-    return features.load(path)
+        return np.load(file, allow_pickle=False)
+    if not is_zipfile(file):
+        return None
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        (*others, name) = archive.files
+        return None if others else np.asarray(archive[name])  # bytes, if that is no array
 
 
 def _rows(path: Path, x: np.ndarray) -> np.ndarray:

@@ -125,7 +125,8 @@ def calibrate(
     features, draws = working(features, "features"), count("draws", draws)
     if features.ndim != 2:
         raise ValueError(f"features have shape {features.shape}: pass rows [n, p]")
-    n = len(features)
+    if (n := len(features)) < 8:
+        raise ValueError(f"features have {n} rows: pass at least 8, four times those of a batch")
     sizes = sorted({*np.ravel(rows).tolist()})
     why = "a quarter of the rows of features"
     sizes = [count("rows", size, least=2, most=n // 4, why=why) for size in sizes]
@@ -165,6 +166,8 @@ def drift(reference: Reference, features: Features, *, level: float = 0.01) -> D
     >>> bool(drift(reference, x[900:]).alarm), bool(drift(reference, x[900:] + 1).alarm)
     (False, True)
     """
+    if not isinstance(reference, Reference):
+        raise ValueError(f"reference is a {type(reference).__name__}: pass what calibrate made")
     draws = reference.null.shape[-1]
     check_number(
         f"choose from 1 / {draws + 1} up to 1, for the null has {draws} draws",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile, is_zipfile
+from typing import Any, BinaryIO
+from zipfile import is_zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spectral_jax._files import replacing
+from spectral_jax._choices import check_choice
+from spectral_jax._files import parsed, replacing
+from spectral_jax._options import count
 from spectral_jax.features import layers
 from spectral_jax.features.drift import Reference
 from spectral_jax.features.layers import LayerMoments
@@ -21,8 +23,6 @@ from spectral_jax.features.moments import FeatureMoments, zero
 __all__ = ["load", "save"]
 
 FORMAT = 1
-# What reading a file of another kind, or half of one, may raise.
-NOT_OURS = (KeyError, TypeError, ValueError, AttributeError, EOFError, IndexError, BadZipFile)
 
 Stored = FeatureMoments | LayerMoments | Reference
 
@@ -52,24 +52,27 @@ def load(path: str | os.PathLike[str]) -> Any:
     ...     features.load(f"{folder}/m.npz").sizes.features
     3
     """
-    try:
-        header, arrays = _read(Path(path))
+    with parsed(Path(path), "moments") as file:
+        header, arrays = _read(file)
         like = jax.eval_shape(lambda: _begun(header))
-    except NOT_OURS as error:
-        raise ValueError(f"{path} cannot be read as moments: {error!s:.90}") from None
     wanted = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(like)]
     if [(x.shape, str(x.dtype)) for x in arrays] != wanted:
         raise ValueError(f"{path} is damaged: its arrays are not those that its header describes")
+    if isinstance(like, Reference):
+        null = arrays[-1]
+        if (null < 0).any() or not np.array_equal(np.sort(null), null, equal_nan=True):
+            raise ValueError(f"{path} is damaged: its distances do not ascend from 0 up")
     return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(x) for x in arrays])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _read(file: BinaryIO) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The description of the moments, which is the first array of the file, and all others."""
-    with path.open("rb") as file:
-        if not is_zipfile(file):
-            raise ValueError("it is no .npz file")
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = [archive[f"arr_{place}"] for place in range(len(archive.files))]
+    if not is_zipfile(file):
+        raise ValueError("it is no .npz file")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        names = [f"arr_{place}" for place in range(len(archive.files))]
+        arrays = [np.asarray(archive[name]) for name in names]  # bytes, if that is no array
     return json.loads(str(arrays[0])), arrays[1:]
 
 
@@ -107,12 +110,15 @@ def _begun(header: dict[str, Any]) -> Stored:
         raise ValueError(f"format {header['format']}: update spectral_jax")
     if header.get("dtype") == "float64" and jnp.result_type(float) != jnp.float64:
         raise ValueError("float64: jax.config.update('jax_enable_x64', True)")
+    check_choice(("features", "layers", "reference"), kind=header["kind"])
     options = {name: value for name, value in header.items() if name not in ("format", "kind")}
     if header["kind"] == "layers":
         return layers.zero(options.pop("sizes"), **options)
     if header["kind"] == "features":
         return zero(options.pop("features"), **options)
-    m, rows = _begun(options["moments"]), options["rows"]
+    m, rows = _begun(options["moments"]), [count("rows", n, least=2) for n in options["rows"]]
+    if rows != sorted(set(rows)):
+        raise ValueError(f"rows={rows} do not ascend")
     if not isinstance(m, FeatureMoments):
         raise TypeError("a reference without moments of features")
     null = jnp.zeros((len(rows), options["draws"]), m.state.high.mean.dtype)
