@@ -140,6 +140,11 @@ def test_a_deep_linear_net_has_kronecker_blocks():
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12 * expected[0])
 
 
+def test_a_word_is_no_way_to_divide_parameters():
+    with pytest.raises(ValueError, match="block='layer': pass a function"):
+        ggn_blocks(lambda p, x: x @ p, SQUARED, np.eye(2), (np.eye(2), np.eye(2)), block="layer")
+
+
 def test_blocks_say_what_they_leave_out():
     model, params, inputs = NETWORKS["attention"]
     data = data_of(model, params, inputs)

@@ -293,7 +293,7 @@ def test_look_at_the_data_before_choosing_the_size():
     assert noisier.determined.value == np.sum(exact > 100 / 799)
 
 
-@pytest.mark.parametrize("bad", [{"window": (0.9, 0.1)}, {"window": (-1, 1)}])
+@pytest.mark.parametrize("bad", [{"window": (0.9, 0.1)}, {"window": (-1, 1)}, {"window": 5}])
 def test_a_window_is_two_shares(bad):
     with pytest.raises(ValueError, match="window="):
         capacity.sloppiness(jnp.ones(3), **bad)

@@ -89,6 +89,7 @@ def test_the_unit_of_features_is_no_matter():
         (lambda r: drift(r, np.ones((20, 4)), level=1.0), "level=1.0"),
         (lambda r: calibrate(np.ones((40, 4)), jax.random.key(0), rows=11), "a quarter of the"),
         (lambda r: calibrate(np.ones((40, 4)), jax.random.key(0), rows=()), "rows=()"),
+        (lambda r: calibrate(np.ones((40, 4)), 0, rows=4), "key=0 is no random key"),
         (lambda r: calibrate(np.ones(40), jax.random.key(0), rows=4), "pass rows [n, p]"),
         (lambda r: calibrate(np.ones((7, 4)), jax.random.key(0), rows=1), "have 7 rows: pass at"),
         (lambda r: drift(r.moments, np.ones((20, 4))), "reference is a FeatureMoments: pass what"),

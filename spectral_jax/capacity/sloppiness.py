@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -64,11 +65,10 @@ def sloppiness(
     >>> int(found.rank), round(float(found.slope), 3), round(float(found.decades), 3)
     (30, -0.1, 2.9)
     """
-    first, last = window
-    if not 0 <= first < last <= 1:
+    if np.shape(window) != (2,) or not 0 <= window[0] < window[1] <= 1:
         raise ValueError(f"window={window}: choose 0 <= first < last <= 1")
     values, least = resolved(spectrum, floor)
-    found = _summary(values, least, window=(float(first), float(last)))
+    found = _summary(values, least, window=(float(window[0]), float(window[1])))
     hole = jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, 0).astype(values.dtype)
     return Sloppiness(*(x + hole if x.dtype == hole.dtype else x for x in found))
 

@@ -69,6 +69,8 @@ def ggn_blocks(
     >>> found.outside.round(2).tolist()
     0.1
     """
+    if not (block is None or callable(block)):
+        raise ValueError(f"block={block!r}: pass a function from a leaf's name to its block's")
     problem = problem_of(
         model, loss, "hessian", params, data, weight=weight, where=where, memory=memory
     )

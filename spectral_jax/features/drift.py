@@ -116,7 +116,8 @@ def calibrate(
       rows: of the batches to expect; several if they vary. At most a quarter of ``n``.
       draws: how many batches. A level below ``1 / (draws + 1)`` cannot be promised.
 
-    Works under ``jit``. Raises ``ValueError`` for features that are no rows, or too few of them.
+    A feature that is NaN makes every distance NaN, and every batch an alarm. Works under ``jit``.
+    Raises ``ValueError`` for features that are no rows or too few of them, and for no random key.
 
     >>> x = jax.random.normal(jax.random.key(0), (400, 3))
     >>> calibrate(x, jax.random.key(1), rows=(50, 100), draws=99).null.shape
@@ -127,6 +128,8 @@ def calibrate(
         raise ValueError(f"features have shape {features.shape}: pass rows [n, p]")
     if (n := len(features)) < 8:
         raise ValueError(f"features have {n} rows: pass at least 8, four times those of a batch")
+    if not hasattr(key, "dtype"):
+        raise ValueError(f"key={key!r} is no random key: pass jax.random.key(seed)")
     sizes = sorted({*np.ravel(rows).tolist()})
     why = "a quarter of the rows of features"
     sizes = [count("rows", size, least=2, most=n // 4, why=why) for size in sizes]

@@ -110,9 +110,9 @@ def richness(
 
     Does not change with rotations, shifts and scales of the features, nor with an invertible
     mixture of the outputs. Works under ``jit``, ``vmap`` and ``grad``, twice, through features
-    whose spectrum is degenerate too; the gradient is 0 where the number is NaN. Moments have
-    one with respect to the head alone, and refuse any other. Raises ``ValueError`` for shapes that
-    do not fit and without outputs.
+    whose spectrum is degenerate too; the gradient is 0 where constant features or outputs make the
+    number NaN. Moments have one with respect to the head alone, and refuse any other. Raises
+    ``ValueError`` for shapes that do not fit and without outputs.
     Source: arXiv 2410.04264; the trace form and the correction are ours.
 
     >>> import jax.numpy as jnp
