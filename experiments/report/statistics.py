@@ -42,8 +42,13 @@ def estimate(samples: Float[np.ndarray, " seeds"]) -> Estimate:
     finite = samples[np.isfinite(samples)]
     count = len(finite)
     mean = float(np.mean(finite)) if count else math.nan
-    error = float(np.std(finite, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    error = _deviation(finite) / math.sqrt(count) if count > 1 else math.nan
     return Estimate(mean, error, count - 1, count, len(samples) - count)
+
+
+def _deviation(samples: Float[np.ndarray, " n"]) -> float:
+    """Their standard deviation; of equal ones 0, though their mean is rounded."""
+    return float(np.std(samples, ddof=1)) if np.ptp(samples) else 0.0
 
 
 def crossed(samples: Float[np.ndarray, "seeds items"]) -> Estimate:

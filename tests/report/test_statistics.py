@@ -52,6 +52,7 @@ def test_no_sample_has_nothing():
 def test_equal_samples_are_known_exactly():
     found = estimate(np.full(3, 0.5))
     assert interval(found, 0.95) == (0.5, 0.5)
+    assert estimate(np.full(3, 0.003)).error == 0  # though their mean is not .003 to the last bit
     assert (p_above(found), p_above(found, 0.5), p_above(found, 1.0)) == (0.0, 1.0, 1.0)
     assert within(found, 0.6) and not within(found, 0.5)
 

@@ -146,17 +146,10 @@ def _table(title: str, study: str, columns: Mapping, results: Results) -> Sectio
 def _regulariser(results: Results) -> Section:
     """The final runs, and richness against accuracy over all settings that were tried."""
     protocols = [p for p in results.protocols() if p.startswith("regulariser/")]
-    tried = {
-        arm: (
-            results.known("richness", arm=arm, protocol=protocol),
-            100 * results.known("validation/accuracy", arm=arm, protocol=protocol),
-        )
-        for protocol in protocols
-        if protocol == "regulariser/true/tuning"
-        for arm in results.arms(protocol)
-    }
     picture = Picture(
-        plots.richness_against_accuracy(tried, ylabel="validation accuracy (%)"),
+        plots.richness_against_accuracy(
+            _by_method(results, "regulariser/true/tuning"), ylabel="validation accuracy (%)"
+        ),
         "True labels: every setting that was tried, a point for each tuning seed.",
     )
     tables = [
@@ -165,6 +158,16 @@ def _regulariser(results: Results) -> Section:
         for protocol in protocols
     ]  # fmt: skip
     return Section("Richness as a regulariser", "regulariser", {"tried": picture}, tables)
+
+
+def _by_method(results: Results, tried: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Richness and accuracy of every setting that was tried, those of a method together."""
+    found: dict[str, list[np.ndarray]] = {}
+    for arm in results.arms(tried):
+        richness = results.known("richness", arm=arm, protocol=tried)
+        accuracy = 100 * results.known("validation/accuracy", arm=arm, protocol=tried)
+        found.setdefault(arm.partition("@")[0], []).append(np.stack([richness, accuracy]))
+    return {name: tuple(np.concatenate(each, axis=1)) for name, each in found.items()}
 
 
 def edges(results: Results, protocol: str) -> str:
