@@ -75,7 +75,7 @@ PAPER = Paper(
     ),
     costs={
         "smoke": "under a minute on two CPU cores, data that ships with scikit-learn",
-        "small": "about two hours of CPU time; MNIST, Fashion-MNIST, CIFAR-10",
+        "small": "an hour and a half of one CPU core; MNIST, Fashion-MNIST, CIFAR-10",
         "paper": "an estimated two days on a GPU",
     },
 )  # fmt: skip
