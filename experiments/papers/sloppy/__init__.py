@@ -161,7 +161,7 @@ PAPER = Paper(
                 "paper": {**PAC_BAYES, "seeds": 8},
             },
             needs=dict.fromkeys(("small", "paper"), ("mnist", "mnist2", "cifar10")),
-            hours={"small": 0.5, "paper": 1.5},
+            hours={"small": 0.4, "paper": 1.5},
         ),
         Study(
             "dziugaite_roy",
@@ -194,12 +194,12 @@ PAPER = Paper(
                 },
             },
             needs={"small": ["mnist2"], "paper": ["mnist2"]},
-            hours={"small": 0.3, "paper": 100},
+            hours={"small": 0.15, "paper": 100},
         ),
     ),
     costs={
         "smoke": "two minutes on two CPU cores, data that ships with scikit-learn",
-        "small": "two and a half hours on two CPU cores; MNIST, CIFAR-10, gene expression, text",
+        "small": "two hours of one CPU core; MNIST, CIFAR-10, gene expression, text",
         "paper": "an estimated day on a GPU",
     },
 )  # fmt: skip
