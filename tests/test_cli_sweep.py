@@ -58,6 +58,7 @@ def door(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_a_sweep_is_told_and_found_again(door, tmp_path):
     words = ("small.yaml", "penalty.strength=[0.001, 0.1, 10]")
     code, out, err = door(*words)

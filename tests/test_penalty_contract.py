@@ -56,6 +56,7 @@ def test_a_sound_penalty_of_every_kind_holds_everything(penalty):
     assert len(inputs) == (3 if penalty.sees == "matrices" else 2)
 
 
+@pytest.mark.slow
 def test_a_right_proximal_step_holds_and_one_twice_too_long_does_not():
     held = check_penalty(regulariser(prox=thresholded(1))(nuclear))
     assert ("prox", "dense layers 5 x 4 and 4 x 3") in held

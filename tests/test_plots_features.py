@@ -47,6 +47,7 @@ def test_every_axis_has_a_label():
             assert told, name
 
 
+@pytest.mark.slow
 def test_the_same_arrays_give_the_same_bytes():
     first, second = figures(), figures()
     for name in first:

@@ -42,6 +42,7 @@ test_images.__test__ = False
 
 
 @every_network
+@pytest.mark.slow
 def test_a_thousand_images_are_classified_as_by_the_original(name):
     trained, (images, labels) = load_pretrained(name, file_of(name)), test_images()
     x = (images[:IMAGES].astype(np.float32) - trained.shift) * trained.scale

@@ -330,12 +330,12 @@ def householder_calls(monkeypatch):
         return plain(basis, x)
 
     monkeypatch.setattr(orthonormal, "_householder", watched)
-    jax.clear_caches()  # of branches traced without this watch
     return calls
 
 
 def basis_of(x, *against):
-    q = jax.jit(orthonormal_basis)(x, *against)
+    # A new function each time: branches that were traced without the watch are not found again.
+    q = jax.jit(lambda *blocks: orthonormal_basis(*blocks))(x, *against)
     jax.effects_barrier()
     return q
 

@@ -23,6 +23,7 @@ from spectral_jax.linalg.values import eigvalsh
 Compat = Literal["paper", "reptrix"]
 # What both add to each share of the spectrum, so that no logarithm is of 0.
 EPSILON = 1e-7
+EQUAL = 4  # roundings of their mean by which rows of a class may differ and count as equal
 
 
 class Lidar(NamedTuple):
@@ -83,7 +84,7 @@ def _lidar(m: FeatureMoments, delta: Array, *, compat: Compat | None) -> Lidar:
         each = effective_rows(m) / classes.number  # examples of a class, all having as many
         values = _of_rows(each * classes.within, delta, classes)
     else:
-        values = _discriminant(classes, delta, relative=compat is None)
+        values = _discriminant(classes, delta, m.state.eps, relative=compat is None)
     shares = values / jnp.sum(values)
     if compat is not None:
         shares = shares + EPSILON
@@ -91,9 +92,12 @@ def _lidar(m: FeatureMoments, delta: Array, *, compat: Compat | None) -> Lidar:
     return Lidar(jnp.exp(entropy), values, jnp.sum(classes.here), jnp.sum(classes.single))
 
 
-def _discriminant(classes: Classes, delta: Array, *, relative: bool) -> Array:
+def _discriminant(classes: Classes, delta: Array, eps: float, *, relative: bool) -> Array:
     within = classes.within
     if relative:
+        # Equal rows leave the rounding of their mean, which would be scaled up to a variance of 1.
+        rounding = (EQUAL * eps) ** 2 * jnp.sum(mm(classes.share, classes.mean**2))
+        within = jnp.where(jnp.trace(within) <= rounding, 0, within)
         size = jnp.trace(within) / len(within)
         within = within / jnp.where(size == 0, 1, size)
     root = jnp.linalg.cholesky(_damped(within, delta))

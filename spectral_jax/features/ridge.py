@@ -90,7 +90,8 @@ def ridge_probe(
         cross-validation chooses: ``training / (1 - degrees / n)^2``, about the error on a row that
         was left out (Golub, Heath & Wahba 1979); infinite for as many degrees as rows.
 
-    Works under ``jit`` and ``vmap``. NaN for NaN in the rows. Raises ``ValueError`` for moments
+    Of constant features the probe is the mean of the targets. Works under ``jit`` and ``vmap``. NaN
+    for NaN in the rows. Raises ``ValueError`` for moments
     without targets, for validation moments of other columns, and what is no list of penalties;
     penalties that are not above 0 give NaN.
     Source: Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, sections 3.4, 7.10.
@@ -137,9 +138,8 @@ def _path(m: FeatureMoments, shares: Array) -> _Path:
     rounding = values <= len(values) * m.state.eps * values[-1]  # False for NaN
     values = jnp.where(rounding, 0, values)
     size = jnp.mean(values)
-    penalties = shares * jnp.where(
-        size == 0, 1, size
-    )  # of constant features: what tells is the mean
+    size = jnp.where(size == 0, 1, size)  # of constant features, for which the mean alone tells
+    penalties = shares * size
     projections = jnp.where(rounding, 0, mm(cross(m, "targets"), vectors))
     weights = projections / (values + penalties[:, None])[:, None]
     return _Path(

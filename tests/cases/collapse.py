@@ -228,6 +228,10 @@ register(
             "nothing within classes": Degenerate(
                 (np.eye(CLASSES, P)[LABELS],), lambda found: bool(abs(found.value - 3) < 1e-9)
             ),
+            "nothing within classes far from 0": Degenerate(
+                (10 + np.eye(CLASSES, P)[LABELS] / 7,),
+                lambda found: bool(abs(found.value - 3) < 1e-9),
+            ),
             "NaN": Degenerate((np.full((N, P), np.nan),), lambda found: np.isnan(found.value)),
         },
     )
@@ -262,7 +266,8 @@ register(
         differentiable=False,
         degenerate={
             "constant features": Degenerate(
-                (np.ones((N, P)), np.eye(N)[:, :2]), lambda found: bool(np.isnan(found.error).all())
+                (np.ones((N, P)), np.eye(N)[:, :2]),
+                lambda found: not found.head.kernel.any() and np.allclose(found.head.bias, 1 / 12),
             ),
         },
     )

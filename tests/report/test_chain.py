@@ -105,8 +105,7 @@ FAULTS = {
         "report.statistics", "special.stdtr(one.freedom, (bound - one.mean) / one.error)",
         "special.ndtr((bound - one.mean) / one.error)"),
     "the deviation instead of its error": (
-        "report.statistics", "float(np.std(finite, ddof=1)) / math.sqrt(count)",
-        "float(np.std(finite, ddof=1))"),
+        "report.statistics", "_deviation(finite) / math.sqrt(count)", "_deviation(finite)"),
     "no correction for the number of claims": (
         "report.verdicts", "adjusted = statistics.holm(family)", "adjusted = family"),
     "the smallest effect ignored": (
