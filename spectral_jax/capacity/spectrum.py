@@ -93,8 +93,8 @@ def input_spectrum(
     A table is read on the host; this is not for use under ``jit``: there use `linalg.moments`.
     Raises ``ValueError`` for what is no table of real numbers, for fewer than two rows or no
     column, for infinity, or NaN unless ``missing`` says what it means (for states it is too late to
-    say), and for squares that the
-    dtype of the results does not hold (in float32, of numbers near 1e19 or 1e-19).
+    say), and for squares that the dtype of the results does not hold (in float32, of numbers near
+    1e19 or 1e-19).
 
     >>> table = np.random.default_rng(0).normal(size=(200, 3)) * [10.0, 1.0, 0.0]
     >>> found = input_spectrum(table)

@@ -91,9 +91,8 @@ def ridge_probe(
         was left out (Golub, Heath & Wahba 1979); infinite for as many degrees as rows.
 
     Of constant features the probe is the mean of the targets. Works under ``jit`` and ``vmap``. NaN
-    for NaN in the rows. Raises ``ValueError`` for moments
-    without targets, for validation moments of other columns, and what is no list of penalties;
-    penalties that are not above 0 give NaN.
+    for NaN in the rows. Raises ``ValueError`` for moments without targets, for validation moments
+    of other columns, and what is no list of penalties; penalties that are not above 0 give NaN.
     Source: Hastie, Tibshirani & Friedman, The Elements of Statistical Learning, sections 3.4, 7.10.
 
     >>> x = jnp.array([[0.0], [1.0], [2.0], [3.0]])
