@@ -1,6 +1,7 @@
 """LeNet-5."""
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import jax
@@ -22,7 +23,7 @@ class LeNet(nnx.Module):
     """
 
     activation: Callable[[Array], Array] = staticmethod(jax.nn.relu)
-    pool: Callable[..., Array] = staticmethod(nnx.max_pool)
+    pool: Callable[[Array], Array] = staticmethod(layers.max_pool)
     padded = True
     representations = ("convs/1:input", "dense/0:input", "dense/1:input", "dense/2:input")
 
@@ -63,7 +64,7 @@ class LeNet(nnx.Module):
         x = x.reshape(*x.shape[:3], -1)
         x = _pad(x) if self.padded else x
         for conv in self.convs:
-            x = self.pool(self.activation(conv(x)), (2, 2), strides=(2, 2))
+            x = self.pool(self.activation(conv(x)))
         x = x.reshape(x.shape[0], -1)
         hidden = [layer.out_features for layer in self.dense[:-1]]
         scales = layers.dropout_scales(
@@ -91,7 +92,7 @@ class TanhLeNet(LeNet):
     """
 
     activation = staticmethod(jnp.tanh)
-    pool = staticmethod(nnx.avg_pool)
+    pool = staticmethod(partial(nnx.avg_pool, window_shape=(2, 2), strides=(2, 2)))
     padded = False
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from models.layers import batch_norm, conv, dense, image_shape
+from models.layers import batch_norm, conv, dense, image_shape, max_pool
 from spectral_jax.weights import Block
 
 # Convolutions per stage; the stages have 1, 2, 4, 8 and 8 times the width in channels.
@@ -68,7 +68,7 @@ class VGG(nnx.Module):
             for _ in range(count):
                 conv, norm = next(layers)
                 x = jax.nn.relu(norm(conv(x), use_running_average=not train))
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x)
         return self.head(jnp.mean(x, axis=(1, 2)))
 
     @property

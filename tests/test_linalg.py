@@ -157,6 +157,21 @@ def test_finds_the_copies_of_a_value_close_to_others(spectrum, copies):
     assert_honest(a, found, atol=1e-12)
 
 
+@pytest.mark.parametrize("memory", [None, 10 * 400 * 8])
+def test_without_a_look_for_copies_a_simple_spectrum_takes_fewer_products(memory):
+    """And of a value that repeats one copy is found, as by ARPACK: that is what the look is for."""
+    find = partial(eigsh, k=5, max_matvecs=5000, memory=memory)
+    op = dense_operator(jnp.asarray(rotated(CLOSE["geometric"])[0]))
+    looked, found = find(op), find(op, copies=False)
+    assert found.converged.all() and found.matvecs < looked.matvecs
+    np.testing.assert_array_equal(found.values, looked.values)
+    repeated = CLOSE["geometric"].copy()
+    repeated[1] = repeated[0]
+    found = find(dense_operator(jnp.asarray(rotated(repeated)[0])), copies=False)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values, repeated[1:6], atol=1e-8)
+
+
 @pytest.mark.parametrize("spectrum", CLOSE)
 def test_a_simple_spectrum_takes_no_more_products_than_arpack(spectrum):
     a, _ = rotated(CLOSE[spectrum])

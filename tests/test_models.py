@@ -246,6 +246,15 @@ def test_lenet_of_tanh_has_the_published_parameters_and_no_padding():
         models.network("lenet_tanh", input_shape=(12, 12), classes=10)
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3), (1, 5, 7, 2), (1, 1, 1, 1)])
+def test_pooling_by_slices_is_that_of_flax_and_so_is_its_derivative(shape):
+    x, pooled = jax.random.normal(jax.random.key(0), shape), models.layers.max_pool
+    peer = partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
+    np.testing.assert_array_equal(pooled(x), peer(x))
+    slopes = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x))))(x) for f in (pooled, peer)]
+    np.testing.assert_array_equal(*slopes)
+
+
 @pytest.mark.parametrize("depth, expected", [(8, 75_290), (20, 269_722), (32, 464_154)])
 def test_resnet_with_option_a_shortcuts_parameter_count(depth, expected):
     n = (depth - 2) // 6

@@ -18,9 +18,10 @@ from spectral_jax.linalg.subspace import generic_vectors, unit
 Result = TypeVar("Result")
 Driver = Literal["auto", "compiled", "host"]
 
-PROBED = 3  # products that are timed, in a compiled loop and from Python
-# How many times slower the compiled loop must be before Python takes over, because from Python the
-# rest of a step costs some milliseconds more.
+# From Python the rest of a step takes so many seconds more: a product that takes less in a compiled
+# loop stays there.
+STEP_FROM_PYTHON = 0.02
+# How many times slower the compiled loop must be before Python takes over.
 CRAWLS = 1.5
 
 
@@ -36,12 +37,12 @@ def drive(
     Inside a compiled loop XLA on a CPU runs a convolution tens of times slower than outside of one
     (https://github.com/jax-ml/jax/issues/12868), and these solvers are loops. With the driver
     ``host`` the product is a program of its own, called from Python, and everything around it runs
-    operation by operation, which costs some milliseconds a product.
+    operation by operation, which costs about 20 milliseconds a product.
 
     Args:
       solver: ``eigsh``, ``lanczos``, ``spectral_density``, ``logdet``, ``trace`` or ``diagonal``,
         or a function of an operator that calls them.
-      driver: ``host`` or ``compiled``, or ``auto``, which times three products of either kind
+      driver: ``host`` or ``compiled``, or ``auto``, which times a product of either kind
         (`faster_driver`); the numbers differ by rounding alone.
 
     Not for use under ``jit``, ``vmap`` or ``grad``: there the loops are compiled in any case.
@@ -64,7 +65,7 @@ def drive(
 
 
 def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
-    """Which driver makes the products of ``op`` sooner: three in a loop and three without, timed.
+    """Which driver makes the products of ``op`` sooner: one in a loop and one without, timed.
 
     Compiles both, each once per kind of operator (``apply`` and shapes). The answer depends on the
     machine, and on what else runs on it. Not for use under ``jit``. Raises ``ValueError`` for what
@@ -72,15 +73,12 @@ def faster_driver(op: SymmetricOperator) -> Literal["compiled", "host"]:
     """
     check_operator(op)
     start = unit(generic_vectors(op.size, 1, op.dtype)[:, 0])
-    in_loop = _seconds(lambda: _products_in_a_loop(op, start, PROBED))
-
-    def one_by_one() -> Array:
-        x = start
-        for _ in range(PROBED):
-            x = _product(op.apply, op.data, x)
-        return x
-
-    return "host" if in_loop > CRAWLS * _seconds(one_by_one) else "compiled"
+    # A loop of no products compiles what is timed, and takes no time itself.
+    in_loop = _seconds(partial(_products_in_a_loop, op, start), warm_up=0, timed=1)
+    if in_loop < STEP_FROM_PYTHON:
+        return "compiled"
+    alone = _seconds(lambda _: _product(op.apply, op.data, start), warm_up=1, timed=1)
+    return "host" if in_loop > CRAWLS * alone else "compiled"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +97,14 @@ def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array
     return apply(data, x)
 
 
-@partial(jax.jit, static_argnames="count")
-def _products_in_a_loop(op: SymmetricOperator, x: Array, count: int) -> Array:
+@jax.jit
+def _products_in_a_loop(op: SymmetricOperator, x: Array, count: Array) -> Array:
     return jax.lax.fori_loop(0, count, lambda _, y: op @ y, x)
 
 
-def _seconds(function: Callable[[], Array]) -> float:
-    """How long the second call takes; the first compiles."""
-    jax.block_until_ready(function())
+def _seconds(products: Callable[[int], Array], *, warm_up: int, timed: int) -> float:
+    """How long ``products(timed)`` takes after ``products(warm_up)``, which compiles them."""
+    jax.block_until_ready(products(warm_up))
     start = time.perf_counter()
-    jax.block_until_ready(function())
+    jax.block_until_ready(products(timed))
     return time.perf_counter() - start

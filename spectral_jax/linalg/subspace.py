@@ -42,7 +42,8 @@ class Search(NamedTuple):
 
     ``ends`` are the ends of the spectrum to look at, one or both: a sign, 1 for the smallest and -1
     for the largest eigenvalues, and how many. Methods look for the smallest of ``sign * op``.
-    ``fixed`` ``[n, d]`` are the orthonormal columns to keep out of the search.
+    ``fixed`` ``[n, d]`` are the orthonormal columns to keep out of the search. ``copies``: whether
+    copies of repeated eigenvalues are to be looked for.
     """
 
     op: SymmetricOperator
@@ -50,6 +51,7 @@ class Search(NamedTuple):
     fixed: Array
     tol: float
     max_matvecs: int
+    copies: bool
 
     @property
     def k(self) -> int:

@@ -190,7 +190,8 @@ class _Solver:
         one is known to exist, a start for it, and the products made so far."""
         done, better, towards = jnp.array(True), jnp.array(False), krylov.basis[0]
         for sign, of in self.search.by_end(values):
-            if len(of) == 1:  # no copy can displace the best
+            # No copy can displace the best.
+            if len(of) == 1 or not self.search.copies:
                 continue
             allowed = self.search.allowed(of[-1], krylov.scale)
             copied = repeated(of, allowed)

@@ -204,6 +204,8 @@ def _measured(search: Search, done: _Pass) -> EigResult:
 
 def _looked(search: Search, found: EigResult, scale: Array) -> EigResult:
     """The pairs, converged only where no copy that was missed can have displaced them."""
+    if not search.copies:
+        return found
     known = jnp.concatenate([search.fixed.T, found.vectors.T])
     spent, verdicts = found.matvecs, []
     for sign, values in search.by_end(found.values):
