@@ -320,7 +320,7 @@ REFUSED = {
     "method": (lambda: hessian(lambda w, x: x @ w, W, X, method="backward"), "choose 'forward'"),
     "micro_batch": (lambda: ggn(linear, SQUARED, W, (X, Y), micro_batch=0), "micro_batch=0"),
     "key": (lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc"), "pass key="),
-    "seed": (lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc", key=0), "key=0: .*pass key="),
+    "seed": (lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc", key=0), "key=0 .*pass key="),
     "index": (
         lambda: fisher(linear, SQUARED, W, (X, Y), mode="mc", key=KEY, index=np.ones((4, 1), int)),
         r"index is int64\[4, 1\]: pass 4 whole numbers",
@@ -336,3 +336,7 @@ def test_misuse_is_refused_by_name(call, message):
 
 def test_without_any_weight_products_are_nan():
     assert jnp.isnan(ggn(linear, SQUARED, W, (X, Y), weight=np.zeros(4)) @ jnp.ones(2)).all()
+
+
+def test_a_loss_that_is_a_plain_number_has_no_curvature():
+    assert not (hessian(lambda params, batch: 1.0, W, (X, Y)) @ jnp.ones(W.size)).any()

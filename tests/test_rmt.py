@@ -472,7 +472,7 @@ SPECTRUM = jnp.linspace(0.1, 1, 10)
         (lambda: fit_marchenko_pastur(SPECTRUM, (10,)), r"shape=\(10,\)"),
         (lambda: fit_marchenko_pastur(jnp.ones(0), (0, 4)), r"shape=\(0, 4\)"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="mode"), "method='mode'"),
-        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="bema_gamma"), "pass key"),
+        (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), method="bema_gamma"), "pass key="),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), plotting="k"), "plotting='k'"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), trim=0.5), "trim=0.5"),
         (lambda: fit_marchenko_pastur(SPECTRUM, (10, 10), trim=False), "trim=False"),

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import count
+from spectral_jax._options import check_key, count
 from spectral_jax.curvature._batches import (
     Batches,
     Layout,
@@ -111,8 +111,8 @@ def problem_of(
     """What the arguments of `kfac` say, or ``ValueError`` for those that make no sense."""
     check_loss(loss)
     check_choice(("exact", "mc", "empirical"), fisher=fisher)
-    if fisher == "mc" and not hasattr(key, "dtype"):
-        raise ValueError(f"key={key!r}: fisher='mc' draws signs: pass key=jax.random.key(seed)")
+    if fisher == "mc":
+        check_key(key, draws="fisher='mc' draws signs")
     inputs, targets = pair_of(data)
     n, m = leading(data), micro_size(leading(data), micro_batch)
     outputs = outputs_of(model, params, one_batch(inputs, m))

@@ -59,7 +59,7 @@ class HessianTerm:
 
     def __call__(self, tree: Tree, at: Leaves, v: Leaves, part: Part) -> Leaves:
         def mean(at: Leaves) -> Array:
-            values = self.loss(tree(at), part.batch).astype(part.shares.dtype)
+            values = jnp.asarray(self.loss(tree(at), part.batch), part.shares.dtype)
             return jnp.sum(part.shares * values)
 
         gradient = jax.grad(mean)

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import count
+from spectral_jax._options import check_key, count
 from spectral_jax.curvature._batches import (
     Model,
     Weight,
@@ -172,8 +172,7 @@ def fisher(
     if mode == "exact":
         term = OutputsTerm(model, loss, "hessian", "forward")
         return _of_outputs(term, params, data, micro_batch, **options)
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"key={key!r}: mode='mc' draws targets: pass key=jax.random.key(seed)")
+    check_key(key, draws="mode='mc' draws targets")
     term = OutputsTerm(model, loss, "sampled", "forward", count("samples", samples))
     n = leading(data)
     order = jnp.arange(n) if index is None else jnp.asarray(index)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-from spectral_jax._options import check_number, count
+from spectral_jax._options import check_key, check_number, count
 from spectral_jax.features.moments import FeatureMoments, as_moments, effective_rows, of
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.precision import unit_of, working
@@ -128,8 +128,7 @@ def calibrate(
         raise ValueError(f"features have shape {features.shape}: pass rows [n, p]")
     if (n := len(features)) < 8:
         raise ValueError(f"features have {n} rows: pass at least 8, four times those of a batch")
-    if not hasattr(key, "dtype"):
-        raise ValueError(f"key={key!r} is no random key: pass jax.random.key(seed)")
+    check_key(key, draws="batches are drawn")
     sizes = sorted({*np.ravel(rows).tolist()})
     why = "a quarter of the rows of features"
     sizes = [count("rows", size, least=2, most=n // 4, why=why) for size in sizes]

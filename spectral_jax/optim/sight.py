@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from spectral_jax import weights
+from spectral_jax._options import check_key
 from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax.optim.penalties import Penalty
 
@@ -196,8 +197,7 @@ def looking_at(sight: Sight, *, batch: PyTree, key: Array | None, apply: Apply |
                 "the penalty differentiates the network: call update(updates, state, params, "
                 f"{missing}); apply may be an option of spectral_penalty as well"
             )
-        if not jnp.issubdtype(jnp.asarray(key).dtype, jax.dtypes.prng_key):
-            raise ValueError(f"key={key!r} is no random key: pass jax.random.key(seed)")
+        check_key(key, draws="the penalty draws probes")
         return sight._replace(**given)
     return sight
 

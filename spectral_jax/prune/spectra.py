@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_count
+from spectral_jax._options import check_count, check_key
 from spectral_jax._transforms.hyperparameters import injectable
 from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax._transforms.members import where_needed
@@ -127,8 +127,8 @@ def prune_spectra(
     leaves = weights_of.named_leaves(floats(params))
     kernels = weights_of.places(leaves, kinds=("dense", "conv", "low_rank"))
     chosen = policy_of(kernels, policies)
-    if key is None and any(policy.edit == "random" for policy in chosen.values()):
-        raise ValueError("key: edit='random' draws, so pass a jax.random.key")
+    if any(policy.edit == "random" for policy in chosen.values()):
+        check_key(key, draws="edit='random' draws")
     key = jax.random.key(0) if key is None else key
     layers = {name: weights_of.entry(leaves[leaf], at) for name, (leaf, at) in kernels.items()}
     matrices = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_number
+from spectral_jax._options import check_key, check_number
 from spectral_jax.laws import marchenko_pastur_edges, rational
 from spectral_jax.rmt._edge import check_beta, check_compat, edge_factor, sizes
 from spectral_jax.rmt._gamma import gamma_fit
@@ -152,8 +152,8 @@ def fit_marchenko_pastur(
     check_number("choose at least 0 and below 1/2", lambda share: 0 <= share < 0.5, trim=trim)
     if floor is not None:
         check_number("choose at least 0 and below 1", lambda share: 0 <= share < 1, floor=floor)
-    if method == "bema_gamma" and key is None:
-        raise ValueError("method='bema_gamma' simulates: pass key=jax.random.key(...)")
+    if method == "bema_gamma":
+        check_key(key, draws="method='bema_gamma' simulates")
     check_compat(paper_compat)
     check_beta(beta)
     compat = tuple(paper_compat)
