@@ -172,9 +172,7 @@ def test_what_it_needs_is_asked_for_and_what_it_would_ignore_is_refused():
     tx = spectral_penalty(JACOBIAN, 0.5)
     with pytest.raises(ValueError, match=r"params, apply=apply, key=key\); apply may be an option"):
         tx.update(params, tx.init(params), params, batch=examples())
-    with pytest.raises(
-        ValueError, match=r"no random key .*pass key=jax.random.key\(seed\)"
-    ):
+    with pytest.raises(ValueError, match=r"no random key .*pass key=jax.random.key\(seed\)"):
         tx.update(params, tx.init(params), params, batch=examples(), key=jnp.ones(2), apply=apply)
     with pytest.raises(ValueError, match="of penalties on weights: choose mode='penalty'"):
         spectral_penalty(JACOBIAN, 0.5, mode="proximal", learning_rate=0.1)
