@@ -4,7 +4,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 # Not numbers.Real and numbers.Integral: asking an abstract class takes six times as long.
@@ -51,18 +50,6 @@ def check_count(**options: Any) -> None:
     """Raise ``ValueError`` for an option that is no whole number from 1 up; see ``count``."""
     for name, value in options.items():
         count(name, value)
-
-
-def check_key(key: Any, *, draws: str) -> None:
-    """Raise ``ValueError`` for what is no random key as ``jax.random.key`` makes them.
-
-    >>> check_key(0, draws="mode='mc' draws targets")
-    Traceback (most recent call last):
-    ValueError: key=0 is no random key (mode='mc' draws targets): pass key=jax.random.key(seed)
-    """
-    dtype = getattr(key, "dtype", np.dtype(float))
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key={key!r} is no random key ({draws}): pass key=jax.random.key(seed)")
 
 
 def is_count(value: Any) -> bool:

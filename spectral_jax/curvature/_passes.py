@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_key, count
+from spectral_jax._options import count
 from spectral_jax.curvature._batches import (
     Batches,
     Layout,
@@ -33,6 +33,8 @@ from spectral_jax.curvature._taps import Backward, Taps, taps
 from spectral_jax.curvature.kernel import COMPARED, outputs_are_apart
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import check_loss
+from spectral_jax.linalg.arguments import check_key
+from spectral_jax.linalg.convolutions import fast_in_loops
 
 Fisher: TypeAlias = Literal["exact", "mc", "empirical"]
 Sum = TypeVar("Sum")
@@ -206,6 +208,7 @@ def _summed(function: Callable[[Int[Array, ""]], Sum], number: int) -> Sum:
     if number == 1:
         return function(jnp.zeros((), jnp.int32))
 
+    @fast_in_loops
     def step(total: Sum, one: Int[Array, ""]) -> tuple[Sum, None]:
         return jax.tree.map(jnp.add, total, function(one)), None
 

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_key, count
+from spectral_jax._options import count
 from spectral_jax.curvature._batches import (
     Model,
     Weight,
@@ -35,6 +35,7 @@ from spectral_jax.curvature._products import (
 from spectral_jax.curvature._subset import Where, select
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import Objective, check_loss
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.linalg.operators import LinearOperator, SymmetricOperator
 
 Method = Literal["forward", "reverse", "difference"]

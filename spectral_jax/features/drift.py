@@ -17,9 +17,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-from spectral_jax._options import check_key, check_number, count
+from spectral_jax._options import check_number, count
 from spectral_jax.features.moments import FeatureMoments, as_moments, effective_rows, of
 from spectral_jax.linalg import moments
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.linalg.values import svdvals

@@ -1,4 +1,4 @@
-"""The check of a tolerance, which may be a Python number or a traced array."""
+"""Checks of arguments that only JAX can make: tolerances that may be traced, and random keys."""
 
 from __future__ import annotations
 
@@ -20,3 +20,15 @@ def tolerance(name: str, value: Any, *, traced: bool = False) -> Any:
         wanted = "choose a finite number, 0 or above"
         check_number(wanted, lambda size: 0 <= size < math.inf, **{name: value})
     return value
+
+
+def check_key(key: Any, *, draws: str) -> None:
+    """Raise ``ValueError`` for what is no random key as ``jax.random.key`` makes them.
+
+    >>> check_key(0, draws="mode='mc' draws targets")
+    Traceback (most recent call last):
+    ValueError: key=0 is no random key (mode='mc' draws targets): pass key=jax.random.key(seed)
+    """
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key={key!r} is no random key ({draws}): pass key=jax.random.key(seed)")

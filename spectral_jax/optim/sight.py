@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 from spectral_jax import weights
-from spectral_jax._options import check_key
 from spectral_jax._transforms.leaves import changed, floats, moved
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.optim.penalties import Penalty
 
 View: TypeAlias = Callable[[optax.Params], Sequence[Array]]

@@ -27,10 +27,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from spectral_jax import rmt
 from spectral_jax import weights as weights_of
-from spectral_jax._options import check_count, check_key
+from spectral_jax._options import check_count
 from spectral_jax._transforms.hyperparameters import injectable
 from spectral_jax._transforms.leaves import changed, floats, moved
 from spectral_jax._transforms.members import where_needed
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.linalg.lapack import each
 from spectral_jax.linalg.precision import unit_of
 from spectral_jax.prune import surgery

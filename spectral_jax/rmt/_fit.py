@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_key, check_number
+from spectral_jax._options import check_number
 from spectral_jax.laws import marchenko_pastur_edges, rational
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.rmt._edge import check_beta, check_compat, edge_factor, sizes
 from spectral_jax.rmt._gamma import gamma_fit
 from spectral_jax.rmt._law import marchenko_pastur_cdf

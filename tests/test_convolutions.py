@@ -1,0 +1,159 @@
+"""Convolutions inside loops and branches are in the order of axes that XLA on a CPU is fast at."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AxisType, PartitionSpec
+
+from spectral_jax.linalg.convolutions import CONVOLUTION, fast_in_loops
+
+KEY = jax.random.key(0)
+IMAGES, KERNEL = jax.random.normal(KEY, (3, 6, 5, 4)), jax.random.normal(KEY, (3, 2, 4, 8))
+PLAIN = dict(window_strides=(1, 1), padding="SAME")
+CASES = {
+    "plain": PLAIN,
+    "strided": dict(window_strides=(2, 1), padding="VALID"),
+    "dilated": dict(window_strides=(1, 1), padding=((2, 1), (0, 3)), rhs_dilation=(2, 1)),
+    "transposed": dict(window_strides=(1, 1), padding=((1, 1), (1, 1)), lhs_dilation=(2, 2)),
+    "grouped": PLAIN | dict(feature_group_count=2),
+}
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HWNC", "IHWO", "CNHW")]
+
+
+def convolution(images, kernel, layout=LAYOUTS[0], **options):
+    return jax.lax.conv_general_dilated(images, kernel, dimension_numbers=layout, **options)
+
+
+def slopes(images, kernel, **options):
+    """Both derivatives of a function of the convolution, which are convolutions themselves."""
+    return jax.grad(lambda x, k: jnp.sum(jnp.sin(convolution(x, k, **options))), (0, 1))(
+        images, kernel
+    )
+
+
+def slow_ones(program):
+    """The convolutions in an order of axes other than the fast one, in all inner programs too."""
+    fast = jax.make_jaxpr(partial(convolution, **PLAIN))(IMAGES, KERNEL).eqns[-1].params
+    found = []
+    for operation in program.eqns:
+        order = operation.params.get("dimension_numbers")
+        if operation.primitive is CONVOLUTION and order != fast["dimension_numbers"]:
+            found.append(operation)
+        for inner in jaxprs_in_params(operation.params):
+            found += slow_ones(inner)
+    return found
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_numbers_are_those_of_the_function(options):
+    kernel = KERNEL[:, :, :2] if "feature_group_count" in options else KERNEL
+    ours, plain = (f(IMAGES, kernel, **options) for f in (_reordered(slopes), slopes))
+    for mine, theirs in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids="".join)
+def test_any_order_of_axes_is_brought_into_the_fast_one_and_back(layout):
+    images = IMAGES.transpose(["NHWC".index(c) for c in layout[0]])
+    kernel = KERNEL.transpose(["HWIO".index(c) for c in layout[1]])
+    function = partial(convolution, layout=layout, **PLAIN)
+    found = fast_in_loops(function)(images, kernel)
+    np.testing.assert_allclose(found, function(images, kernel), rtol=1e-5, atol=1e-5)
+    assert not slow_ones(jax.make_jaxpr(fast_in_loops(function))(images, kernel))
+
+
+def of_a_loop(images, kernel):
+    return jax.lax.fori_loop(0, 2, lambda _, k: k - slopes(images, k, **PLAIN)[1] / 99, kernel)
+
+
+def of_a_branch(images, kernel):
+    return jax.lax.cond(kernel.sum() > 0, partial(slopes, **PLAIN), lambda *x: x, images, kernel)
+
+
+def of_a_scan_within_a_scan(images, kernel):
+    def outer(k, _):
+        return jax.lax.scan(lambda k, x: (k - slopes(x[None], k, **PLAIN)[1] / 99, None), k, images)
+
+    return jax.lax.scan(outer, kernel, None, length=2)[0]
+
+
+def with_checkpoints(images, kernel):
+    return jax.grad(lambda k: jnp.sum(jax.checkpoint(partial(convolution, **PLAIN))(images, k)**2))(
+        kernel
+    )  # fmt: skip
+
+
+def of_a_curvature(images, kernel):
+    return jax.jvp(lambda k: slopes(images, k, **PLAIN)[1], (kernel,), (kernel,))[1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [of_a_loop, of_a_branch, of_a_scan_within_a_scan, with_checkpoints, of_a_curvature],
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_inside_loops_branches_and_calls(function, mapped):
+    function = jax.vmap(function, in_axes=(0, None)) if mapped else function
+    images = jnp.stack([IMAGES, 2 * IMAGES]) if mapped else IMAGES
+    ours = fast_in_loops(function)
+    assert slow_ones(jax.make_jaxpr(function)(images, KERNEL))
+    left = slow_ones(jax.make_jaxpr(ours)(images, KERNEL))
+    assert not [each for each in left if each.params["batch_group_count"] == 1]
+    found, expected = (jax.tree.leaves(jax.jit(f)(images, KERNEL)) for f in (ours, function))
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_wrapped_can_be_differentiated_and_mapped():
+    def total(kernel):
+        return jnp.sum(fast_in_loops(of_a_curvature)(IMAGES, kernel))
+
+    def plain(kernel):
+        return jnp.sum(of_a_curvature(IMAGES, kernel))
+
+    slope, expected = (jax.grad(each)(KERNEL) for each in (total, plain))
+    np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-3)
+    kernels = jnp.stack([KERNEL, -KERNEL])
+    np.testing.assert_allclose(
+        jax.vmap(total)(kernels), jax.vmap(plain)(kernels), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_inside_of_shard_map_it_works_and_around_it_leaves_the_body():
+    mesh = jax.make_mesh((3,), ("n",), (AxisType.Auto,), devices=jax.devices()[:3])
+    rows = PartitionSpec("n")
+
+    def spread(function):
+        return jax.shard_map(
+            lambda x, k: jax.lax.psum(function(x, k), "n"), mesh=mesh,
+            in_specs=(rows, PartitionSpec()), out_specs=PartitionSpec(), check_vma=False,
+        )  # fmt: skip
+
+    def slope(images, kernel):
+        return slopes(images, kernel, **PLAIN)[1]
+
+    inside, around = spread(fast_in_loops(slope)), fast_in_loops(spread(slope))
+    expected = slope(IMAGES, KERNEL)
+    for found in (inside, around):
+        np.testing.assert_allclose(jax.jit(found)(IMAGES, KERNEL), expected, rtol=1e-4, atol=1e-4)
+    assert not slow_ones(jax.make_jaxpr(inside)(IMAGES, KERNEL))
+    assert slow_ones(jax.make_jaxpr(around)(IMAGES, KERNEL))
+
+
+def test_trees_keys_and_functions_without_convolutions_pass_unchanged():
+    def function(tree, key):
+        return {"a": jax.nn.relu(tree["x"]) + jax.random.normal(key), "none": None, "key": key}
+
+    x = {"x": jnp.arange(-2.0, 2.0)}
+    found, expected = fast_in_loops(function)(x, KEY), function(x, KEY)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    np.testing.assert_array_equal(found["a"], expected["a"])
+    assert found["key"] == KEY
+
+
+def _reordered(function):
+    return lambda *args, **options: fast_in_loops(partial(function, **options))(*args)
