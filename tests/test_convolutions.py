@@ -108,6 +108,21 @@ def test_inside_loops_branches_and_calls(function, mapped):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_kernels_side_by_side_are_groups_that_are_taken_apart():
+    kernels = jnp.stack([KERNEL, -KERNEL, 2 * KERNEL])
+    function = jax.vmap(partial(slopes, **PLAIN), in_axes=(None, 0))
+    ours = fast_in_loops(function)
+    assert groups(jax.make_jaxpr(function)(IMAGES, kernels)) > {1}
+    assert groups(jax.make_jaxpr(ours)(IMAGES, kernels)) == {1}
+    for mine, theirs in zip(ours(IMAGES, kernels), function(IMAGES, kernels), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def groups(program):
+    called = [e for e in program.eqns if e.primitive is CONVOLUTION]
+    return {e.params["feature_group_count"] for e in called}
+
+
 def test_what_is_wrapped_can_be_differentiated_and_mapped():
     def total(kernel):
         return jnp.sum(fast_in_loops(of_a_curvature)(IMAGES, kernel))
