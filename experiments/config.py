@@ -212,8 +212,7 @@ class TrainConfig:
     `objective`: a name in `experiments.training.task`; `label_scale` is the size of one-hot labels,
     which `mse` reads.
     `seed_axis`: all seeds in one program, side by side (`vmap`) or in turn (`map`); `auto` takes
-    the faster of the two; `stepwise`, one program per step, is the fast one for convolutions on a
-    CPU.
+    the faster of the two.
     `shard`: all devices share the work: each trains some of the `trials` (seeds) of a block, or has
     some rows of every `batch` (one large network).
     """
@@ -228,7 +227,7 @@ class TrainConfig:
     features_decay: float = 0.0
     objective: str = "cross_entropy"
     label_scale: float = 1.0
-    seed_axis: Literal["auto", "vmap", "map", "stepwise"] = "auto"
+    seed_axis: Literal["auto", "vmap", "map"] = "auto"
     shard: Literal["none", "trials", "batch"] = "none"
 
     def __post_init__(self) -> None:
@@ -238,8 +237,6 @@ class TrainConfig:
                 _require_count(name, value, least=1)
         _require_count("seeds", self.seeds, least=1, most=MOST_SEEDS)
         _require_count("seed", self.seed, least=0, most=SEEDS - self.seeds)
-        loops = not (self.shard == "trials" and self.seed_axis == "stepwise")
-        _require(loops, "seed_axis", self.seed_axis, "map, vmap or auto where shard = trials")
         decay = self.features_decay
         _require(0 <= decay < 1, "features_decay", decay, "at least 0 and below 1")
         scale = self.label_scale

@@ -174,10 +174,10 @@ def test_rungs_train_as_one(whole, tmp_path):
 
 def test_all_blocks_of_a_structure_share_one_program(whole, tmp_path):
     """However many of the lanes are dead, and of however few seeds the others are."""
-    compiled = Program._compiled._cache_size()
+    compiled = Program.chunk._cache_size()
     given = [*blocks({0: {RATE: 0.3}}), *blocks({1: {RATE: 0.4}, 2: {RATE: 0.5}}, seeds=[6])]
     assert len(trained(tmp_path, *given)) == 4
-    assert Program._compiled._cache_size() == compiled
+    assert Program.chunk._cache_size() == compiled
 
 
 # Attempts

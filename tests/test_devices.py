@@ -114,12 +114,6 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_sizes_that_they_can(t
         over(trainer, "batch", 5)
 
 
-def test_one_program_a_step_cannot_be_shared():
-    settings = ["train.shard=trials", "train.seed_axis=stepwise"]
-    with pytest.raises(UserError, match="seed_axis = 'stepwise': expected map, vmap or auto"):
-        apply_overrides(CONFIG, settings)
-
-
 def test_nothing_is_spread_where_nobody_asks(trainer):
     assert devices_of("none") is None
     assert trainer.over(None) is trainer

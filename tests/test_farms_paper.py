@@ -25,7 +25,6 @@ from experiments.papers.paper import FRESH, Outcome
 from experiments.report.claims import check
 from experiments.report.results import Results, merge, of_run
 from experiments.report.verdicts import judge_all
-from experiments.training.blocks import Trial
 from experiments.training.measures.tails import tail_exponents
 from experiments.training.optimisers import (
     balance_state,
@@ -34,9 +33,7 @@ from experiments.training.optimisers import (
     refuse_what_cannot_balance,
     structure_of,
 )
-from experiments.training.task import OBJECTIVES, Data, Task
 from experiments.training.train import train
-from experiments.training.trainer import Trainer
 from spectral_jax import checkpoints, plots, tails
 from spectral_jax.optim import ASSIGNMENTS, METRICS
 from spectral_jax.plots import farms as figures
@@ -197,21 +194,6 @@ def test_a_proximal_step_wants_a_constant_rate():
 
 
 # The trainer
-
-
-@pytest.mark.parametrize("metric", ["none", "shuffled"])
-def test_stepwise_is_the_same_training(metric):
-    x = np.random.default_rng(0).standard_normal((40, 24)).astype(np.float32)
-    shared = {"shift": jnp.zeros(()), "scale": jnp.ones(())}
-    data = {"train": Data({"x": jnp.asarray(x), "y": jnp.arange(40)}, shared)}
-    task = Task("toy", NET, OBJECTIVES["cross_entropy"], data, "", batch_size=10)
-    config = configured(metric, momentum=0.9)
-    trainer = Trainer(task, optimizer_of(structure_of(config), NET, task.steps_per_epoch))
-    start = trainer.start([Trial(seed, hyper_of(config)) for seed in range(2)])
-    ends = [replace(trainer, axis=axis).train(start, epochs=1) for axis in ("map", "stepwise")]
-    for ours, theirs in zip(jax.tree.leaves(ends[1]), jax.tree.leaves(ends[0]), strict=True):
-        if not jax.dtypes.issubdtype(ours.dtype, jax.dtypes.prng_key):
-            np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
 
 
 def test_recorded_exponents_are_those_of_each_kernel():

@@ -209,7 +209,7 @@ def test_repeated_pruning_touches_the_arms_that_are_pruned():
 
 
 def test_convolutions_are_split_where_their_gate_is_open():
-    trainer = trainer_of("digits", train_limit=320, batch_size=32, model="lenet", axis="stepwise")
+    trainer = trainer_of("digits", train_limit=320, batch_size=32, model="lenet")
     state = trainer.start([trial(0, 0.01), trial(1, 0.01)])
     split, numbers = cnn.cut_at(state, cnn.ARMS["MP edge"])
     kernels = leaf(split.params, "convs/1/kernel")

@@ -27,7 +27,7 @@ from experiments.training.session import Session
 from experiments.training.trainer import PROBE_STEPS
 
 # One after the other, more trials win nothing, and a signal waits longer to be heard.
-WIDEST: Mapping[Axis, int] = {"map": 64, "vmap": 1024, "stepwise": 16}
+WIDEST: Mapping[Axis, int] = {"map": 64, "vmap": 1024}
 # What a block may fill of the memory: data are copied, and the system and others want some too.
 SHARE = 0.5
 
@@ -53,9 +53,7 @@ def layout(
     groups = _largest_first(config, settings, seeds)
     memory, configured = SHARE * available_memory() / workers, config.train.seed_axis
     # What is to run side by side may have to run in turn, or it could hang.
-    axes: Sequence[Axis] = ("map", "vmap")
-    if configured == "map" or configured == "stepwise":
-        axes = (configured,)
+    axes: Sequence[Axis] = ("map",) if configured == "map" else ("map", "vmap")
     fitting = [
         _fitting(session_of(config, group[:1]), len(group), axes, memory) for group in groups
     ]

@@ -17,7 +17,7 @@ from experiments.training.program import Axis, TrainState
 
 LANES = 8
 # In a program of several blocks: XLA removes a loop of one turn, and then fuses in other ways.
-FEWEST: dict[Axis, int] = {"map": 2, "vmap": LANES, "stepwise": 1}
+FEWEST: dict[Axis, int] = {"map": 2, "vmap": LANES}
 Tree = Any
 
 

@@ -12,7 +12,6 @@ a seed differ in nothing but the arm.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ from models import Dropout
 from spectral_jax.linalg.convolutions import fast_in_loops
 
 Tree = Any
-Axis = Literal["vmap", "map", "stepwise"]
+Axis = Literal["vmap", "map"]
 Optimizer = Callable[[Hyper], optax.GradientTransformation]
 EVALUATION_BATCH = 1000
 
@@ -79,12 +78,13 @@ class Program:
 
         return jax.vmap(one)(state)
 
+    @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=1)
     def chunk(
         self,
         state: TrainState,
         data: Data,
         orders: Orders,
-        steps: int,
+        steps: int | Array,
         axis: Axis,
         mesh: Mesh | None = None,
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -94,33 +94,16 @@ class Program:
         Chunks of any length share the program. A trial whose weights are no longer finite has
         ended: its metrics are NaN.
 
-        ``stepwise`` compiles one step of one trial and repeats it from Python. XLA's CPU backend is
-        15 times slower at a convolution inside a loop (ResNet-8: 70 against 1070 images a second).
-
-        ``mesh``: its devices share the trials, as `over_trials` has it; not for ``stepwise``.
+        ``mesh``: its devices share the trials, as `over_trials` has it.
         """
-        if axis == "stepwise":
-            return self._stepwise(state, data, orders, steps)
-        return self._compiled(state, data, orders, steps, axis, mesh)
+        trials = over_trials(partial(self._loop, axis), axis, mesh)
+        return trials((state, orders.row_of), data, orders.rows, steps)
 
     def trace(
         self, state: TrainState, data: Data, orders: Orders, axis: Axis, mesh: Mesh | None = None
     ) -> jax.stages.Traced:
         """The program of such a chunk, of shapes alone; the chunk itself is not traced again."""
-        return Program._compiled.trace(self, state, data, orders, 1, axis, mesh)
-
-    @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=1)
-    def _compiled(
-        self,
-        state: TrainState,
-        data: Data,
-        orders: Orders,
-        steps: Array,
-        axis: Axis,
-        mesh: Mesh | None,
-    ):
-        trials = over_trials(partial(self._loop, axis), axis, mesh)
-        return trials((state, orders.row_of), data, orders.rows, steps)
+        return Program.chunk.trace(self, state, data, orders, 1, axis, mesh)
 
     def _loop(self, axis: Axis, trial: Tree, data: Data, rows: Array, steps: Array):
         state, row = trial
@@ -139,22 +122,6 @@ class Program:
         ended, sums = jax.lax.fori_loop(0, count, step, start)
         means = {name: jnp.where(alive, total / steps, jnp.nan) for name, total in sums.items()}
         return ended._replace(step=state.step + steps), means
-
-    def _stepwise(self, state: TrainState, data: Data, orders: Orders, steps: int):
-        ended = []
-        for index in range(len(state.key)):
-            trial, metrics = jax.tree.map(itemgetter(index), state), []
-            alive = _finite(trial.params)
-            for _ in range(steps):
-                trial, measured = self._single(trial, data, orders.rows, orders.row_of[index])
-                metrics.append(measured)
-            means = jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics)
-            ended.append((trial, {k: jnp.where(alive, mean, jnp.nan) for k, mean in means.items()}))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *ended)
-
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def _single(self, state: TrainState, data: Data, rows: Array, row: Array):
-        return self._step(data, rows[row], jax.random.split(state.key)[1], state)
 
     def _step(self, data: Data, order: Array, dropout_key: Array, state: TrainState):
         key = jax.random.fold_in(dropout_key, state.step)

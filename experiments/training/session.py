@@ -142,7 +142,7 @@ class Session:
         """
         count = len(self.trials)
         self.trainer = replace(self.trainer, axis=axis)
-        width = self.trainer.width(max(width, count)) if axis != "stepwise" else count
+        width = self.trainer.width(max(width, count))
         self.trainer = replace(self.trainer, seeds=min(width, self.config.train.seeds))
         lanes = [*self.trials, *self.trials[-1:] * (width - count)]
         drawn = blocks.cut(self.trainer.start(lanes), count)

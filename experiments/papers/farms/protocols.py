@@ -115,7 +115,9 @@ def _small() -> dict[str, Protocol]:
     data = DataConfig(
         "cifar16", batch_size=50, train_limit=2000, validation=1000, test_limit=2000, subsets="own"
     )
-    train = TrainConfig(epochs=10, seeds=1, evaluate_every=5, measure_every=2, measures=("tails",))
+    train = TrainConfig(
+        epochs=10, seeds=1, evaluate_every=5, measure_every=2, measures=("tails",), seed_axis="map"
+    )
     resnet = ExperimentConfig(
         "farms",
         data=data,
@@ -123,14 +125,13 @@ def _small() -> dict[str, Protocol]:
         optimizer=OptimizerConfig("sgd", schedule="cosine", weight_decay=5e-4),
         # A low limit, so that the stem and the head, the least square of all, take part.
         balance=BalanceConfig("farms", window=16, samples=5, min_eigenvalues=8),
-        train=replace(train, seed_axis="stepwise"),
+        train=train,
     )
     dense = replace(
         resnet,
         data=replace(data, train_limit=5000),
         model=ModelConfig("mlp", hidden=(256, 32, 256, 64)),
         balance=replace(resnet.balance, window=32),
-        train=replace(train, seed_axis="map"),
     )
     return {
         "resnet8": tuned(

@@ -27,7 +27,7 @@ LOOP: dict[str, Any] = {
 }  # fmt: skip
 CNN: dict[str, Any] = {
     "dataset": "mnist", "train_limit": 3200, "batch_size": 64, "model": "lenet",
-    "axis": "stepwise", "rate": 0.02, "before": 3, "after": 3, "seeds": 8,
+    "rate": 0.02, "before": 3, "after": 3, "seeds": 8,
 }  # fmt: skip
 FASHION: dict[str, Any] = {
     "dataset": "fashion_mnist", "train_limit": 5000, "hidden": (200, 200, 200, 200, 100),

@@ -24,7 +24,7 @@ import optax
 from experiments import data as datasets
 from experiments.training.blocks import Trial
 from experiments.training.optimisers import elastic_net, zeros_stay
-from experiments.training.program import Axis, TrainState
+from experiments.training.program import TrainState
 from experiments.training.task import Hyper, classification
 from experiments.training.trainer import Trainer
 from models.factored import factored
@@ -59,7 +59,6 @@ def trainer_of(
     decay: tuple[float, int] = (1.0, 1),
     model: str = "mlp",
     hidden: tuple[int, ...] = (),
-    axis: Axis = "map",
 ) -> Trainer:
     """The trainer of such networks; equal options give the same one, data on the device included.
 
@@ -70,7 +69,7 @@ def trainer_of(
     sizes = {"hidden": hidden} if hidden else {}
     net = factored(model, input_shape=found.train_x.shape[1:], classes=found.classes, **sizes)
     task = classification(dataset, found, splits, net, batch_size=batch_size)
-    return Trainer(task, _optimizer(momentum, decay, task.steps_per_epoch), axis)
+    return Trainer(task, _optimizer(momentum, decay, task.steps_per_epoch))
 
 
 def assess(trainer: Trainer, state: TrainState) -> dict[str, np.ndarray]:

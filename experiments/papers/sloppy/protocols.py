@@ -32,7 +32,7 @@ def _networks(*, seeds: int, hours: float) -> Protocol:
         FC_600_2,
         data=replace(FC_600_2.data, name="mnist"),
         model=ModelConfig("lenet_tanh"),
-        train=replace(train, seed_axis="stepwise"),
+        train=train,
     )
     return Protocol({"fc2": replace(FC_600_2, train=train), "lenet": lenet}, hours=hours)
 
