@@ -143,6 +143,8 @@ def number(mean: float, half: float) -> str:
     if not half > 0 or not math.isfinite(half):
         return f"{mean:.0f}" if mean == round(mean) else f"{mean:.4g}"
     decimals = int(1 - math.floor(math.log10(half)))
+    if half < 1000 and abs(mean) < 1e5:  # whole numbers need no power of ten yet
+        decimals = max(decimals, 0)
     if 0 <= decimals <= 6:
         return f"{round(mean, decimals) + 0.0:.{decimals}f} ± {half:.{decimals}f}"  # no -0.0
     return f"{mean:.4g} ± {half:.2g}"
