@@ -77,7 +77,7 @@ def test_each_layer_gets_the_verdict_it_was_built_for(table):
 
 
 def test_verdicts_read_the_numbers_of_a_row():
-    row = dict(m=64, n=64, slices=1, finite=True, rank=64, eigenvalues=64, stable_rank=9.0)
+    row = dict(m=64, n=64, slices=1, finite=True, rank=64, possible_rank=64, stable_rank=9.0)
     fitted = dict(alpha_hill=2.0, alpha_null=2.1, alpha_ks=3.0, sigma=0.1)
     verdicts = {
         "like random": dict(alpha_z=-2.9, **fitted),
@@ -102,6 +102,48 @@ def test_verdicts_read_the_numbers_of_a_row():
 def test_slices_of_one_or_two_eigenvalues_are_not_judged_by_their_null():
     row = analyze_layers(Arrays({"conv/kernel": noise(5, 8, 1, 32)})).rows[0]
     assert row["verdict"] == "too small" and "flattened" in row["reason"]
+
+
+@pytest.mark.parametrize("layer", [np.eye(40), np.eye(64)[::-1] * 1e-30, np.eye(60, 20)])
+def test_equal_singular_values_are_flat_not_few(layer):
+    row = analyze_layers(Arrays({"fc/kernel": layer.astype(np.float32)})).rows[0]
+    assert row["verdict"] == "flat" and row["rank"] == min(layer.shape)
+
+
+def test_a_low_rank_update_is_judged_by_the_rank_that_its_factors_allow():
+    def verdict(*factors, names=("lora_A", "lora_B")):
+        sizes = {f"q.{name}.weight": each for name, each in zip(names, factors, strict=True)}
+        return analyze_layers(Arrays(sizes)).rows[0]
+
+    whole = verdict(noise(12, 60), noise(80, 12))
+    assert (whole["kind"], whole["rank"], whole["verdict"]) == ("low_rank", 12, "not judged")
+    assert math.isfinite(whole["alpha_hill"]) and math.isnan(whole["alpha_z"])
+    assert verdict(noise(2, 60), noise(80, 2))["verdict"] == "too small"
+    dead = verdict(np.outer(noise(12), noise(60)), noise(80, 12))
+    assert (dead["verdict"], dead["reason"]) == ("collapsed", "rank 1 of 12")
+    assert verdict(np.zeros((12, 60)), noise(80, 12))["verdict"] == "zero"
+    loha = [noise(60, 3), noise(3, 40), noise(60, 4, seed=1), noise(4, 40, seed=1)]
+    loha = verdict(*loha, names=[f"hada_w{i}_{c}" for i in (1, 2) for c in "ab"])
+    assert (loha["rank"], loha["verdict"]) == (12, "not judged")
+    lokr = verdict(
+        noise(6, 5), noise(10, 2), noise(2, 8), names=["lokr_w1", "lokr_w2_a", "lokr_w2_b"]
+    )
+    assert (lokr["rank"], lokr["verdict"]) == (10, "not judged")
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, ">c16"])
+def test_complex_weights_are_never_read_by_their_real_part(dtype):
+    complex_weights = {"fno/kernel": noise(30, 20).astype(dtype), "fc/kernel": noise(30, 20)}
+    found = analyze_layers(Arrays(complex_weights))
+    assert [row["layer"] for row in found.rows] == ["fc/kernel"]
+    with pytest.raises(ValueError, match="'fno/kernel' cannot be 'dense' .complex"):
+        analyze_layers(Arrays(complex_weights), kinds={"fno/*": "dense"})
+
+
+@pytest.mark.parametrize("dtype", [">i4", object, "S8"])
+def test_what_is_no_real_number_in_any_byte_order_is_no_layer(dtype):
+    odd = {"steps/kernel": np.ones((30, 20)).astype(dtype), "fc/kernel": noise(30, 20)}
+    assert [row["layer"] for row in analyze_layers(Arrays(odd)).rows] == ["fc/kernel"]
 
 
 def test_what_needs_attention_comes_first(table):

@@ -62,6 +62,13 @@ def test_a_list_of_arrays_is_a_network_too():
     assert layout(weights) == (Block("0", 0, 1), Block("1", 1, 2))
 
 
+def test_a_matrix_by_itself_is_a_network_too():
+    found = matrices(normal(0, 4, 3))
+    assert [(name, weight.kind, weight.matrix.shape) for name, weight in found.items()] == [
+        ("", "dense", (4, 3))
+    ]
+
+
 def test_numbers_of_python_among_the_parameters_are_no_kernels():
     params = {"fc": {"kernel": np.ones((2, 3))}, "temperature": 1.0, "steps": 3}
     assert list(matrices(params)) == ["fc/kernel"] == list(places(named_leaves(params)))

@@ -55,7 +55,7 @@ COLUMNS: tuple[Column, ...] = (
         {
             "alpha_hill": "Hill exponent of the upper half of the spectrum",
             "alpha_null": "the same of a matrix of independent entries of this shape: "
-            "Marchenko-Pastur, closed form and its finite-size bias",
+            "Marchenko-Pastur, closed form and its finite-size bias; unknown for low_rank",
             "alpha_z": "how far alpha_hill is from alpha_null, in standard deviations of random "
             "matrices of this shape, of 1 / (alpha - 1): beyond -3 the tail is heavier than chance",
             "alpha_debiased": "alpha_hill - alpha_null: comparable between layers of different "

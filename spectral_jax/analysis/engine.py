@@ -101,6 +101,7 @@ def _identity(layer: Layer) -> dict[str, Any]:
         "slices": prod(slices),
         "parameters": prod(layer.view.shape),
         "eigenvalues": len(layer.eigenvalues),
+        "possible_rank": layer.possible_rank,
         "finite": layer.finite,
         "note": layer.view.note,
     }

@@ -28,6 +28,12 @@ class Layer(NamedTuple):
     finite: bool
     unit: float
 
+    @property
+    def possible_rank(self) -> int:
+        """How many eigenvalues can be above 0: of a product of factors fewer than there are."""
+        rank = math.prod(self.view.shape[:-2]) * min(self.view.shape[-2:])
+        return rank if self.view.rank is None else self.view.rank
+
 
 def spectra(
     source: Source,
@@ -79,6 +85,8 @@ def _product(rows: np.ndarray) -> np.ndarray:
 
 
 def _float(array: Any) -> np.ndarray:
-    """The array on the host, in float32 where it has fewer bits (bfloat16, float8)."""
+    """The array on the host, in float32 where it has fewer bits (bfloat16), in float64 if more."""
     array = np.asarray(array)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    if array.dtype in (np.float32, np.float64):
+        return array
+    return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)

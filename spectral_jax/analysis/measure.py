@@ -60,6 +60,8 @@ def _norms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
 def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
     *slices, m, n = layer.view.shape
     alpha = host.hill_alpha(layer.eigenvalues)
+    if layer.possible_rank < min(m, n):  # of factors: what chance makes of their product is unknown
+        return _unknown("hill") | {"alpha_hill": alpha}
     null = null_alpha((math.prod(slices), m, n))
     return {
         "alpha_hill": alpha,

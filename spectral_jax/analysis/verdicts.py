@@ -46,22 +46,22 @@ VERDICTS = {
         ),
         Verdict("structured", 6, "tail heavier than chance, and nothing else stands out"),
         Verdict("too small", 7, "too few eigenvalues to read a tail"),
-        Verdict("not judged", 7, "no metric was asked for that a verdict needs"),
+        Verdict("not judged", 7, "what a verdict needs was not asked for, or is not known"),
     )
 }
 
 
 def judge(row: Row) -> tuple[str, str]:
     """The verdict on one layer and the numbers behind it."""
-    largest = row["slices"] * min(row["m"], row["n"])
+    largest = row["possible_rank"]
     if not row["finite"]:
         return "not finite", "NaN or infinity among the weights"
     if row["rank"] == 0:
         return "zero", "no eigenvalue above zero"
     if row["rank"] < COLLAPSED * largest:
         return "collapsed", f"rank {row['rank']} of {largest}"
-    if row["eigenvalues"] < FEW:
-        return "too small", f"{row['eigenvalues']} eigenvalues"
+    if largest < FEW:
+        return "too small", f"{largest} eigenvalues"
     if row["slices"] > 1 and min(row["m"], row["n"]) < FEW_A_SLICE:
         return "too small", f"{min(row['m'], row['n'])} eigenvalues a slice: try --conv flattened"
     if row.get("stable_rank", math.inf) < DOMINATED:
@@ -69,9 +69,11 @@ def judge(row: Row) -> tuple[str, str]:
     z, alpha = row.get("alpha_z"), row.get("alpha_ks", math.inf)
     if z is None:
         return "not judged", ""
-    if not math.isfinite(z):
-        return "too small", "the Hill exponent is undecided"
     hill, null = row["alpha_hill"], row["alpha_null"]
+    if math.isnan(hill):
+        return "flat", "the upper half of the eigenvalues is one number"
+    if not math.isfinite(z):
+        return "not judged", "of the product of two factors no random counterpart is known"
     against = f"alpha_hill {hill:.2f}, random {null:.2f}, alpha_z {z:+.1f}"
     if abs(z) <= DISTINCT:
         return "like random", against

@@ -69,10 +69,11 @@ def _pair(tensor: Tensor, network: Network) -> Sequence[View] | None:
         return None
     if marker not in _PAIRS:
         return []
-    shape, sources, options = factors
+    shape, sources, options, rank = factors
     name = f"{first.name}*{second.path[at]}"
     note = _NOTE if marker in _ADAPTER_PAIRS else ""
-    return [View(name, sources, "low_rank", shape, partial(_read.product, **options), note)]
+    read = partial(_read.product, **options)
+    return [View(name, sources, "low_rank", shape, read, note, rank=rank)]
 
 
 def _is_factor(tensor: Tensor, at: int) -> bool:
@@ -90,8 +91,8 @@ def _part(tensor: Tensor, network: Network, at: int, name: str) -> Tensor | None
 
 def _factors(
     a: Tensor, b: Tensor, marker: str
-) -> tuple[tuple[int, int], tuple[str, str], dict[str, bool]] | None:
-    """The order and orientation in which two factors multiply to ``[in, out]``."""
+) -> tuple[tuple[int, int], tuple[str, str], dict[str, bool], int] | None:
+    """The order and orientation in which two factors multiply to ``[in, out]``, and its rank."""
     torch = a.path[-1] == "weight" or marker in _OUTPUTS_LAST
     if min(len(a.shape), len(b.shape)) < 2 or (max(len(a.shape), len(b.shape)) > 2 and not torch):
         return None
@@ -113,8 +114,8 @@ def _factors(
     chosen = unlike_layers or (fitting if marker in _ADAPTER_PAIRS else [])
     if not chosen:
         return None
-    _, _, shape, transposes = chosen[0]
-    return shape, (a.name, b.name), transposes
+    _, inner, shape, transposes = chosen[0]
+    return shape, (a.name, b.name), transposes, min(inner, *shape)
 
 
 def _loha(tensor: Tensor, network: Network, at: int) -> Sequence[View] | None:
@@ -128,7 +129,9 @@ def _loha(tensor: Tensor, network: Network, at: int) -> Sequence[View] | None:
     if len(outer) != 1 or any(a.shape[1] != b.shape[0] for a, b in (first, second)):
         return None
     ((outputs, inputs),) = outer
-    return _update(factors, at, (inputs, outputs), _read.hadamard)
+    # The rank of an elementwise product is at most the product of the ranks.
+    rank = first[0].shape[1] * second[0].shape[1]
+    return _update(factors, at, (inputs, outputs), _read.hadamard, rank)
 
 
 def _lokr(tensor: Tensor, network: Network, at: int) -> Sequence[View] | None:
@@ -140,15 +143,16 @@ def _lokr(tensor: Tensor, network: Network, at: int) -> Sequence[View] | None:
     )
     if first is None or second is None or _part(tensor, network, at, "lokr_t2") is not None:
         return None
-    shapes = []
+    shapes, rank = [], 1
     for factors in (first, second):
         a, b = factors[0].shape, factors[-1].shape
         if min(len(a), len(b)) < 2 or (len(factors) == 2 and a[1] != b[0]):
             return None
         shapes.append((a[0], prod(b[1:])))
+        rank *= min(*shapes[-1], *a[1:2] * (len(factors) - 1))  # that of a Kronecker product
     outputs, inputs = (prod(sizes) for sizes in zip(*shapes, strict=True))
     read = partial(_read.kronecker, split=len(first))
-    return _update([*first, *second], at, (inputs, outputs), read)
+    return _update([*first, *second], at, (inputs, outputs), read, rank)
 
 
 def _all_parts(
@@ -159,7 +163,12 @@ def _all_parts(
 
 
 def _update(
-    parts: Sequence[Tensor], at: int, shape: tuple[int, int], read: Callable[..., Any]
+    parts: Sequence[Tensor],
+    at: int,
+    shape: tuple[int, int],
+    read: Callable[..., Any],
+    rank: int,
 ) -> list[View]:
     name = "*".join([parts[0].name, *(each.path[at] for each in parts[1:])])
-    return [View(name, tuple(each.name for each in parts), "low_rank", shape, read, _NOTE)]
+    sources = tuple(each.name for each in parts)
+    return [View(name, sources, "low_rank", shape, read, _NOTE, rank=min(rank, *shape))]

@@ -33,7 +33,7 @@ from spectral_jax.weights._rules import (
     kernel_axes,
     table_view,
 )
-from spectral_jax.weights._skips import skip
+from spectral_jax.weights._skips import not_real, skip
 from spectral_jax.weights._stacks import Stack, find_stacks
 
 
@@ -133,10 +133,9 @@ def classify(
     check_choice(get_args(Conv), conv=conv)
     check_choice(("auto", *FRAMEWORKS), framework=framework)
     stored = {name: _shape(given) for name, given in shapes.items()}
-    dtypes = {n: str(getattr(given, "dtype", "")) for n, given in shapes.items()} | dict(
-        dtypes or {}
-    )
+    dtypes = {name: _dtype(given) for name, given in shapes.items()} | dict(dtypes or {})
     told = _told_kinds(stored, kinds or {})
+    _check_numbers(told, dtypes)
     codes, reasons, stacks = _one_layer(stored, framework, told, dtypes)
     told = {name: kind for name, kind in told.items() if not _is_stack(kind)}
     # What is settled is no partner for others: a factor of a pair that is skipped, for instance.
@@ -180,6 +179,20 @@ def _once(found: Plan, stored: Mapping[str, Shape], tied: Mapping[str, str]) -> 
 
 def _shape(given: Any) -> Shape:
     return tuple(getattr(given, "shape", given))
+
+
+def _dtype(given: Any) -> str:
+    """The name of the dtype, which for NumPy's has no byte order, or an empty string."""
+    dtype = getattr(given, "dtype", "")
+    return str(getattr(dtype, "name", dtype))
+
+
+def _check_numbers(told: Mapping[str, str], dtypes: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` where a kind is told of what no kind makes a real matrix."""
+    for name, kind in told.items():
+        reason = None if kind == "skip" else not_real(dtypes[name])
+        if reason is not None:
+            raise ValueError(f"kinds: {name!r} cannot be {kind!r} ({reason}); write 'skip'")
 
 
 def _one_layer(

@@ -45,6 +45,7 @@ class View(NamedTuple):
     note: what had to be assumed; empty where names and shapes leave no doubt.
     at: where the sources are a stack of layers, the one that is read: ``(axis, index)``, outermost
       first. Its number is the last part of the name, ``"layers/fc/kernel:3"``.
+    rank: the most that a product of factors has; None of any other, whose rank its sides limit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class View(NamedTuple):
     read: Callable[..., Any]
     note: str = ""
     at: At = ()
+    rank: int | None = None
 
 
 LONGEST = 32  # entries along a convolution's window; a longer axis may count layers instead

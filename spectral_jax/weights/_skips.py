@@ -68,7 +68,8 @@ def _by_role(tensor: Tensor, network: Network) -> str | None:
         return STATISTICS
     if leaf in ("scale", "gamma") or _norm_weight(tensor, network):
         return NORM_SCALE
-    twin = network.sibling(tensor, {"real": "imag", "imag": "real"}.get(leaf, ""))
+    other = {"real": "imag", "imag": "real"}.get(leaf)
+    twin = None if other is None else network.sibling(tensor, other)
     if twin is not None and twin.shape == tensor.shape:
         return "complex weights in two arrays, real and imag: not a real matrix"
     if axes > 2 and _modes(tensor, network):
@@ -120,10 +121,17 @@ def _by_shape(shape: tuple[int, ...]) -> str | None:
 def _by_dtype(dtype: str) -> str | None:
     if dtype.startswith(("int", "uint", "bool")):
         return f"{dtype} tensor: a counter, an index, a mask or quantised weights"
+    return not_real(dtype)
+
+
+def not_real(dtype: str) -> str | None:
+    """Why a tensor of that dtype, where it is known, cannot be read as real numbers."""
     if dtype.startswith("complex"):
         return "complex weights, as of a Fourier layer: not a real matrix"
     if dtype.startswith("key"):
         return "random key"
+    if dtype and not dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+        return f"{dtype} is no dtype of numbers"
     return None
 
 
