@@ -9,6 +9,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
+from spectral_jax.linalg import SymmetricOperator, eigsh
 from spectral_jax.linalg.convolutions import CONVOLUTION, fast_in_loops
 
 KEY = jax.random.key(0)
@@ -136,6 +137,17 @@ def test_what_is_wrapped_can_be_differentiated_and_mapped():
     np.testing.assert_allclose(
         jax.vmap(total)(kernels), jax.vmap(plain)(kernels), rtol=1e-3, atol=1e-3
     )
+
+
+def test_products_of_operators_are_fast_in_the_loops_of_solvers():
+    def product(data, x):
+        images, kernel = data
+        tangent = x.reshape(kernel.shape)
+        return jax.jvp(lambda k: slopes(images, k, **PLAIN)[1], (kernel,), (tangent,))[1].ravel()
+
+    op = SymmetricOperator(product, (IMAGES, KERNEL), KERNEL.size)
+    solved = jax.make_jaxpr(lambda op: eigsh(op, 2, which="LA"))(op)
+    assert not slow_ones(solved)
 
 
 def test_inside_of_shard_map_it_works_and_around_it_leaves_the_body():

@@ -17,7 +17,6 @@ from spectral_jax.linalg import (
     SymmetricOperator,
     dense_operator,
     diagonal,
-    drive,
     eigsh,
     lanczos,
     logdet,
@@ -258,7 +257,6 @@ SOLVERS = {
     "logdet": lambda op: logdet(op, jax.random.key(0)),
     "trace": lambda op: trace(op, jax.random.key(0)),
     "diagonal": lambda op: diagonal(op, jax.random.key(0)),
-    "drive": lambda op: drive(eigsh, op, 1),
 }
 
 

@@ -15,7 +15,7 @@ from scipy.sparse.linalg import eigsh as scipy_eigsh
 from benchmarks.curvature import problems
 from benchmarks.harness import NOTHING, Table, Target, one_core, row
 from spectral_jax.curvature import ggn_spectrum, hessian, objective, stored
-from spectral_jax.linalg import drive, eigsh, spectral_density
+from spectral_jax.linalg import eigsh, spectral_density
 
 
 class Size(NamedTuple):
@@ -97,14 +97,13 @@ def complete(size: Size) -> Table:
 def largest(size: Size) -> Table:
     """The largest Hessian pairs of networks, by the tools people use for them."""
     note = (
-        f"float32, tolerance {TOLERANCE:g}. Ours is `drive(eigsh, stored(op), copies=False)`, for "
-        "convolutions crawl in compiled loops and no peer looks for copies of repeated values; "
-        "what that costs stands last. curvlinops is in SciPy's `eigsh`; hessian-eigenthings takes "
-        "the fewest Lanczos steps of 20, 40, 80, ... whose residuals pass; PyHessian's power "
-        "iteration knows the largest magnitudes, and tests the change of a value, not its "
-        "residual. LeNets of one shape with weights of their own, of whose convolutions and their "
-        "derivatives XLA takes several times as long as PyTorch on a CPU: the products table has "
-        "what one costs. One run each, after one that compiles ours."
+        f"float32, tolerance {TOLERANCE:g}. Ours is `eigsh(stored(op), copies=False)`: no peer looks "
+        "for copies of repeated values either; what that costs stands last. curvlinops is in "
+        "SciPy's `eigsh`; hessian-eigenthings takes the fewest Lanczos steps of 20, 40, 80, ... "
+        "whose residuals pass; PyHessian's power iteration knows the largest magnitudes, and tests "
+        "the change of a value, not its residual. LeNets of one shape with weights of their own, "
+        "of whose convolutions XLA takes several times as long as PyTorch on a CPU: the products "
+        "table has what one costs. One run each, after one that compiles ours."
     )
     peers = {
         "curvlinops, SciPy": ("curvlinops", partial(_torch_values, kind="Hessian", which="LA")),
@@ -182,7 +181,7 @@ def _largest(
     loss: Callable[..., Any], problem: problems.Problem, k: int, *, copies: bool
 ) -> np.ndarray:
     op = stored(hessian(loss, problem.params, problem.data))
-    found = drive(eigsh, op, k, which="LA", tol=TOLERANCE, copies=copies)
+    found = eigsh(op, k, which="LA", tol=TOLERANCE, copies=copies)
     return np.asarray(jax.block_until_ready(found.values))
 
 

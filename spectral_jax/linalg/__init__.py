@@ -3,9 +3,9 @@
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
+from spectral_jax.linalg.convolutions import fast_in_loops
 from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
 from spectral_jax.linalg.density import Density, logdet, spectral_density
-from spectral_jax.linalg.driver import drive, faster_driver
 from spectral_jax.linalg.eigsh import eigsh
 from spectral_jax.linalg.jackknife import Interval, interval
 from spectral_jax.linalg.lanczos import Tridiagonal, lanczos
@@ -38,11 +38,10 @@ __all__ = [
     "dense_operator",
     "diagonal",
     "diagonal_operator",
-    "drive",
     "eigh",
     "eigsh",
     "eigvalsh",
-    "faster_driver",
+    "fast_in_loops",
     "fold",
     "from_scipy",
     "function_gram",

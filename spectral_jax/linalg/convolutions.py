@@ -30,17 +30,20 @@ GROUPS_MOST, CHANNELS_LEAST = 32, 3
 def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, with its convolutions in the order of axes that a CPU is fast at.
 
-    For the body of a loop or a branch, or for a function that has such; after ``jax.grad`` and
+    For the body of a loop or a branch, or a function that has such in it; after ``jax.grad`` and
     ``jax.vmap``, which make convolutions in other orders: ``scan(fast_in_loops(step), ...)``. Does
     nothing where JAX's backend is no CPU, and nothing to a function without convolutions. Numbers
     change by rounding alone.
+
+    Args:
+      function: of positional arguments that are arrays or pytrees of them, as is its result.
 
     Works under ``jit``, ``vmap`` and ``grad``. Inside of ``jax.shard_map`` a function has to be
     wrapped itself.
 
     >>> def slope(kernel, image):
     ...     return jax.grad(lambda k: jax.lax.conv(image, k, (1, 1), "SAME").sum())(kernel)
-    >>> kernel, image = jax.numpy.ones((1, 1, 2, 2)), jax.numpy.ones((1, 1, 3, 3))
+    >>> kernel, image = jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 3, 3))
     >>> float(fast_in_loops(slope)(kernel, image).sum()), float(slope(kernel, image).sum())
     (25.0, 25.0)
     """

@@ -13,6 +13,7 @@ from jax.lax import Precision
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from spectral_jax.linalg.convolutions import fast_in_loops
 from spectral_jax.linalg.precision import WORKING, working
 
 
@@ -253,11 +254,10 @@ def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float
 
 def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array:
     """A product with one vector, or with every column of a block by ``vmap``."""
-    if x.ndim == 1:
-        image = apply(data, x)
-    else:
-        image = jax.vmap(apply, in_axes=(None, 1), out_axes=1)(data, x)
-    return _real(image)
+    product = apply if x.ndim == 1 else jax.vmap(apply, in_axes=(None, 1), out_axes=1)
+    # In a program: solvers are loops.
+    product = fast_in_loops(product) if isinstance(x, jax.core.Tracer) else product
+    return _real(product(data, x))
 
 
 def _real(image: Any) -> Any:

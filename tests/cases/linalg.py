@@ -130,5 +130,4 @@ def spectrum(t):
 
 
 exempt("linalg.generic_vectors", "takes no arrays; tests/test_linalg.py")
-exempt("linalg.drive", "loops in Python, not for use under jit; tests/test_driver.py")
-exempt("linalg.faster_driver", "measures time, returns a word; tests/test_driver.py")
+exempt("linalg.fast_in_loops", "a function of functions; tests/test_convolutions.py")
