@@ -97,8 +97,8 @@ def complete(size: Size) -> Table:
 def largest(size: Size) -> Table:
     """The largest Hessian pairs of networks, by the tools people use for them."""
     note = (
-        f"float32, tolerance {TOLERANCE:g}. Ours is `eigsh(stored(op), copies=False)`: no peer looks "
-        "for copies of repeated values either; what that costs stands last. curvlinops is in "
+        f"float32, tolerance {TOLERANCE:g}. Ours is `eigsh(stored(op), copies=False)`: no peer "
+        "looks for copies of repeated values either; what that costs stands last. curvlinops is in "
         "SciPy's `eigsh`; hessian-eigenthings takes the fewest Lanczos steps of 20, 40, 80, ... "
         "whose residuals pass; PyHessian's power iteration knows the largest magnitudes, and tests "
         "the change of a value, not its residual. LeNets of one shape with weights of their own, "
