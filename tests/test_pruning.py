@@ -135,6 +135,14 @@ def test_magnitude_removes_the_smallest_of_the_matrix(sparsity):
     np.testing.assert_array_equal(np.sort(np.abs(w[~kept])), smallest)
 
 
+def test_the_least_integer_is_the_largest_magnitude():
+    least = np.array([[-128, 1], [2, 127]], np.int8)  # int8 has no 128
+    np.testing.assert_array_equal(magnitude_mask(least, 0.5), [[True, False], [False, True]])
+    np.testing.assert_array_equal(
+        magnitude_mask(least.tolist(), 0.75), [[True, False], [False, False]]
+    )
+
+
 def test_ties_are_removed_in_number_not_in_bulk():
     assert magnitude_mask(jnp.ones((4, 5)), 0.25).sum() == 15
 
@@ -293,6 +301,10 @@ def test_prune_touches_the_named_kernels_only_and_reads_a_convolution_by_its_las
             "inputs: none for",
         ),
         (lambda: prune_weights({}, {}, method="random"), "method='random': choose"),
+        (
+            lambda: reconstruction_error(jnp.ones((3, 2)), jnp.ones((3, 1)), jnp.ones((5, 3))),
+            r"pruned has shape \(3, 1\)",
+        ),
     ],
 )
 def test_misuse_names_the_argument_and_the_fix(call, message):

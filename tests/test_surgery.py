@@ -160,10 +160,39 @@ def test_singular_vectors_lose_the_entries_below_their_limit(shape):
 @shapes
 def test_zeros_stay_zero_and_nan_stays_in_its_matrix(shape):
     batch = np.stack([np.zeros(shape), np.full(shape, np.nan), noise(*shape)])
-    for result in (truncate(batch, 2), halve(batch, 1.0), shrink(batch, 0.1)):
+    edited = (
+        truncate(batch, 2),
+        halve(batch, 1.0),
+        shrink(batch, 0.1),
+        sparsify(batch, 1.0, 1e-3),
+        sparsify_vectors(batch, 1.0, 1e-3),
+    )
+    for result in edited:
         np.testing.assert_array_equal(result[0], 0)
         assert np.isnan(result[1]).all()
         assert np.isfinite(result[2]).all()
+
+
+@shapes
+def test_without_an_edge_nothing_is_noise(shape):
+    """A fit that failed has the edge NaN, and by its own account every value counts."""
+    w, key = noise(*shape), jax.random.key(0)
+    for result in (
+        halve(w, np.nan),
+        random_subset(key, w, np.nan, 0.0),
+        sparsify(w, np.nan, 9.0),
+        sparsify_vectors(w, np.nan, 1e-9),
+        sparsify(w, 9.0, np.nan),
+    ):
+        np.testing.assert_allclose(result, w, atol=1e-6)
+
+
+def test_lists_are_matrices_and_vectors_are_refused():
+    rows = [[3.0, 0.0], [0.0, 1.0]]
+    np.testing.assert_allclose(surgery.truncate(rows, 1), [[3, 0], [0, 0]], atol=1e-12)
+    assert surgery.shrink(rows, 0.1).shape == (2, 2)
+    with pytest.raises(ValueError, match=r"w has shape \(3,\): pass a matrix"):
+        surgery.halve(np.ones(3), 1.0)
 
 
 # Two factors for one kernel

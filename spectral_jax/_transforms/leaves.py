@@ -67,7 +67,8 @@ def like(weights: Array, result: Array) -> Array:
 
     As integers, weights between -1 and 1 would become 0: those keep the result's own dtype.
     """
-    return result.astype(jnp.result_type(weights)) if _floating(weights) else result
+    dtype = getattr(weights, "dtype", result.dtype)  # a list has none
+    return result.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else result
 
 
 def _floating(leaf: Any) -> bool:

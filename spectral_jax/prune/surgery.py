@@ -5,7 +5,8 @@ static shapes. `split` returns factors whose shapes depend on the rank, which mu
 
 ``edge`` is the largest singular value that noise alone would give: values up to it are noise, those
 above it signal. `spectral_jax.rmt.fit_marchenko_pastur` estimates it from the eigenvalues
-``s^2 / max(m, n)``, so that ``edge = sqrt(max(m, n) * fit.edge)``.
+``s^2 / max(m, n)``, so that ``edge = sqrt(max(m, n) * fit.edge)``. Where it is NaN, as of a fit
+that failed, nothing is known to be noise, and all values count as signal.
 
 Leading axes are a batch, with one edge, rank or threshold for all or one for each. Half precision
 is computed in float32 and returned in the dtype of the matrix; complex matrices are refused.
@@ -53,7 +54,7 @@ def spectrum(w: Float[Array, "*batch m n"]) -> Spectrum:
     Holds under ``jit`` and ``vmap``; NaN or inf in a matrix gives NaN for that matrix only.
     Source: Golub & Van Loan, Matrix Computations, section 8.6.
     """
-    w = working(w, "w")
+    w = _matrices(w)
     scale = unit_of(w, axis=(-2, -1), keepdims=True)
     squares, vectors = jnp.linalg.eigh(_gram(w / scale))
     values = jnp.sqrt(jnp.maximum(squares, 0)) * scale[..., 0]
@@ -130,8 +131,8 @@ def shrink(
     noise. Holds under ``jit`` and ``vmap``.
     Raises ``ValueError`` for ``noise`` not above 0. Source: Gavish & Donoho, arXiv 1405.7511.
     """
-    shape = (w.shape[-2], w.shape[-1])
-    return _with_gains(w, lambda values: shrinkage(values, shape, noise))
+    m, n = _matrices(w).shape[-2:]
+    return _with_gains(w, lambda values: shrinkage(values, (m, n), noise))
 
 
 def sparsify(
@@ -146,7 +147,7 @@ def sparsify(
     Holds under ``jit`` and ``vmap``.
     Sources: arXiv 2310.03165 for the threshold, 2606.02608 for sparing the signal.
     """
-    x = working(w, "w")
+    x = _matrices(w)
     return like(w, sparsified(x, spectrum(x), edge, threshold))
 
 
@@ -170,7 +171,7 @@ def sparsify_vectors(
 
     Holds under ``jit`` and ``vmap``. Source: the code of arXiv 2503.01922.
     """
-    x = working(w, "w")
+    x = _matrices(w)
     return like(w, with_sparse_vectors(x, spectrum(x), edge, theta, floor=floor, power=power))
 
 
@@ -298,7 +299,8 @@ def with_sparse_vectors(
 ) -> Float[Array, "*batch m n"]:
     """`sparsify_vectors`, given the spectrum."""
     values, vectors = spectral
-    depth = jnp.maximum(1 - values / jnp.asarray(edge, w.dtype)[..., None], 0) ** power
+    depth = (1 - values / jnp.asarray(edge, w.dtype)[..., None]) ** power
+    depth = jnp.where(_above(values, edge), 0, depth)
     limits = jnp.asarray(theta, w.dtype)[..., None] * jnp.maximum(depth, floor)
     short = _without_small(vectors, limits[..., None, :])
     tall = w if _tall(w) else jnp.swapaxes(w, -2, -1)
@@ -316,7 +318,7 @@ def first(values: Float[Array, "*batch p"], rank: int | Int[Array, "*batch"]) ->
 
 def _with_gains(w: Array, gains: Callable[[Array], Array]) -> Array:
     """The matrix with each singular value times its gain."""
-    x = working(w, "w")
+    x = _matrices(w)
     found = spectrum(x)
     return like(w, rescaled(x, found, gains(found.values).astype(x.dtype)))
 
@@ -330,7 +332,8 @@ def _check_rank(rank: int | Array, *, least: int = 1) -> None:
 
 
 def _above(values: Array, edge: float | Array) -> Array:
-    return values > jnp.asarray(edge, values.dtype)[..., None]
+    """Not up to the edge: everything, if there is none (NaN)."""
+    return ~(values <= jnp.asarray(edge, values.dtype)[..., None])
 
 
 def _flags(kept: Array, w: Array) -> Array:
@@ -338,12 +341,19 @@ def _flags(kept: Array, w: Array) -> Array:
 
 
 def _without_small(x: Array, limit: Array) -> Array:
-    return jnp.where(jnp.abs(x) > limit.astype(x.dtype), x, 0)
+    return jnp.where(jnp.abs(x) <= limit.astype(x.dtype), 0, x)  # NaN stays NaN
 
 
 def _gram(w: Array) -> Array:
     transposed = jnp.swapaxes(w, -2, -1)
     return mm(transposed, w) if _tall(w) else mm(w, transposed)
+
+
+def _matrices(w: Array) -> Array:
+    w = working(w, "w")
+    if w.ndim < 2:
+        raise ValueError(f"w has shape {w.shape}: pass a matrix, or matrices [..., m, n]")
+    return w
 
 
 def _tall(w: Array) -> bool:

@@ -47,7 +47,10 @@ def magnitude_mask(weights: Float[Array, "m n"], sparsity: Sparsity) -> Bool[Arr
     Array([[ True, False],
            [False,  True]], dtype=bool)
     """
-    return _largest(jnp.abs(weights).ravel(), sparsity).reshape(weights.shape)
+    weights = jnp.asarray(weights)
+    # As floats: the magnitude of the least integer of a width is itself, below all others.
+    sizes = jnp.abs(weights if jnp.iscomplexobj(weights) else working(weights, "weights"))
+    return _largest(sizes.ravel(), sparsity).reshape(weights.shape)
 
 
 def wanda_mask(
@@ -121,8 +124,11 @@ def reconstruction_error(
     ``||X W - X W'||_F^2 / ||X W||_F^2``, with ``W'`` the pruned weights.
     """
     weights, inputs = _checked(weights, inputs)
+    pruned = working(pruned, "pruned")
+    if pruned.shape != weights.shape:
+        raise ValueError(f"pruned has shape {pruned.shape}: pass that of weights, {weights.shape}")
     unit, inputs = unit_of(weights), inputs / unit_of(inputs)
-    pruned, weights = working(pruned, "pruned") / unit, weights / unit
+    pruned, weights = pruned / unit, weights / unit
     lost, whole = (jnp.sum(mm(inputs, w) ** 2) for w in (weights - pruned, weights))
     return jnp.where(whole > 0, lost / jnp.where(whole > 0, whole, 1), 0)
 
@@ -238,8 +244,9 @@ def _prune_block(rest: Array, factor: Array, start: int, stop: int, sparsity: Sp
 
 def _checked(weights: Array, inputs: Array) -> tuple[Array, Array]:
     """Both in float32 or float64; ``ValueError`` if their shapes do not fit."""
+    weights, inputs = working(weights, "weights"), working(inputs, "inputs")
     if weights.ndim != 2 or inputs.ndim != 2 or inputs.shape[1] != weights.shape[0]:
         raise ValueError(
             f"weights {weights.shape} and inputs {inputs.shape}: pass [in, out] and [samples, in]"
         )
-    return working(weights, "weights"), working(inputs, "inputs")
+    return weights, inputs
