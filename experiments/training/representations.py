@@ -1,7 +1,7 @@
 """What flows inside networks while they train, for inputs that stay the same.
 
-Networks are looked at one after the other, from Python: XLA's CPU backend is slow at convolutions
-inside a loop, and may wait for ever for decompositions of several matrices at once.
+Networks are looked at one after the other, from Python: XLA's CPU backend may wait for ever for
+decompositions of several matrices at once.
 """
 
 from collections.abc import Callable, Mapping

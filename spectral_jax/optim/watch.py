@@ -233,9 +233,7 @@ def _first_rise(along: Callable[[Array], Array], guess: Array) -> tuple[Array, A
 
     unknown = jnp.full_like(guess, jnp.inf)
     search = (zero, slope, unknown, unknown, guess)
-    # Not a compiled loop: XLA runs convolutions in one many times slower on a CPU (jax#12868).
-    for _ in range(PASSES):
-        search = tried(search)
+    search = jax.lax.fori_loop(0, PASSES, lambda _, search: tried(search), search)
     low, at_low, high, at_high, _ = search
     root = jnp.where(jnp.isinf(high), low, _root(low, at_low, high, at_high, slope))
     # A loss that is wrong by this much moves the crossing of a quadratic by that over the slope.
