@@ -479,6 +479,33 @@ def test_misuse_names_the_argument_and_the_fix():
         penalty.update(nothing(network()), penalty.init(network()))
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: spectral_penalty("fiedler", 1.0, k=0), "k=0: choose at least 1"),
+        (lambda: spectral_penalty("fiedler", 1.0, k=1.5), "k=1.5 is not an integer"),
+        (lambda: spectral_penalty("fiedler", 1.0, max_matvecs=0), "max_matvecs=0: choose"),
+        (lambda: spectral_penalty("fiedler", 1.0, tol=np.nan), "tol=nan: choose a finite"),
+        (lambda: spectral_penalty("fiedler", 1.0, component="big"), "component='big': choose"),
+        (lambda: spectral_penalty("fiedler", 1.0, sign=np.nan), "sign=nan: choose a finite"),
+        (lambda: spectral_penalty("richness", 1.0, order="last"), "order='last': choose"),
+        (lambda: on_residual(np.nan), "tolerance=nan: choose a finite"),
+        (lambda: spectral_penalty("l1", 1.0, refresh=10), r"refresh=10: pass every\(steps\)"),
+        (
+            lambda: spectral_penalty("l1", jnp.ones(1)),
+            r"strength has shape \(1,\): pass one number",
+        ),
+        (
+            lambda: jax.jit(lambda s: spectral_penalty("l1", s).init(network()))(jnp.ones(2)),
+            "shape",
+        ),
+    ],
+)
+def test_options_are_refused_when_the_penalty_is_made_not_at_its_first_update(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_layers_whose_names_do_not_sort_in_their_order_take_a_view():
     params = {"head": {"kernel": jnp.ones((6, 3))}, "hidden": {"kernel": jnp.ones((8, 6))}}
     with pytest.raises(ValueError, match="view=lambda params: weights.graph_weights"):

@@ -30,7 +30,8 @@ def concrete(*values: Any) -> bool:
 
 
 def check_strength(name: str, strength: Strength) -> None:
-    """Raise ``ValueError`` for a negative, infinite or NaN strength, unless it is traced."""
+    """Raise ``ValueError`` for several, and a negative, infinite or NaN strength unless traced."""
+    _check_one(name, strength)
     if not concrete(strength):
         return
     values = _numbers(name, strength)
@@ -39,12 +40,19 @@ def check_strength(name: str, strength: Strength) -> None:
 
 
 def check_share(name: str, share: Strength) -> None:
-    """Raise ``ValueError`` for a share outside [0, 1], unless it is traced."""
+    """Raise ``ValueError`` for several, and a share outside [0, 1] unless it is traced."""
+    _check_one(name, share)
     if not concrete(share):
         return
     values = _numbers(name, share)
     if not np.all((values >= 0) & (values <= 1)):
         raise ValueError(f"{name}={share} is a share: choose it in [0, 1]")
+
+
+def _check_one(name: str, given: Any) -> None:
+    """Several numbers would broadcast against weights, unseen where the shapes allow it."""
+    if not callable(given) and np.ndim(given):
+        raise ValueError(f"{name} has shape {np.shape(given)}: pass one number, or a schedule")
 
 
 def _numbers(name: str, given: Any) -> np.ndarray:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax import features, graphs, linalg
+from spectral_jax._choices import check_choice
 from spectral_jax._options import check_count, check_number
 from spectral_jax.linalg.decompositions import to_unit_size
 from spectral_jax.linalg.subspace import mm
@@ -197,8 +198,12 @@ def fiedler(
       tol: relative residual at which a solve ends.
       max_matvecs: the most products with the Laplacian per solve; the next goes on from there.
 
+    Raises ``ValueError`` for options that are none.
     Source: arXiv 2003.00992 (``lambda_2``); arXiv 2103.03386 (several ``nu``).
     """
+    check_count(k=k, max_matvecs=max_matvecs)
+    check_choice(get_args(graphs.Component), component=component)
+    _check_numbers(sign=sign, tol=tol)
 
     def quotients(w, state):
         def one(v):
@@ -263,8 +268,11 @@ def richness(
       corrected: likewise: without it a batch of no more examples than features counts a part of
         chance, which no training takes away.
 
+    Raises ``ValueError`` for options that are none.
     Source: the number, arXiv 2410.04264; that it is penalised, ours.
     """
+    check_choice(get_args(features.Order), order=order)
+    _check_numbers(sign=sign)
 
     def value(seen, _):
         x, outputs, *weights = seen
@@ -273,6 +281,12 @@ def richness(
         return sign * found.value
 
     return Penalty(value, sees="activations", strengths=(1e-3, 1.0))
+
+
+def _check_numbers(*, sign: float, tol: float = 0.0) -> None:
+    finite = "choose a finite number"
+    check_number(f"{finite}, 0 or above", lambda x: 0 <= x < math.inf, tol=tol)
+    check_number(f"{finite} other than 0", lambda x: 0 < abs(x) < math.inf, sign=sign)
 
 
 def _times(x: Float[Array, "*stack m n"], v: Float[Array, "*stack n"]) -> Float[Array, "*stack m"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_count
+from spectral_jax._options import check_count, check_number
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,
@@ -71,6 +72,7 @@ def on_residual(tolerance: float = 0.05, *, check_every: int = 10) -> Refresh:
 
     ``L`` is the matrix of the current weights, ``v`` a kept vector and ``rho = v^T L v``.
     """
+    check_number("choose a finite number, 0 or above", lambda x: 0 <= x < inf, tolerance=tolerance)
     check_count(check_every=check_every)
     return Refresh(lambda step: step % check_every == 0, tolerance)
 
@@ -183,7 +185,7 @@ def spectral_penalty(
     _check(penalty, mode, strength, learning_rate)
     _check_network(penalty.sees, view, apply)
     sight = SIGHTS[penalty.sees](penalty, apply if penalty.sees == "function" else view)
-    refresh = on_residual() if refresh is None else refresh
+    refresh = on_residual() if refresh is None else _checked_refresh(refresh)
 
     def init(params):
         (dtype, kept), step = started(sight, params), jnp.zeros((), jnp.int32)
@@ -256,6 +258,12 @@ def _refuse_unread(options: dict[str, Any], read: Sequence[str], penalty: str) -
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
             raise TypeError(f"{option!r} is no option of spectral_penalty with {penalty}: {hint}")
+
+
+def _checked_refresh(refresh: Refresh) -> Refresh:
+    if not isinstance(refresh, Refresh):
+        raise ValueError(f"refresh={refresh!r}: pass every(steps), on_residual() or Refresh(due)")
+    return refresh
 
 
 def _check(penalty: Penalty, mode: str, strength: Strength, rate: Strength | None) -> None:
