@@ -120,6 +120,9 @@ def test_factors_are_layers_that_can_be_pruned_and_split_again():
 def test_a_rank_for_no_kernel_is_refused():
     with pytest.raises(ValueError, match="no kernel 'layers/9/kernel'"):
         factorize(PARAMS, {"layers/9/kernel": 2})
+    narrow = {"kernel": jnp.ones((9, 8), jnp.float8_e4m3fn), "kernel_scale": jnp.ones(())}
+    with pytest.raises(ValueError, match="'kernel' is float8_e4m3fn, too narrow for factors"):
+        factorize(narrow, {"kernel": 2})
 
 
 def test_seeds_share_ranks_and_are_split_side_by_side(truncated):

@@ -366,3 +366,11 @@ def test_nnx_optimizer_runs_it_beside_the_layer_wise_learning_rates():
     kept = int(optimizer.opt_state[-1].report["layers/0/kernel"].rank[...])
     assert kept < 40
     assert jnp.linalg.matrix_rank(model.layers[0].kernel[...], rtol=1e-4) == kept
+
+
+def test_codes_with_a_scale_are_not_pruned_as_if_they_were_the_weights():
+    codes = {"kernel": spiked(40, 30, 2).astype(jnp.float8_e4m3fn), "kernel_scale": jnp.ones(30)}
+    params = {"codes": codes, "fc": {"kernel": spiked(40, 30, 2)}}
+    pruned, report = prune_spectra(params, Policy())
+    assert list(report) == ["fc/kernel"]
+    np.testing.assert_array_equal(pruned["codes"]["kernel"], codes["kernel"])

@@ -525,6 +525,14 @@ def test_float8_without_a_scale_says_so():
     assert view.note == "float8 without a scale: read as stored"
 
 
+def test_float4_is_scaled_as_float8_is():
+    codes = normal(0, 4, 64).astype(ml_dtypes.float4_e2m1fn)
+    scale = np.exp2(np.arange(8)).reshape(4, 2).astype(ml_dtypes.float8_e8m0fnu)
+    found = matrices({"fc": {"kernel": codes, "kernel_scale": scale}})["fc/kernel"].matrix
+    expected = codes.astype("float32") * scale.astype("float32").repeat(32, axis=1)
+    np.testing.assert_array_equal(found, expected)
+
+
 # What quantised layers hold beside a bias, with the types that their writers give it.
 CODES = {
     "GPTQ": {

@@ -48,8 +48,8 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
 
     Where they have not (`split_refusal`), the kernel stays as it is. The network computes what it
     would with the kernels truncated at these ranks. Holds under ``jit`` and ``vmap`` (seeds share
-    the ranks). Raises ``ValueError`` for a name that is no leaf, and for a leaf that stacks several
-    layers (of ``nnx.scan``), whose factors would need one common rank.
+    the ranks). Raises ``ValueError`` for a name that is no leaf, for a leaf that stacks several
+    layers (of ``nnx.scan``), whose factors would need one common rank, and for one of float8.
 
     >>> params = {"fc": {"kernel": jnp.ones((8, 6)), "bias": jnp.ones(6)}}
     >>> jax.tree.map(jnp.shape, factorize(params, {"fc/kernel": 2}), is_leaf=jnp.isscalar)
@@ -62,6 +62,8 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
         rank = left.pop(leaf_name(path), None)
         if rank is None or split_refusal(leaf.shape, rank):
             return leaf
+        if leaf.dtype.itemsize < 2:
+            raise ValueError(f"ranks: {leaf_name(path)!r} is {leaf.dtype}, too narrow for factors")
         return split(leaf, rank)
 
     result = jax.tree.map_with_path(replaced, params)

@@ -125,8 +125,10 @@ def prune_spectra(
     side.
     Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
     """
+    # By the stored dtypes: float8 with a scale is no kernel, and as float32 would look like one.
+    stored = weights_of.named_leaves(params)
+    kernels = weights_of.places(stored, kinds=("dense", "conv", "low_rank"))
     leaves = weights_of.named_leaves(floats(params))
-    kernels = weights_of.places(leaves, kinds=("dense", "conv", "low_rank"))
     chosen = policy_of(kernels, policies)
     if any(policy.edit == "random" for policy in chosen.values()):
         check_key(key, draws="edit='random' draws")

@@ -1,7 +1,8 @@
 """Quantised weights: which tensors are codes or belong to them, and which give the weights back.
 
-Only float8 with a scale per tensor, row or block is read: all who write it agree on ``weight = code
-* scale``. How integer codes are packed, ordered and centred does not show in names and shapes.
+Only float8 (and float4) with a scale per tensor, row or block is read: all who write it agree on
+``weight = code * scale``. How integer codes are packed, ordered and centred does not show in names
+and shapes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from spectral_jax.weights._rules import View
 # DeepSeek's checkpoints and those that follow them. Blocks in use have 16, 32 or 128 entries.
 BLOCK = 128
 SMALLEST_BLOCK = 16
+NARROW = ("float8", "float6", "float4")  # floats that are stored with a scale
 
 # bitsandbytes, GPTQ, AWQ, EXL2, HQQ, compressed-tensors, QuIP#, MLX, quanto, torchao, AQT
 _PACKED = re.compile(r"qweight|W_q|weight_packed|q_weight|Qidxs|weight_qdata")
@@ -72,7 +74,8 @@ class Codes(NamedTuple):
         beside = self._scales(tensor)
         if beside and self._scale(tensor) is None:
             named = " and ".join(f"{each.name!r} of shape {each.shape}" for each in beside)
-            return f"quantised to float8 with {named}, which does not tell how it is to be scaled"
+            dtype = self.dtypes[tensor.name].partition("_")[0]
+            return f"quantised to {dtype} with {named}, which does not tell how it is to be scaled"
         return None
 
     def scales(self, name: str) -> list[str]:
@@ -81,11 +84,12 @@ class Codes(NamedTuple):
 
     def weights(self, view: View) -> View:
         """The view that multiplies float8 codes by their scales before it reads a matrix."""
-        narrow = [name for name in view.sources if self._is_float8(name)]
+        narrow = [name for name in view.sources if self._is_narrow(name)]
         found = {name: self._scale(self.tensors[name]) for name in narrow}
         scales = {view.sources.index(name): scale for name, scale in found.items() if scale}
         if len(scales) < len(narrow):
-            note = "float8 without a scale: read as stored"
+            dtype = self.dtypes[narrow[0]].partition("_")[0]
+            note = f"{dtype} without a scale: read as stored"
             view = view._replace(note=f"{view.note}; {note}" if view.note else note)
         if not scales:
             return view
@@ -106,14 +110,14 @@ class Codes(NamedTuple):
         codes = self.network.sibling(tensor, named[1]) if named else None
         if codes is None or len(codes.shape) < 2:
             return False
-        return self.dtypes[codes.name].startswith(("float8", "int", "uint"))
+        return self.dtypes[codes.name].startswith((*NARROW, "int", "uint"))
 
-    def _is_float8(self, name: str) -> bool:
-        return self.dtypes[name].startswith("float8")
+    def _is_narrow(self, name: str) -> bool:
+        return self.dtypes[name].startswith(NARROW)
 
     def _scales(self, tensor: Tensor) -> list[Tensor]:
         """What a kernel of float8 may have to be multiplied by."""
-        if not self._is_float8(tensor.name) or _BESIDE_CODES.fullmatch(tensor.leaf):
+        if not self._is_narrow(tensor.name) or _BESIDE_CODES.fullmatch(tensor.leaf):
             return []
         leaf = tensor.leaf
         of_leaf = (f"{leaf}_scale", f"{leaf}_scale_inv", f"{leaf}_scale_2", f"scale_{leaf}")
