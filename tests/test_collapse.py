@@ -1,5 +1,7 @@
 """Neural collapse and its neighbours: frames that are known, bad data, and the peers' numbers."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,6 +163,102 @@ def test_moments_of_batches_and_blocks_give_what_all_examples_give_with_an_inter
     assert float(features.neural_collapse(m).nc1) == pytest.approx(measure(x).nc1, rel=1e-5)
     found = features.jackknife(m, lambda m: features.neural_collapse(m).nc1)
     assert float(found.low) < float(found.value) < float(found.high)
+
+
+def by_moments(x, labels, classes, head, weights=None, **options):
+    m = features.of(x, labels=labels, classes=classes, weights=weights)
+    found = features.neural_collapse(m, head=head, **options)
+    seen = {"labels": labels, "weights": weights}
+    return found._replace(nc4=1 - features.collapse_agreement(m, x, head=head, **seen).value)
+
+
+ROWS = (MEANS[LABELS] + NOISE).astype(np.float32)
+BENT = Head(MEANS[[0, 2, 1, 3]].T.astype(np.float32), np.float32([0.5, 0, -0.5, 0]))
+OTHERS = np.random.default_rng(1)
+SPOILT = np.where(np.arange(N)[:, None] < 2, [[np.nan], [np.inf]] * 6 + [[0]], ROWS)
+MANY = np.arange(60) % 20
+ALIKE = {
+    "plain": {},
+    "about the mean of examples": {"centre": "sample", "target": "orthogonal"},
+    "weighted": {"weights": OTHERS.random(N), "target": "seli"},
+    "masked": {"x": SPOILT.astype("f4"), "weights": np.arange(N) > 1},
+    "without some labels": {"x": SPOILT, "labels": np.where(np.arange(N) < 2, -1, LABELS)},
+    "a label that is no class": {"labels": np.where(np.arange(N) == 5, C, LABELS)},
+    "a weight that is none": {"weights": np.arange(N) - 1.0},
+    "NaN": {"x": SPOILT[:9], "labels": LABELS[:9]},
+    "half": {"x": jnp.asarray(ROWS, jnp.bfloat16)},
+    "double": {"x": 1000 + ROWS.astype(float)},
+    "whole": {"x": np.round(9 * ROWS).astype(np.int16), "labels": LABELS.astype(np.uint8)},
+    "of another order": {"x": np.asfortranarray(ROWS)[::-1], "labels": LABELS[::-1]},
+    "few": {"x": ROWS[[0, 1, 2, 6, 9]], "labels": LABELS[[0, 1, 2, 6, 9]]},
+    "none": {"x": ROWS[:0], "labels": LABELS[:0]},
+    "constant": {"x": np.full((N, P), 3.3)},
+    "collapsed": {"x": ROWS[:C][LABELS], "weights": OTHERS.random(N)},
+    "more classes than features": {
+        "x": (OTHERS.standard_normal((20, 2))[MANY] + OTHERS.standard_normal((60, 2)) / 9).astype(
+            "f4"
+        ),
+        "labels": MANY,
+        "classes": 22,
+        "head": Head(OTHERS.standard_normal((2, 22)).astype("f4")),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_rows_in_memory_say_what_their_moments_say(kind):
+    given = {"x": ROWS, "labels": LABELS, "classes": C, "head": BENT, **ALIKE[kind]}
+    theirs = by_moments(**given, ood=MEANS[0, : given["x"].shape[1]])
+    ours = features.neural_collapse(
+        given.pop("x"), **given, ood=MEANS[0, : given["head"].kernel.shape[0]]
+    )
+    for name, mine, other in zip(ours._fields, ours, theirs, strict=True):
+        assert mine.dtype == other.dtype, name
+        np.testing.assert_allclose(mine, other, rtol=2e-6, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e9, 1e30])
+def test_rows_in_memory_may_have_any_size(size):
+    def numbers(size):
+        head = BENT._replace(bias=BENT.bias * np.float32(size))
+        return [*measure(size * (MEANS[LABELS] + NOISE), head=head)._replace(nc5=0)]
+
+    np.testing.assert_allclose(numbers(size), numbers(1), rtol=1e-5)
+    assert 0 < measure(ROWS, head=BENT).nc4 < 1
+
+
+def test_rows_far_from_the_origin_keep_the_digits_that_they_have():
+    labels = np.arange(3000) % C
+    x = (1e4 + 1e-2 * (MEANS[labels] + RNG.standard_normal((3000, P)))).astype(np.float32)
+    ours, exact = measure(x, labels), features.neural_collapse(x.astype(float), labels=labels)
+    np.testing.assert_allclose(ours[:12], exact[:12], rtol=1e-5)
+
+
+def test_rows_in_memory_are_not_summed_to_a_matrix():
+    p = 3000
+    x = np.random.default_rng(0).standard_normal((2 * C, p)).astype(np.float32)
+    tracemalloc.start()
+    found = features.neural_collapse(x, labels=np.arange(2 * C) % C)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.rank == C - 1 and peak < p * p
+
+
+def test_rows_in_memory_are_read_while_a_program_around_them_is_traced():
+    x, labels = jnp.asarray(ROWS), jnp.asarray(LABELS)
+    ours, elsewhere = measure(ROWS, head=BENT), features.of(ROWS)
+
+    @jax.jit
+    def program(scale):
+        found = features.neural_collapse(x, labels=labels, head=BENT, ood=elsewhere)
+        head = Head(scale * BENT.kernel, BENT.bias)
+        traced = features.neural_collapse(x, labels=labels, classes=C, head=head)
+        return scale * found.nc1, found, traced
+
+    nc1, found, traced = program(2.0)
+    assert float(nc1) == pytest.approx(2 * ours.nc1, rel=1e-6)
+    assert float(found.nc4) == ours.nc4 and 0 < float(found.nc5) < 1
+    assert float(traced.nc1) == pytest.approx(ours.nc1, rel=1e-5) and traced.nc4 is not None
 
 
 def test_the_bias_of_the_head_decides_with_it_and_the_nearest_mean_has_none():

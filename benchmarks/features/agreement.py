@@ -96,7 +96,7 @@ def _collapse(size: Size) -> list[tuple[str, ...]]:
     if not peers.have("neural_collapse"):
         return [row("neural collapse", NOTHING, peers.MISSING)]
     rows = trained(size.rows, size.p)
-    ours: dict[str, Any] = our_collapse(rows, agreement=False)[0]._asdict()
+    ours: dict[str, Any] = our_collapse(rows)._asdict()
     theirs = peers.collapse(rows, agreement=False)
     found = []
     for name, value in theirs.items():

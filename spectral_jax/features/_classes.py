@@ -1,4 +1,4 @@
-"""Class means about a centre, and what is left within the classes."""
+"""Class means about a centre."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from spectral_jax._choices import check_choice
-from spectral_jax.features.moments import FeatureMoments, class_sums, effective_rows, within
+from spectral_jax.features.moments import FeatureMoments, class_sums, effective_rows
 from spectral_jax.linalg.subspace import mm
 
 Centre = Literal["classes", "sample"]
@@ -34,14 +34,20 @@ class Classes(NamedTuple):
     """``m``: the means less the centre, which is ``sum share mean``."""
     variance: Float[Array, " c"]
     """The mean squared distance to the class mean."""
-    within: Float[Array, "p p"]
-    """``S_W``, the covariance about class means."""
 
 
 def classes_about(m: FeatureMoments, centre: Centre) -> Classes:
     """The classes of ``m``, each counting alike (``"classes"``) or by its weight (``"sample"``)."""
-    check_choice(CENTRES, centre=centre)
     weight, mean, spread, _ = class_sums(m)
+    variance = spread / jnp.where(weight == 0, 1, weight)
+    return classes_of(weight, mean, variance, effective_rows(m), centre)
+
+
+def classes_of(
+    weight: Array, mean: Array, variance: Array, effective: Array, centre: Centre
+) -> Classes:
+    """The same of what was summed; ``effective`` is the number of rows."""
+    check_choice(CENTRES, centre=centre)
     here = weight != 0
     one = here.astype(weight.dtype)
     number = jnp.sum(one)
@@ -52,11 +58,10 @@ def classes_about(m: FeatureMoments, centre: Centre) -> Classes:
         weight=weight,
         here=here,
         number=number,
-        single=here & (weight < 1.5 * total / effective_rows(m)),
+        single=here & (weight < 1.5 * total / effective),
         each=each,
         share=share,
         mean=mean,
         centred=one[:, None] * (mean - mm(share, mean)),
-        variance=spread / jnp.where(here, weight, 1),
-        within=within(m),
+        variance=variance,
     )

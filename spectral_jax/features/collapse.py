@@ -8,13 +8,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from spectral_jax.features._classes import Centre, Classes, classes_about
+from spectral_jax.features._classes import Centre, Classes, classes_about, classes_of
+from spectral_jax.features._rows import HostRows, class_means, host_rows, within_classes
 from spectral_jax.features._sides import checked_head
 from spectral_jax.features.frames import Row, Target, by_rows, frame_error, root, target_rows
-from spectral_jax.features.moments import FeatureMoments, Head, as_moments, mean, pooled, unitless
+from spectral_jax.features.moments import (
+    FeatureMoments,
+    Head,
+    as_moments,
+    mean,
+    pooled,
+    unitless,
+    within,
+)
 from spectral_jax.linalg.moments import exactly
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.pseudo_inverse import pseudo_inverse
@@ -85,6 +95,14 @@ class NeuralCollapse(NamedTuple):
     """The mean of ``|cos(mu_c, mu_ood)|`` (arXiv 2310.06823); None without ``ood``."""
 
 
+class Between(NamedTuple):
+    """The covariance of class means, ``S_B = A^T A``."""
+
+    inverse: Float[Array, "p c"]
+    """``A^+``: ``A^+ A^+^T`` is ``S_B^+``."""
+    rank: Float[Array, ""]
+
+
 class Agreement(NamedTuple):
     """How often the nearest class mean says what the head says."""
 
@@ -111,7 +129,9 @@ def neural_collapse(
 
     Args:
       m: moments with ``classes``; or features ``[n, p]``, with ``labels=`` and ``classes=`` (and
-        ``weights=``), of which NC4 is counted too.
+        ``weights=``), of which NC4 is counted too. Those in the memory of a CPU are read twice and
+        never summed to ``p x p`` moments, which takes a fifth of the time: class means in float64,
+        then what float32 rows differ from them by in float32, to about 1e-6 of its size.
       head: the last layer, of which NC3 and NC4 are. Its vectors are taken as they are; what all of
         them have in common has no effect on a softmax, and can be taken off beforehand.
       ood: features of inputs from elsewhere, or their mean ``[p]``, for NC5.
@@ -137,11 +157,15 @@ def neural_collapse(
     >>> round(float(found.nc1_quotient), 6), bool(found.nc2 < 1e-6), int(found.rank)
     (0.00045, True, 2)
     """
+    matrix, name = (None, target) if isinstance(target, str) else (target, "etf")
+    given = (m, head, ood, target, arrays)
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given))
+    rows = None if traced else host_rows(m, arrays)
+    if rows is not None:
+        return _of_rows(rows, matrix, head, ood, centre=centre, target=name)
     state = as_moments(m, **arrays)
-    head = None if head is None else _checked_head(state, head)
-    elsewhere = None if ood is None else _mean_elsewhere(state, ood)
-    matrix = None if isinstance(target, str) else target
-    name: Target = target if isinstance(target, str) else "etf"  # not read beside a matrix
+    sizes = state.sizes.features, state.classes
+    head, elsewhere = _checked_head(head, *sizes), _mean_elsewhere(ood, sizes[0])
     found = _measured(state, matrix, head, elsewhere, centre=centre, target=name)
     if head is None or isinstance(m, FeatureMoments):
         return found
@@ -174,7 +198,7 @@ def collapse_agreement(
     >>> round(float(collapse_agreement(as_moments(x, labels=labels), x, head=head).value), 6)
     0.666667
     """
-    head = _checked_head(m, head)
+    head = _checked_head(head, m.sizes.features, m.classes)
     x = working(features, "features")
     if x.ndim != 2 or x.shape[1] != m.sizes.features:
         raise ValueError(f"features have shape {x.shape}: pass rows [b, {m.sizes.features}]")
@@ -194,32 +218,99 @@ def _measured(
     centre: Centre,
     target: Target,
 ) -> NeuralCollapse:
-    classes = classes_about(unitless(m), centre)  # products of four means are summed below
+    m = unitless(m)  # products of four means are summed below
+    classes = classes_about(m, centre)
+    between = _between(classes, 4 * m.state.eps)
+    along = jnp.sum(between.inverse * mm(within(m), between.inverse))
+    return _numbers(classes, between, along, matrix, head, ood, target)
+
+
+def _of_rows(
+    rows: HostRows,
+    matrix: ArrayLike | None,
+    head: Head | None,
+    ood: FeatureMoments | ArrayLike | None,
+    *,
+    centre: Centre,
+    target: Target,
+) -> NeuralCollapse:
+    """In two passes of NumPy, at once even while JAX traces the program around."""
+    p, dtype = rows.features.shape[1], working(rows.features[:0], "features").dtype
+    with jax.ensure_compile_time_eval():
+        head, elsewhere = _checked_head(head, p, rows.classes), _mean_elsewhere(ood, p)
+        with jax.enable_x64(True):
+            means = class_means(rows)
+            classes, between = _of_means(*means, centre=centre)
+            found = within_classes(rows, means, np.asarray(between.inverse), head)
+            classes = classes._replace(variance=jnp.asarray(found.variance))
+            told = _told(classes, between, found.along, matrix, head, elsewhere, target, dtype)
+            disagree = jnp.asarray(found.disagree, dtype)
+    return told if head is None else told._replace(nc4=disagree)
+
+
+@partial(jax.jit, static_argnames="centre")
+def _of_means(
+    weight: Array, mean: Array, effective: Array, noise: Array, *, centre: Centre
+) -> tuple[Classes, Between]:
+    classes = classes_of(weight, mean, jnp.zeros_like(weight), effective, centre)
+    return classes, _between(classes, noise)
+
+
+@partial(jax.jit, static_argnames=("target", "dtype"))
+def _told(
+    classes: Classes,
+    between: Between,
+    along: Array,
+    matrix: Array | None,
+    head: Head | None,
+    ood: Array | None,
+    target: Target,
+    dtype: jnp.dtype,
+) -> NeuralCollapse:
+    found = _numbers(classes, between, along, matrix, head, ood, target)
+    kinds = {"f": dtype, "i": jnp.dtype("int32")}
+    return jax.tree.map(lambda x: x.astype(kinds[x.dtype.kind]), found)
+
+
+def _numbers(
+    classes: Classes,
+    between: Between,
+    along: Array,
+    matrix: Array | None,
+    head: Head | None,
+    ood: Array | None,
+    target: Target,
+) -> NeuralCollapse:
+    # Of means that coincide up to rounding, no direction is told.
+    classes = classes._replace(centred=jnp.where(between.rank == 0, 0, classes.centred))
     for_means, for_head = target_rows(target if matrix is None else matrix, classes.weight)
     means = classes.mean if matrix is None and target in UNCENTRED else classes.centred
     found = NeuralCollapse(
-        **_variability(classes, noise=4 * m.state.eps),
+        **_variability(classes, between.rank, along),
         nc2=frame_error(means, means, for_means),
         **_spacing(classes),
         **_census(classes),
     )
     if head is not None:
         found = found._replace(**_duality(classes, means, head, for_head))
-    return found if ood is None else found._replace(nc5=_overlap(classes, ood))
+    return found if ood is None else found._replace(nc5=_overlap(classes, ood.astype(means.dtype)))
 
 
-def _variability(classes: Classes, *, noise: float) -> dict[str, Array]:
-    """NC1; ``noise`` is how exact class means are, as a share of their length."""
-    p = classes.mean.shape[1]
+def _between(classes: Classes, noise: ArrayLike) -> Between:
+    """``noise`` is how exact class means are, as a share of their length."""
     scaled = root(classes.share)[:, None] * classes.centred  # S_B = scaled^T scaled
     offset = root(jnp.max(jnp.sum(classes.mean**2, axis=1)))
     inverse = pseudo_inverse(scaled, noise * offset)
-    rank = jnp.round(jnp.sum(inverse.T * scaled))
-    quotient = jnp.trace(classes.within) / jnp.sum(scaled**2)
-    by_direction = jnp.sum(inverse * mm(classes.within, inverse)) / classes.number
-    nc1 = jnp.where(rank == 0, quotient, by_direction)  # means that coincide: infinite
+    return Between(inverse, jnp.round(jnp.sum(inverse.T * scaled)))
+
+
+def _variability(classes: Classes, rank: Array, along: Array) -> dict[str, Array]:
+    """NC1; ``along`` is ``tr(S_W S_B^+)``."""
+    within = jnp.sum(classes.weight * classes.variance) / jnp.sum(classes.weight)
+    quotient = within / jnp.sum(classes.share[:, None] * classes.centred**2)
+    nc1 = jnp.where(rank == 0, quotient, along / classes.number)  # of no directions: infinite
     quotient, nc1 = (jnp.where(classes.number > 1, x, jnp.nan) for x in (quotient, nc1))
-    full = jnp.minimum(classes.number - 1, p)
+    full = jnp.minimum(classes.number - 1, classes.mean.shape[1])
     return {
         "nc1": nc1,
         "nc1_svd": jnp.where((rank < full) & (classes.number > 1), jnp.inf, nc1),
@@ -356,20 +447,22 @@ def _outputs(x: Array, head: Head) -> Array:
     return found if head.bias is None else found + head.bias.astype(x.dtype)
 
 
-def _checked_head(m: FeatureMoments, head: Head) -> Head:
-    head = checked_head(head, m.sizes.features)
-    if head.kernel.shape[1] != m.classes:
+def _checked_head(head: Head | None, p: int, classes: int) -> Head | None:
+    if head is None:
+        return None
+    head = checked_head(head, p)
+    if head.kernel.shape[1] != classes:
         raise ValueError(
             f"head.kernel has shape {head.kernel.shape}: pass [p, C], "
-            f"({m.sizes.features}, {m.classes}) for these moments"
+            f"({p}, {classes}) for these moments"
         )
     return head
 
 
-def _mean_elsewhere(m: FeatureMoments, ood: FeatureMoments | ArrayLike) -> Array:
+def _mean_elsewhere(ood: FeatureMoments | ArrayLike | None, p: int) -> Array | None:
+    if ood is None:
+        return None
     found = mean(ood) if isinstance(ood, FeatureMoments) else working(ood, "ood")
-    if found.shape != (m.sizes.features,):
-        raise ValueError(
-            f"ood has shape {found.shape}: pass moments of {m.sizes.features} features, or a mean"
-        )
+    if found.shape != (p,):
+        raise ValueError(f"ood has shape {found.shape}: pass moments of {p} features, or a mean")
     return found

@@ -14,7 +14,13 @@ from jaxtyping import Array, Float, Int
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number
 from spectral_jax.features._classes import Classes, classes_about
-from spectral_jax.features.moments import FeatureMoments, as_moments, effective_rows, unitless
+from spectral_jax.features.moments import (
+    FeatureMoments,
+    as_moments,
+    effective_rows,
+    unitless,
+    within,
+)
 from spectral_jax.linalg.decompositions import eigh
 from spectral_jax.linalg.moments import exactly
 from spectral_jax.linalg.subspace import mm
@@ -79,12 +85,13 @@ def lidar(
 
 @partial(exactly, static=("compat",))
 def _lidar(m: FeatureMoments, delta: Array, *, compat: Compat | None) -> Lidar:
-    classes = classes_about(m if compat else unitless(m), "classes")
+    m = m if compat else unitless(m)
+    classes = classes_about(m, "classes")
     if compat == "reptrix":
         each = effective_rows(m) / classes.number  # examples of a class, all having as many
-        values = _of_rows(each * classes.within, delta, classes)
+        values = _of_rows(each * within(m), delta, classes)
     else:
-        values = _discriminant(classes, delta, m.state.eps, relative=compat is None)
+        values = _discriminant(within(m), classes, delta, m.state.eps, relative=compat is None)
     shares = values / jnp.sum(values)
     if compat is not None:
         shares = shares + EPSILON
@@ -92,21 +99,22 @@ def _lidar(m: FeatureMoments, delta: Array, *, compat: Compat | None) -> Lidar:
     return Lidar(jnp.exp(entropy), values, jnp.sum(classes.here), jnp.sum(classes.single))
 
 
-def _discriminant(classes: Classes, delta: Array, eps: float, *, relative: bool) -> Array:
-    within = classes.within
+def _discriminant(
+    scatter: Array, classes: Classes, delta: Array, eps: float, *, relative: bool
+) -> Array:
     if relative:
         # Equal rows leave the rounding of their mean, which would be scaled up to a variance of 1.
         rounding = (EQUAL * eps) ** 2 * jnp.sum(mm(classes.share, classes.mean**2))
-        within = jnp.where(jnp.trace(within) <= rounding, 0, within)
-        size = jnp.trace(within) / len(within)
-        within = within / jnp.where(size == 0, 1, size)
-    root = jnp.linalg.cholesky(_damped(within, delta))
+        scatter = jnp.where(jnp.trace(scatter) <= rounding, 0, scatter)
+        size = jnp.trace(scatter) / len(scatter)
+        scatter = scatter / jnp.where(size == 0, 1, size)
+    root = jnp.linalg.cholesky(_damped(scatter, delta))
     scaled = jnp.sqrt(classes.share)[:, None] * classes.centred  # S_B = scaled^T scaled
     return _squares(solve_triangular(root, scaled.T, lower=True))
 
 
-def _of_rows(within: Array, delta: Array, classes: Classes) -> Array:
-    values, vectors = eigh(_damped(within, delta))
+def _of_rows(scatter: Array, delta: Array, classes: Classes) -> Array:
+    values, vectors = eigh(_damped(scatter, delta))
     whitened = mm(classes.centred, mm(vectors / jnp.sqrt(values), vectors.T))
     matrix = mm(whitened.T, whitened)
     return _squares(matrix - jnp.mean(matrix, axis=0))
@@ -118,5 +126,5 @@ def _squares(a: Array) -> Array:
     return jnp.maximum(eigvalsh(gram)[::-1], 0)
 
 
-def _damped(within: Array, delta: Array) -> Array:
-    return within + delta * jnp.eye(len(within), dtype=within.dtype)
+def _damped(scatter: Array, delta: Array) -> Array:
+    return scatter + delta * jnp.eye(len(scatter), dtype=scatter.dtype)

@@ -242,7 +242,7 @@ def of(
         _columns("features", features),
         outputs=_columns("outputs", outputs),
         targets=_columns("targets", targets),
-        classes=_classes(labels, classes),
+        classes=label_count(labels, classes),
         fourth=fourth,
         blocks=blocks,
         method=method,
@@ -544,7 +544,7 @@ def _kept_wide(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Beside float64 of NumPy that JAX does not have, the others as NumPy's: it is not rounded."""
     numpy = [x for x in arrays.values() if isinstance(x, np.ndarray)]
     lost = any(x.dtype == np.float64 for x in numpy) and jnp.result_type(float) != jnp.float64
-    return {name: _on_host(x) if lost else x for name, x in arrays.items()}
+    return {name: on_host(x) if lost else x for name, x in arrays.items()}
 
 
 def _dealt(m: FeatureMoments, rows: Any, weights: Any, labels: Any) -> FeatureMoments:
@@ -597,7 +597,7 @@ def _empty(m: FeatureMoments) -> moments.Moments:
 
 def _in_chunks(m: FeatureMoments, arrays: dict[str, Any]) -> FeatureMoments:
     if m.state.method == "gram64" and m.state.high.fourth is None:
-        arrays = {name: _on_host(x) for name, x in arrays.items()}
+        arrays = {name: on_host(x) for name, x in arrays.items()}
     if not all(isinstance(x, np.ndarray) for x in arrays.values()):
         return _scanned(m, {name: jnp.asarray(x) for name, x in arrays.items()})
     step = CHUNK * m.blocks
@@ -606,7 +606,7 @@ def _in_chunks(m: FeatureMoments, arrays: dict[str, Any]) -> FeatureMoments:
     return m
 
 
-def _on_host(x: Any) -> Any:
+def on_host(x: Any) -> Any:
     """An array that a CPU holds anyway as NumPy's, which multiplies float64 three times as fast."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and len(x.devices()) == 1:
         (device,) = x.devices()
@@ -637,7 +637,8 @@ def _columns(name: str, x: Any) -> int:
     return np.shape(x)[1]
 
 
-def _classes(labels: Any, classes: int | None) -> int:
+def label_count(labels: Any, classes: int | None) -> int:
+    """``classes``, or one more than the largest label."""
     if labels is None:
         return classes or 0
     if classes is not None:
