@@ -134,6 +134,21 @@ def test_seeds_share_ranks_and_are_split_side_by_side(truncated):
     )
 
 
+def test_layers_of_a_stack_have_a_row_each():
+    stack = {
+        "fc": {
+            "kernel": jnp.stack([spiked(48, 40, 3), spiked(48, 40, 1)]),
+            "bias": jnp.zeros((2, 40)),
+        }
+    }
+    pruned, report = prune_spectra(stack, Policy())
+    rows = report_rows(report, stack, pruned)
+    assert [row["layer"] for row in rows] == ["fc/kernel:0", "fc/kernel:1"]
+    assert {(row["m"], row["n"], row["outcome"], row["parameters_after"]) for row in rows} == {
+        (48, 40, "masked", 1920)
+    }
+
+
 # The optimiser's state
 
 

@@ -400,3 +400,7 @@ def test_bootstrap_of_no_fit_says_so():
     assert bool(jnp.isnan(found.p_value)) and int(found.status) == FitStatus.DEGENERATE
     with pytest.raises(ValueError, match="draws=0: choose at least 1"):
         goodness_of_fit(jax.random.key(0), x, power_law_fit(x), draws=0)
+    with pytest.raises(ValueError, match="key=0 is no random key"):
+        goodness_of_fit(0, x, power_law_fit(x))
+    with pytest.raises(ValueError, match=r"eigenvalues has shape \(2, 400\), fit \(\): pass one"):
+        goodness_of_fit(jax.random.key(0), jnp.stack([x, x]), power_law_fit(x))

@@ -269,3 +269,8 @@ def test_old_names_are_the_same_functions():
     """What the contract leaves out as ``prune.X`` by the name that it had before."""
     for name in ("Policy", "prune_spectra", "recombine", "split", "svd_prune", "truncate"):
         assert getattr(optim, name) is getattr(prune, name)
+
+
+def test_what_is_no_key_is_named():
+    with pytest.raises(ValueError, match="key=0 is no random key"):
+        surgery.random_subset(0, np.eye(3), 1.0, 0.5)

@@ -456,6 +456,12 @@ def test_layers_without_windows_are_named():
         farms_alphas([], window=16)
 
 
+def test_a_stack_is_a_sequence_of_matrices():
+    stack = jnp.asarray(gaussian(2, 32, 48))
+    found = farms_alphas(stack, window=16)
+    np.testing.assert_array_equal(found, farms_alphas(list(stack), window=16))
+
+
 @pytest.mark.parametrize("n", [512, 768, 1024])
 def test_farms_takes_the_aspect_ratio_out_of_the_exponent(n):
     w = jnp.asarray(gaussian(512, n, seed=n))
@@ -513,6 +519,7 @@ def test_released_convolution_blocks_drop_rows_and_use_half_of_them_at_ratio_two
         (dict(window=4, scheme="spiral"), "scheme='spiral'"),
         (dict(window=4, scheme="stride"), r"needs \['stride'\]"),
         (dict(window=4, scheme="random", samples=3), r"needs \['key', 'samples'\]"),
+        (dict(window=4, scheme="random", samples=3, key=0), "key=0 is no random key"),
         (dict(window=4, stride=3), r"takes \['samples'\]"),
         (dict(window=4, paper_compat=("fix-finger",)), "fix-finger"),
         (dict(window=4, paper_compat=("conv_blocks",)), r"stack \[positions, m, n\]"),

@@ -443,6 +443,7 @@ def test_every_metric_steers_a_small_network(name):
         (lambda: balance(lambda a: a, low=0.1), "go to a named assignment"),
         (lambda: temp_balance(refresh_every=0), "refresh_every=0: choose"),
         (lambda: temp_balance(refresh_every=1.5), "refresh_every=1.5 is not an integer: choose"),
+        (lambda: balance(shuffle_key=0), "key=0 is no random key"),
         (lambda: balance(min_eigenvalues=99).init(network()), "min_eigenvalues=99"),
         (lambda: balance().update(network(), balance().init(network())), "params are measured"),
     ],

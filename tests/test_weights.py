@@ -62,6 +62,14 @@ def test_a_list_of_arrays_is_a_network_too():
     assert layout(weights) == (Block("0", 0, 1), Block("1", 1, 2))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_product_of_narrow_factors_keeps_their_rank(dtype):
+    factors = {"lora_a": normal(0, 30, 3).astype(dtype), "lora_b": normal(1, 3, 20).astype(dtype)}
+    (found,) = matrices(factors).values()
+    values = np.linalg.svd(np.asarray(found.matrix, float), compute_uv=False)
+    assert values[3] < 1e-5 * values[0]
+
+
 def test_a_matrix_by_itself_is_a_network_too():
     found = matrices(normal(0, 4, 3))
     assert [(name, weight.kind, weight.matrix.shape) for name, weight in found.items()] == [
@@ -117,6 +125,24 @@ def test_channels_are_joined_by_the_norm_of_their_kernel(conv_norm, order):
         rows = [position * 4 + channel for position in range(6)]
         joined = CONV_NET["head"]["kernel"][np.array(rows), unit]
         np.testing.assert_allclose(head[channel, unit], np.linalg.norm(joined, order), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "conv_norm, scale, dtype",
+    [
+        ("l1", 1e-30, "float32"),
+        ("l2", 1e-25, "float32"),
+        ("l2", 1e25, "float32"),
+        ("l2", 1e-3, "float16"),
+    ],
+)
+def test_channels_are_joined_at_any_scale(conv_norm, scale, dtype):
+    kernel = CONV_NET["conv"]["kernel"]
+    params = {"conv": {"kernel": (scale * kernel).astype(dtype)}}
+    (found,) = graph_weights(params, (Block("conv/kernel", 0, 1),), conv_norm=conv_norm)
+    order = {"l1": 1, "l2": 2}[conv_norm]
+    expected = scale * np.linalg.norm(np.asarray(kernel, float).reshape(9, 2, 4), order, axis=0)
+    np.testing.assert_allclose(np.asarray(found, float), expected, rtol=2e-3)
 
 
 @pytest.mark.parametrize("conv_norm", ["l1", "l2"])

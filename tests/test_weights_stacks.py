@@ -313,3 +313,9 @@ def test_a_graph_goes_through_the_layers_of_a_stack():
     assert [block.path for block in blocks] == ["kernel:0", "kernel:1", "kernel:2"]
     for index, weight in enumerate(graph_weights(params, blocks)):
         np.testing.assert_array_equal(weight, params["kernel"][index])
+
+
+def test_a_convolution_that_shares_no_weights_is_a_matrix_at_every_position():
+    found = plan({"ConvLocal_0/kernel": (5, 6, 18, 4), "ConvLocal_0/bias": (5, 6, 4)}).views
+    assert {(view.kind, view.shape) for view in found} == {("dense", (18, 4))}
+    assert len(found) == 30 and found[7].name == "ConvLocal_0/kernel:1:1"

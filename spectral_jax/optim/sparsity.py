@@ -7,10 +7,11 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from spectral_jax._choices import check_choice
-from spectral_jax._transforms.hyperparameters import check_share
+from spectral_jax._transforms.hyperparameters import check_share, concrete
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.optim.assignment import linear_map
 
@@ -54,7 +55,8 @@ def alpha_pruning(
         than asked for.
 
     Holds under ``jit`` (``sparsity`` may be traced), ``vmap`` and ``grad``.
-    Raises ``ValueError`` unless ``0 <= epsilon < 1`` and ``0 <= sparsity <= 1``.
+    Raises ``ValueError`` unless ``0 <= epsilon < 1`` and ``0 <= sparsity <= 1``, and for sizes that
+    are not one a block, at least 0 and above it in all.
     Source: arXiv 2410.10912.
 
     >>> result = alpha_pruning(jnp.array([2.0, 3.0, 5.0]), jnp.array([1.0, 1.0, 2.0]), 0.8,
@@ -69,6 +71,7 @@ def alpha_pruning(
     alpha = working(alpha, "alpha")
     target = jnp.asarray(sparsity).astype(alpha.dtype)
     sizes = working(sizes, "sizes").astype(alpha.dtype)
+    _check_sizes(alpha, sizes)
     sizes = sizes / unit_of(sizes)
     shares = linear_map(alpha, low=1 - epsilon, high=1 + epsilon)
     if paper_compat is None:
@@ -80,6 +83,18 @@ def alpha_pruning(
     ratios = jnp.minimum(scale * shares, ceiling)
     achieved = jnp.sum(sizes * ratios) / jnp.sum(sizes)
     return Allocation(ratios, scale, scale * shares >= ceiling, achieved)
+
+
+def _check_sizes(alpha: Array, sizes: Array) -> None:
+    if alpha.ndim != 1 or alpha.shape != sizes.shape or not alpha.size:
+        raise ValueError(
+            f"alpha has shape {alpha.shape}, sizes {sizes.shape}: pass one number per block of each"
+        )
+    if not concrete(sizes):
+        return
+    known = np.asarray(sizes)  # not jnp, which jit would trace
+    if not (np.all(known >= 0) and np.sum(known) > 0):
+        raise ValueError(f"sizes={known}: pass the number of weights of every block, not all 0")
 
 
 def block_means(
@@ -119,12 +134,14 @@ def layer_sparsities(
         ``1 + epsilon``, the larger alpha the more.
       block_of: a layer's name to its block, as in `block_means`.
 
-    Raises ``ValueError`` if a size is missing, and as ``alpha_pruning`` does.
+    Raises ``ValueError`` if there is no layer or a size is missing, and as ``alpha_pruning`` does.
 
     >>> ratios = layer_sparsities({"a": 2.0, "b": 4.0}, {"a": 10, "b": 10}, 0.5, epsilon=0.2)
     >>> [round(float(ratio), 2) for ratio in ratios.values()]
     [0.4, 0.6]
     """
+    if not alphas:
+        raise ValueError("alphas is empty: pass the exponent of at least one layer")
     missing = sorted(set(alphas) - set(sizes))
     if missing:
         raise ValueError(f"sizes: no entry for {missing[0]!r}; pass the size of every layer")

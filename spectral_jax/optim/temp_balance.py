@@ -23,6 +23,7 @@ from spectral_jax._transforms.hyperparameters import (
 )
 from spectral_jax._transforms.leaves import changed, floats
 from spectral_jax._transforms.members import where_needed
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.optim.alphas import METRICS, Metric
 from spectral_jax.optim.assignment import ASSIGNMENTS, Assignment
 from spectral_jax.optim.ownership import owners
@@ -98,6 +99,8 @@ def temp_balance(
     [0.5, 3.0]
     """
     _check(refresh_every, tuned, layout)
+    if shuffle_key is not None:
+        check_key(shuffle_key, draws="shuffle_key draws an order")
     control = _Control(
         assign=_assignment(assignment, options),
         metric=_named(metric, METRICS, "metric")() if isinstance(metric, str) else metric,

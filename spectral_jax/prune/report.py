@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from spectral_jax._factors import split_refusal
 from spectral_jax.prune.factoring import is_factored
 from spectral_jax.prune.spectra import LayerReport, PruneStatus
-from spectral_jax.weights import leaf_name
+from spectral_jax.weights import entry, leaf_name, named_leaves, places
 
 
 class PruningReport(NamedTuple):
@@ -178,7 +178,7 @@ def _inner_widths(kernel: Any) -> int:
 
 
 def _nodes(params: PyTree) -> dict[str, Any]:
-    """Arrays and factored kernels by name, and the factors of a kernel by names of their own."""
+    """Arrays, factored kernels, their factors, and the layers of stacks, all by name."""
     found: dict[str, Any] = {}
 
     def visit(path: Any, node: Any) -> None:
@@ -190,4 +190,5 @@ def _nodes(params: PyTree) -> dict[str, Any]:
     nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_factored)
     for path, node in nodes:
         visit(path, node)
-    return found
+    stacks = {name: place for name, place in places(named_leaves(params)).items() if place.at}
+    return found | {name: entry(found[leaf], at) for name, (leaf, at) in stacks.items()}

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from spectral_jax import rmt
 from spectral_jax._factors import split_refusal
 from spectral_jax._transforms.leaves import like
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import mm
 
@@ -114,6 +115,8 @@ def random_subset(
     that keeps the largest of them: a control for whether it matters which ones stay.
     Holds under ``jit`` and ``vmap``. Source: variant 3 of the code of arXiv 2303.08986.
     """
+
+    check_key(key, draws="a random subset is drawn")
 
     def kept(values):
         return random_choice(key, values, edge, kept_rank(values, edge, keep_below))

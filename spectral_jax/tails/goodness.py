@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax._options import check_count
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.tails.power_law import PowerLawFit, Rule, power_law_fit, xmin_value
 from spectral_jax.tails.support import FitStatus, Support, check_floor, spectra, support
 
@@ -51,7 +52,8 @@ def goodness_of_fit(
 
     ``xmin`` and ``floor`` are those with which `power_law_fit` made ``fit``. ``draws`` searches,
     several at a time for small ``N``. Works under ``jit`` and ``vmap``; no gradient. Raises
-    ``ValueError`` if ``draws`` is below 1, and as `power_law_fit` does.
+    ``ValueError`` if ``draws`` is below 1, for several spectra, for what is no key, and as
+    `power_law_fit` does.
     Source: Clauset, Shalizi & Newman 2009, section 4.1 (arXiv 0706.1062).
 
     >>> x = jax.random.exponential(jax.random.key(0), (500,))
@@ -61,7 +63,13 @@ def goodness_of_fit(
     """
     check_count(draws=draws)
     check_floor(floor)
+    check_key(key, draws="spectra are drawn from the fit")
     eigenvalues = spectra(eigenvalues)
+    if eigenvalues.ndim > 1 or jnp.ndim(fit.alpha):
+        raise ValueError(
+            f"eigenvalues has shape {eigenvalues.shape}, fit {jnp.shape(fit.alpha)}: pass one "
+            "spectrum and its fit, and use jax.vmap for more"
+        )
     if isinstance(xmin, str):
         return _bootstrap(key, eigenvalues, fit, None, draws=draws, rule=xmin, floor=floor)
     value = xmin_value(xmin, eigenvalues.dtype)

@@ -54,7 +54,7 @@ def farms_alphas(
     >>> bool(abs(farms_alphas([noise, noise.T], window=64, samples=4) - 2.15).max() < 0.1)
     True
     """
-    if not matrices:
+    if not len(matrices):
         raise ValueError("matrices is empty: pass at least one")
     grid = _Grid(window, cols_per_row, samples)
     # "peak_log10" compares eigenvalues with logarithms, so that their unit matters.

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_count, check_number
 from spectral_jax.linalg import eigvalsh, svdvals
+from spectral_jax.linalg.arguments import check_key
 from spectral_jax.linalg.precision import working
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.tails.support import NOISE
@@ -274,3 +275,5 @@ def _check(w, window, cols_per_row, samples, stride, key, scheme, paper_compat) 
         )
     if paper_compat and scheme == "random":
         raise ValueError("paper_compat: the released code places no windows at random")
+    if scheme == "random":
+        check_key(key, draws="scheme='random' places windows")

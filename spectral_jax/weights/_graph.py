@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from spectral_jax._choices import check_choice
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.weights._matrices import named_leaves, places, skipped
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK
@@ -174,10 +175,10 @@ def _kernels(leaves: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _check_real(name: str, kernel: Array) -> None:
-    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+    if not jnp.issubdtype(kernel.dtype, jnp.floating) or kernel.dtype.itemsize < 2:
         raise ValueError(
-            f"params: {name!r} has dtype {kernel.dtype}, and edges are weighted by real numbers; "
-            "leave it out of the tree and the layout"
+            f"params: {name!r} has dtype {kernel.dtype}, and edges are weighted by real numbers of "
+            "16 bits or more; leave it out of the tree and the layout"
         )
 
 
@@ -249,12 +250,14 @@ def _unflatten(block: Block, kernel: Array) -> Array:
 
 def _channel_norm(kernel: Array, norm: Norm = "l1") -> Array:
     window = tuple(range(kernel.ndim - 2))
+    kernel = working(kernel, "kernel")
     if norm == "l1":
         return jnp.sum(magnitude(kernel), axis=window)
-    squares = jnp.sum(jnp.square(kernel), axis=window)
+    unit = unit_of(kernel)  # or squares of weights of 1e-20 would be 0
+    squares = jnp.sum(jnp.square(kernel / unit), axis=window)
     # JAX differentiates both branches of `where`, and the slope of the root at 0 is infinite; times
     # the 0 of the branch not taken that is NaN. So the root of 0 is not taken at all.
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+    return unit * jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def _identity(block: Block, widths: Mapping[int, int], dtype: jnp.dtype) -> Array:

@@ -39,8 +39,9 @@ FROM_MODEL = re.compile(r"(query|key|value)(_dense)?|[qkv]_proj")
 TO_MODEL = re.compile(r"out|output|attention_output|o_proj|output_dense")
 _OUTPUTS_FIRST = re.compile(r"weight|.+_weight|weight_.+")
 _INPUTS_FIRST = re.compile(r"kernel|.+_kernel|w|w_[ih]|weights|.+_weights|.*MatMul.*")
-# "conv", but not the beginning of "conversation", "convex", "convince" or "convoy".
-_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy)", re.IGNORECASE)
+# "conv", but not the beginning of "conversation", "convex", "convince" or "convoy"; nor ConvLocal,
+# which has a dense kernel at every position.
+_CONVOLUTION = re.compile(r"conv(?!e[nrxy]|i[cn]|oy|_?local)", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"transpose|deconv|up_?conv", re.IGNORECASE)
 _COUNTED = re.compile(r"(layers?|blocks?|modules?)?_?\d*")
 _CONV1D = {"c_attn", "c_fc", "c_proj", "q_attn"}  # GPT-2's own dense layer, which is [in, out]

@@ -287,8 +287,9 @@ def _unknown(tensor: Tensor) -> str:
     else:
         doubt = f"{axes} axes and a name that tells no layer"
     return (
-        f"{doubt}; say which with kinds={{name: 'stacked'}} if the first axis counts layers, "
-        "'attention' if it is the inputs, 'attention:2' if the first two are, or 'conv'"
+        f"{doubt}; say which with kinds={{name: 'stacked'}}, in a shell --kind NAME=stacked, if "
+        "the first axis counts layers, 'attention' if it is the inputs, 'attention:2' if the "
+        "first two are, or 'conv'"
     )
 
 

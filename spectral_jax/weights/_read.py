@@ -93,8 +93,9 @@ def product(a: Any, b: Any, *, transpose_a: bool = False, transpose_b: bool = Fa
     """Multiply the two factors of a low-rank matrix, ``[m, k] [k, n] -> [m, n]``.
 
     Those of a convolution, ``[k, in, h, w]`` and ``[out, k, 1, 1]``, have their last axes folded.
+    In float32 at least: rounded to bfloat16, a product has a higher rank than its factors.
     """
-    a, b = (x.reshape(x.shape[0], -1) for x in (a, b))
+    a, b = (_wide(x).reshape(x.shape[0], -1) for x in (a, b))
     a, b = (a.T if transpose_a else a), (b.T if transpose_b else b)
     space = a.__array_namespace__()
     options = {"precision": "highest"} if space.__name__.startswith("jax") else {}
@@ -112,7 +113,7 @@ def kronecker(*factors: Any, split: int) -> Any:
     Of a convolution, the last one has the window behind its inputs, and so has the update.
     """
     first, second = (
-        product(*each) if len(each) == 2 else each[0].reshape(each[0].shape[0], -1)
+        product(*each) if len(each) == 2 else _wide(each[0]).reshape(each[0].shape[0], -1)
         for each in (factors[:split], factors[split:])
     )
     return (
@@ -141,6 +142,10 @@ def rescaled(
                 scale = scale.repeat(block, axis)[(slice(None),) * axis + (slice(size),)]
         stored[at] = stored[at].astype("float32") * scale
     return read(*stored)
+
+
+def _wide(x: Any) -> Any:
+    return x.astype("float32") if x.dtype.itemsize < 4 else x
 
 
 def magnitude(x: Any) -> Any:
