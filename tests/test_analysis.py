@@ -146,6 +146,11 @@ def test_what_is_no_real_number_in_any_byte_order_is_no_layer(dtype):
     assert [row["layer"] for row in analyze_layers(Arrays(odd)).rows] == ["fc/kernel"]
 
 
+def test_one_pattern_and_one_metric_need_no_list():
+    found = analyze_layers(Arrays(NETWORK), layers="conv*", metrics="norms").rows
+    assert [row["layer"] for row in found] == ["conv/kernel"] and "alpha_z" not in found[0]
+
+
 def test_what_needs_attention_comes_first(table):
     urgency = [VERDICTS[row["verdict"]].urgency for row in by_urgency(table.to_dict("records"))]
     assert urgency == sorted(urgency)

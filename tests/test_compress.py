@@ -274,6 +274,7 @@ def test_only_the_layers_asked_for_are_factored():
     result = compress(FLAX, layers=["conv*"])
     assert [row["layer"] for row in result.rows] == ["conv/kernel"]
     assert result.tensors["spiked/kernel"] is FLAX["spiked/kernel"]
+    assert [row["layer"] for row in compress(FLAX, layers="conv*").rows] == ["conv/kernel"]
     with pytest.raises(ValueError, match="match nothing"):
         compress(FLAX, layers=["cnov*"])
 
@@ -284,7 +285,15 @@ def test_a_name_that_is_taken_is_not_overwritten():
         compress(taken)
 
 
-@pytest.mark.parametrize("rank", ["", "0", "-1", "2.5", "energy=0", "energy=2", "energy=x", "pm"])
+def test_a_rank_may_be_a_number_and_a_gate_must():
+    assert compress(FLAX, rank=3).rows == compress(FLAX, rank="3").rows
+    with pytest.raises(ValueError, match="gate='1': distances lie in"):
+        compress(FLAX, gate="1")
+
+
+@pytest.mark.parametrize(
+    "rank", [0, True, 2.5, None, "", "0", "-1", "2.5", "energy=0", "energy=2", "energy=x", "pm"]
+)
 def test_an_unknown_rank_is_refused(rank):
     with pytest.raises(ValueError, match="rank"):
         compress(FLAX, rank=rank)

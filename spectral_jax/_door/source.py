@@ -56,6 +56,8 @@ def select(plan: weights.Plan, patterns: Sequence[str]) -> tuple[weights.View, .
     """
     if not patterns:
         return plan.views
+    if isinstance(patterns, str):  # letter by letter, the "*" of "conv*" would match everything
+        patterns = [patterns]
     shown = short_names([view.name for view in plan.views])
     views = tuple(
         view

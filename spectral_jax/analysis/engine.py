@@ -67,6 +67,7 @@ def analyze_layers(
 
 def check_groups(metrics: Sequence[str]) -> tuple[str, ...]:
     """The metric groups asked for; ``all`` stands for every one."""
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
     unknown = [name for name in metrics if name not in (*OPTIONAL, "all")]
     if unknown:
         raise ValueError(f"metrics={unknown[0]!r} is unknown: use {', '.join(OPTIONAL)} or all")

@@ -17,6 +17,7 @@ from spectral_jax._door.source import (
     select,
 )
 from spectral_jax._factors import split_refusal
+from spectral_jax._options import check_number
 from spectral_jax._progress import progress
 from spectral_jax.compress.ranks import Rule, parse_rank
 from spectral_jax.rmt import host
@@ -49,7 +50,7 @@ class Compressed(NamedTuple):
 def compress(
     params: Any,
     *,
-    rank: str = "mp",
+    rank: str | int = "mp",
     gate: float | None = None,
     layers: Sequence[str] = (),
     framework: weights.Framework | Literal["auto"] = "auto",
@@ -73,8 +74,7 @@ def compress(
     or a network without a matrix, ``CheckpointError`` for a bad file, and ``FileNotFoundError``.
     """
     gate = default_gate(rank) if gate is None else gate
-    if not 0 <= gate <= 1:
-        raise ValueError(f"gate={gate}: distances lie in [0, 1], so choose it there")
+    check_number("distances lie in [0, 1], so choose it there", lambda d: 0 <= d <= 1, gate=gate)
     rule = _gated(parse_rank(rank), gate)
     if isinstance(params, str) or hasattr(params, "__fspath__"):
         from spectral_jax.checkpoints import open_checkpoint
@@ -85,7 +85,7 @@ def compress(
     return _compress(source, rule, layers, framework, kinds, label)
 
 
-def default_gate(rank: str) -> float:
+def default_gate(rank: str | int) -> float:
     """The gate of a rule: closed to what is no noise where the rule reads the noise."""
     return NOT_NOISE if rank in ("mp", "gd") else 1.0
 

@@ -14,11 +14,12 @@ Rule: TypeAlias = Callable[[np.ndarray, tuple[int, int], host.MPFit], int]
 """(singular values descending, shape, bulk) -> rank; raises ValueError where it cannot say."""
 
 
-def parse_rank(text: str) -> Rule:
+def parse_rank(rank: str | int) -> Rule:
     """The rule that ``--rank`` names: ``mp``, ``gd``, ``energy``, ``energy=0.95`` or a number.
 
     Raises ``ValueError`` for anything else.
     """
+    text = str(rank)
     name, _, number = text.partition("=")
     if text == "mp":
         return _above_edge
