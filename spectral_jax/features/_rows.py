@@ -128,13 +128,13 @@ def within_classes(
 
 def _within(rows: HostRows, means: ClassMeans, columns: np.ndarray, head: Head | None) -> Within:
     if columns.shape[1] > len(columns):  # fewer of the same A A^T
-        columns = np.linalg.qr(columns.T, mode="r").T
+        columns = np.transpose(np.linalg.qr(columns.T, mode="r"))
     size = float(np.abs(columns).max()) or 1.0
     columns = columns / size
-    base = means.mean.astype(rows.dtype)
+    base: np.ndarray = means.mean.astype(rows.dtype)
     decisions = None if head is None else _decisions(rows, means, base, head)
     sides = [columns] if decisions is None else [columns, decisions.near]
-    right = np.concatenate(sides, axis=1).astype(rows.dtype)
+    right: np.ndarray = np.concatenate(sides, axis=1).astype(rows.dtype)
     spread, along, disagree = np.zeros(rows.classes), 0.0, 0.0
     for x, labels, w in _blocks(rows, rows.dtype):
         d = np.take(base, labels, axis=0)

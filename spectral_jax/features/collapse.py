@@ -157,7 +157,8 @@ def neural_collapse(
     >>> round(float(found.nc1_quotient), 6), bool(found.nc2 < 1e-6), int(found.rank)
     (0.00045, True, 2)
     """
-    matrix, name = (None, target) if isinstance(target, str) else (target, "etf")
+    matrix = None if isinstance(target, str) else target
+    name: Target = target if isinstance(target, str) else "etf"  # not read beside a matrix
     given = (m, head, ood, target, arrays)
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given))
     rows = None if traced else host_rows(m, arrays)
@@ -165,7 +166,8 @@ def neural_collapse(
         return _of_rows(rows, matrix, head, ood, centre=centre, target=name)
     state = as_moments(m, **arrays)
     sizes = state.sizes.features, state.classes
-    head, elsewhere = _checked_head(head, *sizes), _mean_elsewhere(ood, sizes[0])
+    head = None if head is None else _checked_head(head, *sizes)
+    elsewhere = _mean_elsewhere(ood, sizes[0])
     found = _measured(state, matrix, head, elsewhere, centre=centre, target=name)
     if head is None or isinstance(m, FeatureMoments):
         return found
@@ -237,7 +239,8 @@ def _of_rows(
     """In two passes of NumPy, at once even while JAX traces the program around."""
     p, dtype = rows.features.shape[1], working(rows.features[:0], "features").dtype
     with jax.ensure_compile_time_eval():
-        head, elsewhere = _checked_head(head, p, rows.classes), _mean_elsewhere(ood, p)
+        head = None if head is None else _checked_head(head, p, rows.classes)
+        elsewhere = _mean_elsewhere(ood, p)
         with jax.enable_x64(True):
             means = class_means(rows)
             classes, between = _of_means(*means, centre=centre)
@@ -447,9 +450,7 @@ def _outputs(x: Array, head: Head) -> Array:
     return found if head.bias is None else found + head.bias.astype(x.dtype)
 
 
-def _checked_head(head: Head | None, p: int, classes: int) -> Head | None:
-    if head is None:
-        return None
+def _checked_head(head: Head, p: int, classes: int) -> Head:
     head = checked_head(head, p)
     if head.kernel.shape[1] != classes:
         raise ValueError(

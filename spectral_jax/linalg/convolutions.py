@@ -112,8 +112,9 @@ def _is_slow(operation: core.JaxprEqn) -> bool:
     """Whether it is a convolution in an order that only XLA's plain loop has, or in groups."""
     if operation.primitive is not CONVOLUTION or operation.params["batch_group_count"] != 1:
         return False
-    order, (_, kernel) = operation.params["dimension_numbers"], operation.invars
-    channels, groups = kernel.aval.shape[order.rhs_spec[1]], operation.params["feature_group_count"]
+    order, groups = (operation.params[k] for k in ("dimension_numbers", "feature_group_count"))
+    kernel: Any = operation.invars[1].aval
+    channels = kernel.shape[order.rhs_spec[1]]
     return order != _fast_order(len(order.lhs_spec)) or _apart(groups, channels)
 
 

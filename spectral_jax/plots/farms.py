@@ -102,7 +102,7 @@ def rank_agreement(
     ax = figure.subplots()
     image = ax.imshow(correlation, vmin=-1, vmax=1, cmap="PuOr")
     for row, column in np.ndindex(correlation.shape):
-        value = round(correlation[row, column], 2) + 0.0  # no -0.0
+        value = round(float(correlation[row, column]), 2) + 0.0  # no -0.0
         ax.text(column, row, f"{value:.2f}".replace("0.", "."), ha="center", va="center",
                 fontsize=7, color="white" if abs(value) > 0.6 else "black")  # fmt: skip
     ax.set_xticks(range(len(names)), names, rotation=90)
