@@ -211,25 +211,6 @@ def test_sharded_rows_are_reduced_once_as_a_matrix():
     np.testing.assert_allclose(moments.second(program(x)), moments.second(of(GRADED)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("p", [256, 301])
-def test_a_wide_product_of_blocks_is_symmetric_and_reduced_once(p):
-    rows = np.random.default_rng(0).standard_normal((2, 128, p)).astype(np.float32)
-    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
-    x = jax.device_put(rows[0], NamedSharding(mesh, PartitionSpec("rows")))
-    program = jax.jit(lambda x: of(x)).lower(x).compile()
-    half = p // 2
-    reduced = re.findall(r"= (.*?) all-reduce\(", program.as_text())
-    assert sum(f"[{half},{half}]" in shapes for shapes in reduced) == 1
-    assert not any(f"[{p},{p}]" in shapes for shapes in reduced)
-    found = jax.vmap(lambda x: moments.second(of(x)))(rows)
-    np.testing.assert_array_equal(found, found.mT)
-    expected = np.einsum("kbi,kbj->kij", rows, rows, dtype=np.float64) / 128
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
-    np.testing.assert_allclose(moments.second(program(x)), expected[0], rtol=1e-6, atol=1e-7)
-    slope = jax.grad(lambda x: jnp.trace(moments.second(of(x, method="gram"))))(rows[0])
-    np.testing.assert_allclose(slope, 2 * rows[0] / 128, rtol=1e-4, atol=1e-6)
-
-
 def test_a_jackknife_leaves_out_one_of_each():
     blocks = np.split(GRADED, [5, 11, 30])
     for kept, left in zip(moments.leave_one_out([of(b) for b in blocks]), range(4), strict=True):

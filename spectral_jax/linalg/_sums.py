@@ -15,7 +15,6 @@ from spectral_jax.linalg.subspace import mm
 Method = Literal["gram64", "qr", "gram"]
 Parts = tuple[int, ...]
 SMALLEST = float(np.finfo(np.float32).tiny)
-HALVED = 256  # columns from which on a product is worth being made of blocks
 
 
 class Fourth(NamedTuple):
@@ -89,7 +88,7 @@ def of_batch(
         weight=weight,
         squares=jnp.sum(w * w),
         mean=jnp.where(weight[:, None] == 0, 0, shift + middle),
-        scatter=rows if method == "qr" else _squared(rows),
+        scatter=rows if method == "qr" else mm(rows.T, rows),
         spread=None if member is None else mm(shares.T, apart * apart),
         fourth=None,
     )
@@ -252,23 +251,6 @@ def fourth_about(point: Array, sums: Sums, method: Method, parts: Parts) -> Four
     squares = once + once.T + 4 * mm(by_scatter, shifts.T) + weight * jnp.outer(length, length)
     rows = 2 * by_scatter + (traces + weight * length)[:, None] * d
     return Fourth(sums.fourth.squares + squares, sums.fourth.rows + rows)
-
-
-def _squared(rows: Array) -> Array:
-    """``rows^T rows``. On a CPU XLA computes both its triangles: of blocks, it computes 3/4.
-
-    Not of few rows, for which the copy of the blocks takes longer.
-    """
-    b, p = rows.shape
-    if p < HALVED or 4 * b < p:
-        return mm(rows.T, rows)
-    return jax.lax.platform_dependent(rows, cpu=_in_blocks, default=lambda x: mm(x.T, x))
-
-
-def _in_blocks(rows: Array) -> Array:
-    left, right = jnp.split(rows, [rows.shape[1] // 2], axis=1)
-    corner = mm(left.T, right)
-    return jnp.block([[mm(left.T, left), corner], [corner.T, mm(right.T, right)]])
 
 
 def triangle(rows: Array) -> Array:
