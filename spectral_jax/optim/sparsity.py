@@ -93,7 +93,7 @@ def _check_sizes(alpha: Array, sizes: Array) -> None:
     if not concrete(sizes):
         return
     known = np.asarray(sizes)  # not jnp, which jit would trace
-    if not (np.all(known >= 0) and np.sum(known) > 0):
+    if not (np.all(known >= 0) and np.any(known > 0)):  # their sum may overflow
         raise ValueError(f"sizes={known}: pass the number of weights of every block, not all 0")
 
 

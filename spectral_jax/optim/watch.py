@@ -233,7 +233,8 @@ def _first_rise(along: Callable[[Array], Array], guess: Array) -> tuple[Array, A
 
     unknown = jnp.full_like(guess, jnp.inf)
     search = (zero, slope, unknown, unknown, guess)
-    search = jax.lax.fori_loop(0, PASSES, lambda _, search: tried(search), search)
+    for _ in range(PASSES):  # written out: eagerly, a compiled loop would compile at every call
+        search = tried(search)
     low, at_low, high, at_high, _ = search
     root = jnp.where(jnp.isinf(high), low, _root(low, at_low, high, at_high, slope))
     # A loss that is wrong by this much moves the crossing of a quadratic by that over the slope.
