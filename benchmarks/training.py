@@ -111,20 +111,7 @@ def _bare_steps(
 ) -> tuple[Callable[[], Tree], Callable[[], Tree]]:
     """The steps of an epoch, in a compiled loop and from Python."""
     optimizer = optax.sgd(RATE, momentum=MOMENTUM)
-
-    def step(data: Data, carry: Tree, chosen: jax.Array) -> tuple[Tree, jax.Array]:
-        params, opt_state, kept = carry
-        batch = normalise(jax.tree.map(lambda leaf: leaf[chosen], data.examples), data.shared)
-
-        def loss(params: Tree) -> tuple[jax.Array, Tree]:
-            logits, after = net.apply(params, kept, batch["x"], train=True)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-            return losses.mean(), after
-
-        (value, after), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, after), value
-
+    step = partial(_bare_step, net, optimizer)
     looped = jax.jit(lambda data, carry, rows: jax.lax.scan(partial(step, data), carry, rows))
     once = jax.jit(step)
     first = start.params, optimizer.init(start.params), start.model_state
@@ -153,6 +140,27 @@ def _ours(
     return trainer, trainer.start([Trial(seed, hyper) for seed in range(trials)])
 
 
+def _bare_step(
+    net: Network,
+    optimizer: optax.GradientTransformation,
+    data: Data,
+    carry: Tree,
+    chosen: jax.Array,
+) -> tuple[Tree, Tree]:
+    """A step as anyone writes it; of its batch, the loss and the share that it gets right."""
+    params, opt_state, kept = carry
+    batch = normalise(jax.tree.map(lambda leaf: leaf[chosen], data.examples), data.shared)
+
+    def loss(params: Tree) -> tuple[jax.Array, Tree]:
+        logits, after = net.apply(params, kept, batch["x"], train=True)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        return losses.mean(), (after, (jnp.argmax(logits, axis=-1) == batch["y"]).mean())
+
+    (value, (after, hits)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), opt_state, after), (value, hits)
+
+
 def _optimizer(hyper: Mapping[str, Any]) -> optax.GradientTransformation:
     return optax.sgd(hyper["learning_rate"], momentum=hyper["momentum"])
 
@@ -161,19 +169,7 @@ def _bare(net: Network, data: Data, state: Any, rows: jax.Array | None) -> Calla
     """An epoch of bare steps from this state; without ``rows``, each chunk orders the examples."""
     optimizer = optax.sgd(RATE, momentum=MOMENTUM)
     length, epoch = chunk_steps(data.size // BATCH), data.size // BATCH
-
-    def step(data, carry, chosen):
-        params, opt_state = carry
-        batch = normalise(jax.tree.map(lambda leaf: leaf[chosen], data.examples), data.shared)
-
-        def loss(params):
-            logits, _ = net.apply(params, {}, batch["x"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
-            return losses.mean(), (jnp.argmax(logits, axis=-1) == batch["y"]).mean()
-
-        (value, hits), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), (value, hits)
+    step = partial(_bare_step, net, optimizer)
 
     def trial(data, first, given):
         carry, key, order = given
@@ -188,7 +184,7 @@ def _bare(net: Network, data: Data, state: Any, rows: jax.Array | None) -> Calla
         return jax.lax.map(partial(trial, data, first), (carry, key, rows))
 
     def train():
-        carry = jax.tree.map(jnp.copy, (state.params, state.opt_state))
+        carry = jax.tree.map(jnp.copy, (state.params, state.opt_state, state.model_state))
         for first in range(0, epoch, length):
             carry, metrics = chunk(carry, data, first, state.key, rows)
             jax.block_until_ready(metrics)

@@ -224,7 +224,7 @@ def _measured(
     classes = classes_about(m, centre)
     between = _between(classes, 4 * m.state.eps)
     along = jnp.sum(between.inverse * mm(within(m), between.inverse))
-    return _numbers(classes, between, along, matrix, head, ood, target)
+    return _numbers(classes, between, along, matrix, head, ood, target=target)
 
 
 def _of_rows(
@@ -246,7 +246,8 @@ def _of_rows(
             classes, between = _of_means(*means, centre=centre)
             found = within_classes(rows, means, np.asarray(between.inverse), head)
             classes = classes._replace(variance=jnp.asarray(found.variance))
-            told = _told(classes, between, found.along, matrix, head, elsewhere, target, dtype)
+            summed = classes, between, found.along, matrix, head, elsewhere
+            told = _told(summed, target=target, dtype=dtype)
             disagree = jnp.asarray(found.disagree, dtype)
     return told if head is None else told._replace(nc4=disagree)
 
@@ -260,17 +261,9 @@ def _of_means(
 
 
 @partial(jax.jit, static_argnames=("target", "dtype"))
-def _told(
-    classes: Classes,
-    between: Between,
-    along: Array,
-    matrix: Array | None,
-    head: Head | None,
-    ood: Array | None,
-    target: Target,
-    dtype: jnp.dtype,
-) -> NeuralCollapse:
-    found = _numbers(classes, between, along, matrix, head, ood, target)
+def _told(summed: tuple[Any, ...], *, target: Target, dtype: jnp.dtype) -> NeuralCollapse:
+    """The numbers of what was ``summed`` in float64, in the dtype of the rows."""
+    found = _numbers(*summed, target=target)
     kinds = {"f": dtype, "i": jnp.dtype("int32")}
     return jax.tree.map(lambda x: x.astype(kinds[x.dtype.kind]), found)
 
@@ -282,6 +275,7 @@ def _numbers(
     matrix: Array | None,
     head: Head | None,
     ood: Array | None,
+    *,
     target: Target,
 ) -> NeuralCollapse:
     # Of means that coincide up to rounding, no direction is told.

@@ -13,7 +13,7 @@ times as long as one for each group.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -36,7 +36,8 @@ def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
     change by rounding alone.
 
     Args:
-      function: of positional arguments that are arrays or pytrees of them, as is its result.
+      function: of arrays or pytrees of them, as is its result. What is no array goes by keyword,
+        and is static.
 
     Works under ``jit``, ``vmap`` and ``grad``. Inside of ``jax.shard_map`` a function has to be
     wrapped itself.
@@ -49,10 +50,11 @@ def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @wraps(function)
-    def in_order(*args: Any) -> Any:
+    def in_order(*args: Any, **options: Any) -> Any:
         if jax.default_backend() != "cpu":
-            return function(*args)
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+            return function(*args, **options)
+        traced = jax.make_jaxpr(partial(function, **options), return_shape=True)
+        program, shapes = traced(*args)
         results = _evaluated(program, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
