@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
+from spectral_jax import weights
 from spectral_jax.linalg.precision import working
 
 
@@ -27,6 +28,19 @@ def floats(tree: PyTree) -> PyTree:
             if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
                 working(leaf, "params")
     return found
+
+
+def refuse_codes(params: PyTree) -> None:
+    """Raise ``ValueError`` for float8 that a scale is beside, since its numbers are no weights.
+
+    Integers are codes as well, but nobody takes them for weights that are trained: they are None
+    among the `floats`.
+    """
+    leaves = weights.named_leaves(params)
+    trained = {name: leaf for name, leaf in leaves.items() if _floating(leaf)}
+    weights.refuse_codes(
+        trained, "train the weights themselves, or leave these out by optax.masked(...)"
+    )
 
 
 def moved(params: PyTree, updates: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from spectral_jax import weights
-from spectral_jax._transforms.leaves import changed, floats, moved
+from spectral_jax._transforms.leaves import changed, floats, moved, refuse_codes
 from spectral_jax.linalg.arguments import check_key
 from spectral_jax.optim.penalties import Penalty
 
@@ -27,25 +27,30 @@ class Matrices(NamedTuple):
     view: View | None
 
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
-        return _seen((self.view or _all_matrices)(floats(params)))
+        return self._read(params)(floats(params))
 
     def value(self, params: PyTree, kept: Any) -> Array:
         return self.penalty.value(self.blocks(params), kept)
 
     def pulled(self, updates: PyTree, params: PyTree, kept: Any, strength: Array) -> PyTree:
         """The updates plus ``strength`` times the penalty's gradient."""
-        slope = jax.grad(lambda p: self.value(p, kept))(floats(params))
+        read = self._read(params)
+        slope = jax.grad(lambda p: self.penalty.value(read(p), kept))(floats(params))
         return _plus(updates, params, strength, slope)
 
     def shrunk(self, updates: PyTree, params: PyTree, kept: Any, size: Array) -> PyTree:
         """The updates that lead to the proximal point of the weights after the given updates."""
         assert self.penalty.prox is not None
-        before, transposed = jax.vjp(self.blocks, moved(params, updates))
+        before, transposed = jax.vjp(self._read(params), moved(params, updates))
         after = self.penalty.prox(before, size, kept)
         steps = tuple(jnp.subtract(a, b) for a, b in zip(after, before, strict=True))
         # The view only selects and rearranges entries: its transpose puts the changes back.
         (back,) = transposed(steps)
         return changed(lambda u, p, c: u + c, updates, params, back)
+
+    def _read(self, params: PyTree) -> Callable[[PyTree], tuple[Array, ...]]:
+        shown = self.view or _all_matrices(params)
+        return lambda moved: _seen(shown(moved))
 
 
 class Magnitudes(NamedTuple):
@@ -55,7 +60,7 @@ class Magnitudes(NamedTuple):
     view: View | None
 
     def blocks(self, params: PyTree) -> tuple[Array, ...]:
-        return self._read(jax.tree.map(jnp.abs, floats(params)))
+        return self._read(params)(jax.tree.map(jnp.abs, floats(params)))
 
     def value(self, params: PyTree, kept: Any) -> Array:
         return self.penalty.value(self.blocks(params), kept)
@@ -89,10 +94,12 @@ class Magnitudes(NamedTuple):
         magnitudes = jax.tree.map(
             lambda p: jnp.maximum(jnp.abs(p), jnp.finfo(p.dtype).tiny), floats(params)
         )
-        return jax.grad(lambda m: self.penalty.value(self._read(m), kept))(magnitudes)
+        read = self._read(params)
+        return jax.grad(lambda m: self.penalty.value(read(m), kept))(magnitudes)
 
-    def _read(self, magnitudes: PyTree) -> tuple[Array, ...]:
-        return _seen((self.view or _chain)(magnitudes))
+    def _read(self, params: PyTree) -> Callable[[PyTree], tuple[Array, ...]]:
+        shown = self.view or _chain(params)
+        return lambda magnitudes: _seen(shown(magnitudes))
 
 
 class Activations(NamedTuple):
@@ -166,7 +173,9 @@ def check_kind(penalty: Penalty) -> None:
 
 def started(sight: Sight, params: PyTree) -> tuple[jnp.dtype, Any]:
     """The dtype of the penalty's numbers, and its state before the first update."""
-    if isinstance(sight, Activations | Function):  # there is no batch yet
+    if isinstance(sight, Matrices | Magnitudes):
+        refuse_codes(params)
+    else:  # there is no batch yet
         shown = params if isinstance(sight, Function) else ()
         return jnp.result_type(*jax.tree.leaves(floats(params))), sight.penalty.init(shown)
     blocks = sight.blocks(params)
@@ -228,21 +237,25 @@ def _seen(shown: Sequence[Array]) -> tuple[Array, ...]:
     return blocks
 
 
-def _all_matrices(params: PyTree) -> list[Array]:
-    """The matrices of `weights.plan`, which goes by names, shapes and dtypes.
+def _all_matrices(params: PyTree) -> View:
+    """The matrices of `weights.plan`, which goes by names, shapes and dtypes as they are stored.
 
     `weights.matrices` would also find tied arrays, but only outside of ``jit``: the penalty must
     see the same inside and outside.
     """
-    leaves = weights.named_leaves(params)
-    views = weights.plan(leaves, conv="flattened").views
-    return [view.read(*(leaves[source] for source in view.sources)) for view in views]
+    views = weights.plan(weights.named_leaves(params), conv="flattened").views
+
+    def shown(moved: PyTree) -> list[Array]:
+        leaves = weights.named_leaves(moved)
+        return [view.read(*(leaves[source] for source in view.sources)) for view in views]
+
+    return shown
 
 
-def _chain(params: PyTree) -> tuple[Array, ...]:
+def _chain(params: PyTree) -> View:
     try:
         layout = weights.layout(params)
     except ValueError as error:
         hint = "view=lambda params: weights.graph_weights(params, layout)"
         raise ValueError(f"{error} ({hint})") from None
-    return weights.graph_weights(params, layout)
+    return lambda magnitudes: weights.graph_weights(magnitudes, layout)

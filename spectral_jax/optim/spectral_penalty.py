@@ -170,8 +170,9 @@ def spectral_penalty(
     one needs it, and taken by those that do: no member's course depends on the others'.
     Raises ``ValueError`` for an unknown name or mode, a strength that is negative or not finite,
     ``mode="proximal"`` with a penalty on matrices that has no ``prox``, a ``prox``, a state, a view
-    or an ``apply`` that the penalty's kind does not use, and a missing ``learning_rate``,
-    ``params``, ``batch``, ``key`` or ``apply``; ``TypeError`` for an option that nothing reads.
+    or an ``apply`` that the penalty's kind does not use, a missing ``learning_rate``, ``params``,
+    ``batch``, ``key`` or ``apply``, and for a penalty on weights among which are codes (float8 with
+    a scale beside it: mask them); ``TypeError`` for an option that nothing reads.
     Source: arXiv 2003.00992; proximal mode on magnitudes: ours.
 
     >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 2))}}

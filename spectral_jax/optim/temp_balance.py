@@ -14,14 +14,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from spectral_jax import weights as weights_of
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_count
+from spectral_jax._options import check_count, count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,
     injectable,
     strength_at,
 )
-from spectral_jax._transforms.leaves import changed, floats
+from spectral_jax._transforms.leaves import changed, floats, refuse_codes
 from spectral_jax._transforms.members import where_needed
 from spectral_jax.linalg.arguments import check_key
 from spectral_jax.optim.alphas import METRICS, Metric
@@ -88,8 +88,8 @@ def temp_balance(
         measurement: a control with the same set of scales, but each at a random layer.
 
     Works under ``jit``, ``scan`` and ``vmap``; the state is a pytree of scalars.
-    Raises ``ValueError`` for an unknown name, a missing ``layout`` or ``params``, or if no kernel
-    is left to tune.
+    Raises ``ValueError`` for an unknown name, a missing ``layout`` or ``params``, for codes among
+    the weights (float8 with a scale beside it: mask them), or if no kernel is left to tune.
     Source: TempBalance, arXiv 2312.00359; FARMS, arXiv 2506.06280.
 
     >>> params = {"a": {"kernel": jnp.ones((64, 64))}, "b": {"kernel": 2 * jnp.ones((64, 64))}}
@@ -99,11 +99,12 @@ def temp_balance(
     [0.5, 3.0]
     """
     _check(refresh_every, tuned, layout)
+    count("min_eigenvalues", min_eigenvalues, least=0)
     if shuffle_key is not None:
         check_key(shuffle_key, draws="shuffle_key draws an order")
     control = _Control(
         assign=_assignment(assignment, options),
-        metric=_named(metric, METRICS, "metric")() if isinstance(metric, str) else metric,
+        metric=_named(metric, METRICS, "metric")() if isinstance(metric, str) else _one(metric),
         refresh_every=refresh_every,
         tuned=tuned,
         layout=None if layout is None else tuple(layout),
@@ -115,7 +116,7 @@ def temp_balance(
         del extra
         if params is None:
             raise ValueError("params are measured: call update(updates, state, params)")
-        params = jax.lax.stop_gradient(floats(params))
+        params = jax.lax.stop_gradient(params)
         state = control.refreshed(state, params)
         scales = control.per_leaf(params, state.scales)
         return jax.tree.map(_scaled, updates, scales), state._replace(step=state.step + 1)
@@ -166,7 +167,8 @@ class _Control(NamedTuple):
     shuffle_key: PRNGKeyArray | None
 
     def init(self, params) -> TempBalanceState:
-        matrices = self.matrices(floats(params))
+        refuse_codes(params)
+        matrices = self.matrices(params)
         alphas = {name: jnp.full((), jnp.nan, m.dtype) for name, m in matrices.items()}
         ones = jax.tree.map(jnp.ones_like, alphas)
         return TempBalanceState(jnp.zeros((), jnp.int32), alphas, ones)
@@ -177,6 +179,12 @@ class _Control(NamedTuple):
         found = [v for v in _plan(leaves) if v.kind not in ("embedding", "depthwise")]
         if self.layout is not None:
             order = [block.path for block in self.layout if block.path is not None]
+            known = {name for v in found for name in (v.name, *v.sources)}
+            if known.isdisjoint(order):  # of masked parameters some may be missing, but not all
+                raise ValueError(
+                    f"layout: no kernel at {order[0]!r}, nor at its other paths; the kernels are "
+                    f"{', '.join(sorted(known))}: pass the layout of these parameters"
+                )
             untuned = {"all": [], "inner": [order[0], order[-1]], "not_last": order[-1:]}[
                 self.tuned
             ]
@@ -191,8 +199,9 @@ class _Control(NamedTuple):
 
     def matrices(self, params) -> dict[str, Array]:
         """The tuned kernels by name."""
-        leaves = weights_of.named_leaves(params)
-        return {v.name: v.read(*(leaves[s] for s in v.sources)) for v in self.views(leaves)}
+        views = self.views(weights_of.named_leaves(params))  # by dtypes as they are stored
+        leaves = weights_of.named_leaves(floats(params))
+        return {v.name: v.read(*(leaves[s] for s in v.sources)) for v in views}
 
     def refreshed(self, state: TempBalanceState, params) -> TempBalanceState:
         due = state.step % self.refresh_every == 0
@@ -230,7 +239,8 @@ class _Control(NamedTuple):
                 return None
             return _spread([(v.at, scales.get(v.name, one)) for v in own], leaves[name].shape)
 
-        return jax.tree.map_with_path(lambda path, _: scale(weights_of.leaf_name(path)), params)
+        trained = floats(params)
+        return jax.tree.map_with_path(lambda path, _: scale(weights_of.leaf_name(path)), trained)
 
 
 def _spread(scales: Sequence[tuple[weights_of.At, Array]], shape: tuple[int, ...]) -> Array:
@@ -267,7 +277,8 @@ def _assignment(
     if not isinstance(assignment, str):
         if options:
             raise ValueError(f"{sorted(options)} go to a named assignment: bind them to yours")
-        return lambda alphas, step: assignment(alphas)
+        _check_callable("assignment", assignment, ASSIGNMENTS)
+        return lambda alphas, step: _as_many(assignment(alphas), alphas)
     chosen = _named(assignment, ASSIGNMENTS, "assignment")
     for name, value in options.items():
         check_strength(name, value)
@@ -278,6 +289,36 @@ def _assignment(
 
     assign(jnp.ones(1), 0)  # so that a bad option is refused here, not in the training step
     return assign
+
+
+def _as_many(scales: Array, alphas: Array) -> Array:
+    if jnp.shape(scales) != alphas.shape:
+        raise ValueError(
+            f"assignment gives scales of shape {jnp.shape(scales)} for alphas of shape "
+            f"{alphas.shape}: return one for each"
+        )
+    return scales
+
+
+def _one(metric: Metric) -> Metric:
+    """The metric, whose result must be one number: several would be taken for those of layers."""
+    _check_callable("metric", metric, METRICS)
+
+    def checked(matrix: Array) -> Array:
+        alpha = metric(matrix)
+        if jnp.ndim(alpha):
+            raise ValueError(
+                f"metric gives shape {jnp.shape(alpha)} for a matrix of shape {matrix.shape}: "
+                "return one number"
+            )
+        return alpha
+
+    return checked
+
+
+def _check_callable(argument: str, given: Any, registry: Mapping[str, Callable]) -> None:
+    if not callable(given):
+        raise ValueError(f"{argument}={given!r}: choose one of {sorted(registry)} or a function")
 
 
 def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callable:
@@ -291,8 +332,16 @@ def _named(name: str, registry: Mapping[str, Callable], argument: str) -> Callab
 def _check(refresh_every: int, tuned: str, layout: Any) -> None:
     check_count(refresh_every=refresh_every)
     check_choice(get_args(Tuned), tuned=tuned)
+    if not isinstance(layout, Sequence | None):
+        raise ValueError(
+            f"layout={layout!r}: pass a sequence of blocks, as weights.layout_of gives it"
+        )
     if tuned != "all" and layout is None:
         raise ValueError(
             f"tuned={tuned!r} needs layout=weights.layout_of(function, params, x), or that of the "
             "model: names do not tell first from last"
+        )
+    if layout is not None and not any(getattr(block, "path", None) for block in layout):
+        raise ValueError(
+            "layout has no block with a kernel: pass weights.layout_of(function, params, x)"
         )

@@ -121,13 +121,31 @@ def prune_spectra(
       key: needed for ``edit="random"``.
 
     A layer with NaN or inf, or with too few values to fit, stays as it is: see its ``status``.
+    Quantised kernels (integers, and float8 with a scale beside it) are codes and no weights: they
+    stay as they are, and are not in the report.
     Holds under ``jit`` and ``vmap``. Costs a symmetric eigendecomposition per layer, of its shorter
     side.
     Raises ``ValueError`` for a glob that names no layer, or a missing ``key``.
     """
-    # By the stored dtypes: float8 with a scale is no kernel, and as float32 would look like one.
-    stored = weights_of.named_leaves(params)
-    kernels = weights_of.places(stored, kinds=("dense", "conv", "low_rank"))
+    return _pruned(params, params, policies, fit=fit, epoch=epoch, key=key)
+
+
+def _pruned(
+    stored: PyTree,
+    params: PyTree,
+    policies: Policies,
+    *,
+    fit: Fit | None = None,
+    epoch: Any = 0,
+    key: PRNGKeyArray | None = None,
+) -> Pruning:
+    """Do the work of `prune_spectra` on parameters that may be in other dtypes than as ``stored``.
+
+    What is a kernel goes by the stored ones: float8 with a scale is none, but is one as float32.
+    """
+    kernels = weights_of.places(
+        weights_of.named_leaves(stored), kinds=("dense", "conv", "low_rank")
+    )
     leaves = weights_of.named_leaves(floats(params))
     chosen = policy_of(kernels, policies)
     if any(policy.edit == "random" for policy in chosen.values()):
@@ -182,10 +200,10 @@ def svd_prune(
     Raises ``ValueError`` as `prune_spectra` does, and for periods below 1 or missing ``params``.
     """
     check_count(steps_per_epoch=steps_per_epoch, every=every)
-    prune = partial(prune_spectra, policies=policies, fit=fit)
+    prune = partial(_pruned, policies=policies, fit=fit)
 
     def init(params):
-        shapes = jax.eval_shape(lambda p: prune(p, key=key).report, params)
+        shapes = jax.eval_shape(lambda p: prune(p, p, key=key).report, params)
         return SVDPruneState(jnp.zeros((), jnp.int32), jax.tree.map(_unknown, shapes))
 
     def update(updates, state, params=None, **extra):
@@ -198,7 +216,7 @@ def svd_prune(
         def event():
             draw = None if key is None else jax.random.fold_in(key, step)
             led = moved(params, updates)
-            pruned, report = prune(led, epoch=step / steps_per_epoch, key=draw)
+            pruned, report = prune(params, led, epoch=step / steps_per_epoch, key=draw)
             return changed(lambda u, p, to: to - p, updates, params, pruned), report
 
         updates, report = where_needed(due, event, (updates, state.report))

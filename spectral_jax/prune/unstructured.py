@@ -7,7 +7,7 @@ with the size, rounded. Everything here holds under ``jit`` and ``vmap``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -150,7 +150,10 @@ def prune_weights(
         of a kernel but the last count as inputs: of a convolution ``[h, w, i, o]``, read as
         ``[h w i, o]``, they are the patches, flattened in that order.
 
-    Raises ``ValueError`` for a name that is no leaf, or for inputs that are missing.
+    A kernel of float8 is pruned if it has no scale or a single one, which changes no order and
+    leaves 0 what it is. Raises ``ValueError`` for one with a scale per row or block, whose codes
+    have no common order, and for integer codes, as for a name that is no leaf, and for inputs that
+    are missing.
 
     >>> params = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]]), "bias": jnp.ones(2)}}
     >>> prune_weights(params, {"a/kernel": 0.5})["a"]["kernel"].tolist()
@@ -160,6 +163,7 @@ def prune_weights(
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = {weights_of.leaf_name(path): leaf for path, leaf in flat}
     chosen = _layers(leaves, sparsities)
+    _refuse_codes(leaves, {place.leaf for place, _ in chosen.values()})
     absent = [] if method == "magnitude" else sorted(set(chosen) - set(inputs or {}))
     if absent:
         raise ValueError(f"inputs: none for {absent[0]!r}, which method={method!r} needs")
@@ -187,6 +191,18 @@ def _layers(
         layers = layers or {name: weights_of.Place(name)}
         chosen |= {each: (place, sparsity) for each, place in layers.items()}
     return chosen
+
+
+def _refuse_codes(leaves: Mapping[str, Array], named: Collection[str]) -> None:
+    """Raise ``ValueError`` for a named leaf of codes that are not in the order of the weights."""
+    single = {name for name, leaf in leaves.items() if jnp.size(leaf) == 1}
+    for name, scales in weights_of.coded(leaves).items():
+        one_scale = len(scales) == 1 and single.issuperset(scales)
+        if name in named and not one_scale:
+            weights_of.refuse_codes(
+                {each: leaves[each] for each in (name, *scales)},
+                "prune the weights that they stand for, then quantise",
+            )
 
 
 def _prune_matrix(matrix: Array, sparsity: Sparsity, method: str, inputs: Any) -> Array:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from spectral_jax._lazy import lazy
 from spectral_jax.weights._names import Framework
-from spectral_jax.weights._plan import Plan, Skipped, plan
+from spectral_jax.weights._plan import Plan, Skipped, coded, plan, refuse_codes
 from spectral_jax.weights._read import At, Conv, entry, with_entry
 from spectral_jax.weights._rules import Kind, View
 
@@ -60,6 +60,7 @@ __all__ = [
     "Skipped",
     "View",
     "WeightMatrix",
+    "coded",
     "edges",
     "entry",
     "graph_weights",
@@ -71,6 +72,7 @@ __all__ = [
     "named_leaves",
     "places",
     "plan",
+    "refuse_codes",
     "skipped",
     "tied_leaves",
     "with_entry",

@@ -78,6 +78,16 @@ class Codes(NamedTuple):
             return f"quantised to {dtype} with {named}, which does not tell how it is to be scaled"
         return None
 
+    def coded(self) -> dict[str, tuple[str, ...]]:
+        """Names of the tensors that hold codes, each with the names of what scales it.
+
+        Nothing scales integers as far as names and shapes tell.
+        """
+        kernels = (tensor for tensor in self.network.tensors if len(tensor.shape) > 1)
+        scales = {each.name: tuple(self.scales(each.name)) for each in kernels}
+        integers = {name for name in scales if _is_coded(self.tensors[name], self.dtypes)}
+        return {name: found for name, found in scales.items() if found or name in integers}
+
     def scales(self, name: str) -> list[str]:
         """Names of the tensors that may be the scale of a tensor of float8."""
         return [each.name for each in self._scales(self.tensors[name])]

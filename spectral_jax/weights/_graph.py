@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PyTree
 from spectral_jax._choices import check_choice
 from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.weights._matrices import named_leaves, places, skipped
+from spectral_jax.weights._plan import refuse_codes
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK
 
@@ -54,10 +55,13 @@ def layout(params: PyTree) -> tuple[Block, ...]:
     doubt. Else the order is a guess, with a `UserWarning`; `layout_of` reads it off a forward pass.
 
     Raises:
-        ValueError: two neighbouring widths disagree, or there is a convolution (its pooling,
-            skips and norms are not in the parameters: see `layout_of`).
+        ValueError: two neighbouring widths disagree, a kernel is quantised (its codes are no
+            weights), or there is a convolution (its pooling, skips and norms are not in the
+            parameters: see `layout_of`).
     """
-    kernels = _kernels(named_leaves(params))
+    leaves = named_leaves(params)
+    refuse_codes(leaves, "pass the weights that they stand for, or a layout without this layer")
+    kernels = _kernels(leaves)
     if not kernels:
         raise ValueError("params: no leaf with two or more axes; pass the parameters of a network")
     for path, kernel in kernels.items():

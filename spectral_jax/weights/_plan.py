@@ -160,6 +160,30 @@ def classify(
     return _once(Plan(tuple(views), tuple(skipped)), stored, tied or {})
 
 
+def coded(leaves: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Find the leaves that hold codes of quantised weights, and for each what scales it, if known.
+
+    float8 and float4 are codes where a scale is beside them, and weights where none is.
+
+    >>> import numpy as np
+    >>> coded({"a/kernel": np.ones((2, 3), "int8"), "a/kernel_scale": np.ones(3), "b": np.ones(3)})
+    {'a/kernel': ()}
+    """
+    shapes = {name: _shape(leaf) for name, leaf in leaves.items()}
+    dtypes = {name: _dtype(leaf) for name, leaf in leaves.items()}
+    return Codes.of(Network.of(shapes, "auto"), dtypes).coded()
+
+
+def refuse_codes(leaves: Mapping[str, Any], instead: str) -> None:
+    """Raise ``ValueError``, with what to do instead, where a leaf holds codes and not weights."""
+    for name, scales in coded(leaves).items():
+        scaled = f", which {' and '.join(map(repr, scales))} scales" if scales else ""
+        raise ValueError(
+            f"params: {name!r} holds the {_dtype(leaves[name])} codes of quantised "
+            f"weights{scaled}: {instead}"
+        )
+
+
 def _once(found: Plan, stored: Mapping[str, Shape], tied: Mapping[str, str]) -> Plan:
     """The plan with tied tensors read once, under the first of their names that is read at all."""
     read = {source for view in found.views for source in view.sources}
