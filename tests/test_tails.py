@@ -666,6 +666,22 @@ def test_noise_is_within_its_null_and_structure_is_not(table):
     assert status["low/kernel"] == "RANK_DEFICIENT" and status["a/kernel"] == "OK"
 
 
+def test_of_a_product_of_factors_the_exponents_are_those_of_its_inner_size_and_no_noise_is_known():
+    a, b = gaussian(48, 12), gaussian(12, 40)
+    params = {"lora": {"lora_a": a, "lora_b": b}, "full": {"kernel": gaussian(48, 40)}}
+    params["wide"] = {"lora_a": gaussian(48, 48), "lora_b": gaussian(48, 40)}
+    table = layer_metrics(params, window=16)
+    row = {name: i for i, name in enumerate(table["name"])}
+    lam = np.linalg.svd(a.astype(float) @ b.astype(float), compute_uv=False)[:12] ** 2
+    lora, wide = row["lora/lora_a*lora_b"], row["wide/lora_a*lora_b"]
+    expected = float(hill_alpha(jnp.asarray(lam, jnp.float32)))
+    assert table["alpha_hill"][lora] == pytest.approx(expected, rel=1e-4)
+    assert table["status"][lora] == "RANK_DEFICIENT" and table["matrix_rank"][lora] == 12
+    for column in ("alpha_null", "alpha_deviation", "alpha_z", "alpha_debiased", "mp_softrank"):
+        assert np.isnan(table[column][lora])
+        assert np.isfinite(table[column][wide]) and np.isfinite(table[column][row["full/kernel"]])
+
+
 @pytest.mark.parametrize("exponent", [-30, 30])
 def test_the_table_follows_the_scale_of_the_weights(exponent):
     """Their squares, of 1e60 or 1e-60, are in no float32: the table holds Python numbers."""

@@ -38,8 +38,9 @@ class Arrays:
     """A mapping or a pytree of arrays as a source; an array under two names is read once."""
 
     def __init__(self, params: Any) -> None:
-        from spectral_jax.weights import named_leaves, tied_leaves
+        from spectral_jax.weights import named_leaves, require_arrays, tied_leaves
 
+        require_arrays(params)
         self.tensors = named_leaves(params)
         self.tied = tied_leaves(self.tensors)
         self.skipped: dict[str, str] = {}

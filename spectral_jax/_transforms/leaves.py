@@ -20,8 +20,10 @@ from spectral_jax.linalg.precision import working
 def floats(tree: PyTree) -> PyTree:
     """Floating leaves in float32 or float64; None in the place of every other leaf.
 
-    Raises ``ValueError`` for a tree without floating leaves whose leaves are complex.
+    Raises ``ValueError`` for a tree without floating leaves whose leaves are complex, and for
+    leaves that are shapes.
     """
+    weights.require_arrays(tree)
     found = jax.tree.map(lambda leaf: working(leaf) if _floating(leaf) else None, tree)
     if not jax.tree.leaves(found):
         for leaf in jax.tree.leaves(tree):
@@ -36,6 +38,7 @@ def refuse_codes(params: PyTree) -> None:
     Integers are codes as well, but nobody takes them for weights that are trained: they are None
     among the `floats`.
     """
+    weights.require_arrays(params)
     leaves = weights.named_leaves(params)
     trained = {name: leaf for name, leaf in leaves.items() if _floating(leaf)}
     weights.refuse_codes(

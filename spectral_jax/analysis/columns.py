@@ -47,7 +47,7 @@ COLUMNS: tuple[Column, ...] = (
             "stable_rank": "norm / spectral_norm",
             "entropy": "Shannon entropy of eigenvalue / norm, over log(rank)",
             "mp_softrank": "edge of a Marchenko-Pastur bulk with the median of the eigenvalues, "
-            "over the largest eigenvalue",
+            "over the largest eigenvalue; unknown for low_rank",
         },
     ),
     *_columns(

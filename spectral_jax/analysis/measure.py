@@ -54,13 +54,14 @@ def _row(layer: Layer, groups: Sequence[str]) -> dict[str, Any]:
 
 
 def _norms(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
-    return host.norms(layer.eigenvalues, layer.view.shape[-2:], layer.unit)
+    found = host.norms(layer.eigenvalues, layer.view.shape[-2:], layer.unit)
+    return found | {"mp_softrank": math.nan} if _of_few_factors(layer) else found
 
 
 def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
     *slices, m, n = layer.view.shape
     alpha = host.hill_alpha(layer.eigenvalues)
-    if layer.possible_rank < min(m, n):  # of factors: what chance makes of their product is unknown
+    if _of_few_factors(layer):
         return _unknown("hill") | {"alpha_hill": alpha}
     null = null_alpha((math.prod(slices), m, n))
     return {
@@ -69,6 +70,11 @@ def _hill(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:
         "alpha_z": null.zscore(alpha),
         "alpha_debiased": alpha - null.mean,
     }
+
+
+def _of_few_factors(layer: Layer) -> bool:
+    """Whether it is a product of low rank: what chance makes of that is not known."""
+    return layer.possible_rank < min(layer.view.shape[-2:])
 
 
 def _ks(layer: Layer, row: dict[str, Any]) -> dict[str, Any]:

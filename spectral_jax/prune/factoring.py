@@ -24,7 +24,7 @@ from spectral_jax._factors import split_refusal
 from spectral_jax.linalg.subspace import mm
 from spectral_jax.prune.spectra import LayerReport, PruneStatus
 from spectral_jax.prune.surgery import recombine, split
-from spectral_jax.weights import leaf_name, named_leaves, places
+from spectral_jax.weights import leaf_name, named_leaves, places, require_arrays
 
 T = TypeVar("T")
 
@@ -55,6 +55,7 @@ def factorize(params: PyTree, ranks: Mapping[str, int]) -> PyTree:
     >>> jax.tree.map(jnp.shape, factorize(params, {"fc/kernel": 2}), is_leaf=jnp.isscalar)
     {'fc': {'bias': (6,), 'kernel': {'u': (8, 2), 'v': (2, 6)}}}
     """
+    require_arrays(params)
     left = dict(ranks)
     _refuse_stacks(params, ranks)
 
@@ -88,6 +89,7 @@ def recombine_all(params: PyTree) -> PyTree:
 
     Holds under ``jit``, ``vmap`` and ``grad``.
     """
+    require_arrays(params)
     return jax.tree.map(recombine, params, is_leaf=is_factored)
 
 

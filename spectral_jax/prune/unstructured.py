@@ -160,6 +160,7 @@ def prune_weights(
     [[0.0, 0.0], [3.0, 4.0]]
     """
     check_choice(("magnitude", "wanda", "sparsegpt"), method=method)
+    weights_of.require_arrays(params)
     flat, tree = jax.tree_util.tree_flatten_with_path(params)
     leaves = {weights_of.leaf_name(path): leaf for path, leaf in flat}
     chosen = _layers(leaves, sparsities)

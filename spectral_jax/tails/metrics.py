@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log10, prod
+from math import log10, nan, prod
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from spectral_jax.linalg import svdvals
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.hill import hill_fit
 from spectral_jax.tails.layers import farms_alphas
-from spectral_jax.tails.null import check_shape, null_alpha
+from spectral_jax.tails.null import NullAlpha, check_shape, null_alpha
 from spectral_jax.tails.support import FitStatus, number, spectra, support
 from spectral_jax.weights import WeightMatrix, map_by_shape, matrices
 
@@ -109,6 +109,11 @@ def layer_metrics(
     ``window``, ``alpha_farms``: the exponent of the pooled FARMS windows (a grid; ``cols_per_row``,
     ``samples`` as for ``farms_windows``).
 
+    Every exponent is that of the eigenvalues above rounding, as WeightWatcher leaves out zeros: of
+    a product of two factors (LoRA), of as many as its inner size. Noise of full rank is no baseline
+    for such a product, and what chance makes of it is not known: those four columns are NaN there,
+    and so is ``mp_softrank``.
+
     Args:
       layers: parameters, or what ``weights.matrices`` made of them; half precision is read as
         float32, at any scale.
@@ -137,7 +142,14 @@ def layer_metrics(
         **_of_weights(metrics, exponents),
     }
     table["status"] = [FitStatus(code).name for code in table["status"]]
-    table |= _against_noise(table["alpha_hill"], shapes)
+    # Of factors, only those that are full: of full rank a product is compared as a layer is.
+    known = [
+        layer.kind != "low_rank" or status != "RANK_DEFICIENT"
+        for layer, status in zip(found, table["status"], strict=True)
+    ]
+    table |= _against_noise(table["alpha_hill"], shapes, known)
+    softranks = zip(table["mp_softrank"], known, strict=True)
+    table["mp_softrank"] = [softrank if its else nan for softrank, its in softranks]
     if window is not None:
         farms = farms_alphas(arrays, window=window, cols_per_row=cols_per_row, samples=samples)
         table["alpha_farms"] = farms.tolist()
@@ -249,8 +261,12 @@ def _of_weights(metrics: SpectralMetrics, exponents: np.ndarray) -> dict[str, li
     return columns
 
 
-def _against_noise(alphas: Sequence[float], shapes: Sequence[tuple[int, ...]]) -> dict[str, list]:
-    nulls = [null_alpha(shape) for shape in shapes]
+def _against_noise(
+    alphas: Sequence[float], shapes: Sequence[tuple[int, ...]], known: Sequence[bool]
+) -> dict[str, list]:
+    """Columns that compare with noise, NaN where its exponent is not known."""
+    nothing = NullAlpha(nan, nan, nan)
+    nulls = [null_alpha(s) if its else nothing for s, its in zip(shapes, known, strict=True)]
     return {
         "alpha_null": [null.mean for null in nulls],
         "alpha_deviation": [null.deviation for null in nulls],

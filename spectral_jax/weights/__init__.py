@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         matrices,
         named_leaves,
         places,
+        require_arrays,
         skipped,
         tied_leaves,
     )
@@ -73,6 +74,7 @@ __all__ = [
     "places",
     "plan",
     "refuse_codes",
+    "require_arrays",
     "skipped",
     "tied_leaves",
     "with_entry",
@@ -87,6 +89,7 @@ _NEEDS_JAX = {
     "named_leaves": "_matrices",
     "Place": "_matrices",
     "places": "_matrices",
+    "require_arrays": "_matrices",
     "skipped": "_matrices",
     "tied_leaves": "_matrices",
     "BATCH_NORM_EPSILON": "_graph",

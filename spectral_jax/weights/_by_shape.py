@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from spectral_jax.linalg.lapack import after
-from spectral_jax.weights._matrices import WeightMatrix
+from spectral_jax.weights._matrices import WeightMatrix, require_arrays
 
 # Entries of a batch at most. Stacking copies the matrices; 64 MB in float32 is little beside a
 # large network.
@@ -49,6 +49,8 @@ def map_by_shape(
         kind = type(matrices).__name__
         raise ValueError(f"matrices is a {kind}: pass a dict, as weights.matrices(params) gives it")
     given = {name: w.matrix if isinstance(w, WeightMatrix) else w for name, w in matrices.items()}
+    for name, arrays in given.items():
+        require_arrays({str(name): arrays}, "matrices")
     results: dict[Name, Result] = {}
     last: Any = None
     for names in _batches(given):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from spectral_jax._choices import check_choice
 from spectral_jax.linalg.precision import unit_of, working
-from spectral_jax.weights._matrices import named_leaves, places, skipped
+from spectral_jax.weights._matrices import named_leaves, places, require_arrays, skipped
 from spectral_jax.weights._plan import refuse_codes
 from spectral_jax.weights._read import entry, magnitude
 from spectral_jax.weights._skips import BIAS_OR_MASK
@@ -59,6 +59,7 @@ def layout(params: PyTree) -> tuple[Block, ...]:
             weights), or there is a convolution (its pooling, skips and norms are not in the
             parameters: see `layout_of`).
     """
+    require_arrays(params)
     leaves = named_leaves(params)
     refuse_codes(leaves, "pass the weights that they stand for, or a layout without this layer")
     kernels = _kernels(leaves)
@@ -153,6 +154,7 @@ def graph_weights(
         ValueError: a path is missing, shapes disagree with the layout, or `batch_stats` is missing.
     """
     check_choice(("l1", "l2"), conv_norm=conv_norm)
+    require_arrays(params)
     leaves, stats = named_leaves(params), named_leaves(batch_stats)
     if any(block.path is not None and ":" in block.path for block in layout):
         leaves |= _kernels(leaves)

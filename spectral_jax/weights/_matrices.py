@@ -49,6 +49,7 @@ def matrices(
     >>> found["conv/kernel"].kind, found["conv/kernel"].matrix.shape
     ('conv', (9, 2, 4))
     """
+    require_arrays(params)
     leaves = named_leaves(params)
     found = _plan(leaves, conv, framework, kinds)
     require_views(found, "params")
@@ -140,6 +141,25 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {leaf_name(path): _as_array(leaf) for path, leaf in found}
     return dict(sorted(named.items(), key=lambda item: _natural(item[0])))
+
+
+def require_arrays(tree: PyTree, argument: str = "params") -> None:
+    """Raise ``ValueError`` for a leaf that has a shape and no numbers: ``jax.ShapeDtypeStruct``."""
+    if not any(map(_is_abstract, jax.tree.leaves(tree))):
+        return
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        if _is_abstract(leaf):
+            raise ValueError(
+                f"{argument}: {leaf_name(path)!r} is a {type(leaf).__name__}, a shape without "
+                "numbers: pass arrays (weights.plan goes by shapes, jax.eval_shape traces the rest)"
+            )
+
+
+def _is_abstract(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return False
+    holds = hasattr(leaf, "__array__") or hasattr(leaf, "__jax_array__")
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype") and not holds
 
 
 def _as_array(leaf: Any) -> Any:
