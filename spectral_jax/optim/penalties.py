@@ -220,11 +220,11 @@ def fiedler(
 
     def init(w):
         size, dtype = sum(graphs.widths(w, edges)), w[0].dtype
-        unknown = jnp.full(k, jnp.inf, dtype)
-        nothing = jnp.zeros((), jnp.int32)
-        return EigenState(
-            jnp.zeros((size, k), dtype), unknown, unknown, jnp.array(False), nothing, nothing
-        )
+        # Arrays of their own, each: a state that is donated may hold no buffer twice.
+        values, residuals = (jnp.full(k, jnp.inf, dtype) for _ in range(2))
+        matvecs, refreshes = (jnp.zeros((), jnp.int32) for _ in range(2))
+        vectors = jnp.zeros((size, k), dtype)
+        return EigenState(vectors, values, residuals, jnp.array(False), matvecs, refreshes)
 
     def refresh(w, state):
         pairs = graphs.fiedler_pairs(

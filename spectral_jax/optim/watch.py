@@ -146,8 +146,11 @@ def watch(
     def init(params):
         dtype, size = _flat(params)
         kept = generic_vectors(size if "lambda_max" in names else 0, 1, dtype)[:, 0]
-        nothing, no = jnp.full((), jnp.nan, dtype), jnp.array(False)
-        seen = dict.fromkeys(names, Reading(nothing, nothing, no))
+        # Arrays of their own, each: a state that is donated may hold no buffer twice.
+        seen = {
+            name: Reading(*(jnp.full((), jnp.nan, dtype) for _ in range(2)), jnp.array(False))
+            for name in names
+        }
         return WatchState(jnp.zeros((), jnp.int32), -jnp.ones((), jnp.int32), seen, kept)
 
     def update(updates, state, params=None, *, batch=None, **extra):
