@@ -1,4 +1,4 @@
-"""Look at this machine, and say what will be slow on it, why, and the fix."""
+"""Look at this machine, and say what will be wrong or slow on it, why, and the fix."""
 
 import importlib.metadata
 import os
@@ -15,6 +15,8 @@ from spectral_jax.linalg.lapack import LAST_JAXLIB_TO_SPLIT
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Memory maps enough for the programs of a few hundred shapes.
 MANY_MAPS = 262_144
+# 0.10.1 and 0.11.0 give the right numbers.
+WRONG_PRODUCTS = "0.10.2"
 
 
 class Finding(NamedTuple):
@@ -45,8 +47,16 @@ def examine() -> dict[str, Any]:
 
 
 def findings(facts: dict[str, Any]) -> list[Finding]:
-    """Say what will be slow or missing, from the facts alone; the most harmful comes first."""
-    checks = (_backend, _lapack_threads, _float64, _compilation_cache, _few_maps, _data_folder)
+    """Say what will be wrong, slow or missing, from the facts; the most harmful comes first."""
+    checks = (
+        _wrong_products,
+        _backend,
+        _lapack_threads,
+        _float64,
+        _compilation_cache,
+        _few_maps,
+        _data_folder,
+    )
     return [finding for check in checks if (finding := check(facts)) is not None]
 
 
@@ -104,6 +114,22 @@ def _data() -> dict[str, str | bool | None]:
         "cache": str(cache),
         "cached": cache.is_dir(),
     }
+
+
+def _wrong_products(facts: dict[str, Any]) -> Finding | None:
+    flags = facts["threads"].get("XLA_FLAGS") or ""
+    if facts["devices"]["backend"] != "cpu" or "xla_cpu_experimental_ynn_fusion_type" in flags:
+        return None
+    if facts["versions"]["jaxlib"] != WRONG_PRODUCTS:
+        return None
+    return Finding(
+        f"jaxlib {WRONG_PRODUCTS} computes some large sums of products wrongly on a CPU",
+        "compiled, sums of more than 32,000 products of which vmap or broadcasting repeats one "
+        "factor may be other numbers, without a word (jax#39103); losses and operators here avoid "
+        "such sums, models and losses of yours may have them",
+        "install jaxlib 0.10.1, or 0.11.0 and newer; or "
+        "export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce",
+    )
 
 
 def _backend(facts: dict[str, Any]) -> Finding | None:

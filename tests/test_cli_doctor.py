@@ -12,7 +12,7 @@ from spectral_jax._doctor import examine, findings, render
 from spectral_jax.cli import main
 
 SOUND = {
-    "versions": {"jaxlib": "0.10.2"},
+    "versions": {"jaxlib": "0.10.1"},
     "devices": {"backend": "gpu", "count": {"NVIDIA H200": 1}, "error": None},
     "hardware": {"gpu": True, "tpu": False},
     "precision": {"default_dtype": "float64", "x64": True},
@@ -157,6 +157,29 @@ def test_the_thread_finding_says_whether_the_release_nests_threads(jaxlib, neste
     (finding,) = findings(SOUND | {"threads": threads, "versions": {"jaxlib": jaxlib}})
     assert ("many times slower" in finding.what) == nested
     assert ("XLA's threads while OpenBLAS" in finding.why) == nested
+
+
+@pytest.mark.parametrize(
+    ("jaxlib", "backend", "flags", "wrong"),
+    [
+        ("0.10.2", "cpu", None, True),
+        ("0.10.2", "cpu", "--xla_cpu_experimental_ynn_fusion_type=-reduce", False),
+        ("0.10.2", "gpu", None, False),
+        ("0.10.1", "cpu", None, False),
+        ("0.11.0", "cpu", None, False),
+    ],
+)
+def test_the_release_that_multiplies_wrongly_is_the_first_finding(jaxlib, backend, flags, wrong):
+    """jax#39103; the numbers themselves: test_curvature_losses."""
+    change = {
+        "versions": {"jaxlib": jaxlib},
+        "devices": {"backend": backend, "count": {"cpu": 1}, "error": None},
+        "hardware": {"gpu": False, "tpu": False},
+        "threads": SOUND["threads"] | {"XLA_FLAGS": flags},
+    }
+    fixes = [finding.fix for finding in findings(SOUND | change)] or [""]
+    assert ["ynn_fusion_type" in fix for fix in fixes].count(True) == wrong
+    assert ("ynn_fusion_type" in fixes[0]) == wrong
 
 
 def test_where_memory_maps_are_not_counted_there_is_nothing_to_mend():

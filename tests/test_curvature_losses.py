@@ -204,3 +204,46 @@ def test_a_single_class_has_neither_gradient_nor_curvature():
     assert SOFTMAX.rank(1) == 0
     assert SOFTMAX.root_product(f, t, jnp.ones((2, 0))).tolist() == [[0.0], [0.0]]
     assert not SOFTMAX.gradient(f, t).any() and not SOFTMAX.hessian_product(f, t, f).any()
+
+
+@pytest.mark.parametrize("c", [2, 64])
+@pytest.mark.parametrize("name", ["hessian_product", "root_transpose", "root_product"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_block_of_many_vectors_is_multiplied_as_one_by_one(name, c, dtype):
+    """As in ``dense()``: jaxlib 0.10.2 multiplies such blocks wrongly (jax#39103)."""
+    f, block = normal(0, 64, c, dtype=dtype), normal(1, 1024, 64, c, dtype=dtype)
+    block = block[..., : SOFTMAX.rank(c)] if name == "root_product" else block
+    y = jnp.arange(64) % c
+
+    @jax.jit
+    def products(f, block):
+        return jax.vmap(lambda v: getattr(SOFTMAX, name)(f, y, v))(block)
+
+    found = products(f, block)
+    for at in (0, 511, 512, 1023):
+        np.testing.assert_allclose(found[at], products(f, block[at : at + 1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID], ids=lambda loss: type(loss).__name__)
+def test_losses_of_many_networks_are_those_of_each(loss):
+    """Soft labels that members share, in an ensemble that ``vmap`` evaluates."""
+    outputs = normal(0, 256, 64, 16, dtype="float32")
+    labels = jax.nn.softmax(normal(1, 64, 16, dtype="float32"))
+
+    @jax.jit
+    def weighted(labels, outputs):
+        return jax.vmap(lambda f: 2 * loss.value(f, labels) + f[..., 0])(outputs)
+
+    found = weighted(labels, outputs)
+    for at in (0, 127, 128, 255):
+        np.testing.assert_allclose(found[at], weighted(labels, outputs[at : at + 1])[0], rtol=1e-5)
+
+
+def test_a_derivative_passes_through_labels_that_are_zero():
+    labels = jnp.zeros((2, 3, C)).at[..., 1].set(1.0)
+    slope = jax.grad(lambda t: SOFTMAX.value(outputs(), t).sum())(labels)
+    np.testing.assert_allclose(slope, -jax.nn.log_softmax(outputs()), rtol=1e-12)
+
+
+def normal(seed, *shape, dtype):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from spectral_jax.curvature._batches import Layout, Model, add_up, take
 from spectral_jax.curvature._subset import Subset
-from spectral_jax.curvature.losses import Loss
+from spectral_jax.curvature.losses import Loss, inner
 from spectral_jax.linalg.convolutions import fast_in_loops
 from spectral_jax.linalg.operators import floating_dtype
 from spectral_jax.linalg.precision import unit_of
@@ -100,8 +100,7 @@ class OutputsTerm:
 
     def _outer(self, outputs: Array, targets: Array, tangents: Array) -> Array:
         gradient = self.loss.gradient(outputs, targets)
-        inner = jnp.sum(gradient * tangents.astype(gradient.dtype), axis=-1, keepdims=True)
-        return gradient * inner
+        return gradient * inner(gradient, tangents.astype(gradient.dtype))
 
     def _sampled(self, part: Part, outputs: Array, tangents: Array) -> Array:
         """Every draw of every example has a key of its own, whatever the batch it comes in."""

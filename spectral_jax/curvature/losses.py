@@ -91,7 +91,7 @@ class SoftmaxCrossEntropy(Loss):
         outputs = working(outputs, "outputs")
         targets = _class_targets(outputs, targets)
         if targets.ndim == outputs.ndim:
-            return jnp.sum(targets * (_log_normaliser(outputs) - outputs), axis=-1)
+            return inner(targets, _log_normaliser(outputs) - outputs)[..., 0]
         return _mass(outputs, targets) * -_at(outputs - _log_normaliser(outputs), targets)
 
     def gradient(self, outputs: Outputs, targets: Targets) -> Outputs:
@@ -113,8 +113,9 @@ class SoftmaxCrossEntropy(Loss):
         mass = _mass(outputs, _class_targets(outputs, targets))[..., None]
         # H 1 = 0: relative to the likeliest class nothing cancels where p rounds to 0 and 1.
         relative = tangents - _at(tangents, jnp.argmax(outputs, axis=-1))[..., None]
-        p = _probabilities(outputs)
-        return mass * p * (relative - jnp.sum(p * relative, axis=-1, keepdims=True))
+        # A division, for the reason that `inner` has, and without p as an array.
+        mean = jnp.sum(relative / _one_over_probabilities(outputs), axis=-1, keepdims=True)
+        return mass * _probabilities(outputs) * (relative - mean)
 
     def rank(self, c: int) -> int:
         """``c - 1``: adding a constant to all outputs changes nothing."""
@@ -132,8 +133,8 @@ class SoftmaxCrossEntropy(Loss):
         y = jnp.pad(y, [(0, 0)] * (y.ndim - 1) + [(0, 1)])
         y = jnp.where(jnp.arange(c) == c - 1, _at(y, k)[..., None], y)
         y = jnp.where(jnp.arange(c) == k[..., None], 0, y)
-        inner = jnp.sum(s * y, axis=-1, keepdims=True)
-        reflected = jnp.where(jnp.arange(c) == k[..., None], -inner, y - s * inner / (1 + s_k))
+        along = inner(s, y)
+        reflected = jnp.where(jnp.arange(c) == k[..., None], -along, y - s * along / (1 + s_k))
         return jnp.sqrt(mass) * s * reflected
 
     def root_transpose(
@@ -145,7 +146,7 @@ class SoftmaxCrossEntropy(Loss):
         s, k, s_k = _likeliest(outputs)
         # R^T 1 = 0, so that u counts relative to its entry k, where most of the sum would cancel.
         z = s * (u - _at(u, k)[..., None])
-        z = z - s * jnp.sum(s * z, axis=-1, keepdims=True) / (1 + s_k)
+        z = z - s * inner(s, z) / (1 + s_k)
         last = jnp.arange(u.shape[-1] - 1) == k[..., None]
         return jnp.sqrt(mass) * jnp.where(last, z[..., -1:], z[..., :-1])
 
@@ -179,7 +180,7 @@ class SigmoidCrossEntropy(Loss):
     def value(self, outputs: Outputs, targets: Targets) -> PerItem:
         """The loss ``[*items]``."""
         outputs, targets, known = self._arguments(outputs, targets)
-        return jnp.sum(known * (jax.nn.softplus(outputs) - targets * outputs), axis=-1)
+        return inner(known, jax.nn.softplus(outputs) - targets * outputs)[..., 0]
 
     def gradient(self, outputs: Outputs, targets: Targets) -> Outputs:
         """``s(f) - t``, as ``(1 - t) s(f) - t s(-f)``, which has digits where ``s`` rounds to 1."""
@@ -279,6 +280,16 @@ class SquaredError(Loss):
         return jnp.ones(jnp.shape(targets)[:-1])
 
 
+def inner(x: Outputs, y: Outputs) -> Float[Array, "*items 1"]:
+    """``sum_j x_j y_j``, right also where jaxlib 0.10.2 on a CPU has other sums of products wrong.
+
+    That release takes them for matrix products. Where ``vmap`` repeats one factor, and there are
+    more than about 32,000 products, it gives other numbers without a word (jax#39103). Selected
+    products it leaves alone. Linear in ``y``, which may be a tangent; ``x`` decides what is NaN.
+    """
+    return jnp.sum(jnp.where(jnp.isnan(x), x, x * y), axis=-1, keepdims=True)
+
+
 def item_shares(
     loss: Loss, outputs: Outputs, targets: Targets, weight: Float[Array, "..."] | None = None
 ) -> PerItem:
@@ -375,6 +386,10 @@ def _log_normaliser(outputs: Array) -> Array:
 
 def _probabilities(outputs: Array) -> Array:
     return jnp.exp(outputs - _log_normaliser(outputs))
+
+
+def _one_over_probabilities(outputs: Array) -> Array:
+    return jnp.exp(_log_normaliser(outputs) - outputs)
 
 
 def _likeliest(outputs: Array) -> tuple[Array, Array, Array]:
