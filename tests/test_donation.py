@@ -8,7 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from spectral_jax.optim import PENALTIES, alpha_decay, spectral_penalty, temp_balance, watch
+from spectral_jax.linalg import moments
+from spectral_jax.optim import (
+    PENALTIES,
+    alpha_decay,
+    probe,
+    spectral_penalty,
+    temp_balance,
+    watch,
+)
 from spectral_jax.prune import Policy, svd_prune
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -53,3 +61,15 @@ def test_weights_and_state_may_be_donated_from_the_first_step_on(name):
 
     found, expected = trained(jax.jit(step, donate_argnums=(0, 1))), trained(jax.jit(step))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_moments_and_logs_may_be_donated_from_the_first_batch_on():
+    rows = jnp.arange(12.0).reshape(4, 3)
+    sums = moments.zero(3, groups=2, fourth=True)
+    update = jax.jit(moments.update, donate_argnums=0)
+    found = update(sums, rows, labels=jnp.array([0, 1, 0, 1]))
+    np.testing.assert_allclose(moments.mean(found), rows.mean(axis=0))
+    watched = probe(lambda params, x: x @ params, rows, at=(0, 2), measure=("participation",))
+    log = watched.start(jnp.eye(3))
+    log = jax.jit(watched.update, donate_argnums=0)(log, 0, jnp.eye(3))
+    assert int(log.done) == 1

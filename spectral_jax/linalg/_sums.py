@@ -55,7 +55,7 @@ def nothing(parts: Parts, dtype: jnp.dtype, groups: int | None, fourth: bool) ->
         squares=jnp.zeros((), dtype),
         mean=means,
         scatter=jnp.zeros((p, p), dtype),
-        spread=None if groups is None else means,
+        spread=None if groups is None else jnp.zeros_like(means),
         fourth=_no_fourth(parts, dtype) if fourth else None,
     )
 

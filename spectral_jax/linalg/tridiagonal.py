@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from spectral_jax.linalg.carries import start_beside
+
 
 def tridiagonal_eigvals(
     diagonal: Float[Array, "*batch n"], off_diagonal: Float[Array, "*batch n-1"]
@@ -78,5 +80,5 @@ def _count_below(
         # that -0 itself must; with +0 it is the other way round.
         return (pivot, count + jnp.signbit(pivot).astype(jnp.int32)), None
 
-    start = jnp.ones_like(x), jnp.zeros(x.shape, jnp.int32)
+    start = start_beside(d, (jnp.ones_like(x), jnp.zeros(x.shape, jnp.int32)))
     return jax.lax.scan(next_pivot, start, (d, e_squared))[0][1]

@@ -218,8 +218,9 @@ class Probe:
         if self.stop is not None and self.stop.name not in names:
             raise ValueError(f"stop is by {self.stop.name!r}: there are {', '.join(names)}")
         values = {name: jnp.full(len(self.at), jnp.nan) for name in names}
-        none = jnp.zeros((), jnp.int32)
-        return ProbeLog(jnp.full(len(self.at), -1), values, none, none, jnp.array(False))
+        # Arrays of their own, each: a log that is donated may hold no buffer twice.
+        done, held = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return ProbeLog(jnp.full(len(self.at), -1), values, done, held, jnp.array(False))
 
     def update(self, log: ProbeLog, step: Any, params: PyTree) -> ProbeLog:
         """The log, with a measurement of ``params`` if one is due at or before ``step``."""

@@ -167,7 +167,8 @@ def spectral_penalty(
 
     Works under ``jit``, ``vmap``, ``scan`` and ``optax.inject_hyperparams``; the state is a pytree
     of arrays. Under ``vmap`` (over seeds, for instance) a refresh is computed for all members when
-    one needs it, and taken by those that do: no member's course depends on the others'.
+    one needs it, and taken by those that do: no member's course depends on the others'. Inside of
+    ``jax.shard_map``, ``"fiedler"`` needs ``check_vma=False``.
     Raises ``ValueError`` for an unknown name or mode, a strength that is negative or not finite,
     ``mode="proximal"`` with a penalty on matrices that has no ``prox``, a ``prox``, a state, a view
     or an ``apply`` that the penalty's kind does not use, a missing ``learning_rate``, ``params``,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax._choices import check_choice
 from spectral_jax._options import check_number
+from spectral_jax.linalg.carries import start_beside
 from spectral_jax.linalg.precision import working
 from spectral_jax.tails.support import FitStatus, check_floor, spectra, support
 
@@ -322,7 +323,7 @@ def _search(logs: Array, rate: Array, candidates: Array) -> Int[Array, ""]:
         winner = jnp.min(jnp.where(distances == least, jnp.append(batch, winner), n))
         return bound.at[batch].set(jnp.inf), least, winner
 
-    nothing = (bound, jnp.full((), jnp.inf, logs.dtype), jnp.asarray(n))
+    nothing = bound, *start_beside(logs, (jnp.full((), jnp.inf, logs.dtype), jnp.asarray(n)))
     return jax.lax.while_loop(promising, measure, nothing)[2]
 
 
@@ -347,6 +348,6 @@ def _lower_bounds(logs: Array, rate: Array, candidates: Array) -> Float[Array, "
     # Zeros that a spectrum is padded with come first: blocks without candidates are skipped.
     first, last = jnp.argmax(candidates), n - 1 - jnp.argmax(candidates[::-1])
     blocks = -(-n // block)
-    nothing = jnp.zeros(blocks * block, logs.dtype)
+    nothing = start_beside(logs, jnp.zeros(blocks * block, logs.dtype))
     found = jax.lax.fori_loop(first // block, last // block + 1, bound, nothing)
     return jnp.where(candidates, found[:n], jnp.inf)

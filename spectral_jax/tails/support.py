@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from spectral_jax._options import check_number
+from spectral_jax.linalg.carries import start_beside
 from spectral_jax.linalg.precision import power_of_two, working
 from spectral_jax.tails.host import NOISE
 
@@ -112,5 +113,6 @@ def kth_largest(
         larger = found | (jnp.ones((), whole) << (width - 2 - i))
         return jnp.where(number(bits >= larger[..., None], values.dtype) >= k, larger, found)
 
-    found = jax.lax.fori_loop(0, width - 1, refine, jnp.zeros(k.shape, whole))
+    start = start_beside(values, jnp.zeros(k.shape, whole))
+    found = jax.lax.fori_loop(0, width - 1, refine, start)
     return jnp.max(jnp.where(bits <= found[..., None], values, 0), axis=-1, initial=0)
