@@ -1,4 +1,4 @@
-"""Convolutions inside loops and branches are in the order of axes that XLA on a CPU is fast at."""
+"""Convolutions, inside loops and branches too, are in the form that XLA on a CPU is fast at."""
 
 from functools import partial
 
@@ -9,8 +9,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
-from spectral_jax.linalg import SymmetricOperator, eigsh
-from spectral_jax.linalg.convolutions import CONVOLUTION, fast_in_loops
+from spectral_jax.linalg import SymmetricOperator, convolutions, eigsh
+from spectral_jax.linalg.convolutions import CONVOLUTION, Form, fast_convolutions
 
 KEY = jax.random.key(0)
 IMAGES, KERNEL = jax.random.normal(KEY, (3, 6, 5, 4)), jax.random.normal(KEY, (3, 2, 4, 8))
@@ -52,7 +52,7 @@ def slow_ones(program):
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_numbers_are_those_of_the_function(options):
     kernel = KERNEL[:, :, :2] if "feature_group_count" in options else KERNEL
-    ours, plain = (f(IMAGES, kernel, **options) for f in (fast_in_loops(slopes), slopes))
+    ours, plain = (f(IMAGES, kernel, **options) for f in (fast_convolutions(slopes), slopes))
     for mine, theirs in zip(ours, plain, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
@@ -62,9 +62,77 @@ def test_any_order_of_axes_is_brought_into_the_fast_one_and_back(layout):
     images = IMAGES.transpose(["NHWC".index(c) for c in layout[0]])
     kernel = KERNEL.transpose(["HWIO".index(c) for c in layout[1]])
     function = partial(convolution, layout=layout, **PLAIN)
-    found = fast_in_loops(function)(images, kernel)
+    found = fast_convolutions(function)(images, kernel)
     np.testing.assert_allclose(found, function(images, kernel), rtol=1e-5, atol=1e-5)
-    assert not slow_ones(jax.make_jaxpr(fast_in_loops(function))(images, kernel))
+    assert not slow_ones(jax.make_jaxpr(fast_convolutions(function))(images, kernel))
+
+
+FORMS = {
+    # images, kernel, options, and the form expected of the convolution itself
+    "one channel": ((3, 9, 8, 1), (5, 5, 1, 6), {}, dict(at_once=4)),
+    "few channels": ((3, 9, 7, 6), (3, 2, 6, 16), {}, dict(at_once=2)),
+    "few, strided": ((3, 9, 8, 3), (3, 3, 3, 5), dict(window_strides=(2, 3)), dict(at_once=4)),
+    "few, padded": ((3, 5, 6, 3), (3, 3, 3, 4), dict(padding=((0, 1), (2, 0))), dict(at_once=4)),
+    "few, cropped": ((3, 5, 9, 3), (3, 3, 3, 4), dict(padding=((0, 1), (-2, 0))), dict(at_once=4)),
+    "large": ((4, 16, 16, 32), (3, 2, 32, 20), {}, dict(columns=1)),
+    "large, strided": (
+        (4, 16, 16, 32), (3, 3, 32, 20), dict(window_strides=(1, 2)), dict(columns=2),
+    ),
+    "kernel larger": ((3, 2, 2, 20), (3, 3, 20, 24), dict(padding="SAME"), dict(pad_first=True)),
+    "kernel larger, spread": (
+        (3, 2, 2, 4), (3, 3, 4, 5), dict(lhs_dilation=(2, 2), padding=((1, 2), (2, 1))),
+        dict(pad_first=True),
+    ),
+    "nothing left": ((3, 2, 2, 4), (3, 3, 4, 5), {}, {}),
+    "one pixel": ((3, 9, 9, 4), (1, 1, 4, 5), {}, {}),
+    "one column": ((3, 9, 3, 4), (3, 3, 4, 5), {}, {}),
+    "many channels": ((3, 9, 9, 17), (3, 3, 17, 5), {}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "kernel", "options", "form"), FORMS.values(), ids=FORMS)
+@jax.enable_x64(True)
+def test_the_form_changes_and_the_numbers_stay(images, kernel, options, form, monkeypatch):
+    monkeypatch.setattr(convolutions, "PADDED_IS_FASTER", True)
+    monkeypatch.setattr(convolutions, "IMAGES_LARGE", 2**16)
+    images, kernel = (jax.random.normal(KEY, shape, jnp.float64) for shape in (images, kernel))
+    options = dict(window_strides=(1, 1), padding="VALID") | options
+    function = partial(convolution, **options)
+    (found,) = jax.make_jaxpr(function)(images, kernel).eqns
+    formed = Form.of(*(each.aval for each in found.invars), found.params)
+    assert formed == Form(formed.width, **form)
+    for each in (function, lambda x, k: slopes(x, k, **options)):
+        ours, plain = (jax.tree.leaves(f(images, kernel)) for f in (fast_convolutions(each), each))
+        for mine, theirs in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])
+def test_every_dtype_passes(dtype):
+    for images, kernel, padding in (
+        ((3, 9, 8, 1), (5, 5, 1, 6), "VALID"),
+        ((3, 2, 2, 20), (3, 3, 20, 24), "SAME"),
+    ):
+        images, kernel = (jax.random.normal(KEY, shape).astype(dtype) for shape in (images, kernel))
+        function = partial(convolution, window_strides=(1, 1), padding=padding)
+        found, plain = fast_convolutions(function)(images, kernel), function(images, kernel)
+        assert found.dtype == plain.dtype
+        close = 8 * float(jnp.finfo(dtype).eps) * float(jnp.abs(plain).max())
+        np.testing.assert_allclose(
+            np.asarray(found, complex), np.asarray(plain, complex), atol=close
+        )
+
+
+def test_a_batch_of_unknown_size_passes():
+    def function(images, kernel):
+        return fast_convolutions(partial(convolution, **PLAIN))(images, kernel)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, 9, 8, 1), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((5, 5, 1, 6), jnp.float32)
+    exported = jax.export.export(jax.jit(function))(images, kernel)
+    found = exported.call(jnp.ones((2, *images.shape[1:])), jnp.ones(kernel.shape))
+    assert float(found.max()) == 25.0
 
 
 def of_a_loop(images, kernel):
@@ -100,7 +168,7 @@ def of_a_curvature(images, kernel):
 def test_inside_loops_branches_and_calls(function, mapped):
     function = jax.vmap(function, in_axes=(0, None)) if mapped else function
     images = jnp.stack([IMAGES, 2 * IMAGES]) if mapped else IMAGES
-    ours = fast_in_loops(function)
+    ours = fast_convolutions(function)
     assert slow_ones(jax.make_jaxpr(function)(images, KERNEL))
     left = slow_ones(jax.make_jaxpr(ours)(images, KERNEL))
     assert not [each for each in left if each.params["batch_group_count"] == 1]
@@ -112,7 +180,7 @@ def test_inside_loops_branches_and_calls(function, mapped):
 def test_kernels_side_by_side_are_groups_that_are_taken_apart():
     kernels = jnp.stack([KERNEL, -KERNEL, 2 * KERNEL])
     function = jax.vmap(partial(slopes, **PLAIN), in_axes=(None, 0))
-    ours = fast_in_loops(function)
+    ours = fast_convolutions(function)
     assert groups(jax.make_jaxpr(function)(IMAGES, kernels)) > {1}
     assert groups(jax.make_jaxpr(ours)(IMAGES, kernels)) == {1}
     for mine, theirs in zip(ours(IMAGES, kernels), function(IMAGES, kernels), strict=True):
@@ -126,7 +194,7 @@ def groups(program):
 
 def test_what_is_wrapped_can_be_differentiated_and_mapped():
     def total(kernel):
-        return jnp.sum(fast_in_loops(of_a_curvature)(IMAGES, kernel))
+        return jnp.sum(fast_convolutions(of_a_curvature)(IMAGES, kernel))
 
     def plain(kernel):
         return jnp.sum(of_a_curvature(IMAGES, kernel))
@@ -163,7 +231,7 @@ def test_inside_of_shard_map_it_works_and_around_it_leaves_the_body():
     def slope(images, kernel):
         return slopes(images, kernel, **PLAIN)[1]
 
-    inside, around = spread(fast_in_loops(slope)), fast_in_loops(spread(slope))
+    inside, around = spread(fast_convolutions(slope)), fast_convolutions(spread(slope))
     expected = slope(IMAGES, KERNEL)
     for found in (inside, around):
         np.testing.assert_allclose(jax.jit(found)(IMAGES, KERNEL), expected, rtol=1e-4, atol=1e-4)
@@ -176,7 +244,7 @@ def test_trees_keys_and_functions_without_convolutions_pass_unchanged():
         return {"a": jax.nn.relu(tree["x"]) + jax.random.normal(key), "none": None, "key": key}
 
     x = {"x": jnp.arange(-2.0, 2.0)}
-    found, expected = fast_in_loops(function)(x, KEY), function(x, KEY)
+    found, expected = fast_convolutions(function)(x, KEY), function(x, KEY)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     np.testing.assert_array_equal(found["a"], expected["a"])
     assert found["key"] == KEY

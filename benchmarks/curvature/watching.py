@@ -14,7 +14,7 @@ import optax
 from benchmarks.harness import Table, Target, Timing, interleaved, ratio_of, row
 from models import Network, network
 from spectral_jax.curvature import SoftmaxCrossEntropy, objective
-from spectral_jax.linalg import fast_in_loops
+from spectral_jax.linalg import fast_convolutions
 from spectral_jax.optim import watch
 
 RATE = 0.05
@@ -52,7 +52,7 @@ def watch_costs(size: Size) -> Table:
         f"images. Ours: {size.steps} steps with `optim.watch` measuring at each, on its batch; "
         "peer: the same steps without. The ratio is what one measurement adds to an epoch in which "
         "it happens once. Looped: all steps in one program, as the trainer has them, by "
-        "`fast_in_loops`. Stepwise: one step a call. Not due: the steps between."
+        "`fast_convolutions`. Stepwise: one step a call. Not due: the steps between."
     )
     return Table("Watching curvature once an epoch", note, rows)
 
@@ -96,7 +96,7 @@ def _steps(
         return optax.apply_updates(params, updates), state
 
     once = jax.jit(lambda batch, carry: step(batch, 0, carry))
-    quick = fast_in_loops(step)
+    quick = fast_convolutions(step)
     together = jax.jit(
         lambda batch, carry: jax.lax.fori_loop(0, steps, partial(quick, batch), carry)
     )

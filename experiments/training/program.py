@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int, Key
 from experiments.training.orders import Orders
 from experiments.training.task import Data, Hyper, Task
 from models import Dropout
-from spectral_jax.linalg.convolutions import fast_in_loops
+from spectral_jax.linalg.convolutions import fast_convolutions
 
 Tree = Any
 Axis = Literal["vmap", "map"]
@@ -257,7 +257,7 @@ def over_trials(function: Callable, axis: Axis, mesh: Mesh | None = None) -> Cal
     device run a ``lax.map`` of all of them.
     """
 
-    @fast_in_loops
+    @fast_convolutions
     def these(trials: Tree, shared: tuple) -> Tree:
         def one(trial):
             return function(trial, *shared)

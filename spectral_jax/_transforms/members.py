@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool
 
-from spectral_jax.linalg import fast_in_loops
+from spectral_jax.linalg import fast_convolutions
 
 Tree = TypeVar("Tree")
 
@@ -29,7 +29,7 @@ def where_needed(needed: Bool[Array, ""], fresh: Callable[[], Tree], last: Tree)
 
     anyone = any_member(needed)
     if isinstance(anyone, jax.core.Tracer):
-        return jax.lax.cond(anyone, fast_in_loops(computed), lambda: last)
+        return jax.lax.cond(anyone, fast_convolutions(computed), lambda: last)
     return computed() if anyone else last  # eagerly, cond would compile its branches at every call
 
 

@@ -34,7 +34,7 @@ from spectral_jax.curvature.kernel import COMPARED, outputs_are_apart
 from spectral_jax.curvature.losses import Loss
 from spectral_jax.curvature.objective import check_loss
 from spectral_jax.linalg.arguments import check_key
-from spectral_jax.linalg.convolutions import fast_in_loops
+from spectral_jax.linalg.convolutions import fast_convolutions
 
 Fisher: TypeAlias = Literal["exact", "mc", "empirical"]
 Sum = TypeVar("Sum")
@@ -208,7 +208,7 @@ def _summed(function: Callable[[Int[Array, ""]], Sum], number: int) -> Sum:
     if number == 1:
         return function(jnp.zeros((), jnp.int32))
 
-    @fast_in_loops
+    @fast_convolutions
     def step(total: Sum, one: Int[Array, ""]) -> tuple[Sum, None]:
         return jax.tree.map(jnp.add, total, function(one)), None
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from spectral_jax.curvature._batches import Layout, Model, add_up, take
 from spectral_jax.curvature._subset import Subset
 from spectral_jax.curvature.losses import Loss, inner
-from spectral_jax.linalg.convolutions import fast_in_loops
+from spectral_jax.linalg.convolutions import fast_convolutions
 from spectral_jax.linalg.operators import floating_dtype
 from spectral_jax.linalg.precision import unit_of
 
@@ -189,7 +189,7 @@ def check_precision(subset: Subset, data: Any) -> None:
 
 @partial(jax.jit, static_argnums=0)
 def _mean_product(kind: MeanProduct, data: Any, x: Array) -> Array:
-    @fast_in_loops
+    @fast_convolutions
     def term(held: Any, examples: Any, shares: Array) -> Leaves:
         at, others, key, v = held
         part = Part(examples, shares, key)
@@ -205,7 +205,7 @@ def _jacobian_product(kind: JacobianProduct, data: Any, x: Array) -> Array:
     at, others, batches = data
     v = kind.subset.unravel(x.astype(kind.subset.dtype))
 
-    @fast_in_loops
+    @fast_convolutions
     def rows(j: Array) -> Array:
         inputs = take(batches, j)[0]
         return jax.jvp(lambda at: kind.model(kind.subset.rebuild(at, others), inputs), (at,), (v,))[
@@ -222,7 +222,7 @@ def _jacobian_product(kind: JacobianProduct, data: Any, x: Array) -> Array:
 def _jacobian_transpose(kind: JacobianProduct, data: Any, y: Array) -> Array:
     at, others, batches = data
 
-    @fast_in_loops
+    @fast_convolutions
     def term(held: Any, inputs: Any, cotangents: Array) -> Leaves:
         at, others = held
         f = lambda at: kind.model(kind.subset.rebuild(at, others), inputs)  # noqa: E731

@@ -3,7 +3,7 @@
 from spectral_jax.linalg import moments
 from spectral_jax.linalg.compose import deflate, fold, project, shift
 from spectral_jax.linalg.convert import from_scipy, pytree_operator, to_scipy
-from spectral_jax.linalg.convolutions import fast_in_loops
+from spectral_jax.linalg.convolutions import fast_convolutions
 from spectral_jax.linalg.decompositions import SVD, Eigh, eigh, svd
 from spectral_jax.linalg.density import Density, logdet, spectral_density
 from spectral_jax.linalg.eigsh import eigsh
@@ -41,7 +41,7 @@ __all__ = [
     "eigh",
     "eigsh",
     "eigvalsh",
-    "fast_in_loops",
+    "fast_convolutions",
     "fold",
     "from_scipy",
     "function_gram",

@@ -1,20 +1,36 @@
-"""Convolutions that are as fast inside a compiled loop as outside of one, on a CPU.
+"""Convolutions in the form that XLA is fast at on a CPU, in compiled loops above all.
 
-XLA's CPU backend has one fast convolution, by Eigen, of images ``[n, height, width, channels]`` by
+Order of axes. XLA's CPU backend has fast convolutions of images ``[n, height, width, channels]`` by
 kernels ``[height, width, in, out]``. Any other order of axes runs in a plain loop, 4 to 40 times as
 long. The derivatives of a convolution are convolutions in other orders. XLA turns them into the
 fast one by transposing what goes in and comes out, but only in the main body of a program, not in
 the bodies of its loops and branches (https://github.com/jax-ml/jax/issues/12868). So a step of
 training is fast on its own, and crawls in `jax.lax.scan`. Here the transposes are made before XLA
-sees the program. A convolution in groups, as `jax.vmap` over kernels makes it, takes two to five
-times as long as one for each group.
+sees the program.
+
+Groups. A convolution in groups, as `jax.vmap` over kernels makes it, takes two to five times as
+long as one for each group.
+
+Few channels. The inner loops are over output channels, 16 numbers at a time. With 6 channels most
+of each step is wasted: a kernel that gives some neighbouring pixels at once, as channels of one
+wide pixel, does more arithmetic in less time (first layer of LeNet-5: an eighth of the time).
+
+Kernels larger than images. XLA swaps the two, and has only its plain loop for what comes of it: 40
+times as long for 3 x 3 kernels on 2 x 2 images of 512 channels, which the last block of a VGG has
+on CIFAR. Images that are padded before the convolution are large enough. The optimisation barrier
+keeps XLA from taking the padding into the convolution again.
+
+No padding. The library behind jaxlib 0.10 (YNNPACK) is 2 to 8 times slower at large images without
+padding than at the same ones with it, among them the images that a kernel's derivative is made
+from. One column of zeros, and the output column that comes of it thrown away, is cheap.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +41,22 @@ CONVOLUTION = jax.lax.conv_general_dilated_p
 # Groups are taken apart if there are so few of them, and each has so many channels: one channel by
 # itself is slow, and many operations compile long.
 GROUPS_MOST, CHANNELS_LEAST = 32, 3
+# Neighbouring pixels are computed at once where channels fill no more than one step of 16 numbers,
+# and kernels are so small that a few columns of zeros beside them cost little.
+CHANNELS_FEW, KERNEL_SMALL = 16, 8
+# Zeros are added to images of more bytes than this: smaller ones stay in the cache, and are fast.
+IMAGES_LARGE = 2**20
+PADDED_IS_FASTER = jax.lib.__version__.startswith("0.10.")
 
 
-def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, with its convolutions in the order of axes that a CPU is fast at.
+def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, with its convolutions in the form that XLA is fast at on a CPU.
 
-    For the body of a loop or a branch, or a function that has such in it; after ``jax.grad`` and
-    ``jax.vmap``, which make convolutions in other orders: ``scan(fast_in_loops(step), ...)``. Does
-    nothing where JAX's backend is no CPU, and nothing to a function without convolutions. Numbers
-    change by rounding alone.
+    For a step of training, and above all for the body of a loop or a branch; after ``jax.grad`` and
+    ``jax.vmap``, which make convolutions in slow forms: ``scan(fast_convolutions(step), ...)``.
+    Does nothing where JAX's backend is no CPU, and nothing to a function without convolutions.
+    Numbers change by rounding alone, but where an image is not finite: up to three pixels to the
+    left of those that it reaches may be NaN as well.
 
     Args:
       function: of arrays or pytrees of them, as is its result. What is no array goes by keyword,
@@ -45,12 +68,12 @@ def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
     >>> def slope(kernel, image):
     ...     return jax.grad(lambda k: jax.lax.conv(image, k, (1, 1), "SAME").sum())(kernel)
     >>> kernel, image = jnp.ones((1, 1, 2, 2)), jnp.ones((1, 1, 3, 3))
-    >>> float(fast_in_loops(slope)(kernel, image).sum()), float(slope(kernel, image).sum())
+    >>> float(fast_convolutions(slope)(kernel, image).sum()), float(slope(kernel, image).sum())
     (25.0, 25.0)
     """
 
     @wraps(function)
-    def in_order(*args: Any, **options: Any) -> Any:
+    def quick(*args: Any, **options: Any) -> Any:
         if jax.default_backend() != "cpu":
             return function(*args, **options)
         traced = jax.make_jaxpr(partial(function, **options), return_shape=True)
@@ -58,11 +81,11 @@ def fast_in_loops(function: Callable[..., Any]) -> Callable[..., Any]:
         results = _evaluated(program, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    return in_order
+    return quick
 
 
 def _evaluated(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
-    """What the program makes of the arguments: its operations one by one, convolutions in order."""
+    """What the program makes of the arguments: its operations one by one, convolutions fast."""
     if not _has_slow_ones(program):
         return core.jaxpr_as_fun(program)(*args)
     known = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
@@ -81,7 +104,7 @@ def _evaluated(program: core.ClosedJaxpr, args: Sequence[Any]) -> list[Any]:
 def _applied(operation: core.JaxprEqn, args: list[Any]) -> list[Any]:
     primitive, params = operation.primitive, operation.params
     if _is_slow(operation):
-        return [_in_order(*args, **params)]
+        return [_quick(*args, **params)]
     if primitive.name != "shard_map":  # its body knows axes that are not known outside of it
         params = {name: _with_inner_programs(value) for name, value in params.items()}
     results = primitive.bind(*args, **primitive.get_bind_params(params))
@@ -111,13 +134,16 @@ def _has_slow_ones(program: Any) -> bool:
 
 
 def _is_slow(operation: core.JaxprEqn) -> bool:
-    """Whether it is a convolution in an order that only XLA's plain loop has, or in groups."""
+    """Whether it is a convolution in a form for which there is a faster one."""
     if operation.primitive is not CONVOLUTION or operation.params["batch_group_count"] != 1:
         return False
+    shapes: list[Any] = [each.aval for each in operation.invars]
+    images, kernel = shapes
     order, groups = (operation.params[k] for k in ("dimension_numbers", "feature_group_count"))
-    kernel: Any = operation.invars[1].aval
     channels = kernel.shape[order.rhs_spec[1]]
-    return order != _fast_order(len(order.lhs_spec)) or _apart(groups, channels)
+    if order != _fast_order(len(order.lhs_spec)) or _apart(groups, channels):
+        return True
+    return not Form.of(images, kernel, operation.params).is_plain
 
 
 def _apart(groups: int, channels: int) -> bool:
@@ -131,7 +157,7 @@ def _fast_order(axes: int) -> jax.lax.ConvDimensionNumbers:
     return jax.lax.ConvDimensionNumbers(images, kernel, images)
 
 
-def _in_order(
+def _quick(
     images: Array,
     kernel: Array,
     *,
@@ -147,12 +173,80 @@ def _in_order(
     number = feature_group_count if apart else 1
     params |= dict(dimension_numbers=fast, feature_group_count=feature_group_count // number)
     results = [
-        CONVOLUTION.bind(some_images, some_kernels, **params)
+        _in_best_form(some_images, some_kernels, dict(params))
         for some_images, some_kernels in zip(
             jnp.split(images, number, axis=-1), jnp.split(kernel, number, axis=-1), strict=True
         )
     ]
     return jnp.concatenate(results, axis=-1).transpose(_moves(fast.out_spec, given.out_spec))
+
+
+class Form(NamedTuple):
+    """How a convolution in the fast order is computed best.
+
+    With ``pad_first`` the images are padded by an operation of its own; ``at_once`` neighbouring
+    pixels of a row come as the channels of one; ``columns`` of zeros are added to the right of the
+    images. ``width`` pixels are asked for.
+    """
+
+    width: int = 0
+    pad_first: bool = False
+    at_once: int = 1
+    columns: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        return self == Form(self.width)
+
+    @classmethod
+    def of(cls, images: Any, kernel: Any, params: dict[str, Any]) -> "Form":
+        known = all(isinstance(side, int) for side in images.shape + kernel.shape)
+        spread = any(dilation != 1 for dilation in params["rhs_dilation"])
+        if images.ndim != 4 or not known or spread or params["feature_group_count"] != 1:
+            return cls()
+        height, across, inputs, outputs = kernel.shape
+        pixels, first = (math.prod(sides) for sides in (images.shape[1:3], _padded(images, params)))
+        if 1 < pixels < height * across <= first:
+            return cls(pad_first=True)
+        stride = params["window_strides"][1]
+        width = (_padded(images, params)[1] - across) // stride + 1
+        dilated = any(dilation != 1 for dilation in params["lhs_dilation"])
+        if width < 2 or height * across == 1 or dilated:
+            return cls()
+        if max(inputs, outputs) <= CHANNELS_FEW and max(height, across) <= KERNEL_SMALL:
+            return cls(width, at_once=2 if 2 * outputs > CHANNELS_FEW else 4)
+        bare = not any(map(any, params["padding"]))
+        large = images.size * images.dtype.itemsize > IMAGES_LARGE and outputs <= 4 * inputs
+        return cls(width, columns=stride) if PADDED_IS_FASTER and bare and large else cls()
+
+
+def _padded(images: Any, params: dict[str, Any]) -> list[int]:
+    """The height and width of images that are padded, and spread by ``lhs_dilation``."""
+    spread = zip(images.shape[1:3], params["padding"], params["lhs_dilation"], strict=True)
+    return [(side - 1) * dilation + 1 + sum(ends) for side, ends, dilation in spread]
+
+
+def _in_best_form(images: Array, kernel: Array, params: dict[str, Any]) -> Array:
+    form = Form.of(images, kernel, params)
+    if form.is_plain:
+        return CONVOLUTION.bind(images, kernel, **params)
+    if form.pad_first:
+        spread = zip(params["padding"], params["lhs_dilation"], strict=True)
+        zeros = [(0, 0, 0), *((*ends, dilation - 1) for ends, dilation in spread), (0, 0, 0)]
+        images = jax.lax.pad(images, jnp.zeros((), images.dtype), zeros)
+        params |= dict(padding=((0, 0), (0, 0)), lhs_dilation=(1, 1))
+        return _in_best_form(jax.lax.optimization_barrier(images), kernel, params)
+    (down, stride), (rows, (left, right)) = params["window_strides"], params["padding"]
+    # The kernel of each of these pixels, between columns of zeros in place of its neighbours'.
+    ends = [(b * stride, (form.at_once - 1 - b) * stride) for b in range(form.at_once)]
+    moved = [jnp.pad(kernel, ((0, 0), end, (0, 0), (0, 0))) for end in ends]
+    missing = -form.width % form.at_once * stride
+    params |= dict(
+        window_strides=(down, form.at_once * stride),
+        padding=(rows, (left, right + missing + form.columns)),
+    )
+    found = CONVOLUTION.bind(images, jnp.concatenate(moved, axis=-1), **params)
+    return found.reshape(*found.shape[:2], -1, kernel.shape[-1])[:, :, : form.width]
 
 
 def _moves(before: Sequence[int], after: Sequence[int]) -> list[int]:

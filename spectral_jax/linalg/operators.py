@@ -13,7 +13,7 @@ from jax.lax import Precision
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from spectral_jax.linalg.convolutions import fast_in_loops
+from spectral_jax.linalg.convolutions import fast_convolutions
 from spectral_jax.linalg.precision import WORKING, working
 
 
@@ -256,7 +256,7 @@ def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array
     """A product with one vector, or with every column of a block by ``vmap``."""
     product = apply if x.ndim == 1 else jax.vmap(apply, in_axes=(None, 1), out_axes=1)
     # Where a program is traced, a solver's loop may be around the product; elsewhere there is none.
-    product = fast_in_loops(product) if isinstance(x, jax.core.Tracer) else product
+    product = fast_convolutions(product) if isinstance(x, jax.core.Tracer) else product
     return _real(product(data, x))
 
 

@@ -130,4 +130,4 @@ def spectrum(t):
 
 
 exempt("linalg.generic_vectors", "takes no arrays; tests/test_linalg.py")
-exempt("linalg.fast_in_loops", "a function of functions; tests/test_convolutions.py")
+exempt("linalg.fast_convolutions", "a function of functions; tests/test_convolutions.py")
