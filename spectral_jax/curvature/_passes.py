@@ -206,7 +206,7 @@ def _batch(
 def _summed(function: Callable[[Int[Array, ""]], Sum], number: int) -> Sum:
     """The sum of ``function`` over ``range(number)``, which may be empty."""
     if number == 1:
-        return function(jnp.zeros((), jnp.int32))
+        return fast_convolutions(function)(jnp.zeros((), jnp.int32))
 
     @fast_convolutions
     def step(total: Sum, one: Int[Array, ""]) -> tuple[Sum, None]:
