@@ -95,6 +95,12 @@ def test_pruning_spectra_leaves_codes_alone_and_does_not_report_them(dtype):
     np.testing.assert_allclose(moved, pruned["fc"]["kernel"], atol=1e-5)
 
 
+def test_a_policy_for_nothing_but_codes_says_that_they_are_no_layers():
+    codes = {"codes": network("float8_e4m3fn")["codes"]}
+    with pytest.raises(ValueError, match="no layer; .*codes of quantised weights are none"):
+        prune_spectra(codes, Policy())
+
+
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_one_scale_changes_no_order_of_codes(method):
     kernel = spiked(40, 30, 2).astype(jnp.float8_e4m3fn)

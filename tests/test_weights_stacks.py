@@ -294,6 +294,13 @@ def test_weights_are_removed_layer_by_layer():
     assert [int((layer == 0).sum()) for layer in whole] == [2048] * 3
 
 
+def test_a_stack_of_numpy_loses_the_same_weights():
+    params = scanned()
+    found = prune.prune_weights(jax.tree.map(np.asarray, params), {"kernel:1": 0.5})
+    expected = prune.prune_weights(params, {"kernel:1": 0.5})
+    np.testing.assert_array_equal(found["kernel"], expected["kernel"])
+
+
 @pytest.mark.parametrize("name", ["kernel", "kernel:1"])
 def test_a_stack_is_not_factored_as_a_convolution(name):
     with pytest.raises(ValueError, match=f"ranks: '{name}' is a stack"):

@@ -22,6 +22,7 @@ Number: TypeAlias = float | Float[Array, ""]
 Keep: TypeAlias = Number | Callable[[Any], Number]
 Trigger: TypeAlias = Callable[[int, Sequence[float]], bool]
 """(epochs done, validation errors since the last pruning) -> prune now?"""
+_NO_LAYER = "there is no dense layer and no convolution (codes of quantised weights are none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,8 @@ def policy_of(names: Iterable[str], policies: Policy | Mapping[str, Policy]) -> 
         matched = [name for name in names if fnmatchcase(name, glob)]
         if not matched:
             near = difflib.get_close_matches(glob, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the layers are {', '.join(names)}"
+            there = f"the layers are {', '.join(names)}" if names else _NO_LAYER
+            hint = f"did you mean {near[0]!r}?" if near else there
             raise ValueError(f"policies: {glob!r} names no layer; {hint}")
         for name in matched:
             found.setdefault(name, policy)

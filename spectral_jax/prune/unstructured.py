@@ -173,7 +173,8 @@ def prune_weights(
         seen = None if inputs is None else inputs.get(name)
         pruned = _prune_matrix(kernel.reshape(-1, kernel.shape[-1]), sparsity, method, seen)
         pruned = pruned.reshape(kernel.shape)
-        leaves[place.leaf] = weights_of.with_entry(leaves[place.leaf], place.at, pruned)
+        whole = jnp.asarray(leaves[place.leaf])  # one of NumPy has no `at`
+        leaves[place.leaf] = weights_of.with_entry(whole, place.at, pruned)
     return jax.tree.unflatten(tree, list(leaves.values()))
 
 
