@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import SUITES
+from spectral_jax._environment import set_defaults
 
 COMMAND = "python -m benchmarks"
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -37,6 +38,7 @@ def measure(suite: str, *, smoke: bool) -> int:
     # Read when the libraries load. The peers' BLAS and the LAPACK that jaxlib borrows from SciPy
     # get one thread each; `harness.one_core` then holds whole comparisons to one core.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    set_defaults()
     if smoke:
         # Nothing is measured that depends on it, and programs compile twice as fast.
         flags = os.environ.get("XLA_FLAGS", "")

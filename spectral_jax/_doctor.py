@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 import jax
 
 from spectral_jax import __version__
+from spectral_jax._environment import LIBRARY_OF_SUMS, RIGHT_SUMS, WRONG_SUMS, given
 from spectral_jax.linalg.lapack import LAST_JAXLIB_TO_SPLIT
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # Memory maps enough for the programs of a few hundred shapes.
 MANY_MAPS = 262_144
-# 0.10.1 and 0.11.0 give the right numbers.
-WRONG_PRODUCTS = "0.10.2"
 
 
 class Finding(NamedTuple):
@@ -38,7 +37,7 @@ def examine() -> dict[str, Any]:
         "hardware": {"gpu": Path("/dev/nvidia0").exists(), "tpu": Path("/dev/accel0").exists()},
         "precision": {"default_dtype": default_dtype, "x64": default_dtype == "float64"},
         "threads": {"cores": os.cpu_count()}
-        | {name: os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
+        | {name: given(name) for name in ("OPENBLAS_NUM_THREADS", "XLA_FLAGS")},
         "compilation_cache": cache,
         "memory_maps": _memory_maps(),
         "data": _data(),
@@ -49,7 +48,7 @@ def examine() -> dict[str, Any]:
 def findings(facts: dict[str, Any]) -> list[Finding]:
     """Say what will be wrong, slow or missing, from the facts; the most harmful comes first."""
     checks = (
-        _wrong_products,
+        _wrong_sums,
         _backend,
         _lapack_threads,
         _float64,
@@ -116,19 +115,18 @@ def _data() -> dict[str, str | bool | None]:
     }
 
 
-def _wrong_products(facts: dict[str, Any]) -> Finding | None:
+def _wrong_sums(facts: dict[str, Any]) -> Finding | None:
     flags = facts["threads"].get("XLA_FLAGS") or ""
-    if facts["devices"]["backend"] != "cpu" or "xla_cpu_experimental_ynn_fusion_type" in flags:
+    if facts["devices"]["backend"] != "cpu" or LIBRARY_OF_SUMS in flags:
         return None
-    if facts["versions"]["jaxlib"] != WRONG_PRODUCTS:
+    if facts["versions"]["jaxlib"] != WRONG_SUMS:
         return None
     return Finding(
-        f"jaxlib {WRONG_PRODUCTS} computes some large sums of products wrongly on a CPU",
+        f"jaxlib {WRONG_SUMS} computes some large sums of products wrongly on a CPU",
         "compiled, sums of more than 32,000 products of which vmap or broadcasting repeats one "
         "factor may be other numbers, without a word (jax#39103); losses and operators here avoid "
         "such sums, models and losses of yours may have them",
-        "install jaxlib 0.10.1, or 0.11.0 and newer; or "
-        "export XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=-reduce",
+        f"install jaxlib 0.10.1, or 0.11.0 and newer; or export XLA_FLAGS={RIGHT_SUMS}",
     )
 
 

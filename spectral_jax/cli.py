@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from spectral_jax import __version__
+from spectral_jax._environment import set_defaults
 
 EXAMPLES = {
     "analyze": """\
@@ -81,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    # Before NumPy starts threads of its own: those of jax go badly with them (jax#36927).
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    set_defaults()  # before NumPy starts threads of its own
     from spectral_jax.analysis import command as analyze
     from spectral_jax.analysis import data, drift
     from spectral_jax.compress import command as compress

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 THEORY = ("tails", "rmt", "graphs", "curvature", "features", "capacity")
 FLOORS = (
-    ("_lazy", "_options", "_choices", "_files", "_factors"),
+    ("_lazy", "_options", "_choices", "_files", "_factors", "_environment"),
     ("laws",),
     ("linalg",),
     ("weights",),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import spectral_jax
+from spectral_jax import _environment
 from spectral_jax._doctor import examine, findings, render
 from spectral_jax.cli import main
 
@@ -194,3 +195,48 @@ def test_a_platform_without_its_plugin_is_a_finding_and_not_a_traceback():
     run = python("-m", "spectral_jax.cli", "doctor", "--json", JAX_PLATFORMS="nonesuch")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["findings"][0]["what"] == "JAX finds no device"
+
+
+def test_what_the_command_sets_for_itself_is_not_taken_for_what_scripts_see(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setattr(_environment, "_before", {})
+    monkeypatch.setattr(_environment, "version", lambda package: _environment.WRONG_SUMS)
+    for _ in range(2):
+        _environment.set_defaults()
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+        assert os.environ["XLA_FLAGS"] == f"--xla_dump_to=x {_environment.RIGHT_SUMS}"
+        assert _environment.given("OPENBLAS_NUM_THREADS") is None
+        assert _environment.given("XLA_FLAGS") == "--xla_dump_to=x"
+
+
+@pytest.mark.parametrize(
+    ("jaxlib", "flags"), [("0.11.0", None), ("0.10.2", f"{_environment.LIBRARY_OF_SUMS}=")]
+)
+def test_other_releases_and_what_a_person_chose_are_left_alone(jaxlib, flags, monkeypatch):
+    monkeypatch.setattr(_environment, "_before", {})
+    monkeypatch.setattr(_environment, "version", lambda package: jaxlib)
+    if flags is None:
+        monkeypatch.delenv("XLA_FLAGS", raising=False)
+    else:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    _environment.set_defaults()
+    assert os.environ.get("XLA_FLAGS") == flags
+
+
+@pytest.mark.slow
+def test_the_sums_of_jaxlib_are_right_with_the_flag_that_is_set():
+    """The example of jax#39103, as a command of ours would run it; wrong without the flag."""
+    program = (
+        "from spectral_jax._environment import set_defaults; set_defaults()\n"
+        "import jax, jax.numpy as jnp\n"
+        "i = jnp.arange(32_769.0)\n"
+        "x = jnp.stack((i, 0 * i, 0 * i), axis=1)\n"
+        "f = jax.jit(lambda x: jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(x))\n"
+        "print(float(f(x)[-1]))"
+    )
+    environment = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "1073741824.0", done.stderr

@@ -6,6 +6,7 @@ import os
 import sys
 
 from experiments.data.files import cache
+from spectral_jax import _environment
 
 # What changes how a worker computes, or where it finds things.
 PASSED_ON = ("JAX_", "XLA_", "SPECTRAL_JAX_", "OPENBLAS_", "NPROC", "XDG_CACHE_HOME")
@@ -13,8 +14,7 @@ PASSED_ON = ("JAX_", "XLA_", "SPECTRAL_JAX_", "OPENBLAS_", "NPROC", "XDG_CACHE_H
 
 def set_defaults() -> None:
     """Set what a person has not set; to be called before jax is imported."""
-    # Threads of OpenBLAS under those of XLA are slow, and on large hosts unsafe (jax#39292).
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _environment.set_defaults()
     # Arms that differ in a number compile to the same program, and so does the next run.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache().parent / "xla"))
     # JAX would keep only what took it a second: of a small network, next to nothing.
