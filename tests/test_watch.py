@@ -69,6 +69,18 @@ def test_readings_of_a_quadratic_are_in_closed_form():
     assert seen["watch/measured"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e-12, 1e20])
+def test_a_residual_is_measured_at_any_scale_of_the_loss(scale):
+    """Else four products with a small Hessian count as converged, and with a large one as none."""
+    first, other = (
+        trained(descent(matvecs=4, what=("lambda_max",)), 1, batch=BATCH * factor)[1]
+        for factor in (1.0, scale)
+    )
+    for name in ("watch/lambda_max", "watch/lambda_max/residual"):
+        np.testing.assert_allclose(other[name] / scale, first[name], rtol=1e-3)
+    assert other["watch/lambda_max/converged"] == first["watch/lambda_max/converged"]
+
+
 def test_updates_pass_unchanged_and_a_watch_looks_when_it_is_due():
     (watched, state), seen = jax.jit(partial(trained, descent(every=3), 7))()
     (alone, _), _ = jax.jit(partial(trained, optax.with_extra_args_support(optax.sgd(RATE)), 7))()

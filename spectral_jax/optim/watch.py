@@ -29,7 +29,7 @@ from spectral_jax._transforms.members import where_needed
 from spectral_jax.curvature import hessian
 from spectral_jax.linalg import SymmetricOperator, generic_vectors, lanczos, unit
 from spectral_jax.linalg import trace as trace_of
-from spectral_jax.linalg.precision import working
+from spectral_jax.linalg.precision import unit_of, working
 from spectral_jax.linalg.subspace import best_pairs, mm
 
 Loss: TypeAlias = Callable[[Any, Any], Array]
@@ -274,7 +274,8 @@ def _largest(
     t = lanczos(matrix, unit(last) + GENERIC_PART * noise, min(matvecs, matrix.size))
     small = jnp.diag(t.alpha) + jnp.diag(t.beta, 1) + jnp.diag(t.beta, -1)
     values, y = best_pairs(-small, jnp.arange(len(t.alpha)) < t.rank, 1)
-    residual = jnp.abs(y[-1, 0]) * jnp.linalg.norm(t.residual)
+    size = unit_of(t.residual)  # whose square leaves no dtype, whatever the scale of the loss
+    residual = jnp.abs(y[-1, 0]) * size * jnp.linalg.norm(t.residual / size)
     reading = Reading(-values[0], residual, _small(residual, values[0]))
     return reading, mm(t.basis, y[:, 0])
 
