@@ -50,6 +50,24 @@ def test_a_header_may_hold_numbers_and_rows_may_be_numbered(header, rows, left_o
     assert found.left_out == left_out
 
 
+@pytest.mark.parametrize(
+    "text, rows",
+    [
+        ("0,1,2\n5,1,2\n3,1,7\n", 2),  # pandas, of an array, without its index
+        ("0,1\n0.5,1\n3,1\n", 2),
+        ("0\n0.5\n3\n", 2),
+        ("0,1\n1,1\n3,1\n", 3),  # rows of two whole numbers
+        ("0\n1\n", 2),
+        ("1,2,3\n5,1,2\n", 2),
+        ("0,1,2.5\n5,1,2\n", 2),
+    ],
+)
+def test_a_first_line_that_counts_the_columns_is_a_header(text, rows, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    assert read_table(path).values.shape[0] == rows
+
+
 def test_the_command_says_and_draws(table, tmp_path, capsys):
     figure = tmp_path / "spectrum.png"
     assert main(["data", str(table), "--missing", "rows", "--figure", str(figure)]) == 0

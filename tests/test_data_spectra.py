@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 from sklearn.datasets import load_digits
 
 from spectral_jax import capacity, plots
@@ -182,11 +183,35 @@ def test_constant_columns_and_rank_zero_are_counted_not_drawn():
         (np.zeros((3, 2), complex), "x has the complex dtype"),
         (np.array([["a", "b"], ["c", "d"]]), "x is no array of numbers: its dtype is <U1"),
         (np.array([[1, "b"], [2, "d"]], object), "x is no table of real numbers: could not"),
+        ([[1.0, 2.0], [3.0]], "x is no table of real numbers: setting an array"),
+        (scipy.sparse.eye(3), r"x is a sparse matrix: pass x.toarray\(\)"),
     ],
 )
 def test_what_is_no_table_of_numbers_is_refused(table, message):
     with pytest.raises(ValueError, match=message):
         capacity.input_spectrum(table)
+
+
+def test_times_of_a_data_frame_are_refused_and_not_read_as_nanoseconds():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(TABLE).assign(day=pandas.date_range("2020", periods=len(TABLE)))
+    with pytest.raises(ValueError, match=r"x has columns of times, \['day'\]"):
+        capacity.input_spectrum(frame)
+    assert capacity.input_spectrum(frame.drop(columns="day")).p == TABLE.shape[1]
+
+
+def test_no_column_is_taken_for_constant_because_its_squares_are_lost():
+    assert capacity.input_spectrum(TABLE * 10.0 ** -np.arange(5) * 1e-18).constant == 0
+
+
+def test_holes_that_lie_in_one_block_leave_no_interval_and_one_line():
+    late = TABLE.copy()
+    late[:-1, 0] = np.nan
+    found = capacity.input_spectrum(late, missing="pairwise")
+    assert found.rank > 0
+    assert np.isnan(capacity.jackknife(found, lambda s: s.values[0]).low)
+    with pytest.raises(ValueError, match="without one block of rows two columns have no row"):
+        capacity.data_dimension(found)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])

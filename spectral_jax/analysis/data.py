@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # --help does not wait for jax
     from spectral_jax.capacity import DataDimension, InputSpectrum, Sloppiness
 
 EMPTY = {"", "na", "n/a", "nan", "null", "none", "?"}  # cells that say nothing
+FEW_COLUMNS = 2  # whose numbers may well be 0 and 1 in the first row
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -81,10 +82,11 @@ def run(options: argparse.Namespace) -> int:
 def read_table(path: Path) -> Table:
     """The numbers of a ``.npy`` file, or of text with commas, semicolons or tabs.
 
-    The first line is a header if none of its cells is a number, or if it names a column of numbers
-    (``id,2019,2020``). Empty cells are NaN. Left out are columns of words, and those that a header
-    leaves unnamed: rows numbered by the program that wrote them. Raises ``ValueError`` for rows of
-    unequal length, or if no column holds numbers.
+    The first line is a header if none of its cells is a number, if it names a column of numbers
+    (``id,2019,2020``), or if it counts the columns (``0,1,2``, as pandas names those of an array;
+    of two columns or one, over numbers that are not whole). Empty cells are NaN. Left out are
+    columns of words, and those that a header leaves unnamed: rows numbered by the program that
+    wrote them. Raises ``ValueError`` for rows of unequal length, or if no column holds numbers.
     """
     if path.suffix == ".npy":
         return Table(np.load(path, allow_pickle=False), ())
@@ -126,7 +128,13 @@ def _has_header(columns: Sequence[Sequence[float | None]]) -> bool:
     # An empty corner (NaN) over rows that count from 0 or 1, and names that are numbers.
     counted = bool(np.isnan(first[0] or 0)) and columns[0][1:] in _countings(len(columns[0]) - 1)
     only_words = None in first and all(x is None or np.isnan(x) for x in first)
-    return names_numbers or only_words or counted
+    numbered = first in _countings(len(columns))[:1]
+    numbered &= len(columns) > FEW_COLUMNS or not all(map(_is_whole, columns))
+    return names_numbers or only_words or counted or numbered
+
+
+def _is_whole(column: Sequence[float | None]) -> bool:
+    return all(x is not None and x == round(x) for x in column if x is None or np.isfinite(x))
 
 
 def _holds_numbers(column: Sequence[float | None]) -> bool:

@@ -126,8 +126,8 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
       noise: the variance of a label's noise over the squared size of the weights that are expected;
         the mean eigenvalue by default: a signal as strong as its noise.
 
-    Not for use under ``jit``. Raises ``ValueError`` for a spectrum without blocks, of rank 0, or a
-    ``noise`` not above 0.
+    Not for use under ``jit``. Raises ``ValueError`` for a spectrum without blocks or with one
+    without which there is none, of rank 0, or a ``noise`` not above 0.
 
     >>> import numpy as np
     >>> from spectral_jax.capacity import input_spectrum
@@ -138,6 +138,11 @@ def data_dimension(spectrum: InputSpectrum, *, noise: float | None = None) -> Da
     """
     if spectrum.rank == 0:
         raise ValueError("the spectrum has rank 0: all columns are constant, or zero")
+    if jnp.isnan(spectrum.replicates).any():
+        raise ValueError(
+            "without one block of rows two columns have no row in common, so that no interval is "
+            "known: shuffle the rows, leave a column out, or choose missing='rows'"
+        )
     mean = float(jnp.sum(spectrum.values)) / spectrum.p
     if noise is None:
         noise = mean

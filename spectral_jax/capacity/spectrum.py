@@ -119,7 +119,8 @@ def input_spectrum(
     complete = not np.isnan(table).any()
     if complete and table.shape[1] <= len(table):
         states = [_state(part) for part in parts]
-        return _of_states(states, centred, intervals=len(parts) > 1, missing=hole)
+        found = _of_states(states, centred, intervals=len(parts) > 1, missing=hole)
+        return found._replace(constant=int(still.sum()))  # exactly, at any scale
     measure = partial(_by_rows if complete else _pairwise, centred=centred)
     values, floor = measure(table)
     if np.isnan(values).any():
@@ -137,8 +138,9 @@ def jackknife(
 
     See `linalg.interval`, which says how and for what this holds. Blocks are of consecutive rows.
 
-    Raises ``ValueError`` for a level outside (0, 1), a spectrum with fewer than two blocks or a
-    function that gives more than one number.
+    NaN where the spectrum without some block is: two columns then have no row in common. Raises
+    ``ValueError`` for a level outside (0, 1), a spectrum with fewer than two blocks or a function
+    that gives more than one number.
 
     >>> table = np.random.default_rng(0).normal(size=(2000, 3))
     >>> found = jackknife(input_spectrum(table), lambda s: s.values.sum())
@@ -215,7 +217,11 @@ def _cells(x: Any) -> np.ndarray:
         raise ValueError("x is one state of moments: pass a list, [state], or one for each block")
     if isinstance(x, np.ma.MaskedArray) and x.dtype.kind in "fiub":
         return np.ma.filled(x.astype(np.float64), np.nan)
-    cells = np.asarray(x)
+    _refuse_what_is_no_table(x)
+    try:
+        cells = np.asarray(x)
+    except ValueError as error:  # rows of unequal length
+        raise ValueError(f"x is no table of real numbers: {error}") from None
     if cells.dtype.kind != "O" and cells.dtype != np.longdouble:
         return cells
     try:
@@ -224,6 +230,18 @@ def _cells(x: Any) -> np.ndarray:
         return cells.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"x is no table of real numbers: {error}") from None
+
+
+def _refuse_what_is_no_table(x: Any) -> None:
+    """Raise ``ValueError`` for what NumPy would make other numbers of, or a single object."""
+    if hasattr(x, "toarray"):
+        raise ValueError("x is a sparse matrix: pass x.toarray()")
+    # A data frame's times would become nanoseconds, and outweigh all other columns.
+    named: Any = getattr(x, "dtypes", None)
+    columns = named.items() if hasattr(named, "items") else ()
+    times = [name for name, kind in columns if getattr(kind, "kind", None) in ("m", "M")]
+    if times:
+        raise ValueError(f"x has columns of times, {times}: leave them out or make them numbers")
 
 
 def _units(table: np.ndarray) -> np.ndarray:
