@@ -12,6 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from spectral_jax.linalg import SymmetricOperator, convolutions, eigsh
 from spectral_jax.linalg.convolutions import CONVOLUTION, Form, fast_convolutions
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0)
 IMAGES, KERNEL = jax.random.normal(KEY, (3, 6, 5, 4)), jax.random.normal(KEY, (3, 2, 4, 8))
 PLAIN = dict(window_strides=(1, 1), padding="SAME")
@@ -52,7 +53,8 @@ def slow_ones(program):
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_numbers_are_those_of_the_function(options):
     kernel = KERNEL[:, :, :2] if "feature_group_count" in options else KERNEL
-    ours, plain = (f(IMAGES, kernel, **options) for f in (fast_convolutions(slopes), slopes))
+    function = partial(slopes, **options)
+    ours, plain = (jax.jit(f)(IMAGES, kernel) for f in (fast_convolutions(function), function))
     for mine, theirs in zip(ours, plain, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
@@ -62,7 +64,7 @@ def test_any_order_of_axes_is_brought_into_the_fast_one_and_back(layout):
     images = IMAGES.transpose(["NHWC".index(c) for c in layout[0]])
     kernel = KERNEL.transpose(["HWIO".index(c) for c in layout[1]])
     function = partial(convolution, layout=layout, **PLAIN)
-    found = fast_convolutions(function)(images, kernel)
+    found = jax.jit(fast_convolutions(function))(images, kernel)
     np.testing.assert_allclose(found, function(images, kernel), rtol=1e-5, atol=1e-5)
     assert not slow_ones(jax.make_jaxpr(fast_convolutions(function))(images, kernel))
 
@@ -102,7 +104,8 @@ def test_the_form_changes_and_the_numbers_stay(images, kernel, options, form, mo
     formed = Form.of(*(each.aval for each in found.invars), found.params)
     assert formed == Form(formed.width, **form)
     for each in (function, lambda x, k: slopes(x, k, **options)):
-        ours, plain = (jax.tree.leaves(f(images, kernel)) for f in (fast_convolutions(each), each))
+        both = (jax.jit(f)(images, kernel) for f in (fast_convolutions(each), each))
+        ours, plain = map(jax.tree.leaves, both)
         for mine, theirs in zip(ours, plain, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-11)
 
@@ -115,7 +118,7 @@ def test_every_dtype_passes(dtype):
     ):
         images, kernel = (jax.random.normal(KEY, shape).astype(dtype) for shape in (images, kernel))
         function = partial(convolution, window_strides=(1, 1), padding=padding)
-        found, plain = fast_convolutions(function)(images, kernel), function(images, kernel)
+        found, plain = (jax.jit(f)(images, kernel) for f in (fast_convolutions(function), function))
         assert found.dtype == plain.dtype
         close = 8 * float(jnp.finfo(dtype).eps) * float(jnp.abs(plain).max())
         np.testing.assert_allclose(
@@ -183,7 +186,8 @@ def test_kernels_side_by_side_are_groups_that_are_taken_apart():
     ours = fast_convolutions(function)
     assert groups(jax.make_jaxpr(function)(IMAGES, kernels)) > {1}
     assert groups(jax.make_jaxpr(ours)(IMAGES, kernels)) == {1}
-    for mine, theirs in zip(ours(IMAGES, kernels), function(IMAGES, kernels), strict=True):
+    both = (jax.jit(f)(IMAGES, kernels) for f in (ours, function))
+    for mine, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -199,11 +203,11 @@ def test_what_is_wrapped_can_be_differentiated_and_mapped():
     def plain(kernel):
         return jnp.sum(of_a_curvature(IMAGES, kernel))
 
-    slope, expected = (jax.grad(each)(KERNEL) for each in (total, plain))
+    slope, expected = (jax.jit(jax.grad(each))(KERNEL) for each in (total, plain))
     np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-3)
     kernels = jnp.stack([KERNEL, -KERNEL])
     np.testing.assert_allclose(
-        jax.vmap(total)(kernels), jax.vmap(plain)(kernels), rtol=1e-3, atol=1e-3
+        jax.jit(jax.vmap(total))(kernels), jax.jit(jax.vmap(plain))(kernels), rtol=1e-3, atol=1e-3
     )
 
 
