@@ -367,13 +367,22 @@ def test_a_prior_and_its_bound_share_no_example():
         ({"held_out": 120}, r"held_out=120: pass \(errors, trials\)"),
         ({"risk_draws": np.zeros(10) + 1j}, "risk_draws are masked or complex"),
         ({"risk_draws": np.ma.masked_all(10)}, "risk_draws are masked or complex"),
+        ({"risk_draws": ["a", "b"]}, "risk_draws are no losses"),
+        ({"risk_draws": (x for x in "ab")}, "risk_draws are no losses"),
+        ({"delta": "0.025"}, "delta='0.025': choose above 0 and below 1"),
         ({"grid": ScaleGrid(b=10, c=0)}, "c=0: choose above 0"),
+        ({"grid": (10, 0.05)}, r"grid=\(10, 0.05\): pass ScaleGrid"),
     ],
 )
 def test_a_certificate_refuses_by_name(change, says):
     usual = {"posterior": nats(1.0), "risk_draws": np.zeros(10), "examples": 100}
     with pytest.raises(ValueError, match=says):
         certify(prior=PRIOR, **(usual | change))
+
+
+def test_a_certificate_under_jit_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="certify runs on the host in float64: call it outside"):
+        jax.jit(lambda draws: certify(nats(1.0), PRIOR, draws, examples=100).bound)(np.zeros(10))
 
 
 def test_a_posterior_that_diverged_certifies_nothing():

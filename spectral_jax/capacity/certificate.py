@@ -44,6 +44,8 @@ NO_BOUND = {
     "prior_on_train": "the prior saw examples that the risk is measured on",
 }
 
+PROBABILITY = "choose above 0 and below 1"
+
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
@@ -266,8 +268,8 @@ def _sample(
 ) -> tuple[int, tuple[str, ...]]:
     """The sample size, and what the options themselves say against the bound."""
     delta, delta_mc, _, constant, compat = setting
-    failures = {"delta": delta, "delta_mc": delta_mc, "delta + delta_mc": delta + delta_mc}
-    check_number("choose above 0 and below 1", lambda x: 0 < x < 1, **failures)
+    check_number(PROBABILITY, lambda x: 0 < x < 1, delta=delta, delta_mc=delta_mc)
+    check_number(PROBABILITY, lambda x: 0 < x < 1, **{"delta + delta_mc": delta + delta_mc})
     if not isinstance(prior, Prior):
         raise ValueError(
             "prior has no record of what it saw: make it with data_free_prior or learnt_prior"
@@ -297,7 +299,12 @@ def _risk(name: str, draws: Float[ArrayLike, " m"] | float, setting: _Setting) -
     """Mean and corrected mean of the draws; of a plain number, itself."""
     if isinstance(draws, np.ma.MaskedArray) or np.iscomplexobj(draws):
         raise ValueError(f"{name} are masked or complex: pass real losses, a vector [m]")
-    losses = np.asarray(draws, np.float64)
+    if isinstance(draws, jax.core.Tracer):
+        raise ValueError("certify runs on the host in float64: call it outside jit, vmap and grad")
+    try:
+        losses = np.asarray(draws, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} are no losses [m]: {error}") from None
     if losses.ndim > 1 or losses.size == 0 or np.any((losses < 0) | (losses > 1)):
         raise ValueError(f"{name} of shape {losses.shape}: pass losses within [0, 1], a vector [m]")
     mean = float(losses.mean())

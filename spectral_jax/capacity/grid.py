@@ -75,4 +75,6 @@ class ScaleGrid(NamedTuple):
 
 def check_grid(grid: ScaleGrid) -> None:
     """``ValueError`` for one whose points are no variances, each below the last."""
+    if not isinstance(grid, ScaleGrid):
+        raise ValueError(f"grid={grid!r}: pass ScaleGrid(b, c)")
     check_number("choose above 0", lambda x: 0 < x < math.inf, b=grid.b, c=grid.c)
