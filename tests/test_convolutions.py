@@ -72,13 +72,14 @@ def test_any_order_of_axes_is_brought_into_the_fast_one_and_back(layout):
 FORMS = {
     # images, kernel, options, and the form expected of the convolution itself
     "one channel": ((3, 9, 8, 1), (5, 5, 1, 6), {}, dict(at_once=4)),
-    "few channels": ((3, 9, 7, 6), (3, 2, 6, 16), {}, dict(at_once=2)),
+    "eight channels": ((3, 9, 7, 6), (3, 2, 6, 8), {}, dict(at_once=2)),
+    "sixteen channels": ((3, 9, 7, 16), (3, 2, 16, 16), {}, {}),
     "few, strided": ((3, 9, 8, 3), (3, 3, 3, 5), dict(window_strides=(2, 3)), dict(at_once=4)),
     "few, padded": ((3, 5, 6, 3), (3, 3, 3, 4), dict(padding=((0, 1), (2, 0))), dict(at_once=4)),
     "few, cropped": ((3, 5, 9, 3), (3, 3, 3, 4), dict(padding=((0, 1), (-2, 0))), dict(at_once=4)),
-    "large": ((4, 16, 16, 32), (3, 2, 32, 20), {}, dict(columns=1)),
+    "large": ((4, 16, 16, 32), (3, 2, 32, 20), {}, dict(spread=True)),
     "large, strided": (
-        (4, 16, 16, 32), (3, 3, 32, 20), dict(window_strides=(1, 2)), dict(columns=2),
+        (4, 16, 16, 32), (3, 3, 32, 20), dict(window_strides=(1, 2)), dict(spread=True),
     ),
     "kernel larger": ((3, 2, 2, 20), (3, 3, 20, 24), dict(padding="SAME"), dict(pad_first=True)),
     "kernel larger, spread": (
@@ -95,7 +96,8 @@ FORMS = {
 @pytest.mark.parametrize(("images", "kernel", "options", "form"), FORMS.values(), ids=FORMS)
 @jax.enable_x64(True)
 def test_the_form_changes_and_the_numbers_stay(images, kernel, options, form, monkeypatch):
-    monkeypatch.setattr(convolutions, "PADDED_IS_FASTER", True)
+    monkeypatch.setattr(convolutions, "LIBRARY_IS_SERIAL", True)
+    monkeypatch.setattr(convolutions, "cpu_threads", lambda: 2)
     monkeypatch.setattr(convolutions, "IMAGES_LARGE", 2**16)
     images, kernel = (jax.random.normal(KEY, shape, jnp.float64) for shape in (images, kernel))
     options = dict(window_strides=(1, 1), padding="VALID") | options
@@ -108,6 +110,33 @@ def test_the_form_changes_and_the_numbers_stay(images, kernel, options, form, mo
         ours, plain = map(jax.tree.leaves, both)
         for mine, theirs in zip(ours, plain, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("serial", "threads", "padding", "expected"),
+    [
+        (False, 8, "VALID", (4, False)),
+        (True, 1, "VALID", (4, True)),
+        (True, 1, "SAME", (4, False)),
+        (True, 2, "SAME", (4, True)),
+        (True, 8, "VALID", (2, True)),
+    ],
+)
+def test_the_form_is_the_fast_one_of_the_release_and_the_threads(
+    serial, threads, padding, expected, monkeypatch
+):
+    """A library on one thread is left aside where Eigen's threads are faster together."""
+    monkeypatch.setattr(convolutions, "LIBRARY_IS_SERIAL", serial)
+    monkeypatch.setattr(convolutions, "cpu_threads", lambda: threads)
+
+    def form(images, kernel):
+        function = partial(convolution, window_strides=(1, 1), padding=padding)
+        shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (images, kernel))
+        (found,) = jax.make_jaxpr(function)(*shapes).eqns
+        return Form.of(*(each.aval for each in found.invars), found.params)
+
+    few, many = form((9, 28, 28, 1), (5, 5, 1, 6)), form((99, 28, 28, 20), (5, 5, 20, 50))
+    assert (few.at_once, many.spread) == expected
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.complex64])

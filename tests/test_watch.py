@@ -219,7 +219,32 @@ def test_other_leaves_and_half_precision_are_no_obstacle():
     assert float(state.seen["critical_sharpness"].value) == pytest.approx(1, rel=1e-3)
 
 
+def test_the_steps_to_measure_at_may_be_listed():
+    _, seen = jax.jit(partial(trained, descent(every=(1, 4), what=("lambda_max",)), 6))()
+    assert seen["watch/measured"].tolist() == [-1, 1, 1, 1, 4, 4]
+    np.testing.assert_array_equal(np.isnan(seen["watch/lambda_max"]), [True] + 5 * [False])
+
+
+def test_few_samples_of_a_trace_have_a_wide_error():
+    """Of 60 estimates from three samples each, with t = 2.2 standard errors for 95 %."""
+    tx, params = watch(quadratic, every=1, what=("trace",), matvecs=6), start()
+
+    @jax.jit
+    def reading(step):
+        state = tx.init(params)._replace(step=step)
+        return tx.update(params, state, params, batch=BATCH)[1].seen["trace"]
+
+    found = jax.vmap(reading)(jnp.arange(60))
+    within = np.abs(found.value - EIGENVALUES.sum()) <= 1.96 * found.residual
+    assert within.mean() > 0.8
+
+
 def test_misuse_names_the_argument_and_the_fix():
+    for steps in ((0, -1), (0.5,), (True, 2.0)):
+        with pytest.raises(ValueError, match="steps listed must be whole numbers"):
+            watch(quadratic, every=steps)
+    with pytest.raises(ValueError, match=r"every=\(\)"):
+        watch(quadratic, every=())
     with pytest.raises(ValueError, match="what='trace': pass a tuple"):
         watch(quadratic, every=1, what="trace")
     with pytest.raises(ValueError, match="what='lambda': choose 'lambda_max'"):

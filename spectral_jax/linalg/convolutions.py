@@ -12,17 +12,18 @@ Groups. A convolution in groups, as `jax.vmap` over kernels makes it, takes two 
 long as one for each group.
 
 Few channels. The inner loops are over output channels, 16 numbers at a time. With 6 channels most
-of each step is wasted: a kernel that gives some neighbouring pixels at once, as channels of one
-wide pixel, does more arithmetic in less time (first layer of LeNet-5: an eighth of the time).
+of each step is wasted: a kernel that gives two or four neighbouring pixels at once, as channels of
+one wide pixel, does more arithmetic in less time (first layer of LeNet-5: an eighth of the time).
 
 Kernels larger than images. XLA swaps the two, and has only its plain loop for what comes of it: 40
 times as long for 3 x 3 kernels on 2 x 2 images of 512 channels, which the last block of a VGG has
 on CIFAR. Images that are padded before the convolution are large enough. The optimisation barrier
 keeps XLA from taking the padding into the convolution again.
 
-No padding. The library behind jaxlib 0.10 (YNNPACK) is 2 to 8 times slower at large images without
-padding than at the same ones with it, among them the images that a kernel's derivative is made
-from. One column of zeros, and the output column that comes of it thrown away, is cheap.
+jaxlib 0.10. Its library for more than 16 channels (YNNPACK) computes on one thread, and is 2 to 8
+times slower at large images without padding, among them those that a kernel's derivative is made
+from. It leaves to Eigen what has zeros between the rows of its images. A convolution with zeros
+between the rows of the kernel as well, and every other row of the result, is the same one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
+from spectral_jax.linalg.lapack import cpu_threads
+
 CONVOLUTION = jax.lax.conv_general_dilated_p
 # Groups are taken apart if there are so few of them, and each has so many channels: one channel by
 # itself is slow, and many operations compile long.
@@ -44,9 +47,10 @@ GROUPS_MOST, CHANNELS_LEAST = 32, 3
 # Neighbouring pixels are computed at once where channels fill no more than one step of 16 numbers,
 # and kernels are so small that a few columns of zeros beside them cost little.
 CHANNELS_FEW, KERNEL_SMALL = 16, 8
-# Zeros are added to images of more bytes than this: smaller ones stay in the cache, and are fast.
-IMAGES_LARGE = 2**20
-PADDED_IS_FASTER = jax.lib.__version__.startswith("0.10.")
+# The library of jaxlib 0.10: so many threads of Eigen's are as fast where channels are few, and
+# images of no more bytes than this stay in the cache, where it is fast.
+LIBRARY_IS_SERIAL = jax.lib.__version__.startswith("0.10.")
+THREADS_FEW, IMAGES_LARGE = 4, 2**20
 
 
 def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,15 +188,15 @@ def _quick(
 class Form(NamedTuple):
     """How a convolution in the fast order is computed best.
 
-    With ``pad_first`` the images are padded by an operation of its own; ``at_once`` neighbouring
-    pixels of a row come as the channels of one; ``columns`` of zeros are added to the right of the
-    images. ``width`` pixels are asked for.
+    With ``pad_first`` the images are padded by an operation of its own. ``at_once`` neighbouring
+    pixels of a row come as the channels of one, of the ``width`` pixels asked for. ``spread`` has
+    zeros between the rows of images and kernel.
     """
 
     width: int = 0
     pad_first: bool = False
     at_once: int = 1
-    columns: int = 0
+    spread: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -201,23 +205,32 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, images: Any, kernel: Any, params: dict[str, Any]) -> "Form":
         known = all(isinstance(side, int) for side in images.shape + kernel.shape)
-        spread = any(dilation != 1 for dilation in params["rhs_dilation"])
-        if images.ndim != 4 or not known or spread or params["feature_group_count"] != 1:
+        dilations = {"images": params["lhs_dilation"], "kernel": params["rhs_dilation"]}
+        dilated = {name for name, each in dilations.items() if any(d != 1 for d in each)}
+        if images.ndim != 4 or not known or params["feature_group_count"] != 1:
             return cls()
         height, across, inputs, outputs = kernel.shape
-        pixels, first = (math.prod(sides) for sides in (images.shape[1:3], _padded(images, params)))
-        if 1 < pixels < height * across <= first:
-            return cls(pad_first=True)
-        stride = params["window_strides"][1]
-        width = (_padded(images, params)[1] - across) // stride + 1
-        dilated = any(dilation != 1 for dilation in params["lhs_dilation"])
-        if width < 2 or height * across == 1 or dilated:
+        rows, columns = _padded(images, params)
+        if 1 < math.prod(images.shape[1:3]) < height * across <= rows * columns:
+            return cls() if "kernel" in dilated else cls(pad_first=True)
+        width = (columns - across) // params["window_strides"][1] + 1
+        if dilated or width < 2 or height * across == 1:
             return cls()
-        if max(inputs, outputs) <= CHANNELS_FEW and max(height, across) <= KERNEL_SMALL:
-            return cls(width, at_once=2 if 2 * outputs > CHANNELS_FEW else 4)
+        if max(inputs, outputs) <= CHANNELS_FEW:
+            small = max(height, across) <= KERNEL_SMALL
+            return cls(width, at_once=_pixels_at_once(inputs, outputs)) if small else cls()
+        large = images.size * images.dtype.itemsize > IMAGES_LARGE and inputs >= CHANNELS_FEW
         bare = not any(map(any, params["padding"]))
-        large = images.size * images.dtype.itemsize > IMAGES_LARGE and outputs <= 4 * inputs
-        return cls(width, columns=stride) if PADDED_IS_FASTER and bare and large else cls()
+        slow = LIBRARY_IS_SERIAL and (bare or cpu_threads() > 1)
+        return cls(width, spread=slow and large)
+
+
+def _pixels_at_once(inputs: int, outputs: int) -> int:
+    if LIBRARY_IS_SERIAL and cpu_threads() > THREADS_FEW:  # keep below what the library takes
+        return 2 if 2 * outputs <= CHANNELS_FEW else 1
+    if inputs <= 4:
+        return 4
+    return 2 if 2 * outputs <= CHANNELS_FEW else 1
 
 
 def _padded(images: Any, params: dict[str, Any]) -> list[int]:
@@ -228,22 +241,34 @@ def _padded(images: Any, params: dict[str, Any]) -> list[int]:
 
 def _in_best_form(images: Array, kernel: Array, params: dict[str, Any]) -> Array:
     form = Form.of(images, kernel, params)
-    if form.is_plain:
-        return CONVOLUTION.bind(images, kernel, **params)
+    strides, padding = params["window_strides"], params["padding"]
     if form.pad_first:
-        spread = zip(params["padding"], params["lhs_dilation"], strict=True)
+        spread = zip(padding, params["lhs_dilation"], strict=True)
         zeros = [(0, 0, 0), *((*ends, dilation - 1) for ends, dilation in spread), (0, 0, 0)]
         images = jax.lax.pad(images, jnp.zeros((), images.dtype), zeros)
         params |= dict(padding=((0, 0), (0, 0)), lhs_dilation=(1, 1))
         return _in_best_form(jax.lax.optimization_barrier(images), kernel, params)
+    if form.spread:
+        (top, bottom), columns = padding
+        params |= dict(
+            window_strides=(2 * strides[0], strides[1]),
+            padding=((2 * top, 2 * bottom), columns),
+            lhs_dilation=(2, 1),
+            rhs_dilation=(2, 1),
+        )
+    if form.at_once > 1:
+        return _some_at_once(images, kernel, params, form)
+    return CONVOLUTION.bind(images, kernel, **params)
+
+
+def _some_at_once(images: Array, kernel: Array, params: dict[str, Any], form: Form) -> Array:
     (down, stride), (rows, (left, right)) = params["window_strides"], params["padding"]
     # The kernel of each of these pixels, between columns of zeros in place of its neighbours'.
     ends = [(b * stride, (form.at_once - 1 - b) * stride) for b in range(form.at_once)]
     moved = [jnp.pad(kernel, ((0, 0), end, (0, 0), (0, 0))) for end in ends]
     missing = -form.width % form.at_once * stride
     params |= dict(
-        window_strides=(down, form.at_once * stride),
-        padding=(rows, (left, right + missing + form.columns)),
+        window_strides=(down, form.at_once * stride), padding=(rows, (left, right + missing))
     )
     found = CONVOLUTION.bind(images, jnp.concatenate(moved, axis=-1), **params)
     return found.reshape(*found.shape[:2], -1, kernel.shape[-1])[:, :, : form.width]

@@ -13,11 +13,13 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from scipy.special import ndtri, stdtrit
 
 from spectral_jax._choices import check_choice
-from spectral_jax._options import check_count, count
+from spectral_jax._options import count
 from spectral_jax._transforms.hyperparameters import (
     Strength,
     check_strength,
@@ -79,23 +81,25 @@ class WatchState(NamedTuple):
 def watch(
     loss: Loss,
     *,
-    every: int,
+    every: int | Sequence[int],
     what: Sequence[What] = ("lambda_max",),
     learning_rate: Strength | None = None,
     matvecs: int = 6,
 ) -> optax.GradientTransformationExtraArgs:
-    """Measure the curvature of ``loss`` at every ``every``-th step; updates pass unchanged.
+    """Measure the curvature of ``loss`` at every ``every``-th step, or at steps that are listed.
 
-    Put it last in ``optax.chain``, outside of ``optax.masked``, and pass the batch to measure on:
-    ``tx.update(grads, state, params, batch=batch)``. That may be the training batch, or a fixed
-    set of examples if the course of the numbers matters more than their sampling noise.
+    Updates pass unchanged. Put it last in ``optax.chain``, outside of ``optax.masked``, and pass
+    the batch to measure on: ``tx.update(grads, state, params, batch=batch)``. That may be the
+    training batch, or a fixed set of examples if the course of the numbers matters more than their
+    sampling noise.
 
     ``"lambda_max"``
         the largest eigenvalue of the Hessian of the mean loss, by ``matvecs`` steps of Lanczos
         from the last eigenvector; ``residual`` is ``||H v - value v||``.
     ``"trace"``
         the trace of the Hessian, by XTrace with ``matvecs`` products; ``residual`` is the standard
-        error. Other random vectors at every measurement.
+        error of ``matvecs // 2`` samples, times what Student's t asks for so few (2.2 for three).
+        Other random vectors at every measurement.
     ``"critical_sharpness"``
         ``2 / eta_c``, ``eta_c`` the smallest learning rate at which the update now due would raise
         the loss: ``L(w + (eta / learning_rate) u) > L(w)`` for the update ``u``, with everything
@@ -112,7 +116,8 @@ def watch(
       loss: ``(params, batch)`` to one number per example ``[b]`` or their mean, as `hessian` of
         `curvature` takes it, ``objective`` of a model and a loss included; not random. The leaves
         of ``batch`` share a leading axis of examples.
-      every: steps from one measurement to the next, the first at step 0.
+      every: steps from one measurement to the next, the first at step 0; or the numbers of the
+        steps to measure at, such as ``(0, 1, 3, 10, 32, 100)``.
       what: which of the names above.
       learning_rate: the rate that is in the update, for ``critical_sharpness``: a number, an array
         or a function of the number of updates done. If None, 1: the number is then in units of one
@@ -138,7 +143,7 @@ def watch(
     [5.0, 5.0]
     """
     names = _names(what)
-    check_count(every=every)
+    is_due = _due(every)
     matvecs = count("matvecs", matvecs, least=4)
     if learning_rate is not None:
         check_strength("learning_rate", learning_rate)
@@ -159,8 +164,7 @@ def watch(
         batch = jax.tree.map(jnp.asarray, batch)
         rate = 1.0 if learning_rate is None else strength_at(learning_rate, state.step)
         look = _Look(loss, params, batch, updates, rate, matvecs)
-        due = state.step % every == 0
-        state = where_needed(due, lambda: look.measured(state), state)
+        state = where_needed(is_due(state.step), lambda: look.measured(state), state)
         return updates, state._replace(step=state.step + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -282,12 +286,27 @@ def _largest(
 
 def _trace(matrix: SymmetricOperator, step: Array, matvecs: int) -> Reading:
     found = trace_of(matrix, jax.random.fold_in(jax.random.key(0), step), matvecs=matvecs)
-    good = _small(found.standard_error, found.value)
-    return Reading(found.value, found.standard_error, good)
+    # Estimated from few samples, a standard error is often far too small: as wide an interval for
+    # 95 % takes so many times the 1.96 of them that a normal distribution needs.
+    samples = max(matvecs // 2, 2)
+    wide = float(stdtrit(samples - 1, 0.975) / ndtri(0.975))
+    error = wide * found.standard_error
+    return Reading(found.value, error, _small(error, found.value))
 
 
 def _small(error: Array, value: Array) -> Bool[Array, ""]:
     return error <= TRUSTED * jnp.abs(value)
+
+
+def _due(every: int | Sequence[int]) -> Callable[[Array], Bool[Array, ""]]:
+    """Whether a step is one to measure at."""
+    if isinstance(every, Sequence | np.ndarray) and not isinstance(every, str) and len(every):
+        if all(isinstance(step, int | np.integer) and step >= 0 for step in every):
+            steps = np.asarray(every, np.int32)
+            return lambda step: jnp.any(step == steps)
+        raise ValueError(f"every={every!r}: the steps listed must be whole numbers, 0 or more")
+    period = count("every", every, least=1)
+    return lambda step: step % period == 0
 
 
 def _names(what: Sequence[What]) -> tuple[What, ...]:
