@@ -337,3 +337,21 @@ def test_a_displacement_within_the_subspace_is_found_whole():
     assert np.isnan(displacement(vectors, start, start)).all()
     with pytest.raises(ValueError, match="trees of different structure"):
         displacement(vectors, end, {"b": start["a"], "a": start["b"]} | {"c": np.ones(0)})
+
+
+def test_a_block_that_cancels_is_below_its_floor():
+    """Scores of attention that are all shifted change nothing: the bias of keys is not curved."""
+    key = jax.random.key(3)
+    x = jax.random.normal(key, (6, 4, 3), jnp.float32)
+    params = {name: jax.random.normal(jax.random.fold_in(key, i), (3, 3), jnp.float32)
+              for i, name in enumerate(("query", "key", "out"))}  # fmt: skip
+    params |= {"key bias": jnp.ones(3, jnp.float32)}
+
+    def model(p, x):
+        scores = (x @ p["query"]) @ jnp.swapaxes(x @ p["key"] + p["key bias"], 1, 2)
+        return (jax.nn.softmax(scores / 9) @ x @ p["out"]).mean(1)
+
+    found = ggn_blocks(model, SquaredError(), params, (x, jnp.zeros((6, 3), jnp.float32))).spectra
+    assert (found["key bias"].values <= found["key bias"].floor).all()
+    for name in ("query", "key", "out"):
+        assert found[name].values[0] > 1e3 * found[name].floor

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +57,9 @@ def ggn_blocks(
 
     ``block`` takes the name of a leaf (``"layers/0/kernel"``) to that of its block, such as
     ``lambda name: name.rpartition("/")[0]`` for layers; by default each leaf is one. There is a
-    matrix of inner products in memory for each. Other arguments, transforms, accuracy and errors
-    are those of `ggn_spectrum`.
+    matrix of inner products in memory for each. A block whose largest eigenvalue is below the
+    square of the rounding unit, as a share of the largest of all, is below its floor. Other
+    arguments, transforms, accuracy and errors are those of `ggn_spectrum`.
 
     >>> from spectral_jax.curvature import SquaredError
     >>> params = {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 1))}
@@ -84,12 +86,31 @@ def ggn_blocks(
         name: spectrum_of(problem, gram, apart, lost, min(rows, size))[0]
         for (name, size), gram in zip(blocks.sizes.items(), grams, strict=True)
     }
+    spectra = _told_from_rounding(spectra, problem.dtype)
     with problem.wide():
         grams = jnp.where(apart, grams / unit_of(grams), jnp.nan)
         energy = jnp.einsum("lij,mij->lm", grams, grams, precision=Precision.HIGHEST)
         shares = (energy / jnp.sum(energy)).astype(problem.dtype)
         outside = jnp.sum(shares) - jnp.trace(shares)
     return Blocks(spectra, shares, outside)
+
+
+def _told_from_rounding(spectra: dict[str, Spectrum], dtype: Any) -> dict[str, Spectrum]:
+    """Floors above the blocks of which nothing can be told from the rounding in their columns.
+
+    The columns of a block may cancel: a softmax does not see the bias of attention's keys, whose
+    curvature is 0. What is left are rounding errors, whose squares are this share of the largest
+    eigenvalue of any block or less.
+    """
+    largest = jnp.max(jnp.stack([found.values[0] for found in spectra.values()]))
+    rounding = largest * jnp.finfo(dtype).eps ** 2
+
+    def floored(found: Spectrum) -> Spectrum:
+        above = jnp.maximum(found.floor, rounding.astype(found.floor.dtype))
+        floor = jnp.where(found.values[0] <= rounding, above, found.floor)
+        return dataclasses.replace(found, floor=floor)
+
+    return {name: floored(found) for name, found in spectra.items()}
 
 
 class _Numbered(NamedTuple):
