@@ -150,6 +150,9 @@ exempt("weights.with_entry", "indexing; tests/test_weights_stacks.py, by way of 
 exempt("weights.tied_leaves", "returns names; tests/test_weights_plan.py")
 exempt("weights.leaf_name", "returns a name; tests/test_weights.py and test_optim.py")
 exempt("weights.skipped", "returns no arrays; tests/test_weights.py")
+exempt("weights.coded", "returns names; tests/test_codes.py")
+exempt("weights.refuse_codes", "returns nothing; tests/test_codes.py")
+exempt("weights.require_arrays", "returns nothing; tests/test_shapes_only.py")
 exempt(
     "weights.named_leaves", "returns the leaves themselves; tests/test_weights.py looks at names"
 )
