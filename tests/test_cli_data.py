@@ -60,6 +60,7 @@ def test_a_header_may_hold_numbers_and_rows_may_be_numbered(header, rows, left_o
         ("0\n1\n", 2),
         ("1,2,3\n5,1,2\n", 2),
         ("0,1,2.5\n5,1,2\n", 2),
+        ("0.0,1.0,2.0\n3.0,4.0,5.0\n", 2),  # NumPy, of an array that counts
     ],
 )
 def test_a_first_line_that_counts_the_columns_is_a_header(text, rows, tmp_path):

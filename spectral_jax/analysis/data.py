@@ -92,7 +92,7 @@ def read_table(path: Path) -> Table:
         return Table(np.load(path, allow_pickle=False), ())
     rows = _cells(path)
     columns = [[*map(_number, column)] for column in zip(*rows, strict=True)]
-    named = _has_header(columns)
+    named = _has_header(columns) or _counts(rows[0], columns)
     names = [
         cell.strip() if named and cell.strip() else f"column {place}"
         for place, cell in enumerate(rows[0], 1)
@@ -128,9 +128,13 @@ def _has_header(columns: Sequence[Sequence[float | None]]) -> bool:
     # An empty corner (NaN) over rows that count from 0 or 1, and names that are numbers.
     counted = bool(np.isnan(first[0] or 0)) and columns[0][1:] in _countings(len(columns[0]) - 1)
     only_words = None in first and all(x is None or np.isnan(x) for x in first)
-    numbered = first in _countings(len(columns))[:1]
-    numbered &= len(columns) > FEW_COLUMNS or not all(map(_is_whole, columns))
-    return names_numbers or only_words or counted or numbered
+    return names_numbers or only_words or counted
+
+
+def _counts(first: Sequence[str], columns: Sequence[Sequence[float | None]]) -> bool:
+    """Whether the first line is 0, 1, 2, ...: written as whole numbers are, 0.0 is none."""
+    counting = [cell.strip() for cell in first] == [*map(str, range(len(first)))]
+    return counting and (len(columns) > FEW_COLUMNS or not all(map(_is_whole, columns)))
 
 
 def _is_whole(column: Sequence[float | None]) -> bool:

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 from jax.extend import core
 from jaxtyping import Array
 
@@ -49,7 +50,7 @@ GROUPS_MOST, CHANNELS_LEAST = 32, 3
 CHANNELS_FEW, KERNEL_SMALL = 16, 8
 # The library of jaxlib 0.10: so many threads of Eigen's are as fast where channels are few, and
 # images of no more bytes than this stay in the cache, where it is fast.
-LIBRARY_IS_SERIAL = jax.lib.__version__.startswith("0.10.")
+LIBRARY_IS_SERIAL = jaxlib.__version__.startswith("0.10.")
 THREADS_FEW, IMAGES_LARGE = 4, 2**20
 
 
@@ -59,8 +60,8 @@ def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     For a step of training, and above all for the body of a loop or a branch; after ``jax.grad`` and
     ``jax.vmap``, which make convolutions in slow forms: ``scan(fast_convolutions(step), ...)``.
     Does nothing where JAX's backend is no CPU, and nothing to a function without convolutions.
-    Numbers change by rounding alone, but where an image is not finite: up to three pixels to the
-    left of those that it reaches may be NaN as well.
+    Numbers change by rounding alone, but where an image is not finite: up to three pixels beside
+    those that it reaches may be NaN as well.
 
     Args:
       function: of arrays or pytrees of them, as is its result. What is no array goes by keyword,
@@ -205,16 +206,15 @@ class Form(NamedTuple):
     @classmethod
     def of(cls, images: Any, kernel: Any, params: dict[str, Any]) -> "Form":
         known = all(isinstance(side, int) for side in images.shape + kernel.shape)
-        dilations = {"images": params["lhs_dilation"], "kernel": params["rhs_dilation"]}
-        dilated = {name for name, each in dilations.items() if any(d != 1 for d in each)}
-        if images.ndim != 4 or not known or params["feature_group_count"] != 1:
+        wide_kernel = set(params["rhs_dilation"]) != {1}
+        if images.ndim != 4 or not known or wide_kernel or params["feature_group_count"] != 1:
             return cls()
         height, across, inputs, outputs = kernel.shape
         rows, columns = _padded(images, params)
         if 1 < math.prod(images.shape[1:3]) < height * across <= rows * columns:
-            return cls() if "kernel" in dilated else cls(pad_first=True)
+            return cls(pad_first=True)
         width = (columns - across) // params["window_strides"][1] + 1
-        if dilated or width < 2 or height * across == 1:
+        if set(params["lhs_dilation"]) != {1} or width < 2 or height * across == 1:
             return cls()
         if max(inputs, outputs) <= CHANNELS_FEW:
             small = max(height, across) <= KERNEL_SMALL
@@ -226,9 +226,7 @@ class Form(NamedTuple):
 
 
 def _pixels_at_once(inputs: int, outputs: int) -> int:
-    if LIBRARY_IS_SERIAL and cpu_threads() > THREADS_FEW:  # keep below what the library takes
-        return 2 if 2 * outputs <= CHANNELS_FEW else 1
-    if inputs <= 4:
+    if inputs <= 4 and not (LIBRARY_IS_SERIAL and cpu_threads() > THREADS_FEW):
         return 4
     return 2 if 2 * outputs <= CHANNELS_FEW else 1
 

@@ -255,7 +255,7 @@ def transposed_product(a: Float[Array, "m n"], x: Float[Array, "m *k"]) -> Float
 def _product(apply: Callable[[Any, Array], Array], data: Any, x: Array) -> Array:
     """A product with one vector, or with every column of a block by ``vmap``."""
     product = apply if x.ndim == 1 else jax.vmap(apply, in_axes=(None, 1), out_axes=1)
-    # Where a program is traced, a solver's loop may be around the product; elsewhere there is none.
+    # Where a program is traced already. Elsewhere it would be traced anew for every product.
     product = fast_convolutions(product) if isinstance(x, jax.core.Tracer) else product
     return _real(product(data, x))
 

@@ -288,8 +288,7 @@ def _trace(matrix: SymmetricOperator, step: Array, matvecs: int) -> Reading:
     found = trace_of(matrix, jax.random.fold_in(jax.random.key(0), step), matvecs=matvecs)
     # Estimated from few samples, a standard error is often far too small: as wide an interval for
     # 95 % takes so many times the 1.96 of them that a normal distribution needs.
-    samples = max(matvecs // 2, 2)
-    wide = float(stdtrit(samples - 1, 0.975) / ndtri(0.975))
+    wide = float(stdtrit(matvecs // 2 - 1, 0.975) / ndtri(0.975))
     error = wide * found.standard_error
     return Reading(found.value, error, _small(error, found.value))
 
